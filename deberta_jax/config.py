@@ -1,0 +1,240 @@
+"""DebertaConfig: everything that fixes a model's shape and arithmetic. JSON quirks are resolved here and nowhere else."""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+PositionTerm = Literal["c2p", "p2c"]
+
+# Fields of published config.json files that say nothing about the model (transformers' bookkeeping, of any version).
+_IGNORED = frozenset(
+    "_name_or_path add_cross_attention architectures attn_implementation bos_token_id chunk_size_feed_forward "
+    "cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task gradient_checkpointing "
+    "is_decoder is_encoder_decoder legacy max_length model_type output_attentions output_hidden_states output_past "
+    "pad_token_id pooler_hidden_size prefix problem_type pruned_heads return_dict sep_token_id summary_activation "
+    "summary_first_dropout summary_last_dropout summary_type summary_use_proj talking_head task_specific_params "
+    "tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version "
+    "use_bfloat16 use_return_dict id2label label2id".split()
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DebertaConfig:
+    """Shape and arithmetic of one DeBERTa encoder and its heads. Field names are the published ones.
+
+    Defaults are those of the original code for a key that a `config.json` leaves out, except that an encoder with
+    `relative_attention` must say its `pos_att_type`. Build a released model with `DebertaConfig.named`, read a
+    published file with `DebertaConfig.from_json`.
+
+    Raises:
+      ValueError: when built with values that do not fit together; the message says which, what is allowed and what
+        to do.
+    """
+
+    vocab_size: int
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    attention_head_size: int = 0  # 0: hidden_size / num_attention_heads
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"  # the exact, erf form; "gelu_tanh", "relu", "tanh" are the others
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-7
+    embedding_size: int = 0  # 0: hidden_size; otherwise embeddings are projected, without bias
+    position_biased_input: bool = True  # add absolute positions to the input (BERT); False: EMD adds them at the end
+    relative_attention: bool = False
+    pos_att_type: tuple[PositionTerm, ...] = ()
+    max_relative_positions: int = -1  # < 1: max_position_embeddings
+    position_buckets: int = -1  # < 1: no log buckets, one row per distance
+    norm_rel_ebd: Literal["none", "layer_norm"] = "none"
+    share_att_key: bool = False
+    conv_kernel_size: int = 0
+    conv_act: str = "tanh"
+    conv_groups: int = 1
+    pooler_dropout: float = 0.0
+    pooler_hidden_act: str = "gelu"
+    cls_dropout: float | None = None  # None: hidden_dropout_prob
+    num_labels: int = 2
+
+    def __post_init__(self) -> None:
+        if self.attention_head_size == 0 and self.num_attention_heads > 0:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size {self.hidden_size} does not divide into num_attention_heads "
+                    f"{self.num_attention_heads}; give a multiple, or set attention_head_size"
+                )
+            object.__setattr__(self, "attention_head_size", self.hidden_size // self.num_attention_heads)
+        if self.embedding_size == 0:
+            object.__setattr__(self, "embedding_size", self.hidden_size)
+        object.__setattr__(self, "pos_att_type", _position_terms(self.pos_att_type))
+        self._validate()
+
+    def _validate(self) -> None:
+        for name in (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads attention_head_size intermediate_size "
+            "max_position_embeddings conv_groups num_labels"
+        ).split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate}; it must be at least 0 and below 1")
+        for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
+            if getattr(self, name) not in ACTIVATIONS:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(ACTIVATIONS)}")
+        if self.norm_rel_ebd not in ("none", "layer_norm"):
+            raise ValueError(f"norm_rel_ebd is {self.norm_rel_ebd!r}; it must be 'none' or 'layer_norm'")
+        if self.relative_attention and not self.pos_att_type:
+            raise ValueError(
+                "relative_attention is true but pos_att_type is empty; give 'c2p|p2c', 'c2p' or 'p2c', "
+                "or set relative_attention to false"
+            )
+        if self.hidden_size % self.conv_groups:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into conv_groups {self.conv_groups}")
+        if self.conv_kernel_size < 0 or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
+            raise ValueError(f"conv_kernel_size is {self.conv_kernel_size}; it must be 0 (no convolution) or odd")
+        if self.relative_attention and self.position_buckets > 0 and self.relative_reach <= self.position_buckets // 2:
+            raise ValueError(
+                f"position_buckets {self.position_buckets} needs max_relative_positions above "
+                f"{self.position_buckets // 2}, not {self.relative_reach}"
+            )
+
+    @property
+    def relative_reach(self) -> int:
+        """Distances at and beyond this are all alike."""
+        return self.max_relative_positions if self.max_relative_positions > 0 else self.max_position_embeddings
+
+    @property
+    def att_span(self) -> int:
+        """Half the rows of the relative table."""
+        return self.position_buckets if self.position_buckets > 0 else self.relative_reach
+
+    @property
+    def classifier_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.cls_dropout is None else self.cls_dropout
+
+    @property
+    def uses_enhanced_mask_decoder(self) -> bool:
+        """Absolute positions that were kept out of the input enter in front of the masked LM head."""
+        return not self.position_biased_input
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The configuration of a released model, such as "deberta-v3-small". Raises ValueError with the names."""
+        if name not in RELEASED:
+            raise ValueError(f"no released model is called {name!r};{_nearest(name, RELEASED)} all: {', '.join(RELEASED)}")
+        return cls(**RELEASED[name])
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
+        """Reads the `config.json` of Microsoft or of transformers, or our own: a path, a folder or the parsed dict.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: not JSON, an unknown field (with the nearest known one), or values that do not fit together.
+        """
+        if isinstance(source, Mapping):
+            return cls._from_mapping(dict(source), where="the configuration")
+        path = Path(source)
+        if path.is_dir():
+            path = path / "config.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path} holds a {type(fields).__name__}, not a table of fields")
+        return cls._from_mapping(fields, where=str(path))
+
+    @classmethod
+    def _from_mapping(cls, fields: dict[str, Any], *, where: str) -> Self:
+        if "discriminator" in fields or "generator" in fields:
+            raise ValueError(f"{where} describes a generator and a discriminator; read it with RTDConfig.from_json")
+        labels = fields.get("id2label")
+        if "num_labels" not in fields and labels:
+            fields["num_labels"] = len(labels)
+        pooling = fields.pop("pooling", None) or {}
+        fields.setdefault("pooler_dropout", pooling.get("dropout", 0.0))
+        fields.setdefault("pooler_hidden_act", pooling.get("hidden_act", "gelu"))
+        padding = fields.pop("padding_idx", 0)
+        if padding != 0 or fields.get("pad_token_id") not in (None, 0):
+            raise ValueError(f"{where}: the padding id must be 0, as in every DeBERTa")
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields = {key: value for key, value in fields.items() if key not in _IGNORED}
+        unknown = sorted(fields.keys() - known)
+        if unknown:
+            hints = " ".join(f"{key!r}.{_nearest(key, known)}" for key in unknown)
+            raise ValueError(f"{where}: unknown field {hints} Remove it, or correct its name")
+        if fields.get("vocab_size", -1) < 1:
+            raise ValueError(f"{where}: vocab_size is missing")
+        if "position_buckets" in fields and not fields.get("relative_attention", False):
+            fields.pop("position_buckets")  # the original's BERT baseline names buckets that it never uses
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `from_json` reads back to an equal config, and that transformers reads too."""
+        fields = dataclasses.asdict(self)
+        fields["pos_att_type"] = "|".join(self.pos_att_type)
+        fields["model_type"] = "deberta-v2"
+        return fields
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated anew."""
+        if "hidden_size" in changes:
+            changes = {"attention_head_size": 0, "embedding_size": 0, **changes}
+        if "num_attention_heads" in changes:
+            changes = {"attention_head_size": 0, **changes}
+        return dataclasses.replace(self, **changes)
+
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh")
+
+
+def _position_terms(value: Any) -> tuple[PositionTerm, ...]:
+    terms = value.split("|") if isinstance(value, str) else tuple(value or ())
+    terms = sorted({term.strip().lower() for term in terms} - {"", "none"})
+    unknown = [term for term in terms if term not in ("c2p", "p2c")]
+    if unknown:
+        raise ValueError(
+            f"pos_att_type has {', '.join(unknown)}; allowed are c2p, p2c and both ('c2p|p2c'); "
+            "p2p never worked in the original code and no released model has it"
+        )
+    return tuple(terms)  # type: ignore[return-value]
+
+
+def _nearest(name: str, known: Any) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+_RELATIVE = {"relative_attention": True, "pos_att_type": ("c2p", "p2c"), "position_biased_input": False}
+_V1 = {**_RELATIVE, "vocab_size": 50265}
+_V3 = {**_RELATIVE, "vocab_size": 128100, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+_V2 = {**_V3, "hidden_size": 1536, "num_attention_heads": 24, "intermediate_size": 6144}
+_V2_CONV = {**_V2, "conv_kernel_size": 3, "conv_act": "gelu"}
+_BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+_XSMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+
+# Every released size, as in the files of microsoft/deberta-* (reference: official_deberta.md, section 1.3).
+RELEASED: dict[str, dict[str, Any]] = {
+    "deberta-base": {**_V1, **_BASE, "num_hidden_layers": 12},
+    "deberta-large": {**_V1, **_LARGE, "num_hidden_layers": 24},
+    "deberta-xlarge": {**_V1, **_LARGE, "num_hidden_layers": 48},
+    "deberta-v2-xlarge": {**_V2_CONV, "num_hidden_layers": 24},
+    "deberta-v2-xxlarge": {**_V2_CONV, "num_hidden_layers": 48},
+    "deberta-v3-xsmall": {**_V3, **_XSMALL, "num_hidden_layers": 12},
+    "deberta-v3-small": {**_V3, **_BASE, "num_hidden_layers": 6},
+    "deberta-v3-base": {**_V3, **_BASE, "num_hidden_layers": 12},
+    "deberta-v3-large": {**_V3, **_LARGE, "num_hidden_layers": 24},
+    "mdeberta-v3-base": {**_V3, **_BASE, "num_hidden_layers": 12, "vocab_size": 251000},
+}

@@ -1,0 +1,186 @@
+"""Replaced token detection: generator and discriminator, how they share embeddings, sampling of replacements.
+
+Parameters of a run are {"generator": {deberta, mlm_head}, "discriminator": {deberta, rtd_head}}. What the
+discriminator holds of the word and position tables depends on the sharing (DeBERTaV3, section 3.2):
+
+    gdes   `delta` in place of `embedding`, zero at first: it reads stop_gradient(E_G) + delta
+    es     nothing: it reads E_G, and both losses train it
+    nes    tables of its own
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import jax
+import jax.numpy as jnp
+
+from .config import DebertaConfig
+from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
+
+Params = dict[str, Any]
+EmbeddingSharing = Literal["gdes", "es", "nes"]
+_SHARED_TABLES = ("word_embeddings", "position_embeddings")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RTDConfig:
+    """Generator, discriminator and how they share embeddings.
+
+    Raises:
+      ValueError: an unknown sharing, or two models that cannot share a vocabulary or tables.
+    """
+
+    discriminator: DebertaConfig
+    generator: DebertaConfig
+    embedding_sharing: EmbeddingSharing = "gdes"
+
+    def __post_init__(self) -> None:
+        if self.embedding_sharing not in get_args(EmbeddingSharing):
+            raise ValueError(f"embedding_sharing is {self.embedding_sharing!r}; it must be gdes, es or nes")
+        shared = ["vocab_size"]
+        if self.embedding_sharing != "nes":
+            shared += ["embedding_size", "max_position_embeddings"]
+        for name in shared:
+            ours, theirs = getattr(self.generator, name), getattr(self.discriminator, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{name} is {ours} in the generator and {theirs} in the discriminator; "
+                    f"with embedding_sharing {self.embedding_sharing!r} they must be equal"
+                )
+
+    @classmethod
+    def half_depth(cls, discriminator: DebertaConfig, embedding_sharing: EmbeddingSharing = "gdes") -> Self:
+        """The released recipe: a generator of the same width with half the layers (at least the decoder's two)."""
+        layers = max(2, discriminator.num_hidden_layers // 2)
+        generator = discriminator.replace(num_hidden_layers=layers)
+        return cls(discriminator=discriminator, generator=generator, embedding_sharing=embedding_sharing)
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
+        """Reads {"embedding_sharing", "generator", "discriminator"}: the official RTD configuration, or ours."""
+        fields = dict(source) if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
+        unknown = sorted(fields.keys() - {"embedding_sharing", "generator", "discriminator"})
+        missing = sorted({"generator", "discriminator"} - fields.keys())
+        if unknown or missing:
+            raise ValueError(
+                f"an RTD configuration has the fields embedding_sharing, generator and discriminator; "
+                f"unknown: {unknown}, missing: {missing}"
+            )
+        sharing = fields.get("embedding_sharing", "none")
+        return cls(
+            discriminator=DebertaConfig.from_json(fields["discriminator"]),
+            generator=DebertaConfig.from_json(fields["generator"]),
+            embedding_sharing="nes" if sharing == "none" else sharing,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "embedding_sharing": self.embedding_sharing,
+            "generator": self.generator.to_json(),
+            "discriminator": self.discriminator.to_json(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class RTDModels:
+    """The two Flax modules of a run."""
+
+    generator: DebertaForMaskedLM
+    discriminator: DebertaForReplacedTokenDetection
+
+    @classmethod
+    def build(cls, config: RTDConfig, **attributes: Any) -> Self:
+        """attributes: dtype, attention_implementation, remat, as of every model."""
+        return cls(
+            DebertaForMaskedLM(config.generator, **attributes),
+            DebertaForReplacedTokenDetection(config.discriminator, **attributes),
+        )
+
+
+def init_params(config: RTDConfig, key: jax.Array) -> Params:
+    """Fresh parameters of a run, float32."""
+    models, ids = RTDModels.build(config), jnp.ones((1, 8), jnp.int32)
+    generator_key, discriminator_key = jax.random.split(key)
+    generator = jax.jit(models.generator.init)(generator_key, ids)["params"]
+    discriminator = jax.jit(models.discriminator.init)(discriminator_key, ids)["params"]
+    return {"generator": generator, "discriminator": _tables_for_sharing(config, generator, discriminator)}
+
+
+def _tables_for_sharing(config: RTDConfig, generator: Params, discriminator: Params) -> Params:
+    if config.embedding_sharing == "nes":
+        return discriminator
+    tables: dict[str, Params | None] = dict.fromkeys(_SHARED_TABLES)
+    if config.embedding_sharing == "gdes":
+        there = generator["deberta"]["embeddings"]
+        tables = {n: {"delta": jnp.zeros_like(there[n]["embedding"])} for n in _SHARED_TABLES if n in there}
+    return _with_tables(discriminator, tables)
+
+
+def discriminator_view(params: Params, sharing: EmbeddingSharing) -> Params:
+    """The parameters to apply the discriminator with: its own and what it reads of the generator's tables.
+
+    Differentiating through the result gives the generator's tables a gradient under ES alone.
+    """
+    discriminator = params["discriminator"]
+    if sharing == "nes":
+        return discriminator
+    theirs, own = params["generator"]["deberta"]["embeddings"], discriminator["deberta"]["embeddings"]
+    tables = {}
+    for name in _SHARED_TABLES:
+        if sharing == "es" and name in theirs:
+            tables[name] = theirs[name]
+        elif name in own:
+            tables[name] = {"embedding": jax.lax.stop_gradient(theirs[name]["embedding"]), **own[name]}
+    return _with_tables(discriminator, tables)
+
+
+def standalone_discriminator(params: Params, sharing: EmbeddingSharing) -> Params:
+    """The discriminator with tables of its own, E_G + delta summed: what is saved, exported and fine-tuned."""
+    view = discriminator_view(params, sharing)
+    tables = {
+        name: {"embedding": table["embedding"] + table.get("delta", 0.0)}
+        for name, table in view["deberta"]["embeddings"].items()
+        if name in _SHARED_TABLES
+    }
+    return _with_tables(view, tables)
+
+
+def _with_tables(discriminator: Params, tables: Mapping[str, Params | None]) -> Params:
+    """A copy of the tree with some embedding tables replaced (None: removed)."""
+    embeddings = {**discriminator["deberta"]["embeddings"], **tables}
+    embeddings = {name: table for name, table in embeddings.items() if table is not None}
+    return {**discriminator, "deberta": {**discriminator["deberta"], "embeddings": embeddings}}
+
+
+def sample_replacements(logits: jax.Array, key: jax.Array) -> jax.Array:
+    """Draws from softmax(logits) by the Gumbel-max trick: float32 [B, M, V] -> int32 [B, M] (official temperature 1)."""
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def corrupt(
+    input_ids: jax.Array, masked_positions: jax.Array, masked_labels: jax.Array, sampled: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Puts the samples in place of the masked tokens.
+
+    Args:
+      input_ids: int [B, S], masked; masked_positions: int [B, M]; masked_labels: int [B, M], the original ids, 0 for
+        an unused slot; sampled: int [B, M].
+
+    Returns:
+      corrupted_ids int [B, S], and replaced bool [B, S]: a sample that equals the original is not a replacement.
+    """
+    used = masked_labels > 0
+    rows = jnp.arange(input_ids.shape[0])[:, None]
+    slots = jnp.where(used, masked_positions, input_ids.shape[1])  # unused slots fall outside and are dropped
+    corrupted = input_ids.at[rows, slots].set(sampled, mode="drop")
+    replaced = jnp.zeros(input_ids.shape, bool).at[rows, slots].set(sampled != masked_labels, mode="drop")
+    return corrupted, replaced
+
+
+def count_parameters(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+

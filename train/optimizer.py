@@ -1,0 +1,121 @@
+"""The official optimiser as one optax chain, and its learning-rate schedules (official `xadam.py`, `lr_schedulers.py`)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+ScheduleName = Literal[
+    "warmup_linear_shift",
+    "warmup_linear",
+    "warmup_cosine",
+    "warmup_constant",
+    "warmup_linear_cosine",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW as the original trains with: no bias correction, decay scaled by the learning rate, global-norm clip."""
+
+    learning_rate: float = 1e-4
+    schedule: ScheduleName = "warmup_linear_shift"  # the continuous one; "warmup_linear" is the original's, jump included
+    schedule_end: float = 0.0  # share of learning_rate left at the last step
+    warmup: float = 0.1  # below 1: a share of the steps; from 1 on: steps
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0  # 0: no clip
+    bias_correction: bool = False  # the original has none
+    decay_embedding_delta: bool = False  # the original decays GDES's delta towards zero, by oversight (B10)
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(ScheduleName):
+            raise ValueError(f"schedule is {self.schedule!r}; it must be one of {', '.join(get_args(ScheduleName))}")
+        for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm", "schedule_end"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+
+def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.GradientTransformation:
+    """clip -> Adam -> decay -> schedule. The learning rate of update n (from 0) is learning_rate * schedule(n)."""
+    multiplier = schedule(config, total_steps=total_steps)
+    adam = (
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+        if config.bias_correction
+        else scale_by_uncorrected_adam(config.beta1, config.beta2, config.epsilon)
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm > 0 else optax.identity(),
+        adam,
+        optax.add_decayed_weights(
+            config.weight_decay, mask=lambda params: decay_mask(params, deltas=config.decay_embedding_delta)
+        ),
+        optax.scale_by_learning_rate(lambda step: config.learning_rate * multiplier(step)),
+    )
+
+
+class UncorrectedAdamState(NamedTuple):
+    mean: Any
+    square: Any
+
+
+def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """m / (sqrt(v) + epsilon) with plain moving averages. Without bias correction early steps are larger."""
+
+    def init(params: Any) -> UncorrectedAdamState:
+        return UncorrectedAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(grads: Any, state: UncorrectedAdamState, params: Any = None) -> tuple[Any, UncorrectedAdamState]:
+        del params
+        mean = optax.tree.update_moment(grads, state.mean, beta1, 1)
+        square = optax.tree.update_moment(grads, state.square, beta2, 2)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mean, square)
+        return updates, UncorrectedAdamState(mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decay_mask(params: Any, *, deltas: bool = False) -> Any:
+    """True where weight decay applies: everything but biases and LayerNorm scales (and GDES deltas unless asked)."""
+    spared = {"bias", "scale"} | (set() if deltas else {"delta"})
+    return jax.tree.map_with_path(lambda path, _: path[-1].key not in spared, params)
+
+
+def schedule(config: OptimizerConfig, *, total_steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    """The multiplier of the learning rate at each step, counted from 0.
+
+    Every schedule starts at 0, so the first update changes nothing but the moments, and past the last step it starts
+    anew: both are the original's. "warmup_linear" falls from 1 to 1 - warmup where the warmup ends;
+    "warmup_linear_shift", our default, comes down from 1 without that jump.
+    """
+    if total_steps < 1:
+        raise ValueError(f"total_steps is {total_steps}; it must be at least 1")
+    end = config.schedule_end
+    warmup = config.warmup / total_steps if config.warmup >= 1 else config.warmup
+    if warmup >= 1:
+        raise ValueError(f"warmup of {config.warmup:g} steps does not fit into {total_steps} steps; give fewer")
+
+    def after_warmup(x: jax.Array) -> jax.Array:
+        left = (1 - x) / (1 - warmup)
+        match config.schedule:
+            case "warmup_linear":
+                return (1 - end) * (1 - x) + end
+            case "warmup_linear_shift":
+                return (1 - end) * left + end
+            case "warmup_cosine":
+                return 0.5 * (1 + jnp.cos(jnp.pi * x))
+            case "warmup_linear_cosine":
+                return 0.5 * (1 + jnp.cos(jnp.pi * (1 - left)))
+            case "warmup_constant":
+                return jnp.ones_like(x)
+
+    def multiplier(step: jax.typing.ArrayLike) -> jax.Array:
+        x = jnp.mod(jnp.asarray(step), total_steps) / total_steps
+        return jnp.where(x < warmup, x / max(warmup, 1e-12), after_warmup(x))
+
+    return multiplier
