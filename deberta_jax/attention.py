@@ -66,7 +66,7 @@ def disentangled_attention(
 
 
 def masked_softmax(scores: jax.Array, visible: jax.Array) -> jax.Array:
-    """Softmax over the last axis where visible, 0 elsewhere; a row with nothing visible is all 0 (official XSoftmax)."""
+    """Softmax over the last axis where visible, 0 elsewhere; all 0 where nothing is visible (official XSoftmax)."""
     scores = jnp.where(visible, scores, _MASKED)
     peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(visible, jnp.exp(scores - peak), 0.0)

@@ -1,4 +1,4 @@
-"""DebertaConfig: everything that fixes a model's shape and arithmetic. JSON quirks are resolved here and nowhere else."""
+"""DebertaConfig: all that fixes a model's shape and arithmetic. JSON quirks are resolved here and nowhere else."""
 
 import dataclasses
 import difflib
@@ -13,12 +13,12 @@ PositionTerm = Literal["c2p", "p2c"]
 # Fields of published config.json files that say nothing about the model (transformers' bookkeeping, of any version).
 _IGNORED = frozenset(
     "_name_or_path add_cross_attention architectures attn_implementation bos_token_id chunk_size_feed_forward "
-    "cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task gradient_checkpointing "
-    "is_decoder is_encoder_decoder legacy max_length model_type output_attentions output_hidden_states output_past "
-    "pad_token_id pooler_hidden_size prefix problem_type pruned_heads return_dict sep_token_id summary_activation "
-    "summary_first_dropout summary_last_dropout summary_type summary_use_proj talking_head task_specific_params "
-    "tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version "
-    "use_bfloat16 use_return_dict id2label label2id".split()
+    "cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task "
+    "gradient_checkpointing is_decoder is_encoder_decoder legacy max_length model_type output_attentions "
+    "output_hidden_states output_past pad_token_id pooler_hidden_size prefix problem_type pruned_heads "
+    "return_dict sep_token_id summary_activation summary_first_dropout summary_last_dropout summary_type "
+    "summary_use_proj talking_head task_specific_params tie_encoder_decoder tie_word_embeddings "
+    "tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_return_dict label2id".split()
 )
 
 
@@ -63,6 +63,7 @@ class DebertaConfig:
     pooler_hidden_act: str = "gelu"
     cls_dropout: float | None = None  # None: hidden_dropout_prob
     num_labels: int = 2
+    label_names: tuple[str, ...] = ()  # of the classes, where known
 
     def __post_init__(self) -> None:
         if self.attention_head_size == 0 and self.num_attention_heads > 0:
@@ -75,13 +76,14 @@ class DebertaConfig:
         if self.embedding_size == 0:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         object.__setattr__(self, "pos_att_type", _position_terms(self.pos_att_type))
+        object.__setattr__(self, "label_names", tuple(self.label_names))
         self._validate()
 
     def _validate(self) -> None:
         for name in (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads attention_head_size intermediate_size "
-            "max_position_embeddings conv_groups num_labels"
-        ).split():
+            "vocab_size hidden_size num_hidden_layers num_attention_heads attention_head_size "
+            "intermediate_size max_position_embeddings conv_groups num_labels".split()
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"):
@@ -98,6 +100,8 @@ class DebertaConfig:
                 "relative_attention is true but pos_att_type is empty; give 'c2p|p2c', 'c2p' or 'p2c', "
                 "or set relative_attention to false"
             )
+        if self.label_names and len(self.label_names) != self.num_labels:
+            raise ValueError(f"num_labels is {self.num_labels}, but there are {len(self.label_names)} label names")
         if self.hidden_size % self.conv_groups:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into conv_groups {self.conv_groups}")
         if self.conv_kernel_size < 0 or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
@@ -131,7 +135,9 @@ class DebertaConfig:
     def named(cls, name: str) -> Self:
         """The configuration of a released model, such as "deberta-v3-small". Raises ValueError with the names."""
         if name not in RELEASED:
-            raise ValueError(f"no released model is called {name!r};{_nearest(name, RELEASED)} all: {', '.join(RELEASED)}")
+            raise ValueError(
+                f"no released model is called {name!r};{_nearest(name, RELEASED)} all: {', '.join(RELEASED)}"
+            )
         return cls(**RELEASED[name])
 
     @classmethod
@@ -159,9 +165,12 @@ class DebertaConfig:
     def _from_mapping(cls, fields: dict[str, Any], *, where: str) -> Self:
         if "discriminator" in fields or "generator" in fields:
             raise ValueError(f"{where} describes a generator and a discriminator; read it with RTDConfig.from_json")
-        labels = fields.get("id2label")
-        if "num_labels" not in fields and labels:
-            fields["num_labels"] = len(labels)
+        labels = fields.pop("id2label", None) or {}
+        if labels:
+            names = tuple(str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0])))
+            fields.setdefault("num_labels", len(names))
+            if names != tuple(f"LABEL_{index}" for index in range(len(names))):  # transformers' placeholder
+                fields["label_names"] = names
         pooling = fields.pop("pooling", None) or {}
         fields.setdefault("pooler_dropout", pooling.get("dropout", 0.0))
         fields.setdefault("pooler_hidden_act", pooling.get("hidden_act", "gelu"))
@@ -174,8 +183,11 @@ class DebertaConfig:
         if unknown:
             hints = " ".join(f"{key!r}.{_nearest(key, known)}" for key in unknown)
             raise ValueError(f"{where}: unknown field {hints} Remove it, or correct its name")
-        if fields.get("vocab_size", -1) < 1:
+        if fields.get("vocab_size") is None:
             raise ValueError(f"{where}: vocab_size is missing")
+        if fields.get("hidden_act") == "gelu_pytorch_tanh":  # transformers' name for it
+            fields["hidden_act"] = "gelu_tanh"
+        _check_types(fields, where)
         if "position_buckets" in fields and not fields.get("relative_attention", False):
             fields.pop("position_buckets")  # the original's BERT baseline names buckets that it never uses
         return cls(**fields)
@@ -184,6 +196,9 @@ class DebertaConfig:
         """A dict that `from_json` reads back to an equal config, and that transformers reads too."""
         fields = dataclasses.asdict(self)
         fields["pos_att_type"] = "|".join(self.pos_att_type)
+        names = fields.pop("label_names")
+        if names:
+            fields |= {"id2label": dict(enumerate(names)), "label2id": {n: index for index, n in enumerate(names)}}
         fields["model_type"] = "deberta-v2"
         return fields
 
@@ -209,6 +224,18 @@ def _position_terms(value: Any) -> tuple[PositionTerm, ...]:
             "p2p never worked in the original code and no released model has it"
         )
     return tuple(terms)  # type: ignore[return-value]
+
+
+def _check_types(fields: dict[str, Any], where: str) -> None:
+    """Raises ValueError for a value that is not of its field's kind."""
+    kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "float | None": (int, float)}
+    for field in dataclasses.fields(DebertaConfig):
+        value = fields.get(field.name, field.default)
+        kind = str(getattr(field.type, "__name__", field.type))
+        if kind not in kinds or (kind == "float | None" and value is None):
+            continue  # the others are checked when they are read
+        if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "bool"):
+            raise ValueError(f"{where}: {field.name} is {value!r}; it must be of type {kind}")
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -112,7 +112,7 @@ class Attention(nn.Module):
         selection: Selection | None,
         train: bool,
     ) -> tuple[jax.Array, jax.Array]:
-        """hidden [B, S, D] gives keys and values, query_stream [B, T, D] queries and the residual -> [B, T, D], probs."""
+        """Keys, values: hidden [B, S, D]; queries, residual: query_stream [B, T, D] -> [B, T, D], probabilities."""
         pos_key, pos_query = self._relative_projections(relative, train)
         drops = train and self.config.attention_probs_dropout_prob > 0
         context, probabilities = disentangled_attention(
@@ -292,7 +292,7 @@ class Encoder(nn.Module):
         return self.layer[-1](hidden, query_stream, self.relative(hidden.shape[1]), segments, selection, train)[0]
 
     def relative(self, length: int) -> Relative | None:
-        """The relative table's live rows for sequences of `length` tokens, normalised; None without relative attention."""
+        """The relative table's live rows for `length` tokens, normalised; None without relative attention."""
         if not self.config.relative_attention:
             return None
         live, rows = live_rows(length, self.config)

@@ -51,7 +51,7 @@ def layer_norm(config: DebertaConfig, dtype: jnp.dtype, *, name: str | None = No
 class Embedding(nn.Module):
     """A table [rows, features] looked up by id. Rows are gathered before the cast, so the table is never copied.
 
-    A `delta` beside or instead of `embedding` among the parameters is looked up as well and added: that is how
+    A `delta` beside `embedding` among the parameters is looked up as well and added: that is how
     gradient-disentangled sharing reads stop_gradient(E_G) + E_delta without summing two tables (DeBERTaV3, eq. 5).
     """
 

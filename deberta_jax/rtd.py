@@ -11,17 +11,20 @@ discriminator holds of the word and position tables depends on the sharing (DeBE
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
 
+from . import losses
 from .config import DebertaConfig
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 
 Params = dict[str, Any]
+Batch = Mapping[str, jax.Array]  # input_ids, segment_ids [B, S]; masked_positions, masked_labels [B, M]
+Sampler = Callable[[jax.Array, jax.Array], jax.Array]  # logits [B, M, V], key -> ids [B, M]
 EmbeddingSharing = Literal["gdes", "es", "nes"]
 _SHARED_TABLES = ("word_embeddings", "position_embeddings")
 
@@ -61,8 +64,13 @@ class RTDConfig:
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
-        """Reads {"embedding_sharing", "generator", "discriminator"}: the official RTD configuration, or ours."""
+        """Reads {"embedding_sharing", "generator", "discriminator"}: the official RTD configuration, or ours.
+
+        The configuration of a single model is taken as the discriminator's, with a generator of half its layers.
+        """
         fields = dict(source) if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
+        if not {"generator", "discriminator"} & fields.keys():
+            return cls.half_depth(DebertaConfig.from_json(source))
         unknown = sorted(fields.keys() - {"embedding_sharing", "generator", "discriminator"})
         missing = sorted({"generator", "discriminator"} - fields.keys())
         if unknown or missing:
@@ -157,7 +165,7 @@ def _with_tables(discriminator: Params, tables: Mapping[str, Params | None]) -> 
 
 
 def sample_replacements(logits: jax.Array, key: jax.Array) -> jax.Array:
-    """Draws from softmax(logits) by the Gumbel-max trick: float32 [B, M, V] -> int32 [B, M] (official temperature 1)."""
+    """Draws from softmax(logits) by the Gumbel-max trick: float32 [B, M, V] -> int32 [B, M] (temperature 1)."""
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
@@ -181,6 +189,66 @@ def corrupt(
     return corrupted, replaced
 
 
-def count_parameters(params: Params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+class GeneratorPass(NamedTuple):
+    """What one generator forward gives: loss, replacements, and how often its best guess was right."""
 
+    loss_sum: jax.Array
+    weight: jax.Array  # number of masked tokens
+    correct: jax.Array
+    sampled: jax.Array  # int [B, M]
+
+
+class DiscriminatorPass(NamedTuple):
+    """Loss and counts of one discriminator forward, over real tokens."""
+
+    loss_sum: jax.Array
+    weight: jax.Array
+    correct: jax.Array
+    true_positive: jax.Array  # replaced, and said to be
+    predicted: jax.Array
+    actual: jax.Array
+
+
+def generator_pass(
+    model: DebertaForMaskedLM, params: Params, batch: Batch, *, key: jax.Array, sample: Sampler, train: bool
+) -> GeneratorPass:
+    """One forward serves the masked LM loss and the sampling, dropout on in training (official RTDModel)."""
+    dropout_key, sample_key = jax.random.split(key)
+    out: Any = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        segment_ids=batch["segment_ids"],
+        masked_positions=batch["masked_positions"],
+        train=train,
+        rngs={"dropout": dropout_key},
+    )
+    logits, labels = out.logits, batch["masked_labels"]
+    loss_sum, weight = losses.masked_lm(logits, labels)
+    correct = ((logits.argmax(axis=-1) == labels) & (labels > 0)).sum().astype(jnp.float32)
+    return GeneratorPass(loss_sum, weight, correct, sample(jax.lax.stop_gradient(logits), sample_key))
+
+
+def discriminator_pass(
+    model: DebertaForReplacedTokenDetection,
+    params: Params,
+    batch: Batch,
+    sampled: jax.Array,
+    *,
+    key: jax.Array,
+    train: bool,
+) -> DiscriminatorPass:
+    """params: what `discriminator_view` gives. A logit above 0 says "replaced"."""
+    corrupted, replaced = corrupt(batch["input_ids"], batch["masked_positions"], batch["masked_labels"], sampled)
+    out: Any = model.apply(
+        {"params": params}, corrupted, segment_ids=batch["segment_ids"], train=train, rngs={"dropout": key}
+    )
+    logits, real = out.logits, batch["segment_ids"] != 0
+    loss_sum, weight = losses.replaced_token(logits, replaced, real)
+    said = (logits > 0) & real
+
+    def count(which: jax.Array) -> jax.Array:
+        return which.sum().astype(jnp.float32)
+
+    return DiscriminatorPass(
+        loss_sum, weight, count((said == replaced) & real), count(said & replaced), count(said), count(replaced & real)
+    )

@@ -1,4 +1,4 @@
-"""The official optimiser as one optax chain, and its learning-rate schedules (official `xadam.py`, `lr_schedulers.py`)."""
+"""The official optimiser as one optax chain, and its schedules (official `xadam.py`, `lr_schedulers.py`)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,9 @@ class OptimizerConfig:
     """AdamW as the original trains with: no bias correction, decay scaled by the learning rate, global-norm clip."""
 
     learning_rate: float = 1e-4
-    schedule: ScheduleName = "warmup_linear_shift"  # the continuous one; "warmup_linear" is the original's, jump included
+    schedule: ScheduleName = (
+        "warmup_linear_shift"  # the continuous one; "warmup_linear" is the original's, jump included
+    )
     schedule_end: float = 0.0  # share of learning_rate left at the last step
     warmup: float = 0.1  # below 1: a share of the steps; from 1 on: steps
     beta1: float = 0.9
@@ -70,10 +72,10 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
     def init(params: Any) -> UncorrectedAdamState:
         return UncorrectedAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(grads: Any, state: UncorrectedAdamState, params: Any = None) -> tuple[Any, UncorrectedAdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, UncorrectedAdamState]:
         del params
-        mean = optax.tree.update_moment(grads, state.mean, beta1, 1)
-        square = optax.tree.update_moment(grads, state.square, beta2, 2)
+        mean = optax.tree.update_moment(updates, state.mean, beta1, 1)
+        square = optax.tree.update_moment(updates, state.square, beta2, 2)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mean, square)
         return updates, UncorrectedAdamState(mean, square)
 

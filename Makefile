@@ -1,0 +1,38 @@
+# Two commands for a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/deberta-jax demo --output runs/demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow and not torch" -n 2
+
+# What .ci/run adds: the slow tests, and parity with transformers on torch.
+test-all: $(VENV)/installed $(VENV)/peers
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "deberta-jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[train,convert,test]'
+	@touch $@
+
+# The CPU build of torch and transformers, which only tests use.
+$(VENV)/peers: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0' 'transformers>=5,<6'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

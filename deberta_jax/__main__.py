@@ -1,0 +1,73 @@
+"""The one entry point: `deberta-jax COMMAND ...`, also `python -m deberta_jax COMMAND ...`.
+
+Commands live in deberta_jax.train and deberta_jax.convert; each is imported only when it is asked for. Every one is
+a configuration dataclass, which tyro turns into options with help and typo hints, and a `main` that takes it.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+
+# Command -> (module, configuration class, what it does).
+COMMANDS = {
+    "tokenizer": ("deberta_jax.train.tokenizer", "TokenizerConfig", "train a SentencePiece model on text"),
+    "prepare": ("deberta_jax.train.prepare", "PrepareConfig", "tokenise and pack text into rows on disk"),
+    "pretrain": ("deberta_jax.train.pretrain", "PretrainConfig", "pre-train: replaced token detection or masked LM"),
+    "finetune": ("deberta_jax.train.finetune", "FinetuneConfig", "fine-tune to classify or score texts"),
+    "convert": ("deberta_jax.convert.from_pytorch", "ConvertConfig", "PyTorch or safetensors files to our format"),
+    "export": ("deberta_jax.convert.to_pytorch", "ExportConfig", "our format to files that transformers loads"),
+    "demo": ("deberta_jax.train.demo", "DemoConfig", "six novels to a classifier, in a quarter of an hour"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0, 1 where the command failed, 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, *options = arguments
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        print(f"deberta-jax: no command {command!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module_name, class_name, _ = COMMANDS[command]
+    try:
+        import tyro
+
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        extra = "convert" if ".convert." in module_name else "train"
+        print(f"deberta-jax {command}: needs the package {error.name!r}; install deberta-jax[{extra}]", file=sys.stderr)
+        return 1
+    config = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
+    try:
+        module.main(config)
+    except (ValueError, OSError) as error:  # a user's mistake or the machine's trouble: one line, no traceback
+        if os.environ.get("DEBERTA_JAX_TRACEBACK"):
+            raise
+        print(f"deberta-jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ndeberta-jax {command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    lines = [f"  {name:10} {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: deberta-jax COMMAND [OPTIONS]     deberta-jax COMMAND --help for the options",
+            "",
+            *lines,
+            "",
+            "DEBERTA_JAX_TRACEBACK=1 shows where an error arose.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""A model in a folder: config.json and parameters in Orbax's format."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from .config import DebertaConfig
+from .sharding import shardings
+
+CONFIG_FILE = "config.json"
+PARAMETERS_FOLDER = "params"
+
+
+def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, params: dict[str, Any]) -> None:
+    """Writes config.json and params/ into a folder, which is made if need be; a model that is there is replaced.
+
+    Args:
+      params: {"deberta": ..., heads ...}, as `model.init(...)["params"]` or `load_pytorch` give.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:  # writes to a temporary folder and renames
+        checkpointer.save(folder / PARAMETERS_FOLDER, params, force=True)
+    part = folder / f"{CONFIG_FILE}.part"
+    part.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / CONFIG_FILE)
+
+
+def load_pretrained(
+    folder: str | os.PathLike[str], *, mesh: Mesh | None = None
+) -> tuple[DebertaConfig, dict[str, Any]]:
+    """Reads what `save_pretrained` wrote.
+
+    Args:
+      mesh: put each parameter where the sharding table says; None: all on the first device.
+
+    Raises:
+      FileNotFoundError: the folder holds no such model.
+      ValueError: its configuration is not valid.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).resolve()
+    if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMETERS_FOLDER).is_dir():
+        held = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"{folder} is not a model saved by save_pretrained: it needs {CONFIG_FILE} and {PARAMETERS_FOLDER}/, "
+            f"and holds: {held}. For PyTorch files use `deberta-jax convert` or load_pytorch"
+        )
+    config = DebertaConfig.from_json(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder / PARAMETERS_FOLDER).item_metadata.tree
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
+        if mesh is None:
+            places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes)
+        else:
+            places = shardings(shapes, mesh)
+        target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
+        return config, checkpointer.restore(folder / PARAMETERS_FOLDER, target)

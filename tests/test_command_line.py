@@ -1,0 +1,40 @@
+"""The entry point: help, typos, one line for a mistake."""
+
+import pytest
+
+from deberta_jax.__main__ import COMMANDS, main
+
+
+def test_usage_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+    assert main([]) == 2
+
+
+def test_a_typo_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrian"]) == 2
+    assert "no command 'pretrian'. Did you mean 'pretrain'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"deberta-jax {command}" in capsys.readouterr().out
+
+
+def test_a_mistyped_option_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "--outptu", "x", "--tokenizer", "y"])
+    assert stopped.value.code == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line_and_status_1(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--output", str(tmp_path / "run"), "--tokenizer", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("deberta-jax pretrain: ")
+    assert error.count("\n") == 1
+    assert "spm.model" in error

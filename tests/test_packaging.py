@@ -1,0 +1,60 @@
+"""The wheel: all three packages inside deberta_jax, nothing called "train" or "convert" beside it."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_what_the_wheel_holds(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"deberta_jax", next(top for top in tops if top.endswith(".dist-info"))}
+    for inside in ("train/pretrain.py", "train/corpora/austen_novels.txt.xz", "convert/mapping.py", "models.py"):
+        assert f"deberta_jax/{inside}" in names
+
+
+@pytest.mark.slow
+def test_a_command_of_each_package_runs_from_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
+    """Dependencies come from this environment by a path file; deberta_jax itself only from the wheel."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    here = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    (site / "dependencies.pth").write_text(f"{here}\n")
+    program = tmp_path / "env" / "bin" / "deberta-jax"
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = subprocess.run(
+        [python, "-c", "import deberta_jax.train, deberta_jax.convert; print(deberta_jax.train.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert str(site) in where
+    run("tokenizer", "--output", "tokenizer", "--vocab-size", "1000")
+    assert (tmp_path / "tokenizer" / "spm.model").is_file()
+    assert "usage" in run("convert", "--help")

@@ -1,0 +1,496 @@
+"""Fine-tuning data: sources, labels, encoding and batches, and one clear line for everything that can be wrong."""
+
+import collections
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import json
+import zipfile
+from unittest import mock
+
+import numpy as np
+import pytest
+from deberta_jax.train.task_sources import GLUE
+from deberta_jax.train.tasks import (
+    EncodedExamples,
+    Example,
+    FinetuneBatches,
+    encode_examples,
+    evaluation_batches,
+    load_task,
+)
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+TSV = 'text\tlabel\nsay "hi\tyes\nbad\tno\n'
+
+
+def test_tsv_has_no_quoting(write):
+    task = load_task(write("films.tsv", TSV))
+    assert task.train == (Example('say "hi', None, 1), Example("bad", None, 0))
+    assert (task.name, task.kind, task.label_names) == ("films", "classification", ("no", "yes"))
+    assert (task.validation, task.test, task.extra_validation) == (None, None, {})
+
+
+def test_tsv_keeps_characters_that_only_look_like_line_ends(write):
+    task = load_task(write("a.tsv", "text\tlabel\r\none\u2028two\x0bthree\tyes\r\nb\tno\r\n"))
+    assert [example.text for example in task.train] == ["one\u2028two\x0bthree", "b"]
+
+
+def test_csv_follows_rfc_4180(write):
+    content = '\ufefftext,label,pair\n"a, ""b""\nc",x,"p"\nd,y,q'
+    task = load_task(write("a.csv", content), pair_column="pair")
+    assert task.train == (Example('a, "b"\nc', "p", 0), Example("d", "q", 1))
+
+
+def test_csv_takes_long_documents(write):
+    task = load_task(write("a.csv", f"text,label\n{'word ' * 100_000},x\nb,y\n"))
+    assert len(task.train[0].text) == 500_000
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz"])
+def test_json_lines(write, suffix):
+    rows = [{"question": "a\u00e9", "label": True, "more": 1}, {"question": "b", "label": False}]
+    content = "\n".join(map(json.dumps, rows)).encode()
+    content = gzip.compress(content) if suffix.endswith(".gz") else content
+    task = load_task(write(f"a{suffix}", content), text_column="question")
+    assert task.label_names == ("false", "true")
+    assert task.train == (Example("aé", None, 1), Example("b", None, 0))
+
+
+def test_integer_labels_sort_as_numbers(write):
+    task = load_task(write("a.tsv", "text\tlabel\na\t10\nb\t9\nc\t-1\n"))
+    assert task.label_names == ("-1", "9", "10")
+    assert [example.label for example in task.train] == [2, 1, 0]
+
+
+def test_label_names_can_be_given(write):
+    train = write("a.tsv", TSV)
+    assert load_task(train, label_names=("yes", "no", "maybe")).train[0].label == 0
+    with pytest.raises(ValueError, match=r"a\.tsv, line 3: label 'no' is not a class of training: yes, nay"):
+        load_task(train, label_names=("yes", "nay"))
+    with pytest.raises(ValueError, match="repeat a name"):
+        load_task(train, label_names=("yes", "yes"))
+
+
+def test_regression(write):
+    task = load_task(write("a.tsv", "text\tlabel\na\t2.5\nb\t-1\n"), kind="regression")
+    assert (task.label_names, task.metrics) == ((), ("pearson", "spearman"))
+    assert [example.label for example in task.train] == [2.5, -1.0]
+    assert all(isinstance(example.label, float) for example in task.train)
+    with pytest.raises(ValueError, match="regression, which has no classes"):
+        load_task(write("a.tsv", "text\tlabel\na\t2.5\n"), kind="regression", label_names=("a", "b"))
+
+
+def test_validation_and_test_share_the_classes_of_training(write):
+    validation = write("validation.csv", "label,text\nno,v\n")
+    task = load_task(write("a.tsv", TSV), validation=validation, test=write("test.tsv", "id\ttext\n0\tt\n"))
+    assert task.validation == (Example("v", None, 0),)
+    assert task.test == (Example("t", None, None),)  # a test set may leave its labels out
+    labelled = load_task(write("a.tsv", TSV), test=validation)
+    assert labelled.test == (Example("v", None, 0),)
+
+
+BAD_FILES = {
+    "suffix": ("a.txt", TSV, r"unknown suffix '\.txt'; give \.tsv, \.csv, \.jsonl, \.json"),
+    "no column": ("a.tsv", "sentence\tlabel\na\t0\n", r"line 2: no column 'text'; the columns are 'sentence', 'label'"),
+    "no json key": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}', r"line 2: no column 'label'; .* 'text'"),
+    "short row": ("a.tsv", TSV + "short\n", r"a\.tsv, line 4: 1 fields, but the header has 2"),
+    "long csv row": ("a.csv", 'text,label\n"a\nb",x\nc,d,e\n', r"a\.csv, line 4: 3 fields, but the header has 2"),
+    "blank line": ("a.tsv", "text\tlabel\na\tx\n\nb\ty\n", r"line 3: 1 fields"),
+    "open quote": ("a.csv", 'text,label\na,x\n"b,y\nc,z\n', r"a\.csv, line 3: unexpected end of data"),
+    "twin columns": ("a.tsv", "text\ttext\tlabel\n", r"line 1: a column name occurs twice"),
+    "bytes": ("a.tsv", b"text\tlabel\na\xff\t0\n", r"a\.tsv: byte 0xff at offset 12 is not UTF-8"),
+    "nul": ("a.tsv", b"text\tlabel\na\0\t0\n", r"a\.tsv: NUL byte at offset 12, line 2"),
+    "utf-16": ("a.tsv", TSV.encode("utf-16"), r"NUL byte|not UTF-8"),
+    "json nul": ("a.jsonl", r'{"text": "a\u0000", "label": 1}', r"line 1: column 'text' holds a NUL"),
+    "half pair": ("a.jsonl", r'{"text": "a\ud800", "label": 1}', r"line 1: .*half a surrogate pair"),
+    "empty": ("a.tsv", "\n", r"a\.tsv is empty"),
+    "only header": ("a.tsv", "text\tlabel\n", r"a\.tsv has no rows"),
+    "bad gzip": ("a.tsv.gz", TSV, r"not a whole gzip file"),
+    "cut gzip": ("a.tsv.gz", gzip.compress(TSV.encode())[:-9], r"not a whole gzip file"),
+    "json array": ("a.json", '[{"text": "a", "label": 1}]', r"line 1: not a JSON object; write one object a line"),
+    "not json": ("a.jsonl", '{"text": "a", "label": 1}\nnope', r"line 2: not JSON"),
+    "number for text": ("a.jsonl", '{"text": 3, "label": 1}', r"line 1: column 'text' holds 3, not text"),
+    "one class": ("a.tsv", "text\tlabel\na\tx\nb\tx\n", r"a\.tsv has only one class, 'x'; training needs at least two"),
+    "no label": ("a.tsv", "text\tlabel\na\tx\nb\t\n", r"line 3: the label is empty"),
+    "float label": ("a.jsonl", '{"text": "a", "label": 1.5}', r"line 1: label 1\.5 is not a class.*'regression'"),
+    "null label": ("a.jsonl", '{"text": "a", "label": null}', r"line 1: label None is not a class"),
+    "blank text": ("a.tsv", "text\tlabel\na\tx\n  \ty\n", r"a\.tsv, line 3: column 'text' is empty"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files(write, name, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_task(write(name, content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["nan", "inf", "1e999", "", "good", "True"])
+def test_scores_must_be_finite_numbers(write, label):
+    with pytest.raises(ValueError, match=rf"a\.tsv, line 3: label '{label}' is not a finite number"):
+        load_task(write("a.tsv", f"text\tlabel\na\t0.5\nb\t{label}\n"), kind="regression")
+
+
+def test_bad_held_out_files(write):
+    train = write("a.tsv", TSV)
+    with pytest.raises(ValueError, match=r"v\.tsv, line 3: label 'perhaps' is not a class of training: no, yes"):
+        load_task(train, validation=write("v.tsv", "text\tlabel\na\tno\nb\tperhaps\n"))
+    with pytest.raises(ValueError, match=r"v\.tsv, line 2: no column 'label'"):
+        load_task(train, validation=write("v.tsv", "text\nonly\n"))
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 2: row 1 and this one differ"):
+        load_task(train, test=write("t.jsonl", '{"text": "a"}\n{"text": "b", "label": "no"}'))
+    with pytest.raises(ValueError, match=r"p\.tsv, line 2: column 'more' is empty"):
+        load_task(write("p.tsv", "text\tmore\tlabel\na\t\tno\nb\tc\tyes\n"), pair_column="more")
+    with pytest.raises(FileNotFoundError, match=r"missing\.tsv: no such file"):
+        load_task(train, validation="missing.tsv")
+
+
+# ---------------------------------------------------------------------------------------------- tensorflow_datasets
+
+MNLI_COLUMNS = "sentence1\tsentence2\tgold_label\n"
+MNLI_ROWS = "".join(f"p {label}\th {label}\t{label}\n" for label in ("entailment", "neutral", "contradiction"))
+MRPC_COLUMNS = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+ARCHIVES = {
+    "SST-2.zip": {
+        "SST-2/train.tsv": 'sentence\tlabel\na "good film\t1\nbad\t0\ncafé\t1\n',
+        "SST-2/dev.tsv": "sentence\tlabel\nfair\t1\n",
+        "SST-2/test.tsv": "index\tsentence\n0\thidden\n",
+    },
+    "MNLI.zip": {
+        "MNLI/train.tsv": MNLI_COLUMNS + MNLI_ROWS,
+        "MNLI/dev_matched.tsv": MNLI_COLUMNS + MNLI_ROWS,
+        "MNLI/dev_mismatched.tsv": MNLI_COLUMNS + "other p\tother h\tneutral\n",
+        "MNLI/test_matched.tsv": "sentence1\tsentence2\nt\tu\n",
+        "MNLI/test_mismatched.tsv": "sentence1\tsentence2\nv\tw\n",
+    },
+    "STS-B.zip": {
+        "STS-B/train.tsv": "sentence1\tsentence2\tscore\na\tb\t4.5\nc\t\t0.0\n",
+        "STS-B/dev.tsv": "sentence1\tsentence2\tscore\na\tb\t5.0\n",
+        "STS-B/test.tsv": "sentence1\tsentence2\ne\tf\n",
+    },
+}
+MRPC = {
+    "msr_paraphrase_train.txt": f"\ufeff{MRPC_COLUMNS}1\t1\t2\ta\tsame a\n0\t3\t4\tb\tc\n1\t5\t6\td\tsame d\n",
+    "msr_paraphrase_test.txt": f"{MRPC_COLUMNS}1\t7\t8\te\tsame e\n",
+    "data_mrpc_dev_ids.tsv": "5\t6\n",
+}
+
+
+@pytest.fixture(scope="module")
+def glue_archives(tmp_path_factory):
+    """A folder of small archives in the published layout, their checksums by URL, and a folder to prepare sets in."""
+    from tensorflow_datasets.text.glue import Glue
+
+    manual = tmp_path_factory.mktemp("manual")
+    for name, members in ARCHIVES.items():
+        with zipfile.ZipFile(manual / name, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+    for name, content in MRPC.items():
+        (manual / name).write_text(content, encoding="utf-8")
+    infos = {
+        url: dataclasses.replace(info, size=len(data), checksum=hashlib.sha256(data).hexdigest())
+        for url, info in Glue.url_infos.items()
+        if info.filename in ARCHIVES | MRPC
+        for data in [(manual / info.filename).read_bytes()]
+    }
+    return infos, {"manual_dir": manual, "data_dir": tmp_path_factory.mktemp("data")}
+
+
+@pytest.fixture
+def fake_glue(glue_archives):
+    from tensorflow_datasets.text.glue import Glue
+
+    infos, folders = glue_archives
+    with mock.patch.object(Glue, "url_infos", infos):
+        yield folders
+
+
+def test_sst2_is_prepared_and_read(fake_glue):
+    task = load_task("tfds:glue/sst2", test="tfds:glue/sst2", **fake_glue)
+    assert (task.name, task.label_names, task.metrics) == ("glue/sst2", ("negative", "positive"), ("accuracy",))
+    assert set(task.train) == {Example('a "good film', None, 1), Example("bad", None, 0), Example("café", None, 1)}
+    assert task.validation == (Example("fair", None, 1),)
+    assert task.test == (Example("hidden", None, None),)
+    # Prepared once: the archives are no longer needed.
+    assert load_task("tfds:glue/sst2", data_dir=fake_glue["data_dir"]).train == task.train
+
+
+def test_mnli_is_in_the_official_order(fake_glue):
+    """tensorflow_datasets numbers entailment 0, the official DeBERTa tasks number contradiction 0."""
+    task = load_task("tfds:glue/mnli", test="tfds:glue/mnli@test_mismatched", **fake_glue)
+    assert task.label_names == ("contradiction", "neutral", "entailment")
+    expected = {Example(f"p {name}", f"h {name}", label) for label, name in enumerate(task.label_names)}
+    assert set(task.train) == expected
+    assert task.validation is not None
+    assert set(task.validation) == expected
+    assert task.extra_validation == {"validation_mismatched": (Example("other p", "other h", 1),)}
+    assert task.test == (Example("v", "w", None),)
+    swapped = load_task("tfds:glue/mnli", label_names=("entailment", "neutral", "contradiction"), **fake_glue)
+    assert {(example.text, example.label) for example in swapped.train} == {
+        ("p entailment", 0),
+        ("p neutral", 1),
+        ("p contradiction", 2),
+    }
+
+
+def test_mrpc_and_stsb(fake_glue):
+    mrpc = load_task("tfds:glue/mrpc", **fake_glue)
+    assert set(mrpc.train) == {Example("a", "same a", 1), Example("b", "c", 0)}
+    assert mrpc.validation == (Example("d", "same d", 1),)
+    assert mrpc.metrics == ("accuracy", "f1")
+    stsb = load_task("tfds:glue/stsb", test="tfds:glue/stsb", **fake_glue)
+    assert (stsb.kind, stsb.label_names) == ("regression", ())
+    # An empty text is refused in a file, but a published set is taken as it is.
+    assert set(stsb.train) == {Example("a", "b", 4.5), Example("c", "", 0.0)}
+    assert stsb.test == (Example("e", "f", None),)
+
+
+def test_a_file_can_go_with_a_published_set(fake_glue, write):
+    task = load_task(
+        write("a.csv", "words,class\nx,positive\ny,negative\n"),
+        validation="tfds:glue/sst2@train",
+        text_column="words",
+        label_column="class",
+        **fake_glue,
+    )
+    assert task.train == (Example("x", None, 1), Example("y", None, 0))
+    assert task.validation is not None
+    assert len(task.validation) == 3
+
+
+def test_other_sets_need_their_columns(tmp_path):
+    """A prepared folder of a set that the package has no code for, with named classes and another text column."""
+    import tensorflow_datasets as tfds
+
+    class Reviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            stars = tfds.features.ClassLabel(names=["low", "high"])
+            features = {"review": tfds.features.Text(), "stars": stars, "score": np.float32}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield 0, {"review": "fine", "stars": "high", "score": 0.5}
+            yield 1, {"review": "poor", "stars": "low", "score": -1.0}
+
+    Reviews(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(ValueError, match=r"record 0: no column 'text'; the columns are 'review', 'score', 'stars'"):
+        load_task("tfds:reviews", data_dir=tmp_path)
+    task = load_task("tfds:reviews", text_column="review", label_column="stars", data_dir=tmp_path)
+    assert task.label_names == ("low", "high")
+    assert {(example.text, example.label) for example in task.train} == {("fine", 1), ("poor", 0)}
+    scores = load_task("tfds:reviews", text_column="review", label_column="score", kind="regression", data_dir=tmp_path)
+    assert {(example.text, example.label) for example in scores.train} == {("fine", 0.5), ("poor", -1.0)}
+    with pytest.raises(ValueError, match=r"record 0: label .* is not a class name"):
+        load_task("tfds:reviews", text_column="review", label_column="score", data_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"has no split 'test'; there are train: write tfds:reviews@SPLIT"):
+        load_task("tfds:reviews", test="tfds:reviews", text_column="review", label_column="stars", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("tfds:glue/sst", r"'tfds:glue/sst' is no GLUE task; there are tfds:glue/cola, tfds:glue/sst2"),
+        ("tfds:", r"'tfds:' is not a source; write tfds:NAME"),
+        ("tfds:glue/sst2@", r"is not a source"),
+        ("tfds:no_such_set", r"tfds:no_such_set: Dataset no_such_set not found"),
+        ("tfds:glue/sst2@dev", r"has no split 'dev'; there are .*validation"),
+    ],
+)
+def test_bad_tfds_sources(fake_glue, source, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_task(source, **fake_glue)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_download_says_what_to_do(tmp_path):
+    from tensorflow_datasets.core.download.downloader import _Downloader
+
+    refused = mock.patch.object(_Downloader, "download", side_effect=ConnectionError("no route\nto host"))
+    with refused, pytest.raises(ValueError, match=r"put RTE\.zip into .*manual or give manual_dir") as caught:
+        load_task("tfds:glue/rte", data_dir=tmp_path)
+    assert "(ConnectionError: no route to host)" in str(caught.value)
+
+
+def test_a_set_prepared_as_tfrecord_is_named(fake_glue, tmp_path):
+    load_task("tfds:glue/sst2", data_dir=tmp_path, manual_dir=fake_glue["manual_dir"])
+    info = next(tmp_path.rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match="prepared as TFRecord, which only TensorFlow reads"):
+        load_task("tfds:glue/sst2", data_dir=tmp_path)
+
+
+def test_glue_table_agrees_with_tensorflow_datasets():
+    from tensorflow_datasets.text.glue import Glue
+
+    configs = {config.name: config for config in Glue.BUILDER_CONFIGS}
+    assert set(GLUE) == set(configs)
+    for name, task in GLUE.items():
+        assert sorted(task.label_names) == sorted(configs[name].label_classes or ()), name
+        assert {task.text, task.pair} - {None} == set(configs[name].text_features), name
+        assert set(task.files) <= {info.filename for info in Glue.url_infos.values()}, name
+
+
+def test_regression_is_refused_for_a_glue_classification(fake_glue):
+    with pytest.raises(ValueError, match="is a classification task"):
+        load_task("tfds:glue/sst2", kind="regression", **fake_glue)
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+
+@dataclasses.dataclass
+class FakeEncoding:
+    input_ids: list[int]
+    token_type_ids: list[int]
+
+
+class WordLengths:
+    """[CLS] a [SEP] b [SEP], cut at the end; a word's id is its length plus 10."""
+
+    def __call__(self, text, pair=None, *, max_length):
+        first = [1, *(10 + len(word) for word in text.split()), 2]
+        second = [*(10 + len(word) for word in pair.split()), 2] if pair is not None else []
+        types = [0] * len(first) + [1] * len(second)
+        return FakeEncoding((first + second)[:max_length], types[:max_length])
+
+
+def encoded_rows(count, *, width=2):
+    ids = np.arange(count * width, dtype=np.int32).reshape(count, width)
+    return EncodedExamples(
+        ids, np.zeros_like(ids), np.full(count, width, np.int32), np.arange(count, dtype=np.int32), 0
+    )
+
+
+def test_encode_examples():
+    examples = [Example("a bcd", "ef", 1), Example("a b c d", "e", 0), Example("a", None, 2)]
+    encoded = encode_examples(examples, WordLengths(), max_length=6)
+    assert encoded.input_ids.dtype == encoded.labels.dtype == np.int32
+    assert encoded.input_ids.tolist() == [[1, 11, 13, 2, 12, 2], [1, 11, 11, 11, 11, 2], [1, 11, 2, 0, 0, 0]]
+    assert encoded.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1], [0] * 6, [0] * 6]
+    assert encoded.lengths.tolist() == [6, 6, 3]
+    assert encoded.labels.tolist() == [1, 0, 2]
+    assert encoded.truncated == 1  # the first just fits
+    assert encoded.batch(np.array([2]))["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0]]
+
+
+def test_encode_scores_and_unlabelled_examples():
+    scores = encode_examples([Example("a", None, 0.5)], WordLengths(), max_length=4)
+    assert scores.labels.dtype == np.float32
+    hidden = encode_examples([Example("a", None, None)], WordLengths(), max_length=4)
+    assert hidden.labels is None
+    assert "labels" not in next(evaluation_batches(hidden, batch_size=1))
+    with pytest.raises(ValueError, match="1 of 2 examples have no label"):
+        encode_examples([Example("a", None, None), Example("b", None, 1)], WordLengths(), max_length=4)
+    with pytest.raises(ValueError, match="no examples"):
+        encode_examples([], WordLengths(), max_length=4)
+    with pytest.raises(ValueError, match="training needs labels"):
+        FinetuneBatches(hidden, batch_size=1, seed=0)
+
+
+def test_training_batches_are_static_and_int32():
+    batch = next(FinetuneBatches(encoded_rows(5), batch_size=4, seed=0))
+    assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+        "input_ids": ((4, 2), "int32"),
+        "attention_mask": ((4, 2), "int32"),
+        "token_type_ids": ((4, 2), "int32"),
+        "labels": ((4,), "int32"),
+    }
+    assert batch["input_ids"][:, 0].tolist() == (2 * batch["labels"]).tolist()
+
+
+def drawn(batches, count):
+    return [next(batches)["labels"].tolist() for _ in range(count)]
+
+
+def test_every_epoch_has_each_example_once_in_another_order():
+    rows = np.concatenate(drawn(FinetuneBatches(encoded_rows(10), batch_size=4, seed=3), 5))
+    first, second = rows[:10].tolist(), rows[10:].tolist()
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert drawn(FinetuneBatches(encoded_rows(10), batch_size=4, seed=4), 1)[0] != first[:4]
+
+
+def test_resuming_equals_never_having_stopped():
+    whole = drawn(FinetuneBatches(encoded_rows(7), batch_size=4, seed=3), 8)
+    stopped = FinetuneBatches(encoded_rows(7), batch_size=4, seed=3)
+    assert drawn(stopped, 3) == whole[:3]
+    state = json.loads(json.dumps(stopped.get_state()))
+    assert state == {"global_next_index": 12}
+    resumed = FinetuneBatches(encoded_rows(7), batch_size=4, seed=3)
+    next(resumed)  # a used iterator goes to the position too
+    resumed.set_state(state)
+    assert drawn(resumed, 5) == whole[3:]
+
+
+def test_hosts_share_each_global_batch_and_may_change_in_number():
+    whole = drawn(FinetuneBatches(encoded_rows(9), batch_size=4, seed=3), 6)
+    hosts = [FinetuneBatches(encoded_rows(9), batch_size=4, seed=3, host_index=i, host_count=2) for i in range(2)]
+    parts = [drawn(host, 3) for host in hosts]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole[:3]]
+    assert hosts[0].get_state() == hosts[1].get_state() == {"global_next_index": 12}
+    four = [FinetuneBatches(encoded_rows(9), batch_size=4, seed=3, host_index=i, host_count=4) for i in range(4)]
+    for host in four:
+        host.set_state(hosts[0].get_state())
+    parts = [drawn(host, 3) for host in four]
+    assert [sorted(itertools.chain(*rows)) for rows in zip(*parts, strict=True)] == [
+        sorted(batch) for batch in whole[3:]
+    ]
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    counts = collections.Counter(drawn(FinetuneBatches(encoded_rows(3), batch_size=6, seed=0), 1)[0])
+    assert counts == {0: 2, 1: 2, 2: 2}
+
+
+@pytest.mark.parametrize("state", [{}, {"global_next_index": -1}, {"global_next_index": 1, "more": 2}, {"next": 1}])
+def test_bad_states(state):
+    with pytest.raises(ValueError, match="is not a position"):
+        FinetuneBatches(encoded_rows(3), batch_size=2, seed=0).set_state(state)
+
+
+@pytest.mark.parametrize(("batch_size", "host_index", "host_count"), [(3, 0, 2), (0, 0, 1), (4, 2, 2)])
+def test_bad_hosts(batch_size, host_index, host_count):
+    hosts = {"host_index": host_index, "host_count": host_count}
+    with pytest.raises(ValueError, match=r"does not divide by|is outside 0 to"):
+        FinetuneBatches(encoded_rows(3), batch_size=batch_size, seed=0, **hosts)
+    with pytest.raises(ValueError, match=r"does not divide by|is outside 0 to"):
+        next(evaluation_batches(encoded_rows(3), batch_size=batch_size, **hosts))
+
+
+@pytest.mark.parametrize(("count", "batches"), [(1, 1), (4, 1), (5, 2), (8, 2)])
+def test_evaluation_sees_each_example_once_in_order(count, batches):
+    seen = list(evaluation_batches(encoded_rows(count), batch_size=4))
+    assert len(seen) == batches
+    assert all(batch["input_ids"].shape == (4, 2) and batch["weight"].dtype == np.float32 for batch in seen)
+    labels, weights = (np.concatenate([batch[name] for batch in seen]) for name in ("labels", "weight"))
+    assert labels[weights == 1].tolist() == list(range(count))
+    assert set(weights[count:].tolist()) <= {0.0}
+    assert all(batch["attention_mask"].all() for batch in seen)  # fillers are real rows: no fully masked attention
+
+
+def test_evaluation_on_two_hosts_joins_to_that_of_one():
+    whole = list(evaluation_batches(encoded_rows(5), batch_size=4))
+    hosts = [list(evaluation_batches(encoded_rows(5), batch_size=4, host_index=i, host_count=2)) for i in range(2)]
+    for one, first, second in zip(whole, *hosts, strict=True):
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, np.concatenate([first[name], second[name]]))

@@ -1,0 +1,130 @@
+"""The settings of a run, as `deberta-jax pretrain` and `deberta-jax finetune` take them from the command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from deberta_jax.rtd import EmbeddingSharing
+
+from .optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices share what; data parallelism takes what is left."""
+
+    fsdp: int = 1
+    """devices that split the parameters among them (and the batch)"""
+    tensor: int = 1
+    """devices that split heads, feed-forward and vocabulary among them"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pre-train a DeBERTa on text. Give the same command again to go on after an interruption."""
+
+    output: Path
+    """folder of the run: checkpoints, metrics, and at the end the models"""
+    tokenizer: Path
+    """folder with spm.model, for instance from `deberta-jax tokenizer`"""
+    text: tuple[Path, ...] = ()
+    """text files or folders of them (.txt, .gz, .xz); none: the embedded corpus, six novels"""
+    boundary: Literal["blank_line", "line", "file", "chapter"] | None = None
+    """what ends a document; default blank_line, and chapter for the embedded corpus"""
+    corpus: Path | None = None
+    """a folder made by `deberta-jax prepare`, instead of text"""
+    held_out_fraction: float = 0.02
+    """share of the documents kept for evaluation"""
+
+    model: str = "deberta-v3-small"
+    """a released size, or a JSON file: one model's configuration, or generator and discriminator"""
+    vocab_size: int | None = None
+    """rows of the word embeddings; default: what the model says"""
+    objective: Literal["rtd", "mlm"] = "rtd"
+    """replaced token detection (DeBERTa v3), or masked language modelling (v1, v2)"""
+    embedding_sharing: EmbeddingSharing | None = None
+    """gradient-disentangled, shared, or not shared; default: what the JSON file says, else gdes"""
+    decoupled: bool = True
+    """generator and discriminator updated one after the other, by optimisers of their own, as in the official code"""
+    rtd_lambda: float = 10.0
+    """weight of the discriminator's loss; 10 in the official code"""
+
+    sequence_length: int = 512
+    """tokens a row"""
+    batch_size: int = 256
+    """rows a step, over all devices"""
+    accumulation: int = 1
+    """chunks that a batch is worked off in, to save memory"""
+    steps: int = 100_000
+    """optimiser steps"""
+    mask_rate: float = 0.15
+    """share of the tokens that is masked"""
+    max_ngram: int | None = None
+    """longest span of whole words masked together; default 1 (single pieces) for rtd, 3 for mlm"""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    discriminator_learning_rate: float | None = None
+    """default: the generator's"""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """what activations are computed in; parameters, softmax, LayerNorm, scores and losses stay float32"""
+    remat: bool = False
+    """recompute each layer in the backward pass instead of keeping its activations"""
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+
+    log_every: int = 10
+    evaluate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 3
+    """checkpoints kept, the newest ones"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tune a model to classify (or score) one text or a pair of texts."""
+
+    output: Path
+    """folder of the run: checkpoints, metrics, and at the end the model"""
+    model: Path
+    """folder of a model: the discriminator/ of a pre-training run, or what `deberta-jax convert` wrote"""
+    random_weights: bool = False
+    """use the model's configuration alone, with fresh weights: the baseline that pre-training has to beat"""
+    tokenizer: Path | None = None
+    """folder with spm.model; default: the model's"""
+
+    train: str
+    """a .tsv, .csv or .jsonl file, or tfds:NAME such as tfds:glue/sst2"""
+    validation: str | None = None
+    """as train; default for tfds: the set's own validation split"""
+    test: str | None = None
+    """as train"""
+    text_column: str = "text"
+    pair_column: str | None = None
+    label_column: str = "label"
+    kind: Literal["classification", "regression"] = "classification"
+    data_dir: Path | None = None
+    """where tensorflow_datasets keeps prepared sets"""
+    manual_dir: Path | None = None
+    """archives of those sets that were downloaded by hand, for a machine without internet"""
+
+    max_length: int = 128
+    """tokens a row; longer texts are cut"""
+    batch_size: int = 32
+    accumulation: int = 1
+    epochs: float = 3.0
+    steps: int | None = None
+    """optimiser steps, instead of epochs"""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
+    classifier_dropout: float | None = None
+    """default: the model's cls_dropout, else hidden_dropout_prob"""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+
+    log_every: int = 10
+    evaluate_every: int = 0
+    """steps between evaluations; 0: once an epoch"""
+    save_every: int = 500
+    keep: int = 2

@@ -1,0 +1,260 @@
+"""Fine-tuning on one text or a pair of texts: classification or regression.
+
+    deberta-jax finetune --output runs/sst2 --model runs/first/discriminator --train tfds:glue/sst2
+
+Read `main` top to bottom; the step is `build_step`.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deberta_jax import losses
+from deberta_jax.checkpoint import load_pretrained, save_pretrained
+from deberta_jax.config import DebertaConfig
+from deberta_jax.models import DebertaForSequenceClassification
+from deberta_jax.sharding import make_mesh, path_of, place_batch, shardings
+from deberta_jax.tokenizer import Tokenizer
+
+from .accumulation import accumulate
+from .checkpointing import Checkpointer
+from .configs import FinetuneConfig
+from .loop import Plan, Sums, train
+from .metrics import compute_metrics
+from .optimizer import build_optimizer, schedule
+from .report import Reporter
+from .state import TrainState, training_key
+from .tasks import EncodedExamples, FinetuneBatches, TaskData, encode_examples, evaluation_batches, load_task
+
+Params = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
+    """Returns the metrics of each held-out split, which results.json holds as well."""
+    # ---------------------------------------------------------------- the task, the model it is done with
+    task = load_task(
+        config.train,
+        validation=config.validation,
+        test=config.test,
+        text_column=config.text_column,
+        pair_column=config.pair_column,
+        label_column=config.label_column,
+        kind=config.kind,
+        data_dir=config.data_dir,
+        manual_dir=config.manual_dir,
+    )
+    tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
+    pretrained, weights = load_pretrained(config.model)
+    model_config = task_config(config, pretrained, task)
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
+            f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
+        )
+    model = DebertaForSequenceClassification(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    check_sizes(config, devices=mesh.shape["data"] * mesh.shape["fsdp"])
+
+    # ---------------------------------------------------------------- data
+    splits = {"train": task.train, "validation": task.validation, **task.extra_validation, "test": task.test}
+    encoded = {
+        name: encode_examples(examples, tokenizer, max_length=config.max_length)
+        for name, examples in splits.items()
+        if examples
+    }
+    host = {"host_index": jax.process_index(), "host_count": jax.process_count()}
+    epoch = math.ceil(len(task.train) / config.batch_size)
+    steps = config.steps or max(1, math.ceil(epoch * config.epochs))
+
+    # ---------------------------------------------------------------- state
+    optimizer = build_optimizer(config.optimizer, total_steps=steps)
+
+    def create(weights: Params) -> TrainState:
+        key = training_key(config.seed)
+        fresh: Any = model.init(key, jnp.ones((1, 8), jnp.int32))["params"]
+        params = fresh if config.random_weights else start_from(weights, fresh)
+        return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
+
+    placement = shardings(jax.eval_shape(create, weights), mesh)
+    state = jax.jit(create, out_shardings=placement)(weights)
+    del weights
+
+    # ---------------------------------------------------------------- step and evaluation
+    step = jax.jit(
+        build_step(model, optimizer, config, total_steps=steps), donate_argnums=0, out_shardings=(placement, None)
+    )
+
+    @jax.jit
+    def predict(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+        out: Any = model.apply(
+            {"params": params}, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"]
+        )
+        logits = out.logits
+        return logits[:, 0] if task.kind == "regression" else logits.argmax(axis=-1)
+
+    def measure(state: TrainState, examples: EncodedExamples) -> dict[str, float]:
+        found = []
+        for batch in evaluation_batches(examples, batch_size=config.batch_size, **host):
+            predictions = predict(state.params["model"], place_batch(batch, mesh))
+            found.append(np.asarray(jax.device_get(predictions)))
+        predictions = np.concatenate(found)[: len(examples.lengths)]
+        if examples.labels is None:
+            raise ValueError("the test split has no labels to measure against; leave it out")
+        return compute_metrics(task.metrics, predictions, examples.labels)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return measure(state, encoded["validation"]) if "validation" in encoded else {}
+
+    # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
+    with (
+        Checkpointer(
+            config.output / "checkpoints", keep=config.keep, identity=identity(config, model_config, tokenizer, task)
+        ) as checkpointer,
+        Reporter(
+            config.output,
+            total_steps=steps,
+            tokens_per_step=config.batch_size * config.max_length,
+            every=config.log_every,
+        ) as reporter,
+    ):
+        for name, examples in encoded.items():
+            cut = f", {examples.truncated} cut to {config.max_length} tokens" if examples.truncated else ""
+            reporter.message(f"{name}: {len(examples.lengths)} examples{cut}")
+        state = train(
+            state,
+            plan=Plan(
+                steps=steps,
+                log_every=config.log_every,
+                evaluate_every=config.evaluate_every or epoch,
+                save_every=config.save_every,
+            ),
+            step=step,
+            batches=FinetuneBatches(encoded["train"], batch_size=config.batch_size, seed=config.seed, **host),
+            place=lambda batch: place_batch(batch, mesh),
+            figures=training_figures,
+            evaluate=evaluate,
+            checkpointer=checkpointer,
+            reporter=reporter,
+        )
+
+        # ------------------------------------------------------------ results and model
+        results = {name: measure(state, examples) for name, examples in encoded.items() if name != "train"}
+        (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        for name, figures in results.items():
+            reporter.message(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in figures.items()))
+        save_pretrained(config.output / "model", model_config, state.params["model"])
+        tokenizer.save(config.output / "model")
+        reporter.message(f"saved {config.output / 'model'}")
+    return results
+
+
+def build_step(
+    model: DebertaForSequenceClassification,
+    optimizer: optax.GradientTransformation,
+    config: FinetuneConfig,
+    *,
+    total_steps: int,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """The update of one batch (input_ids, attention_mask, token_type_ids [B, S]; labels [B])."""
+    multiplier = schedule(config.optimizer, total_steps=total_steps)
+
+    def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
+        out: Any = model.apply(
+            {"params": params},
+            chunk["input_ids"],
+            chunk["attention_mask"],
+            token_type_ids=chunk["token_type_ids"],
+            train=True,
+            rngs={"dropout": key},
+        )
+        logits = out.logits
+        if model.config.num_labels == 1:
+            total, _ = losses.regression(logits[:, 0], chunk["labels"])
+        else:
+            total, _ = losses.classification(logits, chunk["labels"])
+        return total / weight, total
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        count = jnp.asarray(batch["labels"].shape[0], jnp.float32)
+        params, opt_state = state.params["model"], state.opt_state["model"]
+        grads, total = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        metrics = {
+            "loss_sum": total,
+            "count": count,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": config.optimizer.learning_rate * multiplier(state.step),
+        }
+        params = optax.apply_updates(params, updates)
+        return dataclasses.replace(
+            state, step=state.step + 1, params={"model": params}, opt_state={"model": opt_state}
+        ), metrics
+
+    return step
+
+
+def training_figures(sums: Sums) -> dict[str, float]:
+    """Means since the last line of the log."""
+    return {
+        "loss": sums["loss_sum"] / sums["count"],
+        "grad_norm": sums["grad_norm"] / sums["steps"],
+        "learning_rate": sums["learning_rate"] / sums["steps"],
+    }
+
+
+def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: TaskData) -> DebertaConfig:
+    """The model's configuration with the task's classes; one output without names for a regression."""
+    changes: dict[str, Any] = {"num_labels": max(1, len(task.label_names)), "label_names": task.label_names}
+    if config.classifier_dropout is not None:
+        changes["cls_dropout"] = config.classifier_dropout
+    return pretrained.replace(**changes)
+
+
+def start_from(weights: Params, fresh: Params) -> Params:
+    """The pre-trained encoder, and its pooler and classifier where they fit; fresh heads otherwise.
+
+    Raises:
+      ValueError: the encoder lacks a parameter or has one of another shape.
+    """
+    encoder = dict(jax.tree.leaves_with_path(weights["deberta"]))
+    for path, leaf in jax.tree.leaves_with_path(fresh["deberta"]):
+        if path not in encoder or encoder[path].shape != leaf.shape:
+            found = encoder[path].shape if path in encoder else "nothing"
+            raise ValueError(f"the model's weights have {found} at deberta/{path_of(path)}, which needs {leaf.shape}")
+    heads = {name: weights[name] for name in ("pooler", "classifier") if _same_shapes(weights.get(name), fresh[name])}
+    return {**fresh, "deberta": weights["deberta"], **heads}
+
+
+def _same_shapes(one: Any, other: Any) -> bool:
+    return one is not None and jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, other)
+
+
+def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
+    """Raises ValueError where a batch does not divide."""
+    if config.batch_size % config.accumulation or config.batch_size // config.accumulation % devices:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation) over "
+            f"{devices} devices; give a multiple of {config.accumulation * devices}"
+        )
+
+
+def identity(
+    config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: TaskData
+) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it."""
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    kept = "model random_weights train max_length batch_size accumulation epochs steps optimizer dtype seed".split()
+    return {
+        "configuration": model_config.to_json(),
+        "tokenizer": tokenizer.fingerprint,
+        "examples": len(task.train),
+        **{name: settings[name] for name in kept},
+    }

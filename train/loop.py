@@ -1,0 +1,130 @@
+"""The loop of pre-training and fine-tuning: dispatch, read the step before, evaluate, save, stop on nonsense."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from .checkpointing import Checkpointer
+from .report import Reporter
+from .state import TrainState
+
+Sums = dict[str, float]
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why, at which step and what is left on disk."""
+
+
+class Batches(Protocol):
+    """An endless stream of batches (this process's rows) whose place can be saved and set."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long to train, and what happens every so many steps. 0: never, but for the last step's save."""
+
+    steps: int
+    log_every: int
+    evaluate_every: int
+    save_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def train(
+    state: TrainState,
+    *,
+    plan: Plan,
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Batches,
+    place: Callable[[dict[str, np.ndarray]], Any],
+    figures: Callable[[Sums], dict[str, float]],
+    evaluate: Callable[[TrainState], dict[str, float]],
+    checkpointer: Checkpointer,
+    reporter: Reporter,
+) -> TrainState:
+    """Trains to the last step, from the newest good checkpoint if there is one.
+
+    Resuming restores, in this order: the state (parameters, optimisers, step, rng), the place in the data, and the
+    sums that the next line of the log averages. A resumed run is bit for bit the unbroken one.
+
+    Args:
+      step: the jitted step, which donates its state. Its metrics are summed between two lines of the log.
+      place: puts a batch onto the devices.
+      figures: turns those sums, with "steps" among them, into the figures to report.
+      evaluate: figures of held-out data.
+
+    Raises:
+      TrainingError: a loss or gradient norm is not finite. The step is named, the last good checkpoint kept.
+      CheckpointError: no checkpoint can be read, they belong to another configuration, or saving failed.
+    """
+    sums: Sums = {}
+    restored = checkpointer.restore(jax.tree.map(_abstract, state))
+    if restored is not None:
+        state = restored.state
+        batches.set_state(restored.data["batches"])
+        sums = restored.data["sums"]
+    first = int(state.step) + 1
+    reporter.resume_at(first - 1)
+    unread: tuple[int, dict[str, jax.Array]] | None = None
+    for number in range(first, plan.steps + 1):
+        state, metrics = step(state, place(next(batches)))
+        if unread is not None:
+            sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
+        unread = (number, metrics)
+        evaluating, saving = _due(number, plan.evaluate_every, plan.steps), _due(number, plan.save_every, plan.steps)
+        if evaluating or saving:
+            # Nothing is saved, or measured, before this very step is known to be finite.
+            sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
+            unread = None
+        if evaluating and plan.evaluate_every:
+            reporter.evaluation(number, evaluate(state))
+        if saving:
+            checkpointer.save(number, state, {"batches": batches.get_state(), "sums": sums})
+    checkpointer.wait()
+    return state
+
+
+def _read(
+    number: int,
+    metrics: dict[str, jax.Array],
+    sums: Sums,
+    plan: Plan,
+    figures: Callable[[Sums], dict[str, float]],
+    reporter: Reporter,
+    checkpointer: Checkpointer,
+) -> Sums:
+    """Fetches one step's metrics, checks them, adds them up, and reports where a line is due."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        kept = checkpointer.latest_step()
+        left = f"the checkpoint of step {kept} is kept" if kept is not None else "there is no checkpoint yet"
+        raise TrainingError(
+            f"{', '.join(broken)} not finite at step {number} ({', '.join(str(values[name]) for name in broken)}); "
+            f"{left}. Try a lower learning rate or a longer warmup"
+        )
+    sums = {name: sums.get(name, 0.0) + value for name, value in (values | {"steps": 1.0}).items()}
+    if _due(number, plan.log_every, plan.steps):
+        reporter.step(number, figures(sums))
+        return {}
+    return sums
+
+
+def _due(number: int, every: int, last: int) -> bool:
+    return number == last or (every > 0 and number % every == 0)
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
