@@ -4,8 +4,8 @@
                    c2c           c2p                           p2c
 
 Both position terms use the same index (the official code, not the sign of the paper). They depend on i and j through
-i - j alone, so a table row is fetched once per distance and the products are shifted into place: no index array of
-scores' size exists.
+i - j alone: every product is computed once per row of the table that is in reach, and put into place by an index [S, S]
+that all heads and sequences share, or by a shift. No integer array of the scores' size exists.
 """
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from .layers import dropout
 
 IMPLEMENTATIONS = ("auto", "xla")
-_MASKED = -1e30  # below every real score; softmax numerators are zeroed as well, so its size does not matter
+_MASKED = -1e30  # below every real score: its exponential is exactly 0
 
 
 def disentangled_attention(
@@ -25,7 +25,7 @@ def disentangled_attention(
     *,
     pos_key: jax.Array | None,
     pos_query: jax.Array | None,
-    rows: np.ndarray | None,
+    rows: np.ndarray,
     query_segments: jax.Array,
     key_segments: jax.Array,
     query_positions: jax.Array | None = None,
@@ -39,7 +39,7 @@ def disentangled_attention(
       key, value: [B, S, N, H].
       pos_key: [P, N, H] keys of the live rows of the relative table, or None without the c2p term.
       pos_query: [P, N, H] queries of the same rows, or None without the p2c term.
-      rows: int [2S - 1], row of each distance from S - 1 down to -(S - 1), see `positions.live_rows`; None without
+      rows: int [2S - 1], row of each distance from S - 1 down to -(S - 1), see `positions.live_rows`; not read without
         either term.
       query_segments: int [B, T]; key_segments: int [B, S]. A query sees the keys of its own segment; 0 is padding.
       query_positions: int [B, T], which of the S positions each query stands at; None: query i is at i (T = S).
@@ -47,30 +47,85 @@ def disentangled_attention(
 
     Returns:
       Context [B, T, N, H] in value's dtype, exactly zero for padding queries, and the probabilities before dropout,
-      float32 [B, N, T, S].
+      float32 [B, N, T, S], rows of padding queries zero (official XSoftmax).
     """
     terms = (pos_key is not None) + (pos_query is not None)
     scale = (query.shape[-1] * (1 + terms)) ** -0.5
-    scores = _product("btnh,bsnh->bnts", query * scale, key)
+    query, key, value = (_heads_first(x) for x in (query, key, value))
+    # Sums and softmax stand in one expression: XLA compiles products, softmax and the last product into one pass.
+    scores = _product("nbth,nbsh->nbts", query, key)
     if pos_key is not None:
-        scores += _content_to_position(query * scale, pos_key[rows], query_positions)
+        scores += _content_to_position(query, _table_heads_first(pos_key), rows, query_positions)
     if pos_query is not None:
-        scores += _position_to_content(key, pos_query[rows[::-1]] * scale, query_positions)
+        scores += _position_to_content(key, _table_heads_first(pos_query), rows, query_positions)
     visible = (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments != 0)[:, None, :]
-    probabilities = masked_softmax(scores, visible[:, None])
-    dropped = probabilities
+    scores = scores * scale + jnp.where(visible, 0.0, _MASKED)[None]
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    # Divided by their sum after the product with the values, which is smaller. Padding queries see nothing.
+    normaliser = (query_segments != 0)[None, :, :, None] / weights.sum(axis=-1, keepdims=True)
+    dropped = weights
     if dropout_key is not None and dropout_rate > 0:
-        dropped = dropout(probabilities, rate=dropout_rate, key=dropout_key)
-    context = _product("bnts,bsnh->btnh", dropped.astype(value.dtype), value).astype(value.dtype)
-    return context, probabilities
+        dropped = dropout(weights, rate=dropout_rate, key=dropout_key)
+    context = _product("nbts,nbsh->nbth", dropped.astype(value.dtype), value) * normaliser
+    return context.astype(value.dtype).transpose(1, 2, 0, 3), (weights * normaliser).swapaxes(0, 1)
 
 
-def masked_softmax(scores: jax.Array, visible: jax.Array) -> jax.Array:
-    """Softmax over the last axis where visible, 0 elsewhere; all 0 where nothing is visible (official XSoftmax)."""
-    scores = jnp.where(visible, scores, _MASKED)
-    peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.where(visible, jnp.exp(scores - peak), 0.0)
-    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+def _content_to_position(
+    query: jax.Array, table: jax.Array, rows: np.ndarray, positions: jax.Array | None
+) -> jax.Array:
+    """query [N, B, T, H] . table [N, P, H] -> [N, B, T, S], entry i, j from the row of distance i - j."""
+    length = (len(rows) + 1) // 2
+    if positions is None:
+        return jax.lax.platform_dependent(
+            query,
+            table,
+            tpu=lambda query, table: relative_shift(_per_row(query, table[:, rows])),
+            default=lambda query, table: _gather(
+                _per_row(query, table), np.arange(length)[:, None] * table.shape[1] + _row_of_pair(rows)
+            ),
+        )
+    row_of_key = jnp.asarray(rows)[length - 1 - positions[..., None] + np.arange(length)]  # [B, T, S]
+    return jnp.take_along_axis(_per_row(query, table), row_of_key[None], axis=-1)
+
+
+def _position_to_content(key: jax.Array, table: jax.Array, rows: np.ndarray, positions: jax.Array | None) -> jax.Array:
+    """key [N, B, S, H] . table [N, P, H] -> [N, B, T, S], entry i, j from the row of distance i - j."""
+    length = (len(rows) + 1) // 2
+    scores = jax.lax.platform_dependent(
+        key,
+        table,
+        tpu=lambda key, table: relative_shift(_per_row(key, table[:, rows[::-1]])).swapaxes(-1, -2),
+        default=lambda key, table: _gather(
+            _per_row(key, table), np.arange(length)[None, :] * table.shape[1] + _row_of_pair(rows)
+        ),
+    )
+    return scores if positions is None else jnp.take_along_axis(scores, positions[None, ..., None], axis=-2)
+
+
+def _per_row(x: jax.Array, table: jax.Array) -> jax.Array:
+    """x [N, B, S, H] . table [N, P, H] -> [N, B, S, P], one product a head over all sequences."""
+    heads, batch, length, size = x.shape
+    products = _product("nxh,nph->nxp", x.reshape(heads, batch * length, size), table)
+    return products.reshape(heads, batch, length, -1)
+
+
+def _row_of_pair(rows: np.ndarray) -> np.ndarray:
+    """Row of the distance of each query and key: int [S, S]."""
+    length = (len(rows) + 1) // 2
+    return rows[length - 1 - np.arange(length)[:, None] + np.arange(length)]
+
+
+def _gather(products: jax.Array, index: np.ndarray) -> jax.Array:
+    """products [N, B, S, P] -> [N, B, S, S], by an index [S, S] into the flattened last two axes."""
+    heads, batch, *_ = products.shape
+    numbers = jax.lax.GatherDimensionNumbers(offset_dims=(0, 1), collapsed_slice_dims=(2,), start_index_map=(2,))
+    return jax.lax.gather(
+        products.reshape(heads, batch, -1),
+        jnp.asarray(index[..., None], jnp.int32),
+        numbers,
+        slice_sizes=(heads, batch, 1),
+        mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )
 
 
 def relative_shift(x: jax.Array) -> jax.Array:
@@ -81,33 +136,23 @@ def relative_shift(x: jax.Array) -> jax.Array:
 
     Returns:
       [..., S, S]. Row i of the result starts one element earlier than row i - 1, so on the flattened matrix rows of
-      2S - 2 elements line up (Transformer-XL's relative shift): a reshape, not a gather.
+      2S - 2 elements line up (Transformer-XL's relative shift): a reshape, where a TPU would crawl through a gather.
     """
     *lead, length, width = x.shape
+    if length == 1:
+        return x
     flat = x.reshape(*lead, length * width)[..., length - 1 : length - 1 + length * (width - 1)]
     return flat.reshape(*lead, length, width - 1)[..., :length]
 
 
-def _content_to_position(query: jax.Array, table: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """query [B, T, N, H] . table [2S - 1, N, H] (distances S - 1 .. -(S - 1)) -> [B, N, T, S]."""
-    products = _product("btnh,rnh->bntr", query, table)
-    if table.shape[0] == 1:
-        return products
-    if positions is None:
-        return relative_shift(products)
-    length = (table.shape[0] + 1) // 2
-    columns = length - 1 - positions[:, None, :, None] + jnp.arange(length)
-    return jnp.take_along_axis(products, columns, axis=-1)
+def _heads_first(x: jax.Array) -> jax.Array:
+    """[B, S, N, H] -> [N, B, S, H]."""
+    return x.transpose(2, 0, 1, 3)
 
 
-def _position_to_content(key: jax.Array, table: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """key [B, S, N, H] . table [2S - 1, N, H] (distances -(S - 1) .. S - 1) -> [B, N, T, S]."""
-    products = _product("bsnh,rnh->bnsr", key, table)
-    by_key = products if table.shape[0] == 1 else relative_shift(products)
-    scores = by_key.swapaxes(-1, -2)
-    if positions is None:
-        return scores
-    return jnp.take_along_axis(scores, positions[:, None, :, None], axis=-2)
+def _table_heads_first(table: jax.Array) -> jax.Array:
+    """[P, N, H] -> [N, P, H]."""
+    return table.transpose(1, 0, 2)
 
 
 def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:

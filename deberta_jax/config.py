@@ -14,7 +14,7 @@ PositionTerm = Literal["c2p", "p2c"]
 _IGNORED = frozenset(
     "_name_or_path add_cross_attention architectures attn_implementation bos_token_id chunk_size_feed_forward "
     "cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task "
-    "gradient_checkpointing is_decoder is_encoder_decoder legacy max_length model_type output_attentions "
+    "gradient_checkpointing is_decoder is_encoder_decoder legacy max_length model_type num_choices output_attentions "
     "output_hidden_states output_past pad_token_id pooler_hidden_size prefix problem_type pruned_heads "
     "return_dict sep_token_id summary_activation summary_first_dropout summary_last_dropout summary_type "
     "summary_use_proj talking_head task_specific_params tie_encoder_decoder tie_word_embeddings "

@@ -121,7 +121,7 @@ class Attention(nn.Module):
             self._heads(self.value_proj(hidden)),
             pos_key=pos_key,
             pos_query=pos_query,
-            rows=None if relative is None else relative.rows,
+            rows=np.zeros(0, int) if relative is None else relative.rows,
             query_segments=segments if selection is None else selection.segments,
             key_segments=segments,
             query_positions=None if selection is None else selection.positions,

@@ -184,7 +184,7 @@ def corrupt(
     used = masked_labels > 0
     rows = jnp.arange(input_ids.shape[0])[:, None]
     slots = jnp.where(used, masked_positions, input_ids.shape[1])  # unused slots fall outside and are dropped
-    corrupted = input_ids.at[rows, slots].set(sampled, mode="drop")
+    corrupted = jnp.asarray(input_ids).at[rows, slots].set(sampled, mode="drop")
     replaced = jnp.zeros(input_ids.shape, bool).at[rows, slots].set(sampled != masked_labels, mode="drop")
     return corrupted, replaced
 

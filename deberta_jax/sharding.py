@@ -35,8 +35,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"conv/conv/bias", (None,)),
     (r"mlm_head/bias", ("vocab",)),
     (r"(mlm_head/dense|rtd_head/dense|pooler/dense|token_proj)/kernel", ("embed", None)),
-    (r"(rtd_head/classifier|span_classifier|(?<!rtd_head/)classifier)/kernel", (None, None)),
-    (r"(dense|classifier|token_proj)/bias", (None,)),
+    (r"(span_)?classifier/kernel", (None, None)),
+    (r"(dense|(span_)?classifier|token_proj)/bias", (None,)),
 )
 
 

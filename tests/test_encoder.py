@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax import Deberta, DebertaConfig
+from deberta_jax import Deberta, DebertaConfig, attention
 from deberta_jax.attention import disentangled_attention, relative_shift
+from deberta_jax.layers import dropout
 
 from .golden_cases import INVARIANT, assert_close, assert_gradients_close, load
 
@@ -199,5 +200,37 @@ def test_no_index_array_of_the_scores_size() -> None:
     """Nowhere in the program does an integer array [B, N, S, S] appear."""
     ids = tokens(24, rows=2)
     lowered = init(SMALL).lower(ids).as_text()
-    assert "2x4x24x24xf32" in lowered
-    assert "2x4x24x24xi32" not in lowered
+    assert "4x2x24x24xf32" in lowered
+    assert "4x2x24x24xi32" not in lowered
+
+
+def test_both_ways_to_place_relative_products_agree() -> None:
+    """The gather of CPU and GPU and the shift of TPU."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    rows = np.array([3, 3, 3, 2, 1, 0, 0, 0, 0])  # distances 4 .. -4 of five tokens
+    x, table = jax.random.normal(keys[0], (2, 3, 5, 4)), jax.random.normal(keys[1], (2, 4, 4))
+    gathered = attention._content_to_position(x, table, rows, None)
+    shifted = relative_shift(attention._per_row(x, table[:, rows]))
+    np.testing.assert_allclose(gathered, shifted, atol=1e-6)
+    gathered = attention._position_to_content(x, table, rows, None)
+    shifted = relative_shift(attention._per_row(x, table[:, rows[::-1]])).swapaxes(-1, -2)
+    np.testing.assert_allclose(gathered, shifted, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_is_at_its_rate_unbiased_and_uncorrelated(rate: float) -> None:
+    x = jnp.ones((64, 128, 256))
+    one = np.asarray(dropout(x, rate=rate, key=jax.random.key(1)))
+    other = np.asarray(dropout(x, rate=rate, key=jax.random.key(2)))
+    kept = one != 0
+    np.testing.assert_allclose(one[kept], 1 / (1 - rate), rtol=1e-6)
+    deviation = (rate * (1 - rate) / one.size) ** 0.5
+    assert abs(1 - kept.mean() - rate) < 5 * deviation
+    for axis in range(3):  # every slice at its rate: no stripes
+        shares = 1 - np.moveaxis(kept, axis, 0).reshape(kept.shape[axis], -1).mean(axis=1)
+        assert np.abs(shares - rate).max() < 6 * (rate * (1 - rate) * kept.shape[axis] / one.size) ** 0.5
+    centred = kept - kept.mean()
+    for lag in (1, 2, 255, 256, 257, 128 * 256):
+        flat = centred.ravel()
+        assert abs((flat[:-lag] * flat[lag:]).mean()) < 6 * rate * (1 - rate) / one.size**0.5
+    assert abs((centred * ((other != 0) - (other != 0).mean())).mean()) < 6 * rate * (1 - rate) / one.size**0.5

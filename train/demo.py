@@ -48,8 +48,8 @@ class DemoConfig:
 
     output: Path = Path("runs/demo")
     """folder for everything that is made; the same command goes on where it was interrupted"""
-    pretrain_steps: int = 900
-    finetune_steps: int = 150
+    pretrain_steps: int = 480
+    finetune_steps: int = 100
     seed: int = 0
 
 
@@ -80,7 +80,7 @@ def main(config: DemoConfig) -> None:
             batch_size=16,
             steps=config.pretrain_steps,
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, beta2=0.98),
-            evaluate_every=max(1, config.pretrain_steps // 4),
+            evaluate_every=max(1, config.pretrain_steps // 3),
             save_every=200,
             log_every=10,
             seed=config.seed,
@@ -103,7 +103,7 @@ def main(config: DemoConfig) -> None:
                 batch_size=32,
                 steps=config.finetune_steps,
                 optimizer=OptimizerConfig(learning_rate=3e-4, warmup=0.1),
-                evaluate_every=max(1, config.finetune_steps // 3),
+                evaluate_every=config.finetune_steps,
                 seed=config.seed,
             )
         )["test"]

@@ -52,7 +52,8 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
         manual_dir=config.manual_dir,
     )
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
-    pretrained, weights = load_pretrained(config.model)
+    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    pretrained, weights = load_pretrained(config.model, mesh=mesh)
     model_config = task_config(config, pretrained, task)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise ValueError(
@@ -60,7 +61,6 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
             f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
         )
     model = DebertaForSequenceClassification(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     check_sizes(config, devices=mesh.shape["data"] * mesh.shape["fsdp"])
 
     # ---------------------------------------------------------------- data
@@ -110,8 +110,13 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
             raise ValueError("the test split has no labels to measure against; leave it out")
         return compute_metrics(task.metrics, predictions, examples.labels)
 
+    measured: dict[int, dict[str, float]] = {}  # of the validation split, by step
+
     def evaluate(state: TrainState) -> dict[str, float]:
-        return measure(state, encoded["validation"]) if "validation" in encoded else {}
+        number = int(state.step)
+        if number not in measured and "validation" in encoded:
+            measured[number] = measure(state, encoded["validation"])
+        return measured.get(number, {})
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
@@ -146,7 +151,9 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
         )
 
         # ------------------------------------------------------------ results and model
-        results = {name: measure(state, examples) for name, examples in encoded.items() if name != "train"}
+        others = {name: examples for name, examples in encoded.items() if name not in ("train", "validation")}
+        results = {"validation": evaluate(state)} if "validation" in encoded else {}
+        results |= {name: measure(state, examples) for name, examples in others.items()}
         (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for name, figures in results.items():
             reporter.message(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in figures.items()))

@@ -304,6 +304,11 @@ def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
             raise ValueError("give --text or --corpus, not both")
         corpus = open_corpus(config.corpus)
         corpus.check(tokenizer=tokenizer, sequence_length=config.sequence_length)
+        if config.evaluate_every and not corpus.held_out.rows:
+            raise ValueError(
+                f"{config.corpus} has no held-out rows to evaluate on; prepare it with a held_out_fraction above 0, or "
+                f"give --evaluate-every 0"
+            )
         return corpus
     if jax.process_count() > 1:
         raise ValueError(

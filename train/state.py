@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+KEY_IMPLEMENTATION = "threefry2x32"
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -28,10 +30,6 @@ class TrainState:
         return jax.random.fold_in(jax.random.wrap_key_data(self.rng, impl=KEY_IMPLEMENTATION), self.step)
 
 
-# Dropout draws many bits a step; this generator is the cheap one on TPU and CPU. A key gives the same bits wherever
-# the program and the backend are the same, which is what resuming needs.
-KEY_IMPLEMENTATION = "rbg"
-
-
 def training_key(seed: int) -> jax.Array:
+    """A key whose bits do not depend on how arrays are sharded."""
     return jax.random.key(seed, impl=KEY_IMPLEMENTATION)
