@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/deberta-jax demo --output runs/demo
@@ -13,8 +13,8 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow and not torch" -n 2
 
 # What .ci/run adds: the slow tests, and parity with transformers on torch.
-test-all: $(VENV)/installed $(VENV)/peers
-	$(BIN)/python -m pytest -n 2
+test-slow: $(VENV)/installed $(VENV)/peers
+	$(BIN)/python -m pytest -m "slow or torch" -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[train,convert,test]'
 	@touch $@
 
-# The CPU build of torch and transformers, which only tests use.
+# PyTorch and transformers, which only tests and benchmarks use.
 $(VENV)/peers: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0' 'transformers>=5,<6'
 	@touch $@

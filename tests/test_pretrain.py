@@ -123,9 +123,11 @@ def test_a_finished_run_has_nothing_left_to_do(home: Path, finished: Path) -> No
     ("changes", "model"),
     [
         ({"objective": "mlm"}, "model"),
-        ({"decoupled": False, "embedding_sharing": "es"}, "discriminator"),
-        ({"embedding_sharing": "nes", "accumulation": 2, "batch_size": 16}, "discriminator"),
-        ({"dtype": "bfloat16", "remat": True}, "discriminator"),
+        pytest.param({"decoupled": False, "embedding_sharing": "es"}, "discriminator", marks=pytest.mark.slow),
+        pytest.param(
+            {"embedding_sharing": "nes", "accumulation": 2, "batch_size": 16}, "discriminator", marks=pytest.mark.slow
+        ),
+        pytest.param({"dtype": "bfloat16", "remat": True}, "discriminator", marks=pytest.mark.slow),
     ],
 )
 def test_other_objectives_and_sharings_train(home: Path, tmp_path: Path, changes: dict, model: str) -> None:
@@ -344,6 +346,7 @@ def test_finetuning_learns_and_saves_a_model_with_its_labels(home: Path, finishe
     assert again == results
 
 
+@pytest.mark.slow
 def test_rtd_json_with_its_own_generator(home: Path, tmp_path: Path) -> None:
     both = RTDConfig(discriminator=TINY, generator=TINY.replace(intermediate_size=32), embedding_sharing="gdes")
     (tmp_path / "rtd.json").write_text(json.dumps(both.to_json()))

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from deberta_jax.convert import save_pytorch
 from flax import nnx
 
 from deberta_jax import Deberta
-from deberta_jax.convert import save_pytorch
 
 from .test_encoder import SMALL
 

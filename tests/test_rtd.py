@@ -170,6 +170,7 @@ def test_a_sample_equal_to_the_original_is_not_a_replacement_and_unused_slots_ch
     np.testing.assert_array_equal(replaced, [[False, False, True, False, False]])
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_batch() -> None:
     case = load("rtd_step")
     config = rtd_config(case)

@@ -37,7 +37,7 @@ Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
+def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR0915 - reads as prose, in sections
     """Returns the metrics of each held-out split, which results.json holds as well."""
     # ---------------------------------------------------------------- the task, the model it is done with
     task = load_task(
