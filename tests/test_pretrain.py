@@ -147,17 +147,19 @@ def run_killed(config: PretrainConfig, *, rounds: int, until: str) -> None:
     """
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "deberta_jax", *arguments(config)]
-    kills = 0
+    kills = hits = 0
     while True:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if kills < rounds:
             wait_for(config.output, process, until=until)
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             kills += 1
+            hits += process.returncode == -signal.SIGKILL
             continue
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output.decode()
+        assert hits or not rounds, "every run was over before it could be killed"
         return
 
 

@@ -32,7 +32,7 @@ SMALL = DebertaConfig(
     hidden_size=256,
     num_hidden_layers=4,
     num_attention_heads=4,
-    intermediate_size=1024,
+    intermediate_size=512,
     relative_attention=True,
     position_biased_input=False,
     pos_att_type=("c2p", "p2c"),
@@ -48,8 +48,8 @@ class DemoConfig:
 
     output: Path = Path("runs/demo")
     """folder for everything that is made; the same command goes on where it was interrupted"""
-    pretrain_steps: int = 480
-    finetune_steps: int = 100
+    pretrain_steps: int = 1000
+    finetune_steps: int = 200
     seed: int = 0
 
 
@@ -77,12 +77,12 @@ def main(config: DemoConfig) -> None:
             text=(folder / "pretraining.txt",),
             model=str(folder / "model.json"),
             sequence_length=128,
-            batch_size=16,
+            batch_size=8,
             steps=config.pretrain_steps,
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, beta2=0.98),
             evaluate_every=max(1, config.pretrain_steps // 3),
             save_every=200,
-            log_every=10,
+            log_every=20,
             seed=config.seed,
         )
     )
@@ -100,9 +100,9 @@ def main(config: DemoConfig) -> None:
                 validation=str(folder / "validation.jsonl"),
                 test=str(folder / "test.jsonl"),
                 max_length=128,
-                batch_size=32,
+                batch_size=16,
                 steps=config.finetune_steps,
-                optimizer=OptimizerConfig(learning_rate=3e-4, warmup=0.1),
+                optimizer=OptimizerConfig(learning_rate=3e-4, warmup=0.1, beta2=0.98),
                 evaluate_every=config.finetune_steps,
                 seed=config.seed,
             )
