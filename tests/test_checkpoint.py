@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +19,9 @@ def test_round_trip_is_exact_also_onto_a_mesh(tmp_path: Path) -> None:
     save_pretrained(tmp_path / "model", config, params)
     found, loaded = load_pretrained(tmp_path / "model")
     assert found == config
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    chex.assert_trees_all_equal(loaded, params)
     _, spread = load_pretrained(tmp_path / "model", mesh=make_mesh(fsdp=2, tensor=2))
-    jax.tree.map(np.testing.assert_array_equal, spread, params)
+    chex.assert_trees_all_equal(spread, params)
     kernel = spread["deberta"]["encoder"]["layer_0"]["feed_forward"]["intermediate"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (16, 32)
 
