@@ -211,7 +211,7 @@ def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
 
 def _read_with_torch(path: Path) -> dict[str, Any]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConversionError(
             f"{path} is no zip archive; if it was saved before PyTorch 1.6, install PyTorch (pip install torch) and "
@@ -227,7 +227,7 @@ def _read_with_torch(path: Path) -> dict[str, Any]:
 
 
 def _to_numpy(value: Any) -> Any:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if not isinstance(value, torch.Tensor):
         return value
