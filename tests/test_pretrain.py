@@ -19,24 +19,13 @@ from deberta_jax.train.loop import TrainingError
 from deberta_jax.train.optimizer import OptimizerConfig
 from deberta_jax.train.text import embedded_corpus, read_documents
 
-from deberta_jax import DebertaConfig, DebertaForReplacedTokenDetection, load_pretrained
+from deberta_jax import DebertaForReplacedTokenDetection, load_pretrained
 from deberta_jax.__main__ import main as command_line
 from deberta_jax.rtd import RTDConfig
 
-TINY = DebertaConfig(
-    vocab_size=640,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=64,
-    max_position_embeddings=64,
-    relative_attention=True,
-    position_biased_input=False,
-    pos_att_type="c2p|p2c",
-    position_buckets=16,
-    norm_rel_ebd="layer_norm",
-    share_att_key=True,
-)
+from .test_encoder import SMALL
+
+TINY = SMALL.replace(vocab_size=640, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.02)
 
 
 @pytest.fixture(scope="module")
