@@ -1,38 +1,32 @@
-"""Text to ids and back for DeBERTa v2, v3 and mDeBERTa: exactly what SentencePiece gives, plus five special tokens.
+"""Text to ids and back, exactly as the released models were trained: SentencePiece for v2, v3 and mDeBERTa, byte-level
+BPE for v1.
 
-Why not transformers' tokenizer: its fast class drops byte fallback and SentencePiece's own normalisation, so that text
-the released models were trained on ("ﬁ", "①", full-width letters, no-break spaces, emoji) becomes [UNK].
+Why not transformers' tokenizers: that of v2 and v3 drops byte fallback and SentencePiece's own normalisation, so that
+text the released models were trained on ("ﬁ", "①", full-width letters, no-break spaces, emoji) becomes [UNK]; that of
+v1 puts two [SEP] between the texts of a pair, where the models saw one.
 """
 
 import dataclasses
-import functools
-import hashlib
 import itertools
 import json
 import operator
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
-MODEL_FILE = "spm.model"
+from .bpe import FORMS, ByteLevelBPE
+from .spm import MODEL_FILE, SentencePiece
+from .vocabulary import CLS, MASK, PAD, SEP, UNK, Offset, Vocabulary
+
 CONFIG_FILE = "tokenizer_config.json"
-PAD, CLS, SEP, UNK, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
 
-_WORD_START = "▁"
-# Appended to a serialised model, this sets normalizer_spec.add_dummy_prefix to false: protocol buffers merge a message
-# field that comes twice (ModelProto field 3, length 2, NormalizerSpec field 3 = 0). No API does this in every release.
-_NO_WORD_START = b"\x1a\x02\x18\x00"
-
-# What transformers' DebertaV2Tokenizer reads besides spm.model.
+# What transformers' tokenizers of DeBERTa read besides the vocabulary.
+_TRANSFORMERS_CLASSES = {"spm": "DebertaV2Tokenizer", "gpt2": "DebertaTokenizer"}
 _TRANSFORMERS_CONFIG = {
-    "tokenizer_class": "DebertaV2Tokenizer",
-    "vocab_type": "spm",
     "do_lower_case": False,
     "split_by_punct": False,
     "bos_token": CLS,
@@ -52,81 +46,105 @@ class Encoding:
     Attributes:
       input_ids: the ids.
       token_type_ids: as many; 0 up to the first [SEP], 1 for B and its [SEP]. The released models ignore them.
+      offsets: as many, if asked for: (start, end) of each piece, so that `text[start:end]` is what it came from; None
+        for [CLS] and [SEP]. They count characters of the original text, of B where token_type_ids is 1. White space
+        around a piece is left out: a piece that is nothing else has start == end. Pieces that share a character (the
+        bytes of an emoji, the letters of "ﬁ") each have all of it.
     """
 
     input_ids: list[int]
     token_type_ids: list[int]
+    offsets: list[Offset | None] | None = None
 
 
 class Tokenizer:
-    """A SentencePiece model with the special tokens of DeBERTa v2, v3 and mDeBERTa. It can be pickled.
+    """A vocabulary with DeBERTa's special tokens: SentencePiece's (v2, v3, mDeBERTa) or byte-level BPE's (v1).
 
-    [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3 are pieces of the model file. [MASK] comes on top, with the id that follows
-    the last piece (128000 for v3, 250101 for mDeBERTa), unless the file has a piece of that name. Source:
-    `deberta/spm_tokenizer.py`, SPMTokenizer. Deliberate difference: where the file lacks one of the first four, the
-    official code invents an id for it and goes on padding with 0, whatever piece that is; here it is an error.
+    It can be pickled. The ids of the special tokens are those of the released models; see `SentencePiece` and
+    `ByteLevelBPE`.
 
     Attributes:
       vocab_size: the highest id + 1, [MASK] included. The tables of released models have spare rows beyond it.
       pad_id, cls_id, sep_id, unk_id, mask_id: ids of the special tokens.
-      fingerprint: SHA-256 of the model file, hexadecimal.
+      fingerprint: SHA-256 of the model file, hexadecimal; of v1, that of what its files say.
     """
 
-    def __init__(self, model: bytes, *, source: str = "the model") -> None:
-        """Takes the bytes of an `spm.model`; `source` names them in errors.
+    def __init__(self, model: bytes | Vocabulary, *, source: str = "the model") -> None:
+        """Takes the bytes of an `spm.model`, which `source` names in errors, or a vocabulary.
 
         Raises:
           ValueError: not a SentencePiece model, or one without DeBERTa's special pieces.
         """
-        self._model = model
-        self._spm = _load(model, source)
-        pieces = self._spm.get_piece_size()
-        ids = {name: self._spm.piece_to_id(name) for name in (PAD, CLS, SEP, UNK, MASK)}
-        found = {name: i for name, i in ids.items() if self._spm.id_to_piece(i) == name}
-        if found.get(PAD) != 0 or not {CLS, SEP} <= found.keys() or found.get(UNK) != self._spm.unk_id():
-            present = ", ".join(f"{name} {i}" for name, i in found.items()) or "none of them"
-            raise ValueError(
-                f"{source} has {present}; DeBERTa needs the pieces [PAD] with id 0, [CLS], [SEP], and [UNK] as the "
-                "unknown piece; train such a model with `deberta-jax tokenizer`, or spm_train --pad_id=0 --bos_id=1 "
-                "--eos_id=2 --unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] --unk_piece=[UNK]"
-            )
-        self.pad_id, self.cls_id, self.sep_id, self.unk_id = (found[name] for name in (PAD, CLS, SEP, UNK))
-        self.mask_id = found.get(MASK, pieces)
-        self.vocab_size = max(pieces, self.mask_id + 1)
-        self.fingerprint = hashlib.sha256(model).hexdigest()
+        vocabulary = SentencePiece(model, source=source) if isinstance(model, bytes) else model
+        self._vocabulary: Vocabulary = vocabulary
+        special = vocabulary.special_ids
+        self.pad_id, self.cls_id, self.sep_id, self.unk_id, self.mask_id = (
+            special[name] for name in (PAD, CLS, SEP, UNK, MASK)
+        )
+        self.vocab_size = vocabulary.size
+        self.fingerprint = vocabulary.fingerprint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._model,)  # data workers get the bytes, not SentencePiece's C++ object
+        return type(self), (self._vocabulary,)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads an `spm.model`, by whatever name. Raises FileNotFoundError, and ValueError as `Tokenizer` does."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file; give the spm.model of a DeBERTa v2, v3 or mDeBERTa")
-        return cls(path.read_bytes(), source=str(path))
+        """Reads an `spm.model`, by whatever name.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: as `Tokenizer` does; or the file is as long as a released one, but has other bytes.
+        """
+        return cls(SentencePiece.from_file(path))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads the `spm.model` of a folder. Raises FileNotFoundError, and ValueError as `Tokenizer` does."""
+        """Reads what a folder has: `spm.model`, or v1's `vocab.json` and `merges.txt`, or its `bpe_encoder.bin`.
+
+        Of a folder with both kinds, the `vocab_type` ("spm" or "gpt2") in its tokenizer_config.json says which is the
+        model's.
+
+        Raises:
+          FileNotFoundError: none of them is there.
+          ImportError: v1's files, but the package tokenizers is not installed.
+          ValueError: a damaged file, one that is not DeBERTa's, or both kinds and no word which.
+        """
         folder = Path(folder)
-        if not (folder / MODEL_FILE).is_file():
+        kinds = {"spm"} if (folder / MODEL_FILE).is_file() else set()
+        if any(all((folder / name).is_file() for name in form) for form in FORMS):
+            kinds.add("gpt2")
+        if not kinds:
             held = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
             raise FileNotFoundError(
-                f"{folder} has no {MODEL_FILE} (it holds: {held or 'nothing'}); copy it there from the released model, "
-                "or train one with `deberta-jax tokenizer`"
+                f"{folder} has no {MODEL_FILE}, and no {' or '.join(' with '.join(form) for form in FORMS)} of a v1 "
+                f"(it holds: {held or 'nothing'}); copy it there from the released model, or train a SentencePiece "
+                "model with `deberta-jax tokenizer`"
             )
-        return cls.from_file(folder / MODEL_FILE)
+        if len(kinds) > 1:
+            kinds = {kind for kind in kinds if kind == _vocab_type(folder / CONFIG_FILE)}
+            if not kinds:
+                raise ValueError(
+                    f"{folder} has {MODEL_FILE} as well as v1's byte-level BPE; remove the one that is not the "
+                    f'model\'s, or write {{"vocab_type": "spm"}} or {{"vocab_type": "gpt2"}} to its {CONFIG_FILE}'
+                )
+        return cls(ByteLevelBPE.from_folder(folder)) if "gpt2" in kinds else cls.from_file(folder / MODEL_FILE)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes spm.model, byte for byte as it was read, and the tokenizer_config.json that transformers reads.
+        """Writes the files of the vocabulary, and the tokenizer_config.json that transformers reads.
 
-        The folder is made if need be; files of these names are replaced, each at once or not at all.
+        These are spm.model, byte for byte as it was read; or vocab.json and merges.txt, written anew. The folder is
+        made if need be; files of these names are replaced, each at once or not at all.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = json.dumps(_TRANSFORMERS_CONFIG, indent=2) + "\n"
-        for name, content in ((MODEL_FILE, self._model), (CONFIG_FILE, config.encode())):
+        vocab_type = self._vocabulary.vocab_type
+        config = {
+            "tokenizer_class": _TRANSFORMERS_CLASSES[vocab_type],
+            "vocab_type": vocab_type,
+            **_TRANSFORMERS_CONFIG,
+        }
+        files = self._vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
+        for name, content in files.items():
             part = folder / f"{name}.part"
             part.write_bytes(content)
             part.replace(folder / name)
@@ -135,7 +153,7 @@ class Tokenizer:
     def is_special(self) -> NDArray[np.bool_]:
         """[V] bool: [PAD], [CLS], [SEP], [UNK] and [MASK]. Read-only."""
         special = np.zeros(self.vocab_size, bool)
-        special[[self.pad_id, self.cls_id, self.sep_id, self.unk_id, self.mask_id]] = True
+        special[list(self._vocabulary.special_ids.values())] = True
         special.setflags(write=False)
         return special
 
@@ -143,44 +161,58 @@ class Tokenizer:
     def starts_word(self) -> NDArray[np.bool_]:
         """[V] bool: a whole-word mask may begin at this piece. Read-only. Source: `part_of_whole_word`, negated.
 
-        True for pieces that begin with ▁, for single punctuation, control and white-space characters, and for special
-        tokens. Byte pieces (<0xF0>) are False, as by the official rule, though one may be the first byte of a
-        character: only so is a character never masked in part, and a character that follows a space has a "▁" of its
-        own in front of its bytes, which does start a word.
+        True for pieces that begin with the space before a word ("▁", of v1 "Ġ"), for single punctuation, control and
+        white-space characters, and for special tokens.
         """
-        pieces = self.pieces(range(self.vocab_size))
-        starts = np.array([piece.startswith(_WORD_START) or _stands_alone(piece) for piece in pieces])
+        starts = np.array([self._vocabulary.starts_word(i) for i in range(self.vocab_size)])
         starts |= self.is_special
         starts.setflags(write=False)
         return starts
 
     def encode(self, text: str, *, parse_mask: bool = False) -> list[int]:
-        """The ids of a text, without special tokens: what SentencePiece's own `encode` gives.
+        """The ids of a text, without special tokens: what SentencePiece's own `encode` gives, or GPT-2's.
 
         "[MASK]", "[CLS]" and the like in the text are plain characters (unless the model file itself declares them as
         user-defined symbols, which no released file does).
 
         Args:
-          parse_mask: read each "[MASK]" as the mask token. The text behind it starts a new word only where white space
-            does, so that "is [MASK]." ends in the same "." as the unmasked sentence.
+          parse_mask: read each "[MASK]" as the mask token, which stands for a piece and the space before it. The text
+            behind it starts a new word only where white space does, so that "is [MASK]." ends in the same "." as the
+            unmasked sentence.
         """
-        if not parse_mask:
-            return self._spm.encode(text)
-        first, *others = text.split(MASK)
-        ids = self._spm.encode(first)
-        for part in others:
-            spm = self._spm if part[:1].isspace() else self._spm_within_word
-            ids += [self.mask_id, *spm.encode(part)]
-        return ids
+        return self._encode(text, parse_mask=parse_mask, return_offsets=False)[0]
+
+    def _encode(self, text: str, *, parse_mask: bool, return_offsets: bool) -> tuple[list[int], list[Offset]]:
+        """The ids, and as many offsets or none."""
+        ids, offsets, at = [], [], 0
+        parts = text.split(MASK) if parse_mask else [text]
+        for i, part in enumerate(parts):
+            if i > 0:
+                ids.append(self.mask_id)
+                offsets.append((at, at + len(MASK)))
+                at += len(MASK)
+            words = part if i == len(parts) - 1 else part.removesuffix(" ")
+            ids += self._vocabulary.encode(words, after_mask=i > 0)
+            if return_offsets:
+                for start, end in self._vocabulary.offsets(words, after_mask=i > 0):
+                    offsets.append((at + start, at + end))
+            at += len(part)
+        return ids, offsets if return_offsets else []
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores. Raises ValueError for a single string, whose letters are not texts."""
         if isinstance(texts, str):
             raise ValueError("encode_batch was given one string; give a list of strings, or call encode")
-        return self._spm.encode(list(texts))
+        return self._vocabulary.encode_batch(texts)
 
     def __call__(
-        self, text: str, pair: str | None = None, *, max_length: int | None = None, parse_mask: bool = False
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        max_length: int | None = None,
+        parse_mask: bool = False,
+        return_offsets: bool = False,
     ) -> Encoding:
         """Encodes a text or a pair of texts with [CLS] and [SEP].
 
@@ -191,12 +223,13 @@ class Tokenizer:
         Args:
           max_length: the most ids, special tokens included; None: no limit.
           parse_mask: see `encode`.
+          return_offsets: fill `Encoding.offsets`, which takes longer than the ids.
 
         Raises:
           ValueError: max_length is too small for the special tokens alone.
         """
-        a = self.encode(text, parse_mask=parse_mask)
-        b = [] if pair is None else self.encode(pair, parse_mask=parse_mask)
+        a, a_offsets = self._encode(text, parse_mask=parse_mask, return_offsets=return_offsets)
+        b, b_offsets = self._encode(pair or "", parse_mask=parse_mask, return_offsets=return_offsets)
         if max_length is not None:
             specials = 2 if pair is None else 3
             if max_length < specials:
@@ -207,7 +240,11 @@ class Tokenizer:
             a, b = _truncate(a, b, max_length - specials)
         head = [self.cls_id, *a, self.sep_id]
         tail = [] if pair is None else [*b, self.sep_id]
-        return Encoding(input_ids=head + tail, token_type_ids=[0] * len(head) + [1] * len(tail))
+        offsets = None
+        if return_offsets:
+            offsets = [None, *a_offsets[: len(a)], None]
+            offsets += [] if pair is None else [*b_offsets[: len(b)], None]
+        return Encoding(input_ids=head + tail, token_type_ids=[0] * len(head) + [1] * len(tail), offsets=offsets)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ids. Normalisation is not undone: "ﬁ" comes back as "fi".
@@ -219,21 +256,21 @@ class Tokenizer:
         Raises:
           ValueError: an id is not in 0..vocab_size-1.
         """
-        known = self._checked(ids)
+        known, special_ids = self._checked(ids), set(self._vocabulary.special_ids.values())
         if skip_special:
-            return self._spm.decode([i for i in known if not self.is_special[i]])
+            return self._vocabulary.decode([i for i in known if i not in special_ids])
         text = ""
-        for special, group in itertools.groupby(known, key=lambda i: bool(self.is_special[i])):
+        for special, group in itertools.groupby(known, key=special_ids.__contains__):
             run = list(group)
-            words = " ".join(self.pieces(run)) if special else self._spm.decode(run)
-            spaced = special or self.pieces(run[:1])[0].startswith(_WORD_START)
-            text += f" {words}" if text and spaced else words
+            if special:
+                text += " " * bool(text) + " ".join(self.pieces(run))
+            else:
+                text += self._vocabulary.decode(run, after_special=bool(text))
         return text
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The piece of each id, such as "▁the". Raises ValueError for an id that is not in 0..vocab_size-1."""
-        inside = self._spm.get_piece_size()
-        return [self._spm.id_to_piece(i) if i < inside else MASK for i in self._checked(ids)]
+        return [self._vocabulary.piece(i) for i in self._checked(ids)]
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         """The ids as Python's own integers."""
@@ -242,32 +279,6 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"id {i} has no piece; ids of this tokenizer are 0 to {self.vocab_size - 1}")
         return known
-
-    @functools.cached_property
-    def _spm_within_word(self) -> sentencepiece.SentencePieceProcessor:
-        """The same model, but a text's first word gets no ▁."""
-        return _load(self._model + _NO_WORD_START, "the model")
-
-
-def _load(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
-    damaged = (
-        f"{source} is not a SentencePiece model ({len(model)} bytes); it may be damaged or cut short, "
-        "or a Git LFS pointer instead of the file; fetch it again"
-    )
-    if not model:  # SentencePiece would take it and log to stderr
-        raise ValueError(damaged)
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
-        raise ValueError(damaged) from None
-
-
-def _stands_alone(piece: str) -> bool:
-    """A single white-space, control or punctuation character; ASCII symbols such as $ count as punctuation."""
-    if len(piece) != 1:
-        return False
-    ascii_symbol = "!" <= piece <= "~" and not piece.isalnum()
-    return ascii_symbol or piece.isspace() or unicodedata.category(piece)[0] in "CP"
 
 
 def _truncate(a: list[int], b: list[int], budget: int) -> tuple[list[int], list[int]]:
@@ -278,4 +289,10 @@ def _truncate(a: list[int], b: list[int], budget: int) -> tuple[list[int], list[
     return a[:keep], b[: budget - keep]
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+def _vocab_type(path: Path) -> object:
+    """What a tokenizer_config.json says of the kind of vocabulary, if anything."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config.get("vocab_type") if isinstance(config, dict) else None

@@ -1,6 +1,7 @@
-"""The tokenizer: plain SentencePiece's ids, special tokens that text cannot forge, training that drops nothing."""
+"""The tokenizer on SentencePiece: its very ids, special tokens that text cannot forge, training that drops nothing."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import pickle
@@ -12,6 +13,7 @@ import sentencepiece
 from deberta_jax.train.text import embedded_corpus, read_documents
 from deberta_jax.train.tokenizer import TokenizerConfig, main, train_tokenizer
 
+from deberta_jax import spm
 from deberta_jax.tokenizer import Tokenizer
 
 PIECES = 2000
@@ -235,6 +237,92 @@ def test_max_length_without_room_for_the_special_tokens(tokenizer, pair, least):
         tokenizer("a", pair, max_length=least - 1)
 
 
+# --- offsets ----------------------------------------------------------------------------------------------------------
+
+
+def spans(tokenizer: Tokenizer, text: str) -> list[tuple[str, str | None]]:
+    """Each piece with the text that its offsets point to."""
+    encoding = tokenizer(text, return_offsets=True)
+    pairs = zip(tokenizer.pieces(encoding.input_ids), encoding.offsets, strict=True)
+    return [(piece, offset and text[slice(*offset)]) for piece, offset in pairs]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("  the   man. ", ["the", "man."]),
+        ("she\tand\n", ["she", "and"]),
+        ("\u3000the", ["the"]),
+        ("no\u00a0the", ["no", "the"]),
+        ("the\u200bthe \ufeffthe", ["the", "the", "the"]),
+        ("\uff34\uff28\uff25 man", ["\uff34\uff28\uff25", "man"]),
+        ("the ﬁne… man", ["the", "ﬁne…", "man"]),
+        ("e\u0301e\u0301 éa", ["e\u0301e\u0301", "éa"]),
+        ("the 😀the 👩‍👩‍👧", ["the", "😀the", "👩‍👩‍👧"]),
+    ],
+)
+def test_offsets_of_words_point_into_the_original_text(tokenizer, text, words):
+    encoding = tokenizer(text, return_offsets=True)
+    assert (encoding.offsets[0], encoding.offsets[-1]) == (None, None)
+    found = []
+    for piece, (start, end) in zip(tokenizer.pieces(encoding.input_ids[1:-1]), encoding.offsets[1:-1], strict=True):
+        if piece.startswith("▁"):
+            found.append((start, end))
+        else:
+            assert start <= found[-1][1] <= end  # no gap between the pieces of a word
+            found[-1] = (found[-1][0], end)
+    assert [text[start:end] for start, end in found] == words
+
+
+@pytest.mark.parametrize(
+    ("text", "shared", "pieces"), [("ⅷ", "ⅷ", 4), ("…", "…", 3), ("a 😀", "😀", 4), ("ﷺ", "ﷺ", 15)]
+)
+def test_pieces_that_share_a_character_each_have_all_of_it(tokenizer, text, shared, pieces):
+    assert [span for _, span in spans(tokenizer, text)].count(shared) >= pieces
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_offsets_give_every_piece_its_characters(tokenizer, model, text):
+    plain = sentencepiece.SentencePieceProcessor(model_proto=model)
+    encoding = tokenizer(text, return_offsets=True)
+    assert encoding.input_ids == tokenizer(text).input_ids
+    covered = set()
+    for token, offset in zip(encoding.input_ids[1:-1], encoding.offsets[1:-1], strict=True):
+        start, end = offset
+        covered |= set(range(start, end))
+        source = plain.normalize(text[start:end]).removeprefix("▁")
+        if plain.is_byte(token):
+            assert int(plain.id_to_piece(token)[1:-1], 16) in source.encode()
+        else:
+            assert plain.id_to_piece(token).strip("▁") in source
+        assert bool(source) == (plain.id_to_piece(token) != "▁")
+    assert covered >= {i for i, character in enumerate(text) if not character.isspace() and plain.normalize(character)}
+
+
+def test_offsets_of_a_pair_and_of_masks(tokenizer):
+    a, b = "She was [MASK].", "  He [MASK] [MASK]"
+    encoding = tokenizer(a, b, parse_mask=True, return_offsets=True)
+    texts = [
+        offset and (a, b)[kind][slice(*offset)]
+        for kind, offset in zip(encoding.token_type_ids, encoding.offsets, strict=True)
+    ]
+    words = [None, "She", "was", "[MASK]", ".", None, "He", "[MASK]", "[MASK]", None]
+    assert [word for word in texts if word != ""] == words
+    assert encoding.offsets[-2] == (12, 18)
+    for max_length in range(3, len(texts)):
+        short = tokenizer(a, b, parse_mask=True, return_offsets=True, max_length=max_length)
+        tail = short.token_type_ids.index(1)
+        assert short.offsets[: tail - 1] == encoding.offsets[: tail - 1]
+        assert short.offsets[tail:-1] == encoding.offsets[texts.index(None, 1) + 1 :][: max_length - tail - 1]
+        assert len(short.offsets) == max_length
+    assert tokenizer(a, b).offsets is None
+
+
+def test_offsets_of_unknown_characters():
+    tokenizer = Tokenizer(custom_model(**DEBERTA_PIECES))
+    assert spans(tokenizer, "a 日本 b")[-4:-1] == [("[UNK]", "日本"), ("▁", ""), ("b", "b")]
+
+
 # --- decode -----------------------------------------------------------------------------------------------------------
 
 
@@ -332,9 +420,9 @@ def test_pickle_for_data_workers(tokenizer):
 
 
 def test_missing_model_lists_what_is_there(tmp_path):
-    (tmp_path / "vocab.json").touch()
+    (tmp_path / "vocab.txt").touch()
     (tmp_path / "merges.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"merges\.txt, vocab\.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds: merges\.txt, vocab\.txt"):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Tokenizer.from_folder(tmp_path / "nowhere")
@@ -350,6 +438,44 @@ def test_damaged_model_is_named(model, tmp_path, capfd, damage):
     with pytest.raises(ValueError, match=rf"spm\.model is not a SentencePiece model \({len(content)} bytes\)"):
         Tokenizer.from_folder(tmp_path)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fields", [100, -2])
+def test_model_that_ends_between_two_fields_is_damaged(fields):
+    """SentencePiece itself loads these, and forgets the normalisation."""
+    model = custom_model(**DEBERTA_PIECES)
+    ends, at = [], 0
+    while at < len(model):
+        length, at = model[at + 1], at + 2
+        shift = 7
+        while length >> shift:
+            length = length - (1 << shift) + (model[at] << shift)
+            at, shift = at + 1, shift + 7
+        at += length
+        ends.append(at)
+    assert ends[-1] == len(model)
+    cut = model[: ends[fields]]
+    assert sentencepiece.SentencePieceProcessor(model_proto=cut).get_piece_size() > 0
+    with pytest.raises(ValueError, match="cut short"):
+        Tokenizer(cut)
+
+
+def test_damaged_released_model_is_known_by_its_size(model, tmp_path, monkeypatch):
+    path = tmp_path / "spm.model"
+    path.write_bytes(bytes(2_464_616))
+    with pytest.raises(ValueError, match=r"spm\.model is damaged: it has the size of DeBERTa v3's \(2464616 bytes\)"):
+        Tokenizer.from_folder(tmp_path)
+    released = {len(model): ("DeBERTa v9", hashlib.sha256(model).hexdigest())}
+    monkeypatch.setattr(spm, "_RELEASED", released)
+    path.write_bytes(model)
+    assert Tokenizer.from_folder(tmp_path).fingerprint == released[len(model)][1]
+    assert b"mother" in model
+    path.write_bytes(model.replace(b"mother", b"muther"))  # still a model, of other words
+    assert Tokenizer(path.read_bytes()).vocab_size == PIECES + 1
+    with pytest.raises(ValueError, match=r"the size of DeBERTa v9's .* but the SHA-256"):
+        Tokenizer.from_folder(tmp_path)
+    path.write_bytes(custom_model(**DEBERTA_PIECES))  # one's own is as long as none of them
+    assert Tokenizer.from_folder(tmp_path).vocab_size == 301
 
 
 @pytest.mark.torch
