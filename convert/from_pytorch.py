@@ -16,7 +16,7 @@ import tyro
 
 from deberta_jax.config import DebertaConfig
 
-from .layouts import ConversionError
+from .layouts import ConversionError, masked_lm_form
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
 
@@ -44,9 +44,11 @@ def load_pytorch(
 
     Returns:
       The configuration and a nested dict of float32 NumPy arrays with the encoder under `deberta` and the heads beside
-      it. Half-precision files are widened. Memory at its peak: the result and one tensor, next to the mapped file.
-      The configuration's `num_labels` is the classifier's number of rows. A discriminator's file that has only GDES
-      differences gives tables called `delta`, which need its generator.
+      it. Half precision is widened, float64 rounded. Memory at its peak: the result and one tensor.
+      The configuration's `num_labels` is the classifier's number of rows, and its `mlm_head` the
+      form that the names in the file tell: "legacy" for `cls.predictions`, "bert" where the position table of the
+      enhanced mask decoder is missing. A discriminator's file that has only GDES differences gives tables called
+      `delta`, which need its generator.
 
     Raises:
       FileNotFoundError: no such folder or file, or the hub cannot be reached or lacks it.
@@ -58,8 +60,9 @@ def load_pytorch(
         raise ValueError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     folder = find_folder(source, filename=filename)
     weights = _find_weights(folder, filename)
-    config = DebertaConfig.from_json(_find_config(folder, weights))
-    params = to_params(_open_weights(weights), config, include=include)
+    state = _open_weights(weights)
+    config = masked_lm_form(state.keys(), DebertaConfig.from_json(_find_config(folder, weights)))
+    params = to_params(state, config, include=include)
     if "classifier" in params:
         config = config.replace(num_labels=params["classifier"]["bias"].size)
     return config, params
@@ -128,18 +131,24 @@ def _find_config(folder: Path, weights: Path) -> Path:
 def _open_weights(path: Path) -> Mapping[str, Any]:
     if path.name.endswith(".index.json"):
         return _open_shards(path)
-    return _open_safetensors(path) if path.suffix == ".safetensors" else read_bin(path)
+    state = _open_safetensors(path) if path.suffix == ".safetensors" else read_bin(path)
+    odd = next((key for key in state if len(key) > 200 or not key.isprintable()), None)
+    if odd is not None:
+        raise ConversionError(f"{path} has a tensor called {odd!r:.80}, which is no name of a parameter")
+    return state
 
 
 def _open_shards(index: Path) -> Mapping[str, Any]:
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(shard_of.values()))
-        nested = [name for name in names if Path(name).name != name or name == index.name]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        odd = [name for name in names if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConversionError(f"{index} is no index of shards: it needs a table called weight_map") from None
-    if nested:
-        raise ConversionError(f"{index} names {nested[0]!r}; shards must stand beside their index")
+    if odd:
+        raise ConversionError(
+            f"{index} names {odd[0]!r:.80}; shards must stand beside their index, as *.safetensors or *.bin"
+        )
     merged: dict[str, Any] = {}
     for name in names:
         if not (index.parent / name).is_file():
@@ -178,48 +187,16 @@ def _open_safetensors(path: Path) -> Mapping[str, Any]:
 
     def read(key: str) -> np.ndarray:
         try:
-            return file.get_tensor(key)  # bfloat16 too: jax has registered it with NumPy
+            with safe_open(path, framework="numpy") as file:  # anew, so that the pages go with the tensor
+                return file.get_tensor(key)  # bfloat16 too: jax has registered it with NumPy
         except (SafetensorError, TypeError, AttributeError) as error:
             raise ConversionError(f"{path}: {key} cannot be read: {error}") from None
 
     try:
-        file = safe_open(os.fspath(path), framework="numpy")
-        return _Lazy({key: functools.partial(read, key) for key in file.keys()})  # noqa: SIM118 (no dict)
+        with safe_open(path, framework="numpy") as file:
+            return _Lazy({key: functools.partial(read, key) for key in file.keys()})  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
         raise ConversionError(f"{path} is damaged or no safetensors file: {error}; fetch it again") from None
-
-
-# ---------------------------------------------------------------------------------------------------------- GDES
-
-
-def continue_gdes(discriminator_params: Params, generator_params: Params) -> Params:
-    """The discriminator with tables relative to the generator's: `delta` = E_D - E_G, for words and positions.
-
-    With that, replaced token detection with gradient-disentangled embedding sharing goes on from where the
-    discriminator stands. The official code leaves the difference 0 unless the file has it, and so starts from the
-    generator's embedding (`rtd_task.py:_create_model`). A table that is a difference already stays as it is.
-
-    Args:
-      discriminator_params, generator_params: nested dicts with the encoder under `deberta`. The generator may be a
-        released one or fresh.
-
-    Raises:
-      ConversionError: tables of different shapes, or one that the generator lacks.
-    """
-    tables = dict(discriminator_params["deberta"]["embeddings"])
-    for name in ("word_embeddings", "position_embeddings"):
-        if "embedding" not in tables.get(name, {}):
-            continue
-        ours = np.asarray(tables[name]["embedding"], np.float32)
-        theirs = generator_params["deberta"]["embeddings"].get(name, {}).get("embedding")
-        if theirs is None or np.shape(theirs) != ours.shape:
-            has = "none" if theirs is None else f"one of shape {np.shape(theirs)}"
-            raise ConversionError(
-                f"the discriminator's {name} table has shape {ours.shape} and the generator has {has}; "
-                "take a generator of the same vocabulary and width"
-            )
-        tables[name] = {"delta": ours - np.asarray(theirs, np.float32)}
-    return {**discriminator_params, "deberta": {**discriminator_params["deberta"], "embeddings": tables}}
 
 
 # ------------------------------------------------------------------------------------------------------- command
@@ -246,6 +223,8 @@ def main(config: ConvertConfig) -> None:
     save_pretrained(config.destination, deberta, params)
     copy_tokenizer(folder, config.destination)
     print(f"wrote {config.destination}: {describe(params)}")
+    if "mlm_head" in params:
+        print(f"its masked LM head is of the form {deberta.mlm_head!r}")
     if "delta" in params["deberta"]["embeddings"]["word_embeddings"]:
         print("its embeddings are differences to those of a generator (GDES): it is of use only together with that one")
 

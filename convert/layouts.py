@@ -17,7 +17,7 @@ from deberta_jax.config import DebertaConfig
 
 State = dict[str, Callable[[], Any]]  # name -> reads the tensor when asked, so that a file is never in memory twice
 
-_EXACT = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # float32 holds their values
+_FLOATS = tuple(np.dtype(kind) for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
 _OLD_PREFIXES = {"bert.": "deberta.", "embeddings.": "deberta.embeddings.", "encoder.": "deberta.encoder."}
 LEGACY_MLM_HEAD = {
     "cls.predictions.transform.dense.": "lm_predictions.lm_head.dense.",
@@ -34,6 +34,20 @@ V1_NAMES = {
 
 class ConversionError(ValueError):
     """Weights that do not fit: damaged, incomplete, of the wrong shape, or not expressible on the other side."""
+
+
+def masked_lm_form(names: Collection[str], config: DebertaConfig) -> DebertaConfig:
+    """The configuration with the form of masked LM head that a file's own names tell; the same one without such a head.
+
+    transformers drops the position table where the input lacks it; without the table there is no enhanced mask decoder.
+    """
+    form = config.mlm_head
+    if any("cls.predictions." in name for name in names):
+        form = "legacy"
+    elif any("lm_predictions." in name for name in names):
+        has_positions = any("position_embeddings." in name for name in names)
+        form = "emd" if has_positions and form == "emd" else "bert"
+    return config.replace(mlm_head=form)
 
 
 def normalize(state: State, config: DebertaConfig) -> State:
@@ -117,10 +131,10 @@ def _drop_delta_beside_sum(state: State) -> State:
 
 
 def checked(array: Any, name: str, shape: tuple[int | None, ...]) -> Any:
-    """The array, if it has `shape` (None: any size) and a type whose values float32 holds."""
-    if not hasattr(array, "shape") or array.dtype not in _EXACT:
+    """The array, if it has `shape` (None: any size) and a type of floats."""
+    if not hasattr(array, "shape") or array.dtype not in _FLOATS:
         kind = getattr(array, "dtype", type(array).__name__)
-        raise ConversionError(f"{name} is {kind}; it must be an array of float32, float16 or bfloat16")
+        raise ConversionError(f"{name} is {kind}; it must be an array of float64, float32, float16 or bfloat16")
     got = tuple(array.shape)
     if len(got) != len(shape) or any(want not in (None, have) for want, have in zip(shape, got, strict=True)):
         expected = tuple("any" if size is None else size for size in shape)

@@ -173,10 +173,10 @@ def to_params(
     include: Collection[str] | None = None,
     shared_embeddings: bool = False,
 ) -> Params:
-    """PyTorch's names and axes to ours; the inverse of `to_state_dict`, bit for bit.
+    """PyTorch's names and axes to ours; the inverse of `to_state_dict`, bit for bit up to float32.
 
     Args:
-      state_dict: name -> array of float32, float16 or bfloat16, in any published layout; it may read lazily.
+      state_dict: name -> array of floats of 16 to 64 bits, in any published layout; it may read lazily.
       config: the model that the arrays must be. The number of classes is the classifier's own.
       include: the parts to return (of `PARTS`), each of which must be there; None: all that are there.
       shared_embeddings: the word and position tables may be missing (the discriminator of an ES pair).
@@ -201,7 +201,7 @@ def to_params(
     for key, entry in table.items():
         if key in state and (include is None or entry.part in include):
             array = checked(state[key](), key, entry.shape)
-            _place(params, entry.path, np.array(entry.swap_layout(array), np.float32, order="C"))
+            _place(params, entry.path, _as_float32(entry.swap_layout(array), key))
     _check_classes(params)
     return params
 
@@ -261,6 +261,15 @@ def _check_complete(names: Iterable[str], table: Mapping[str, Entry], *, shared_
             f"weights and configuration do not match; missing: {shorten(missing)}; unexpected: {shorten(unexpected)}"
         )
     return present
+
+
+def _as_float32(array: Any, key: str) -> np.ndarray:
+    """A new array, of the same values; only float64 is rounded."""
+    with np.errstate(over="ignore"):
+        values = np.array(array, np.float32, order="C")
+    if array.dtype == np.float64 and np.any(np.isinf(values) & np.isfinite(array)):
+        raise ConversionError(f"{key} has values that float32 cannot hold")
+    return values
 
 
 def _check_classes(params: Mapping[str, Any]) -> None:

@@ -44,7 +44,9 @@ def save_pytorch(
     A model that the published version 1 layout can hold is written in it (`DebertaModel`; the biases of keys must be
     zero), every other one in that of version 2 (`DebertaV2Model`), which can hold version 1's arithmetic as well.
     transformers does not use `position_embeddings` without `position_biased_input` and has no class for `rtd_head`;
-    both are written nevertheless, as in the published files, and `load_pytorch` reads them back.
+    both are written nevertheless, as in the published files, and `load_pytorch` reads them back. A masked LM head is
+    written as `config.mlm_head` says: legacy with `legacy: true`, the others under the official names with
+    `legacy: false`; transformers runs neither behind the enhanced mask decoder.
 
     Args:
       folder: made if need be; files of these names are replaced only once the new ones are complete.
@@ -65,9 +67,11 @@ def save_pytorch(
     if _fits_v1_layout(config, state):
         state = _join_v1_projections(config, state)
         fields["model_type"] = "deberta"
-    if "mlm_head" in params and config.embedding_size != config.hidden_size:
-        state = _rename(state, {ours: legacy for legacy, ours in LEGACY_MLM_HEAD.items()})
-        fields["legacy"] = True  # transformers' other head multiplies hidden states with the unprojected table
+    # transformers' other head multiplies hidden states with the word embeddings, so their sizes must be equal.
+    legacy = config.mlm_head == "legacy" or config.embedding_size != config.hidden_size
+    if "mlm_head" in params and legacy:
+        state = _rename(state, {ours: theirs for theirs, ours in LEGACY_MLM_HEAD.items()})
+        fields |= {"legacy": True, "mlm_head": "legacy"}
     fields |= _architectures(fields["model_type"], params)
     fields["dtype"] = kind.name
     tensors = {key: _cast(array, kind, key) for key, array in state.items()}

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from .config import DebertaConfig
-from .sharding import shardings
+from .sharding import path_of, shardings
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FOLDER = "params"
@@ -25,8 +27,14 @@ def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, param
 
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:  # writes to a temporary folder and renames
-        checkpointer.save(folder / PARAMETERS_FOLDER, params, force=True)
+    # Uncompressed and without Orbax's own copy of NumPy arrays, writing takes next to no memory.
+    handlers = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
+    with ocp.Checkpointer(handler) as checkpointer:  # writes to a temporary folder and renames
+        checkpointer.save(folder / PARAMETERS_FOLDER, args=ocp.args.PyTreeSave(params), force=True)
     part = folder / f"{CONFIG_FILE}.part"
     part.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
     part.replace(folder / CONFIG_FILE)
@@ -63,3 +71,25 @@ def load_pretrained(
             places = shardings(shapes, mesh)
         target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
         return config, checkpointer.restore(folder / PARAMETERS_FOLDER, target)
+
+
+def start_from(weights: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """Fresh parameters with the encoder of `weights`, and with each of its heads that fits: what training goes on from.
+
+    What the fresh model does not have, such as the position table of a model that does not read one, is left out.
+
+    Raises:
+      ValueError: the encoder lacks a parameter or has one of another shape.
+    """
+    given = dict(jax.tree.leaves_with_path(weights["deberta"]))
+    for path, leaf in jax.tree.leaves_with_path(fresh["deberta"]):
+        if path not in given or given[path].shape != leaf.shape:
+            found = given[path].shape if path in given else "nothing"
+            raise ValueError(f"the model's weights have {found} at deberta/{path_of(path)}, which needs {leaf.shape}")
+    encoder = jax.tree.map_with_path(lambda path, _: given[path], fresh["deberta"])
+    heads = {name: weights[name] for name in fresh if name != "deberta" and _fits(weights.get(name), fresh[name])}
+    return {**fresh, "deberta": encoder, **heads}
+
+
+def _fits(one: Any, other: Any) -> bool:
+    return one is not None and jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, other)

@@ -3,12 +3,17 @@
 import dataclasses
 import difflib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 PositionTerm = Literal["c2p", "p2c"]
+# Forms of the masked LM head. emd: behind the enhanced mask decoder, the official one of every DeBERTa. bert: straight
+# on the last hidden state, which is also transformers' legacy=False. legacy: as bert, under the names of transformers'
+# default head, `cls.predictions`.
+MaskedLMForm = Literal["emd", "bert", "legacy"]
 
 # Fields of published config.json files that say nothing about the model (transformers' bookkeeping, of any version).
 _IGNORED = frozenset(
@@ -59,6 +64,7 @@ class DebertaConfig:
     conv_kernel_size: int = 0
     conv_act: str = "tanh"
     conv_groups: int = 1
+    mlm_head: MaskedLMForm | None = None  # None: emd; with position_biased_input, bert
     pooler_dropout: float = 0.0
     pooler_hidden_act: str = "gelu"
     cls_dropout: float | None = None  # None: hidden_dropout_prob
@@ -75,26 +81,26 @@ class DebertaConfig:
             object.__setattr__(self, "attention_head_size", self.hidden_size // self.num_attention_heads)
         if self.embedding_size == 0:
             object.__setattr__(self, "embedding_size", self.hidden_size)
+        if self.mlm_head is None:
+            object.__setattr__(self, "mlm_head", "bert" if self.position_biased_input else "emd")
         object.__setattr__(self, "pos_att_type", _position_terms(self.pos_att_type))
         object.__setattr__(self, "label_names", tuple(self.label_names))
         self._validate()
 
     def _validate(self) -> None:
-        for name in (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads attention_head_size "
-            "intermediate_size max_position_embeddings conv_groups num_labels".split()
+        self._validate_numbers()
+        for name, allowed in (
+            *((name, ACTIVATIONS) for name in ("hidden_act", "conv_act", "pooler_hidden_act")),
+            ("norm_rel_ebd", ("none", "layer_norm")),
+            ("mlm_head", get_args(MaskedLMForm)),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}; it must be at least 0 and below 1")
-        for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
-            if getattr(self, name) not in ACTIVATIONS:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(ACTIVATIONS)}")
-        if self.norm_rel_ebd not in ("none", "layer_norm"):
-            raise ValueError(f"norm_rel_ebd is {self.norm_rel_ebd!r}; it must be 'none' or 'layer_norm'")
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.mlm_head == "emd" and self.position_biased_input:
+            raise ValueError(
+                "mlm_head 'emd' adds absolute positions at the end, but position_biased_input already has them in the "
+                "input; set mlm_head to 'bert' or 'legacy', or position_biased_input to false"
+            )
         if self.relative_attention and not self.pos_att_type:
             raise ValueError(
                 "relative_attention is true but pos_att_type is empty; give 'c2p|p2c', 'c2p' or 'p2c', "
@@ -111,6 +117,22 @@ class DebertaConfig:
                 f"position_buckets {self.position_buckets} needs max_relative_positions above "
                 f"{self.position_buckets // 2}, not {self.relative_reach}"
             )
+
+    def _validate_numbers(self) -> None:
+        sizes = (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads attention_head_size embedding_size "
+            "intermediate_size max_position_embeddings conv_groups num_labels"
+        )
+        for name, least in (*((size, 1) for size in sizes.split()), ("type_vocab_size", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive and finite")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate}; it must be at least 0 and below 1")
 
     @property
     def relative_reach(self) -> int:
@@ -129,7 +151,7 @@ class DebertaConfig:
     @property
     def uses_enhanced_mask_decoder(self) -> bool:
         """Absolute positions that were kept out of the input enter in front of the masked LM head."""
-        return not self.position_biased_input
+        return self.mlm_head == "emd"
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -155,7 +177,7 @@ class DebertaConfig:
             path = path / "config.json"
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
         if not isinstance(fields, dict):
             raise ValueError(f"{path} holds a {type(fields).__name__}, not a table of fields")
@@ -165,19 +187,20 @@ class DebertaConfig:
     def _from_mapping(cls, fields: dict[str, Any], *, where: str) -> Self:
         if "discriminator" in fields or "generator" in fields:
             raise ValueError(f"{where} describes a generator and a discriminator; read it with RTDConfig.from_json")
-        labels = fields.pop("id2label", None) or {}
+        labels, pooling, label_names = fields.pop("id2label", None) or {}, fields.pop("pooling", None) or {}, ()
+        if not isinstance(labels, Mapping) or not isinstance(pooling, Mapping):
+            raise ValueError(f"{where}: id2label and pooling must be tables")
         if labels:
             names = tuple(str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0])))
             fields.setdefault("num_labels", len(names))
             if names != tuple(f"LABEL_{index}" for index in range(len(names))):  # transformers' placeholder
-                fields["label_names"] = names
-        pooling = fields.pop("pooling", None) or {}
+                label_names = names
         fields.setdefault("pooler_dropout", pooling.get("dropout", 0.0))
         fields.setdefault("pooler_hidden_act", pooling.get("hidden_act", "gelu"))
         padding = fields.pop("padding_idx", 0)
         if padding != 0 or fields.get("pad_token_id") not in (None, 0):
             raise ValueError(f"{where}: the padding id must be 0, as in every DeBERTa")
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - {"label_names"}
         fields = {key: value for key, value in fields.items() if key not in _IGNORED}
         unknown = sorted(fields.keys() - known)
         if unknown:
@@ -190,7 +213,7 @@ class DebertaConfig:
         _check_types(fields, where)
         if "position_buckets" in fields and not fields.get("relative_attention", False):
             fields.pop("position_buckets")  # the original's BERT baseline names buckets that it never uses
-        return cls(**fields)
+        return cls(**fields, label_names=label_names)
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `from_json` reads back to an equal config, and that transformers reads too."""
@@ -208,6 +231,8 @@ class DebertaConfig:
             changes = {"attention_head_size": 0, "embedding_size": 0, **changes}
         if "num_attention_heads" in changes:
             changes = {"attention_head_size": 0, **changes}
+        if "position_biased_input" in changes:
+            changes = {"mlm_head": None, **changes}
         return dataclasses.replace(self, **changes)
 
 
@@ -215,7 +240,9 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh")
 
 
 def _position_terms(value: Any) -> tuple[PositionTerm, ...]:
-    terms = value.split("|") if isinstance(value, str) else tuple(value or ())
+    terms = value.split("|") if isinstance(value, str) else value or ()
+    if not isinstance(terms, list | tuple) or not all(isinstance(term, str) for term in terms):
+        raise ValueError(f"pos_att_type is {value!r}; it must be a text such as 'c2p|p2c', or a list of such terms")
     terms = sorted({term.strip().lower() for term in terms} - {"", "none"})
     unknown = [term for term in terms if term not in ("c2p", "p2c")]
     if unknown:

@@ -117,16 +117,20 @@ class Deberta(_Model):
 
 
 class DebertaForMaskedLM(_Model):
-    """Masked LM, with the enhanced mask decoder wherever absolute positions are not in the input.
+    """Masked LM: with the enhanced mask decoder, or on the last hidden state, as `config.mlm_head` says.
 
     Call: as Deberta, and masked_positions int [B, M]. Returns logits [B, M, V], or [B, S, V] without them.
     """
 
     def setup(self) -> None:
         if self.config.uses_enhanced_mask_decoder and self.config.num_hidden_layers < 2:
-            raise ValueError("the enhanced mask decoder needs num_hidden_layers of at least 2")
+            raise ValueError(
+                "the enhanced mask decoder needs num_hidden_layers of at least 2; mlm_head 'bert' does without it"
+            )
         if self.config.uses_enhanced_mask_decoder and self.config.embedding_size != self.config.hidden_size:
-            raise ValueError("the enhanced mask decoder needs embedding_size equal to hidden_size")
+            raise ValueError(
+                "the enhanced mask decoder needs embedding_size equal to hidden_size; mlm_head 'bert' does without it"
+            )
         self.deberta = self._encoder()
         self.mlm_head = MaskedLMHead(self.config, self.dtype)
 

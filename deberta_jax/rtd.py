@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from . import losses
+from .checkpoint import start_from
 from .config import DebertaConfig
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 
@@ -109,23 +110,65 @@ class RTDModels:
         )
 
 
-def init_params(config: RTDConfig, key: jax.Array) -> Params:
-    """Fresh parameters of a run, float32."""
+def init_params(
+    config: RTDConfig, key: jax.Array, *, generator: Params | None = None, discriminator: Params | None = None
+) -> Params:
+    """Parameters of a run, float32: fresh, or going on from either model or both.
+
+    Under GDES a given discriminator's `delta` is E_D - E_G, so that it starts where it stands. Deliberate difference:
+    the official code starts it from the generator's table unless the file holds the difference (`rtd_task.py`,
+    `_create_model`). A fresh generator that shares tables with a given discriminator starts from that one's: learning
+    other ones would drag E_D along. Under ES the generator's tables are the shared ones.
+
+    Args:
+      generator: {"deberta", "mlm_head"}; see `start_from`.
+      discriminator: {"deberta", "rtd_head"}, with tables of its own, or with `delta` and its generator beside it.
+
+    Raises:
+      ValueError: a parameter that is missing or of another shape, or `delta` without the generator.
+    """
     models, ids = RTDModels.build(config), jnp.ones((1, 8), jnp.int32)
     generator_key, discriminator_key = jax.random.split(key)
-    generator = jax.jit(models.generator.init)(generator_key, ids)["params"]
-    discriminator = jax.jit(models.discriminator.init)(discriminator_key, ids)["params"]
-    return {"generator": generator, "discriminator": _tables_for_sharing(config, generator, discriminator)}
-
-
-def _tables_for_sharing(config: RTDConfig, generator: Params, discriminator: Params) -> Params:
-    if config.embedding_sharing == "nes":
-        return discriminator
-    tables: dict[str, Params | None] = dict.fromkeys(_SHARED_TABLES)
+    generator_params = jax.jit(models.generator.init)(generator_key, ids)["params"]
+    discriminator_params = jax.jit(models.discriminator.init)(discriminator_key, ids)["params"]
+    if generator is not None:
+        generator_params = start_from(generator, generator_params)
+    if discriminator is not None:
+        if "delta" in discriminator["deberta"]["embeddings"]["word_embeddings"]:
+            if generator is None:
+                raise ValueError("the discriminator's embeddings are differences (GDES): give its generator as well")
+            discriminator = standalone_discriminator(
+                {"generator": generator_params, "discriminator": discriminator}, "gdes"
+            )
+        discriminator_params = start_from(discriminator, discriminator_params)
+        if generator is None and config.embedding_sharing != "nes":
+            generator_params = _with_tables(
+                generator_params,
+                {name: discriminator_params["deberta"]["embeddings"][name] for name in _shared(discriminator_params)},
+            )
+    tables: dict[str, Params | None] = {}
     if config.embedding_sharing == "gdes":
-        there = generator["deberta"]["embeddings"]
-        tables = {n: {"delta": jnp.zeros_like(there[n]["embedding"])} for n in _SHARED_TABLES if n in there}
-    return _with_tables(discriminator, tables)
+        tables |= _differences(generator_params, discriminator_params, relative=discriminator is not None)
+    elif config.embedding_sharing == "es":
+        tables |= dict.fromkeys(_SHARED_TABLES)
+    return {"generator": generator_params, "discriminator": _with_tables(discriminator_params, tables)}
+
+
+def _shared(params: Params) -> list[str]:
+    return [name for name in _SHARED_TABLES if name in params["deberta"]["embeddings"]]
+
+
+def _differences(generator: Params, discriminator: Params, *, relative: bool) -> dict[str, Params]:
+    """E_D - E_G of every table that the discriminator reads; 0 otherwise."""
+    theirs, own = generator["deberta"]["embeddings"], discriminator["deberta"]["embeddings"]
+    return {
+        name: {
+            "delta": own[name]["embedding"] - theirs[name]["embedding"]
+            if relative and name in own
+            else jnp.zeros_like(theirs[name]["embedding"])
+        }
+        for name in _shared(generator)
+    }
 
 
 def discriminator_view(params: Params, sharing: EmbeddingSharing) -> Params:

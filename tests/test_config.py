@@ -93,6 +93,21 @@ def test_published_json_of_microsoft_and_transformers(tmp_path: Path) -> None:
     assert DebertaConfig.from_json(config.to_json()) == config
 
 
+def test_the_form_of_masked_lm_follows_the_positions_unless_it_is_given() -> None:
+    v3 = DebertaConfig.named("deberta-v3-base")
+    assert v3.mlm_head == "emd"
+    biased = v3.replace(position_biased_input=True)
+    assert biased.mlm_head == "bert"
+    assert biased.replace(position_biased_input=False) == v3
+    assert biased.replace(hidden_size=96).mlm_head == "bert"
+    for form in ("bert", "legacy"):
+        config = v3.replace(mlm_head=form)
+        assert not config.uses_enhanced_mask_decoder
+        assert DebertaConfig.from_json(config.to_json()) == config
+    before = {name: value for name, value in v3.to_json().items() if name != "mlm_head"}  # files from before the field
+    assert DebertaConfig.from_json(before) == v3
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -105,6 +120,8 @@ def test_published_json_of_microsoft_and_transformers(tmp_path: Path) -> None:
         ({"conv_kernel_size": 4}, "conv_kernel_size is 4; it must be 0 (no convolution) or odd"),
         ({"padding_idx": 1}, "the padding id must be 0"),
         ({"vocab_size": None}, "vocab_size"),
+        ({"mlm_head": "enhanced"}, "mlm_head is 'enhanced'; it must be one of emd, bert, legacy"),
+        ({"mlm_head": "emd", "position_biased_input": True}, "mlm_head 'emd' adds absolute positions at the end"),
         ({"num_labels": 3, "id2label": {"0": "no", "1": "yes"}}, "num_labels is 3, but there are 2 label names"),
         ({"discriminator": {}}, "RTDConfig.from_json"),
     ],

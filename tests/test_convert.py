@@ -43,7 +43,12 @@ V3 = DebertaConfig(
 V2_CONV = V3.replace(conv_kernel_size=3, conv_act="gelu")
 V1 = V3.replace(position_buckets=-1, norm_rel_ebd="none", share_att_key=False)
 ODD = V2_CONV.replace(
-    share_att_key=False, embedding_size=12, type_vocab_size=3, conv_groups=4, position_biased_input=True
+    share_att_key=False,
+    embedding_size=12,
+    type_vocab_size=3,
+    conv_groups=4,
+    position_biased_input=True,
+    mlm_head="legacy",  # the one of transformers' two that can have another embedding size
 )
 MLM, RTD = "mlm_head", "rtd_head"
 
@@ -304,21 +309,6 @@ def test_gdes_differences_beside_and_instead_of_the_sum():
     tables = to_params(instead, V3)["deberta"]["embeddings"]
     assert list(tables["word_embeddings"]) == ["delta"]
     assert list(tables["position_embeddings"]) == ["embedding"]
-
-
-def test_continuing_gdes_starts_from_the_discriminator():
-    discriminator, generator = to_params(random_state(V3, RTD), V3), to_params(random_state(V3, MLM), V3)
-    generator["deberta"]["embeddings"]["word_embeddings"]["embedding"] -= 0.5
-    continued = from_pytorch.continue_gdes(discriminator, generator)
-    for name in ("word_embeddings", "position_embeddings"):
-        ours, theirs = (tree["deberta"]["embeddings"][name]["embedding"] for tree in (discriminator, generator))
-        assert list(continued["deberta"]["embeddings"][name]) == ["delta"]
-        np.testing.assert_array_equal(continued["deberta"]["embeddings"][name]["delta"], ours - theirs)
-    assert continued["rtd_head"] is discriminator["rtd_head"]
-    assert_same(from_pytorch.continue_gdes(continued, generator), continued)
-    smaller = to_params(random_state(V3.replace(vocab_size=40), MLM), V3.replace(vocab_size=40))
-    with pytest.raises(ConversionError, match="the same vocabulary and width"):
-        from_pytorch.continue_gdes(discriminator, smaller)
 
 
 # -------------------------------------------------------------------------------------------------- files, read
@@ -623,8 +613,11 @@ def test_what_transformers_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ConversionError, match="no layer for token_proj"):
         save_pytorch(tmp_path, V3, params)
     params = to_params(random_state(V3), V3)
+    words = params["deberta"]["embeddings"]["word_embeddings"]
+    params["deberta"]["embeddings"]["word_embeddings"] = {"delta": words["embedding"]}
     with pytest.raises(ConversionError, match=r"holds differences .delta.*standalone_discriminator"):
-        save_pytorch(tmp_path, V3, from_pytorch.continue_gdes(params, params))
+        save_pytorch(tmp_path, V3, params)
+    params["deberta"]["embeddings"]["word_embeddings"] = words
     wide = V3.replace(attention_head_size=4)
     with pytest.raises(ConversionError, match="attention_head_size 4 to be hidden_size 16"):
         save_pytorch(tmp_path, wide, to_params(random_state(wide), wide))
@@ -756,23 +749,47 @@ def test_transformers_loads_every_weight_and_saves_what_we_read(tmp_path, name, 
     config_back, params_back = load_pytorch(tmp_path / "theirs")
     if not config.position_biased_input:
         del params["deberta"]["embeddings"]["position_embeddings"]  # transformers has dropped it
+        config = config.replace(mlm_head="bert") if MLM in heads else config  # and without it there is no decoder
     params.pop(RTD, None)
     assert_same(params_back, params)
     assert config_back == config
 
 
 @pytest.mark.torch
-def test_transformers_legacy_masked_lm_gives_the_same_numbers(tmp_path):
+def test_transformers_legacy_masked_lm_stays_legacy_and_gives_the_same_numbers_as_the_other(tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed; it runs both heads")
     torch = pytest.importorskip("torch", reason="torch is not installed; it runs both heads")
     fields = {**V3.to_json(), "model_type": "deberta-v2", "initializer_range": 0.3}
     legacy = transformers.DebertaV2ForMaskedLM(transformers.DebertaV2Config(**fields, legacy=True)).eval()
     legacy.save_pretrained(tmp_path / "legacy")
     config, params = load_pytorch(tmp_path / "legacy")
-    save_pytorch(tmp_path / "ours", config, params)
-    current, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(info.values()), info
-    assert not current.config.legacy
+    assert config.mlm_head == "legacy"
     ids = torch.arange(1, 21).reshape(2, 10)
-    with torch.no_grad():
-        torch.testing.assert_close(current.eval()(ids).logits, legacy(ids).logits)
+    for form in ("legacy", "bert"):
+        save_pytorch(tmp_path / form, config.replace(mlm_head=form), params)
+        assert load_pytorch(tmp_path / form)[0].mlm_head == form
+        model, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / form, output_loading_info=True)
+        assert not any(info.values()), info
+        assert model.config.legacy == (form == "legacy")
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(ids).logits, legacy(ids).logits)
+
+
+def test_the_form_of_masked_lm_is_that_of_the_file(tmp_path):
+    """Its names say so, whatever config.json says; the enhanced mask decoder needs its position table."""
+    state = random_state(V3, MLM)
+    legacy = to_pytorch._rename(state, {ours: old for old, ours in layouts.LEGACY_MLM_HEAD.items()})
+    positions = "deberta.embeddings.position_embeddings.weight"
+    without = {key: array for key, array in state.items() if key != positions}
+    cases = [("emd", state, "emd"), ("emd", legacy, "legacy"), ("emd", without, "bert")]
+    for given, tensors, form in [*cases, ("bert", state, "bert"), ("legacy", state, "bert")]:
+        write_safetensors(tmp_path, V3.replace(mlm_head=given), tensors)
+        assert load_pytorch(tmp_path)[0] == V3.replace(mlm_head=form)
+
+
+def test_float64_is_rounded_and_refused_where_float32_cannot_hold_it():
+    state = {key: array.astype(np.float64) + 1e-12 for key, array in random_state(V3).items()}
+    assert_same(to_params(state, V3), to_params({key: array.astype(np.float32) for key, array in state.items()}, V3))
+    state["deberta.embeddings.LayerNorm.bias"][2] = 1e300
+    with pytest.raises(ConversionError, match=r"embeddings.LayerNorm.bias has values that float32 cannot hold"):
+        to_params(state, V3)

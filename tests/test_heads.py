@@ -173,7 +173,31 @@ def test_losses_give_sums_that_add_up() -> None:
     np.testing.assert_allclose(total, -jax.nn.log_softmax(scores[0])[1], rtol=1e-6)
 
 
+def test_the_three_forms_of_masked_lm() -> None:
+    """One set of parameters: emd reads absolute positions, bert and legacy are the head on the last hidden state."""
+    ids, positions = jax.random.randint(jax.random.key(1), (2, 9), 5, 60), jnp.array([[1, 4], [8, 2]])
+    params = jax.jit(DebertaForMaskedLM(SMALL).init)(jax.random.key(0), ids)["params"]
+    logits = {
+        form: jax.jit(DebertaForMaskedLM(SMALL.replace(mlm_head=form)).apply)(
+            {"params": params}, ids, masked_positions=positions
+        ).logits
+        for form in ("emd", "bert", "legacy")
+    }
+    hidden = Deberta(SMALL).apply({"params": params["deberta"]}, ids).last_hidden_state
+    head, table = params["mlm_head"], params["deberta"]["embeddings"]["word_embeddings"]["embedding"]
+    inner = jax.nn.gelu(hidden @ head["dense"]["kernel"] + head["dense"]["bias"], approximate=False)
+    inner = (inner - inner.mean(-1, keepdims=True)) / jnp.sqrt(inner.var(-1, keepdims=True) + SMALL.layer_norm_eps)
+    want = inner @ table.T + head["bias"]  # the LayerNorm is fresh
+    want = jnp.take_along_axis(want, positions[..., None], axis=1)
+    assert_close(logits["bert"], want, 1e-5)
+    np.testing.assert_array_equal(logits["legacy"], logits["bert"])
+    assert np.abs(logits["emd"] - want).max() > 0.1
+
+
 def test_masked_lm_refuses_a_single_layer() -> None:
     model = DebertaForMaskedLM(SMALL.replace(num_hidden_layers=1))
     with pytest.raises(ValueError, match="num_hidden_layers of at least 2"):
         model.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))
+    without = DebertaForMaskedLM(SMALL.replace(num_hidden_layers=1, mlm_head="bert"))
+    shapes = jax.eval_shape(without.init, jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
+    assert set(shapes) == {"deberta", "mlm_head"}

@@ -102,6 +102,22 @@ def test_a_run_learns_evaluates_and_leaves_models(home: Path, finished: Path) ->
     assert (finished / "generator" / "spm.model").read_bytes() == (home / "tokenizer" / "spm.model").read_bytes()
 
 
+def test_a_run_goes_on_from_the_models_of_another(home: Path, finished: Path, capsys) -> None:
+    """With a learning rate of next to nothing, what comes out is what went in."""
+    still = OptimizerConfig(learning_rate=1e-12)
+    output, models = home / "continued", ("generator", "discriminator")
+    starts = {f"init_{name}": finished / name for name in models}
+    pretrain.main(settings(home, output, model=None, optimizer=still, steps=3, **starts))
+    assert "generator: 0.0 M parameters, going on from deberta, mlm_head" in capsys.readouterr().out
+    for name in models:
+        config, params = load_pretrained(output / name)
+        given_config, given = load_pretrained(finished / name)
+        assert config == given_config
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), params, given)
+    with pytest.raises(ValueError, match="give the model to go on from as --init-generator"):
+        pretrain.main(settings(home, output, objective="mlm", init_discriminator=finished / "discriminator"))
+
+
 def test_a_finished_run_has_nothing_left_to_do(home: Path, finished: Path) -> None:
     before = losses(finished)
     pretrain.main(settings(home, finished, evaluate_every=6))

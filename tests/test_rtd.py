@@ -156,6 +156,48 @@ def test_a_standalone_discriminator_is_the_one_of_the_run() -> None:
     np.testing.assert_allclose(alone, shared, atol=1e-5)
 
 
+@pytest.mark.parametrize("sharing", ["gdes", "es", "nes"])
+@pytest.mark.parametrize("with_generator", [True, False])
+def test_going_on_from_a_discriminator_starts_where_it_stands(sharing, with_generator) -> None:
+    """Deliberately unlike the official code, which starts it from the generator's table (reference, bug B1)."""
+    config = dataclasses.replace(RTDConfig.half_depth(SMALL), embedding_sharing="nes")
+    old = init_params(config, jax.random.key(1))
+    given = {"discriminator": old["discriminator"]} | ({"generator": old["generator"]} if with_generator else {})
+    config = dataclasses.replace(config, embedding_sharing=sharing)
+    params = init_params(config, jax.random.key(2), **given)
+    generator, judge = (params[name]["deberta"]["embeddings"] for name in ("generator", "discriminator"))
+    table = old["discriminator"]["deberta"]["embeddings"]["word_embeddings"]["embedding"]
+    assert ("embedding" in judge.get("word_embeddings", {})) == (sharing == "nes")
+    if with_generator:
+        jax.tree.map(np.testing.assert_array_equal, params["generator"], old["generator"])
+    elif sharing == "nes":
+        assert not np.allclose(generator["word_embeddings"]["embedding"], table)
+    else:
+        np.testing.assert_array_equal(generator["word_embeddings"]["embedding"], table)
+    if not (sharing == "es" and with_generator):  # there the one table is the generator's
+        model, ids = RTDModels.build(config).discriminator, jnp.arange(5, 15)[None]
+        now = model.apply({"params": discriminator_view(params, sharing)}, ids).logits
+        np.testing.assert_allclose(now, model.apply({"params": old["discriminator"]}, ids).logits, atol=1e-5)
+
+
+def test_going_on_from_a_discriminator_of_differences_needs_its_generator() -> None:
+    config = RTDConfig.half_depth(SMALL)
+    old = init_params(config, jax.random.key(1))
+    delta = old["discriminator"]["deberta"]["embeddings"]["word_embeddings"]
+    delta["delta"] = jax.random.normal(jax.random.key(3), delta["delta"].shape)
+    again = init_params(config, jax.random.key(2), **old)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), again, old)
+    with pytest.raises(ValueError, match=r"are differences .GDES.: give its generator as well"):
+        init_params(config, jax.random.key(2), discriminator=old["discriminator"])
+
+
+def test_going_on_from_a_model_of_another_shape_is_refused() -> None:
+    config = RTDConfig.half_depth(SMALL)
+    other = init_params(RTDConfig.half_depth(SMALL.replace(intermediate_size=24)), jax.random.key(1))
+    with pytest.raises(ValueError, match=r"weights have \(24,\) at deberta/encoder/layer_0/feed_forward"):
+        init_params(config, jax.random.key(2), generator=other["generator"])
+
+
 def test_samples_follow_the_softmax() -> None:
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     drawn = sample_replacements(jnp.broadcast_to(logits, (200, 100, 4)), jax.random.key(0))

@@ -26,7 +26,7 @@ class PretrainConfig:
     output: Path
     """folder of the run: checkpoints, metrics, and at the end the models"""
     tokenizer: Path
-    """folder with spm.model, for instance from `deberta-jax tokenizer`"""
+    """folder with spm.model, for instance from `deberta-jax tokenizer`, or with the files of v1's tokenizer"""
     text: tuple[Path, ...] = ()
     """text files or folders of them (.txt, .gz, .xz); none: the embedded corpus, six novels"""
     boundary: Literal["blank_line", "line", "file", "chapter"] | None = None
@@ -36,8 +36,13 @@ class PretrainConfig:
     held_out_fraction: float = 0.02
     """share of the documents kept for evaluation"""
 
-    model: str = "deberta-v3-small"
-    """a released size, or a JSON file: one model's configuration, or generator and discriminator"""
+    model: str | None = None
+    """a released size, or a JSON file: one model's configuration, or generator and discriminator; default:
+    deberta-v3-small, or what fits init_discriminator"""
+    init_discriminator: Path | None = None
+    """folder of a model that the discriminator goes on from: a run's discriminator/, or what `convert` wrote"""
+    init_generator: Path | None = None
+    """likewise for the generator, or for the model of mlm; without it the generator is fresh"""
     vocab_size: int | None = None
     """rows of the word embeddings; default: what the model says"""
     objective: Literal["rtd", "mlm"] = "rtd"
@@ -90,7 +95,7 @@ class FinetuneConfig:
     random_weights: bool = False
     """use the model's configuration alone, with fresh weights: the baseline that pre-training has to beat"""
     tokenizer: Path | None = None
-    """folder with spm.model; default: the model's"""
+    """folder with a tokenizer; default: the model's"""
 
     train: str
     """a .tsv, .csv or .jsonl file, or tfds:NAME such as tfds:glue/sst2"""

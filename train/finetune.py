@@ -17,10 +17,10 @@ import numpy as np
 import optax
 
 from deberta_jax import losses
-from deberta_jax.checkpoint import load_pretrained, save_pretrained
+from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForSequenceClassification
-from deberta_jax.sharding import make_mesh, path_of, place_batch, shardings
+from deberta_jax.sharding import make_mesh, place_batch, shardings
 from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
@@ -223,25 +223,6 @@ def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: TaskDat
     if config.classifier_dropout is not None:
         changes["cls_dropout"] = config.classifier_dropout
     return pretrained.replace(**changes)
-
-
-def start_from(weights: Params, fresh: Params) -> Params:
-    """The pre-trained encoder, and its pooler and classifier where they fit; fresh heads otherwise.
-
-    Raises:
-      ValueError: the encoder lacks a parameter or has one of another shape.
-    """
-    encoder = dict(jax.tree.leaves_with_path(weights["deberta"]))
-    for path, leaf in jax.tree.leaves_with_path(fresh["deberta"]):
-        if path not in encoder or encoder[path].shape != leaf.shape:
-            found = encoder[path].shape if path in encoder else "nothing"
-            raise ValueError(f"the model's weights have {found} at deberta/{path_of(path)}, which needs {leaf.shape}")
-    heads = {name: weights[name] for name in ("pooler", "classifier") if _same_shapes(weights.get(name), fresh[name])}
-    return {**fresh, "deberta": weights["deberta"], **heads}
-
-
-def _same_shapes(one: Any, other: Any) -> bool:
-    return one is not None and jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, other)
 
 
 def check_sizes(config: FinetuneConfig, *, devices: int) -> None:

@@ -4,7 +4,10 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
+
+from deberta_jax.rtd import DiscriminatorPass, GeneratorPass
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 
@@ -120,6 +123,23 @@ _DISCRIMINATOR_COUNTS = frozenset(
         "replaced_actual",
     }
 )
+
+
+def generator_sums(out: GeneratorPass) -> dict[str, jax.Array]:
+    """What `pretraining_figures` needs of one forward of the generator."""
+    return {"masked_loss_sum": out.loss_sum, "masked_count": out.weight, "masked_correct": out.correct}
+
+
+def discriminator_sums(out: DiscriminatorPass) -> dict[str, jax.Array]:
+    """What `pretraining_figures` needs of one forward of the discriminator."""
+    return {
+        "rtd_loss_sum": out.loss_sum,
+        "rtd_count": out.weight,
+        "rtd_correct": out.correct,
+        "replaced_true_positive": out.true_positive,
+        "replaced_predicted": out.predicted,
+        "replaced_actual": out.actual,
+    }
 
 
 def pretraining_figures(sums: Mapping[str, float]) -> dict[str, float]:

@@ -330,7 +330,7 @@ class PrepareConfig:
     output: Path
     """folder to make"""
     tokenizer: Path
-    """folder with spm.model, for instance from `deberta-jax tokenizer`"""
+    """folder with spm.model, for instance from `deberta-jax tokenizer`, or with the files of v1's tokenizer"""
     text: tuple[Path, ...] = ()
     """text files or folders of them (.txt, .gz, .xz); none: the embedded corpus, six novels"""
     boundary: Boundary | None = None

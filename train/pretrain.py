@@ -8,22 +8,22 @@ discriminator's loss with the embedding that was just updated, its update.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from deberta_jax.checkpoint import save_pretrained
+from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.rtd import (
     Batch,
-    DiscriminatorPass,
     EmbeddingSharing,
-    GeneratorPass,
     Params,
     RTDConfig,
     RTDModels,
@@ -44,7 +44,7 @@ from .configs import PretrainConfig
 from .data import TrainingBatches, evaluation_batches
 from .loop import Plan, Sums, train
 from .masking import MaskingConfig
-from .metrics import pretraining_figures
+from .metrics import discriminator_sums, generator_sums, pretraining_figures
 from .optimizer import build_optimizer, schedule
 from .prepare import Corpus, embedded_corpus, open_corpus, prepare
 from .report import Reporter, plot_curves
@@ -58,9 +58,10 @@ BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 def main(config: PretrainConfig) -> None:
     # ---------------------------------------------------------------- what is trained, on what
     tokenizer = Tokenizer.from_folder(config.tokenizer)
-    models_config = resolve_models(config, tokenizer)
-    models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    starts = load_starts(config, mesh)
+    models_config = resolve_models(config, tokenizer, {name: start[0] for name, start in starts.items()})
+    models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
     check_sizes(config, devices=mesh.shape["data"] * mesh.shape["fsdp"])
     corpus = resolve_corpus(config, tokenizer)
     masking = resolve_masking(config)
@@ -68,14 +69,17 @@ def main(config: PretrainConfig) -> None:
     # ---------------------------------------------------------------- state, sharded as the table says
     optimizers = build_optimizers(config)
 
-    def create() -> TrainState:
-        params = init_params(models_config, training_key(config.seed))
+    def create(weights: dict[str, Params]) -> TrainState:
+        params = init_params(models_config, training_key(config.seed), **weights)
         if config.objective == "mlm":
             params = {"generator": params["generator"]}
         return TrainState.create(params, init_optimizers(optimizers, params), seed=config.seed)
 
-    placement = shardings(jax.eval_shape(create), mesh)
-    state = jax.jit(create, out_shardings=placement)()
+    weights = {name: start[1] for name, start in starts.items()}
+    origins = {name: f"going on from {', '.join(params)}" for name, params in weights.items()}
+    placement = shardings(jax.eval_shape(create, weights), mesh)
+    state = jax.jit(create, out_shardings=placement)(weights)
+    del starts, weights
 
     # ---------------------------------------------------------------- one step, compiled once, its state donated
     step = jax.jit(
@@ -113,7 +117,7 @@ def main(config: PretrainConfig) -> None:
     ):
         for name, params in state.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(params))
-            reporter.message(f"{name}: {size / 1e6:.1f} M parameters")
+            reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'fresh')}")
         state = train(
             state,
             plan=Plan(
@@ -183,14 +187,14 @@ def build_step(
                 joint_loss, params, batch, keys[0], config.accumulation, masked, real
             )
             params = update("joint", grads, params)
-            metrics |= generator_metrics(generated) | discriminator_metrics(judged)
+            metrics |= generator_sums(generated) | discriminator_sums(judged)
         else:
             # 1. The generator: masked LM loss and samples, update.
             grads, generated = accumulate(
                 generator_loss, params["generator"], batch, keys[0], config.accumulation, masked
             )
             params["generator"] = update("generator", grads, params["generator"])
-            metrics |= generator_metrics(generated)
+            metrics |= generator_sums(generated)
             if config.objective == "rtd":
                 # 2. The discriminator, on embeddings that the generator's update has moved already, update.
                 grads, judged = accumulate(
@@ -202,7 +206,7 @@ def build_step(
                     real,
                 )
                 params["discriminator"] = update("discriminator", grads, params["discriminator"])
-                metrics |= discriminator_metrics(judged)
+                metrics |= discriminator_sums(judged)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
@@ -217,29 +221,14 @@ def build_evaluation(
         generated = generator_pass(
             models.generator, params["generator"], batch, key=key, sample=sample_replacements, train=False
         )
-        metrics = generator_metrics(generated)
+        metrics = generator_sums(generated)
         if config.objective == "rtd":
             view = discriminator_view(params, sharing)
             judged = discriminator_pass(models.discriminator, view, batch, generated.sampled, key=key, train=False)
-            metrics |= discriminator_metrics(judged)
+            metrics |= discriminator_sums(judged)
         return metrics
 
     return measure
-
-
-def generator_metrics(out: GeneratorPass) -> Metrics:
-    return {"masked_loss_sum": out.loss_sum, "masked_count": out.weight, "masked_correct": out.correct}
-
-
-def discriminator_metrics(out: DiscriminatorPass) -> Metrics:
-    return {
-        "rtd_loss_sum": out.loss_sum,
-        "rtd_count": out.weight,
-        "rtd_correct": out.correct,
-        "replaced_true_positive": out.true_positive,
-        "replaced_predicted": out.predicted,
-        "replaced_actual": out.actual,
-    }
 
 
 def build_optimizers(config: PretrainConfig) -> Optimizers:
@@ -261,16 +250,33 @@ def init_optimizers(optimizers: Optimizers, params: Params) -> dict[str, Any]:
 # -------------------------------------------------------------------- settings into things
 
 
-def resolve_models(config: PretrainConfig, tokenizer: Tokenizer) -> RTDConfig:
-    """Generator and discriminator as asked for.
+def load_starts(config: PretrainConfig, mesh: Mesh) -> dict[str, tuple[DebertaConfig, Params]]:
+    """The models to go on from, by "generator" and "discriminator".
+
+    Raises:
+      FileNotFoundError: a folder that holds no model.
+      ValueError: one that the objective does not train.
+    """
+    if config.objective == "mlm" and config.init_discriminator is not None:
+        raise ValueError("--objective mlm trains no discriminator; give the model to go on from as --init-generator")
+    folders = {"generator": config.init_generator, "discriminator": config.init_discriminator}
+    return {name: load_pretrained(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
+
+
+def resolve_models(
+    config: PretrainConfig, tokenizer: Tokenizer, starts: Mapping[str, DebertaConfig] = MappingProxyType({})
+) -> RTDConfig:
+    """Generator and discriminator as asked for; a model to go on from (in `starts`) brings its own configuration.
 
     Raises:
       ValueError: no such model, a vocabulary smaller than the tokenizer's, or settings that exclude each other.
     """
-    if config.model.endswith(".json"):
+    if config.model is None and "discriminator" in starts:
+        models = RTDConfig.half_depth(starts["discriminator"])
+    elif config.model is not None and config.model.endswith(".json"):
         models = RTDConfig.from_json(config.model)
     else:
-        models = RTDConfig.half_depth(DebertaConfig.named(config.model))
+        models = RTDConfig.half_depth(DebertaConfig.named(config.model or "deberta-v3-small"))
     if config.embedding_sharing is not None:
         models = dataclasses.replace(models, embedding_sharing=config.embedding_sharing)
     if config.vocab_size is not None:
@@ -280,7 +286,10 @@ def resolve_models(config: PretrainConfig, tokenizer: Tokenizer) -> RTDConfig:
             discriminator=models.discriminator.replace(vocab_size=config.vocab_size),
         )
     if config.objective == "mlm":
-        models = RTDConfig(discriminator=models.discriminator, generator=models.discriminator, embedding_sharing="nes")
+        single = starts.get("generator", models.discriminator)
+        models = RTDConfig(discriminator=single, generator=single, embedding_sharing="nes")
+    else:
+        models = dataclasses.replace(models, **starts)
     if tokenizer.vocab_size > models.generator.vocab_size:
         raise ValueError(
             f"the tokenizer in {config.tokenizer} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
@@ -355,6 +364,7 @@ def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[
         "model": models.to_json(),
         "corpus": corpus.fingerprint,
         **{name: settings[name] for name in kept},
+        **{name: str(settings[name]) for name in ("init_generator", "init_discriminator") if settings[name]},
     }
 
 
