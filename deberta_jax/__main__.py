@@ -17,6 +17,9 @@ COMMANDS = {
     "finetune": ("deberta_jax.train.finetune", "FinetuneConfig", "fine-tune to classify or score texts"),
     "convert": ("deberta_jax.convert.from_pytorch", "ConvertConfig", "PyTorch or safetensors files to our format"),
     "export": ("deberta_jax.convert.to_pytorch", "ExportConfig", "our format to files that transformers loads"),
+    "verify": ("deberta_jax.convert.verify", "VerifyConfig", "PyTorch files here and in transformers, layer by layer"),
+    "fill-mask": ("deberta_jax.convert.fill_mask", "FillMaskConfig", "what a masked LM puts in the place of [MASK]"),
+    "detect": ("deberta_jax.convert.detect", "DetectConfig", "which tokens of a text look replaced"),
     "demo": ("deberta_jax.train.demo", "DemoConfig", "six novels to a classifier, in a quarter of an hour"),
 }
 
@@ -45,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
     try:
         module.main(config)
-    except (ValueError, OSError) as error:  # a user's mistake or the machine's trouble: one line, no traceback
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # a user's mistake or the machine's trouble: one line, no traceback
         if os.environ.get("DEBERTA_JAX_TRACEBACK"):
             raise
         print(f"deberta-jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
