@@ -39,6 +39,7 @@ SMALL = DebertaConfig(
     position_buckets=256,
     norm_rel_ebd="layer_norm",
     share_att_key=True,
+    initializer_range=0.05,  # with 0.02, meant for widths from 384, random weights never leave the majority class
 )
 
 
@@ -48,8 +49,8 @@ class DemoConfig:
 
     output: Path = Path("runs/demo")
     """folder for everything that is made; the same command goes on where it was interrupted"""
-    pretrain_steps: int = 1000
-    finetune_steps: int = 200
+    pretrain_steps: int = 2400
+    finetune_steps: int = 150
     seed: int = 0
 
 
@@ -77,11 +78,13 @@ def main(config: DemoConfig) -> None:
             text=(folder / "pretraining.txt",),
             model=str(folder / "model.json"),
             sequence_length=128,
-            batch_size=8,
+            batch_size=4,  # at this size more updates teach more than larger batches
             steps=config.pretrain_steps,
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, beta2=0.98),
-            evaluate_every=max(1, config.pretrain_steps // 3),
-            save_every=200,
+            # At the generator's rate the discriminator, which has little to go by at first, maps all tokens to one.
+            discriminator_learning_rate=3e-4,
+            evaluate_every=max(1, config.pretrain_steps // 4),
+            save_every=400,
             log_every=20,
             seed=config.seed,
         )
@@ -102,7 +105,7 @@ def main(config: DemoConfig) -> None:
                 max_length=128,
                 batch_size=16,
                 steps=config.finetune_steps,
-                optimizer=OptimizerConfig(learning_rate=3e-4, warmup=0.1, beta2=0.98),
+                optimizer=OptimizerConfig(learning_rate=5e-4, warmup=0.1, beta2=0.98),
                 evaluate_every=config.finetune_steps,
                 seed=config.seed,
             )
