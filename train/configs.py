@@ -20,11 +20,26 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Pre-train a DeBERTa on text. Give the same command again to go on after an interruption."""
+class _RunConfig:
+    """What pre-training and fine-tuning have in common."""
 
     output: Path
     """folder of the run: checkpoints, metrics, and at the end the models"""
+    accumulation: int = 1
+    """chunks that a batch is worked off in, to save memory"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """what activations are computed in; parameters, softmax, LayerNorm, scores and losses stay float32"""
+    remat: bool = False
+    """recompute each layer in the backward pass instead of keeping its activations"""
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+    log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(_RunConfig):
+    """Pre-train a DeBERTa on text. Give the same command again to go on after an interruption."""
+
     tokenizer: Path
     """folder with spm.model, for instance from `deberta-jax tokenizer`, or with the files of v1's tokenizer"""
     text: tuple[Path, ...] = ()
@@ -58,8 +73,6 @@ class PretrainConfig:
     """tokens a row"""
     batch_size: int = 256
     """rows a step, over all devices"""
-    accumulation: int = 1
-    """chunks that a batch is worked off in, to save memory"""
     steps: int = 100_000
     """optimiser steps"""
     mask_rate: float = 0.15
@@ -70,14 +83,6 @@ class PretrainConfig:
     discriminator_learning_rate: float | None = None
     """default: the generator's"""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """what activations are computed in; parameters, softmax, LayerNorm, scores and losses stay float32"""
-    remat: bool = False
-    """recompute each layer in the backward pass instead of keeping its activations"""
-    mesh: MeshConfig = MeshConfig()
-    seed: int = 0
-
-    log_every: int = 10
     evaluate_every: int = 1000
     save_every: int = 1000
     keep: int = 3
@@ -85,11 +90,9 @@ class PretrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(_RunConfig):
     """Fine-tune a model to classify (or score) one text or a pair of texts."""
 
-    output: Path
-    """folder of the run: checkpoints, metrics, and at the end the model"""
     model: Path
     """folder of a model: the discriminator/ of a pre-training run, or what `deberta-jax convert` wrote"""
     random_weights: bool = False
@@ -115,7 +118,6 @@ class FinetuneConfig:
     max_length: int = 128
     """tokens a row; longer texts are cut"""
     batch_size: int = 32
-    accumulation: int = 1
     epochs: float = 3.0
     steps: int | None = None
     """optimiser steps, instead of epochs"""
@@ -123,12 +125,6 @@ class FinetuneConfig:
     classifier_dropout: float | None = None
     """default: the model's cls_dropout, else hidden_dropout_prob"""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-    mesh: MeshConfig = MeshConfig()
-    seed: int = 0
-
-    log_every: int = 10
     evaluate_every: int = 0
     """steps between evaluations; 0: once an epoch"""
     save_every: int = 500
