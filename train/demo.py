@@ -50,7 +50,7 @@ class DemoConfig:
     output: Path = Path("runs/demo")
     """folder for everything that is made; the same command goes on where it was interrupted"""
     pretrain_steps: int = 2400
-    finetune_steps: int = 150
+    finetune_steps: int = 200
     seed: int = 0
 
 
