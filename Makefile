@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/deberta-jax demo --output runs/demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow and not torch" -n 2
+	$(BIN)/python -m pytest -m "not slow and not torch and not long" -n 2
 
 # What .ci/run adds: the slow tests, and parity with transformers on torch.
 test-slow: $(VENV)/installed $(VENV)/peers

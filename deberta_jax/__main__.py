@@ -20,6 +20,11 @@ COMMANDS = {
     "verify": ("deberta_jax.convert.verify", "VerifyConfig", "PyTorch files here and in transformers, layer by layer"),
     "fill-mask": ("deberta_jax.convert.fill_mask", "FillMaskConfig", "what a masked LM puts in the place of [MASK]"),
     "detect": ("deberta_jax.convert.detect", "DetectConfig", "which tokens of a text look replaced"),
+    "compile-ahead": (
+        "deberta_jax.train.compile_ahead",
+        "CompileAheadConfig",
+        "memory, speed and bill of a training step on TPUs that are not there",
+    ),
     "demo": ("deberta_jax.train.demo", "DemoConfig", "six novels to a classifier, in a quarter of an hour"),
 }
 
@@ -64,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def usage() -> str:
-    lines = [f"  {name:10} {text}" for name, (_, _, text) in COMMANDS.items()]
+    lines = [f"  {name:13} {text}" for name, (_, _, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: deberta-jax COMMAND [OPTIONS]     deberta-jax COMMAND --help for the options",

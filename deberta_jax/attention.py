@@ -6,15 +6,21 @@
 Both position terms use the same index (the official code, not the sign of the paper). They depend on i and j through
 i - j alone: every product is computed once per row of the table that is in reach, and put into place by an index [S, S]
 that all heads and sequences share, or by a shift. No integer array of the scores' size exists.
+
+Two implementations: `xla`, here, and `pallas`, the fused TPU kernel of `kernels/`, which has run in interpret mode and
+through the TPU compiler only. `auto` means `xla` until it has run on a TPU.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from .kernels import MAX_HEAD_SIZE, fused_attention
 from .layers import dropout
+from .sharding import BATCH_AXES, LOGICAL_AXES
 
-IMPLEMENTATIONS = ("auto", "xla")
+IMPLEMENTATIONS = ("auto", "xla", "pallas")
 _MASKED = -1e30  # below every real score: its exponential is exactly 0
 
 
@@ -31,6 +37,7 @@ def disentangled_attention(
     query_positions: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Attention with content-to-content, content-to-position and position-to-content scores.
 
@@ -43,12 +50,121 @@ def disentangled_attention(
         either term.
       query_segments: int [B, T]; key_segments: int [B, S]. A query sees the keys of its own segment; 0 is padding.
       query_positions: int [B, T], which of the S positions each query stands at; None: query i is at i (T = S).
+        Queries at one position must be equal: the kernel computes a position once.
       dropout_rate, dropout_key: dropout on the probabilities, none without a key.
+      implementation: `xla`, `pallas`, or `auto`, which is `xla`.
 
     Returns:
       Context [B, T, N, H] in value's dtype, exactly zero for padding queries, and the probabilities before dropout,
-      float32 [B, N, T, S], rows of padding queries zero (official XSoftmax).
+      float32 [B, N, T, S], rows of padding queries zero (official XSoftmax). Beside the kernel they are computed
+      apart, and not at all in a compiled program that does not read them.
+
+    Raises:
+      ValueError: `pallas` for a head size or dtype that the kernel does not take.
     """
+    arguments = {
+        "pos_key": pos_key,
+        "pos_query": pos_query,
+        "rows": rows,
+        "query_segments": query_segments,
+        "key_segments": key_segments,
+        "query_positions": query_positions,
+        "dropout_rate": dropout_rate,
+        "dropout_key": dropout_key,
+    }
+    if implementation in ("auto", "xla"):
+        return _plain_attention(query, key, value, **arguments)
+    if (reason := _unsupported(query)) is not None:
+        raise ValueError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")
+    _, probabilities = _plain_attention(query, key, value, **arguments)
+    return _on_mesh(query, key, value, **arguments), probabilities
+
+
+def _unsupported(query: jax.Array) -> str | None:
+    """Why the kernel cannot serve these queries."""
+    if query.shape[-1] > MAX_HEAD_SIZE:
+        return f"the head size is {query.shape[-1]} and the kernel takes at most {MAX_HEAD_SIZE}"
+    if query.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"the dtype is {query.dtype} and the kernel takes float32 or bfloat16"
+    return None
+
+
+def _device_kind() -> str:
+    """Of the mesh in use, which may be of TPUs that are compiled for ahead of time; else of the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+def _on_mesh(query: jax.Array, key: jax.Array, value: jax.Array, **arguments) -> jax.Array:
+    """The kernel on each device's sequences and heads; over all of them where they do not divide by an axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _fused(query, key, value, first_row=0, first_head=0, **arguments)
+    static = {name: arguments.pop(name) for name in ("rows", "dropout_rate")}
+    batch_axes: list[str] = []
+    for axis in BATCH_AXES:
+        if axis in mesh.shape and query.shape[0] % (mesh.shape[axis] * _size(mesh, batch_axes)) == 0:
+            batch_axes.append(axis)
+    head_axes = [
+        axis for axis in [LOGICAL_AXES["heads"]] if axis in mesh.shape and not query.shape[2] % mesh.shape[axis]
+    ]
+
+    def local(query, key, value, arguments):
+        first_row, first_head = (
+            (jax.lax.axis_index(tuple(axes)) if axes else 0) * size
+            for axes, size in ((batch_axes, query.shape[0]), (head_axes, query.shape[2]))
+        )
+        return _fused(query, key, value, first_row=first_row, first_head=first_head, **static, **arguments)
+
+    tokens = PartitionSpec(tuple(batch_axes), None, tuple(head_axes))
+    batch, table = PartitionSpec(tuple(batch_axes)), PartitionSpec(None, tuple(head_axes))
+    specs = {
+        "pos_key": table,
+        "pos_query": table,
+        "query_segments": batch,
+        "key_segments": batch,
+        "query_positions": batch,
+        "dropout_key": PartitionSpec(),
+    }
+    return jax.shard_map(
+        local,
+        in_specs=(tokens, tokens, tokens, {name: specs[name] for name in arguments}),
+        out_specs=tokens,
+        check_vma=False,
+    )(query, key, value, arguments)
+
+
+def _size(mesh, axes: list[str]) -> int:
+    return int(np.prod([mesh.shape[axis] for axis in axes]))
+
+
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, *, query_positions: jax.Array | None, **arguments):
+    """The kernel, whose query i stands at i: other queries are put at their positions, and read there again."""
+    if query_positions is None:
+        return fused_attention(query, key, value, device_kind=_device_kind(), **arguments)
+    batch = jnp.arange(query.shape[0])[:, None]
+    placed = jnp.zeros(key.shape, query.dtype).at[batch, query_positions].set(query)
+    segments = arguments.pop("query_segments")
+    segments = jnp.zeros(key.shape[:2], segments.dtype).at[batch, query_positions].set(segments)
+    context = fused_attention(placed, key, value, query_segments=segments, device_kind=_device_kind(), **arguments)
+    return jnp.take_along_axis(context, query_positions[..., None, None], axis=1)
+
+
+def _plain_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    pos_key: jax.Array | None,
+    pos_query: jax.Array | None,
+    rows: np.ndarray,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    query_positions: jax.Array | None,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`disentangled_attention` in plain XLA."""
     terms = (pos_key is not None) + (pos_query is not None)
     scale = (query.shape[-1] * (1 + terms)) ** -0.5
     query, key, value = (_heads_first(x) for x in (query, key, value))

@@ -20,11 +20,11 @@ class Tokens(NamedTuple):
     positions: jax.Array  # int [B, S], absolute position, from 0 in each segment
 
 
-class Relative(NamedTuple):
-    """The live part of the relative table for one sequence length."""
+class KeysValues(NamedTuple):
+    """Projections of the hidden states that queries of another stream attend to (the enhanced mask decoder's)."""
 
-    table: jax.Array  # [P, D], after LayerNorm, before dropout
-    rows: np.ndarray  # int [2S - 1], see positions.live_rows
+    key: jax.Array  # [B, S, N, H]
+    value: jax.Array  # [B, S, N, H]
 
 
 class Selection(NamedTuple):
@@ -106,39 +106,51 @@ class Attention(nn.Module):
     def __call__(
         self,
         hidden: jax.Array,
-        query_stream: jax.Array,
-        relative: Relative | None,
+        keys_values: KeysValues | None,
+        relative: jax.Array | None,
         segments: jax.Array,
         selection: Selection | None,
         train: bool,
     ) -> tuple[jax.Array, jax.Array]:
-        """Keys, values: hidden [B, S, D]; queries, residual: query_stream [B, T, D] -> [B, T, D], probabilities."""
+        """Queries and residual from hidden [B, T, D], and without keys_values keys and values as well.
+
+        Returns:
+          [B, T, D], and the probabilities [B, N, T, S].
+        """
+        key, value = self.keys_values(hidden) if keys_values is None else keys_values
         pos_key, pos_query = self._relative_projections(relative, train)
+        # Found here and not handed in, as a rematerialised layer makes every argument an unknown.
+        rows = np.zeros(0, int) if relative is None else live_rows(key.shape[1], self.config)[1]
         drops = train and self.config.attention_probs_dropout_prob > 0
         context, probabilities = disentangled_attention(
-            self._heads(self.query_proj(query_stream)),
-            self._heads(self.key_proj(hidden)),
-            self._heads(self.value_proj(hidden)),
+            self._heads(self.query_proj(hidden)),
+            key,
+            value,
             pos_key=pos_key,
             pos_query=pos_query,
-            rows=np.zeros(0, int) if relative is None else relative.rows,
+            rows=rows,
             query_segments=segments if selection is None else selection.segments,
             key_segments=segments,
             query_positions=None if selection is None else selection.positions,
             dropout_rate=self.config.attention_probs_dropout_prob,
             dropout_key=self.make_rng("dropout") if drops else None,
+            implementation=self.attention_implementation,
         )
         context = self.output(context.reshape(*context.shape[:2], -1))
-        return self.layer_norm(self.output_dropout(context, train) + query_stream), probabilities
+        return self.layer_norm(self.output_dropout(context, train) + hidden), probabilities
+
+    def keys_values(self, hidden: jax.Array) -> KeysValues:
+        """hidden [B, S, D]."""
+        return KeysValues(self._heads(self.key_proj(hidden)), self._heads(self.value_proj(hidden)))
 
     def _relative_projections(
-        self, relative: Relative | None, train: bool
+        self, relative: jax.Array | None, train: bool
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """Keys and queries [P, N, H] of the relative table; one dropout mask a layer for the whole batch."""
         if relative is None:
             return None, None
         config = self.config
-        table = self.relative_dropout(relative.table, train)
+        table = self.relative_dropout(relative, train)
         pos_key = pos_query = None
         if "c2p" in config.pos_att_type:
             pos_key = self._heads((self.key_proj if config.share_att_key else self.pos_key_proj)(table))
@@ -179,14 +191,18 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         hidden: jax.Array,
-        query_stream: jax.Array,
-        relative: Relative | None,
+        keys_values: KeysValues | None,
+        relative: jax.Array | None,
         segments: jax.Array,
         selection: Selection | None,
         train: bool,
     ) -> tuple[jax.Array, jax.Array]:
-        attended, probabilities = self.attention(hidden, query_stream, relative, segments, selection, train)
+        """As Attention."""
+        attended, probabilities = self.attention(hidden, keys_values, relative, segments, selection, train)
         return self.feed_forward(attended, train), probabilities
+
+    def keys_values(self, hidden: jax.Array) -> KeysValues:
+        return self.attention.keys_values(hidden)
 
 
 class ConvolutionLayer(nn.Module):
@@ -278,7 +294,7 @@ class Encoder(nn.Module):
         relative = self.relative(embeddings.shape[1])
         hidden_states, attentions = [embeddings], []
         for index, layer in enumerate(self.layer[:layers]):
-            hidden, probabilities = layer(hidden_states[-1], hidden_states[-1], relative, segments, None, train)
+            hidden, probabilities = layer(hidden_states[-1], None, relative, segments, None, train)
             if index == 0 and self.config.conv_kernel_size > 0:
                 hidden = self.conv(embeddings, hidden, segments, train)
             hidden_states.append(hidden)
@@ -286,17 +302,30 @@ class Encoder(nn.Module):
         return hidden_states, attentions
 
     def decode(
-        self, hidden: jax.Array, query_stream: jax.Array, segments: jax.Array, selection: Selection | None, train: bool
+        self,
+        hidden: jax.Array,
+        queries: jax.Array,
+        segments: jax.Array,
+        selection: Selection | None,
+        *,
+        steps: int,
+        train: bool,
     ) -> jax.Array:
-        """The last layer once more, on other queries: keys and values from hidden [B, S, D] -> [B, T, D]."""
-        return self.layer[-1](hidden, query_stream, self.relative(hidden.shape[1]), segments, selection, train)[0]
+        """The last layer `steps` times, each on the queries [B, T, D] that the one before gave -> [B, T, D].
 
-    def relative(self, length: int) -> Relative | None:
-        """The relative table's live rows for `length` tokens, normalised; None without relative attention."""
+        Keys and values are those of hidden [B, S, D] throughout. In training the relative table's dropout mask differs
+        between the steps.
+        """
+        layer, keys_values = self.layer[-1], self.layer[-1].keys_values(hidden)
+        relative = self.relative(hidden.shape[1])
+        for _ in range(steps):
+            queries, _ = layer(queries, keys_values, relative, segments, selection, train)
+        return queries
+
+    def relative(self, length: int) -> jax.Array | None:
+        """The relative table's live rows [P, D] for `length` tokens, normalised; None without relative attention."""
         if not self.config.relative_attention:
             return None
-        live, rows = live_rows(length, self.config)
+        live, _ = live_rows(length, self.config)
         table = self.rel_embeddings(jnp.arange(live.start, live.stop))
-        if self.config.norm_rel_ebd == "layer_norm":
-            table = self.layer_norm(table)
-        return Relative(table, rows)
+        return self.layer_norm(table) if self.config.norm_rel_ebd == "layer_norm" else table

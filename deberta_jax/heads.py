@@ -1,6 +1,7 @@
 """What stands on the encoder: enhanced mask decoder, masked LM head, replaced-token head, pooler, task heads."""
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -37,9 +38,21 @@ def enhanced_mask_decoder(
     if masked_positions is not None:
         queries = jnp.take_along_axis(queries, masked_positions[..., None], axis=1)
         selection = Selection(masked_positions, jnp.take_along_axis(tokens.segments, masked_positions, axis=1))
-    for _ in range(DECODER_STEPS):
-        queries = encoder.decode(hidden, queries, tokens.segments, selection, train)
-    return queries
+    return encoder.decode(hidden, queries, tokens.segments, selection, steps=DECODER_STEPS, train=train)
+
+
+@flax.struct.dataclass
+class BeforeLogits:
+    """What the masked LM's logits are made of: hidden [B, M, E], table float32 [V, E], bias float32 [V]."""
+
+    hidden: jax.Array
+    table: jax.Array
+    bias: jax.Array
+
+    def logits(self) -> jax.Array:
+        """float32 [B, M, V], from products in hidden's dtype."""
+        table = self.table.astype(self.hidden.dtype)
+        return jnp.einsum("bme,ve->bmv", self.hidden, table, preferred_element_type=jnp.float32) + self.bias
 
 
 class MaskedLMHead(nn.Module):
@@ -53,10 +66,10 @@ class MaskedLMHead(nn.Module):
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,), jnp.float32)
 
-    def __call__(self, hidden: jax.Array, word_embeddings: Embedding) -> jax.Array:
-        """hidden [B, M, D] -> float32 logits [B, M, V]."""
+    def __call__(self, hidden: jax.Array, word_embeddings: Embedding) -> BeforeLogits:
+        """hidden [B, M, D]."""
         hidden = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.hidden_act](self.dense(hidden)))
-        return word_embeddings.attend(hidden) + self.bias
+        return BeforeLogits(hidden, word_embeddings.embedding, self.bias)
 
 
 class ReplacedTokenHead(nn.Module):

@@ -19,16 +19,19 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def dropout(x: jax.Array, *, rate: float, key: jax.Array) -> jax.Array:
     """Inverted dropout (the original's StableDropout): zeroes a share `rate`, scales the rest by 1 / (1 - rate).
 
-    The mask is a hash of each element's index, seeded from the key. That takes a few integer operations an element,
-    a twentieth of a counter-based generator's cost on CPU, and gives the same mask however the array is sharded.
+    See `random_bits` for what the mask is drawn from.
     """
-    seeds = jax.random.bits(key, (2,), jnp.uint32)
-    keep = _hash_of_index(x.shape, seeds) >= jnp.uint32(round(rate * 2**32))
+    keep = random_bits(x.shape, key) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 
-def _hash_of_index(shape: tuple[int, ...], seeds: jax.Array) -> jax.Array:
-    """Well mixed uint32 of each element's index modulo 2^32 and two seeds (rounds of multiply and xor-shift)."""
+def random_bits(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """uint32 [shape], a hash of each element's index modulo 2^32 (rounds of multiply and xor-shift) and of the key.
+
+    That takes a few integer operations an element, a twentieth of a counter-based generator's cost on CPU, and gives
+    the same bits however the array is sharded.
+    """
+    seeds = jax.random.bits(key, (2,), jnp.uint32)
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
@@ -86,8 +89,3 @@ class Embedding(nn.Module):
         if self.has_variable("params", "delta"):
             found = found + jnp.take(self.get_variable("params", "delta"), ids, axis=0, mode="clip")
         return found.astype(self.dtype)
-
-    def attend(self, x: jax.Array) -> jax.Array:
-        """x [..., features] -> float32 logits [..., rows] against the table: the tied output layer."""
-        table = self.embedding.astype(self.dtype)
-        return jnp.einsum("...d,vd->...v", x.astype(self.dtype), table, preferred_element_type=jnp.float32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .config import DebertaConfig
 from .encoder import Embeddings, Encoder, Tokens
-from .heads import ContextPooler, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
+from .heads import BeforeLogits, ContextPooler, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
 from .layers import ACTIVATION_FUNCTIONS, Dropout, dense
 
 
@@ -145,9 +145,32 @@ class DebertaForMaskedLM(_Model):
         position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> HeadOutput:
+        parts = self.before_logits(
+            input_ids,
+            attention_mask,
+            masked_positions=masked_positions,
+            segment_ids=segment_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            train=train,
+        )
+        return HeadOutput(parts.logits())
+
+    def before_logits(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        *,
+        masked_positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        train: bool = False,
+    ) -> BeforeLogits:
+        """As a call, but for the last product: `losses.masked_lm_and_samples` does without logits [B, M, V]."""
         tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids)
         hidden = self.deberta.decode_masked(input_ids, tokens, token_type_ids, masked_positions, train)
-        return HeadOutput(self.mlm_head(hidden, self.deberta.embeddings.word_embeddings))
+        return self.mlm_head(hidden, self.deberta.embeddings.word_embeddings)
 
 
 class DebertaForReplacedTokenDetection(_Model):

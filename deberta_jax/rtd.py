@@ -11,7 +11,7 @@ discriminator holds of the word and position tables depends on the sharing (DeBE
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from . import losses
 from .checkpoint import start_from
 from .config import DebertaConfig
+from .layers import random_bits
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]  # input_ids, segment_ids [B, S]; masked_positions, masked_labels [B, M]
-Sampler = Callable[[jax.Array, jax.Array], jax.Array]  # logits [B, M, V], key -> ids [B, M]
+Sampler = losses.Score
 EmbeddingSharing = Literal["gdes", "es", "nes"]
 _SHARED_TABLES = ("word_embeddings", "position_embeddings")
 
@@ -207,9 +208,15 @@ def _with_tables(discriminator: Params, tables: Mapping[str, Params | None]) -> 
     return {**discriminator, "deberta": {**discriminator["deberta"], "embeddings": embeddings}}
 
 
-def sample_replacements(logits: jax.Array, key: jax.Array) -> jax.Array:
-    """Draws from softmax(logits) by the Gumbel-max trick: float32 [B, M, V] -> int32 [B, M] (temperature 1)."""
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+def sample_replacements(logits: jax.Array, words: jax.Array, key: jax.Array) -> jax.Array:
+    """Scores whose highest is a draw from softmax(logits), at temperature 1: the Gumbel-max trick.
+
+    Args:
+      logits: float32 [B, M, C] of the words int [C], a part of the vocabulary.
+    """
+    del words
+    uniform = ((random_bits(logits.shape, key) >> 1).astype(jnp.int32) + 0.5) * 2**-31
+    return logits - jnp.log(-jnp.log1p(-uniform))  # log1p: the highest scores come from the smallest numbers
 
 
 def corrupt(
@@ -264,11 +271,12 @@ def generator_pass(
         masked_positions=batch["masked_positions"],
         train=train,
         rngs={"dropout": dropout_key},
+        method="before_logits",
     )
-    logits, labels = out.logits, batch["masked_labels"]
-    loss_sum, weight = losses.masked_lm(logits, labels)
-    correct = ((logits.argmax(axis=-1) == labels) & (labels > 0)).sum().astype(jnp.float32)
-    return GeneratorPass(loss_sum, weight, correct, sample(jax.lax.stop_gradient(logits), sample_key))
+    labels = batch["masked_labels"]
+    return GeneratorPass(
+        *losses.masked_lm_and_samples(out.hidden, out.table, out.bias, labels, key=sample_key, score=sample)
+    )
 
 
 def discriminator_pass(

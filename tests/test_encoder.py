@@ -136,9 +136,25 @@ def test_the_order_of_tokens_matters_only_through_relative_positions() -> None:
     assert jnp.abs(run(ids[:, ::-1])[:, ::-1] - run(ids)).max() > 0.1
 
 
-def test_remat_equals_plain() -> None:
-    ids = tokens(12)
-    np.testing.assert_allclose(init(SMALL, remat=True)(ids), init(SMALL)(ids), atol=1e-6)
+@pytest.mark.parametrize("variant", ["v3", "v2 conv"])
+def test_remat_equals_plain_in_training_gradients_included(variant: str) -> None:
+    config, ids = VARIANTS[variant].replace(num_hidden_layers=2), tokens(12)
+    params = jax.jit(Deberta(config).init)(jax.random.key(0), ids)["params"]
+
+    def run(remat: bool):
+        def loss(params):
+            out = Deberta(config, remat=remat).apply(
+                {"params": params}, ids, train=True, rngs={"dropout": jax.random.key(3)}
+            )
+            return jnp.sin(out.last_hidden_state).sum()
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    (got, grads), (want, want_grads) = run(True)(params), run(False)(params)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert_gradients_close(grads, want_grads, 1e-5)
+    kept, recomputed = (run(remat).lower(params).as_text().count("stablehlo.dot_general") for remat in (False, True))
+    assert recomputed > kept
 
 
 def test_bfloat16_stays_near_float32_and_parameters_stay_float32() -> None:
@@ -192,7 +208,7 @@ def test_bad_input_is_named() -> None:
         run(ids, jnp.ones((2, 5)))
     with pytest.raises(ValueError, match="not both"):
         run(ids, jnp.ones((2, 4)), segment_ids=jnp.ones((2, 4)))
-    with pytest.raises(ValueError, match="must be one of auto, xla"):
+    with pytest.raises(ValueError, match="must be one of auto, xla, pallas"):
         init(SMALL, attention_implementation="cuda")(ids)
 
 

@@ -1,5 +1,6 @@
 """Heads, losses and the enhanced mask decoder against the official code."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from deberta_jax import (
     DebertaForTokenClassification,
     losses,
 )
+from deberta_jax.models import locate_tokens
 
 from .golden_cases import INVARIANT, assert_close, assert_gradients_close, load, masked_slots
 from .test_encoder import SMALL
@@ -192,6 +194,42 @@ def test_the_three_forms_of_masked_lm() -> None:
     assert_close(logits["bert"], want, 1e-5)
     np.testing.assert_array_equal(logits["legacy"], logits["bert"])
     assert np.abs(logits["emd"] - want).max() > 0.1
+
+
+def test_the_decoder_projects_keys_and_values_once() -> None:
+    """Both steps read them; in between only queries move. Equal to the last layer run twice, gradients included."""
+    model, ids = DebertaForMaskedLM(SMALL), jax.random.randint(jax.random.key(1), (2, 9), 5, 60)
+    positions = jnp.array([[1, 4], [8, 2]])
+    params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
+    calls: list[str] = []
+
+    def count(call, args, kwargs, context):
+        calls.append(context.module.name or "")
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(lambda: model.apply({"params": params}, ids, masked_positions=positions))
+    assert calls.count("value_proj") == SMALL.num_hidden_layers
+
+    def twice(model: DebertaForMaskedLM, ids: jax.Array) -> jax.Array:
+        encoder, embeddings = model.deberta.encoder, model.deberta.embeddings
+        tokens = locate_tokens(ids, None, None, None)
+        embedded = embeddings(ids, tokens, None, False)
+        hidden = encoder(embedded, tokens.segments, train=False, layers=SMALL.num_hidden_layers - 1)[0][-1]
+        queries = hidden + embeddings.absolute_positions(tokens.positions)
+        for _ in range(2):
+            queries = encoder.decode(hidden, queries, tokens.segments, None, steps=1, train=False)
+        logits = model.mlm_head(queries, embeddings.word_embeddings).logits()
+        return jnp.take_along_axis(logits, positions[..., None], axis=1)
+
+    def loss(params, method, **given):
+        logits = model.apply({"params": params}, ids, method=method, **given)
+        return jnp.sin(logits if method is twice else logits.logits).sum()
+
+    want, want_grads = jax.jit(jax.value_and_grad(lambda params: loss(params, twice)))(params)
+    got, grads = jax.jit(jax.value_and_grad(lambda params: loss(params, None, masked_positions=positions)))(params)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+    assert_gradients_close(grads, want_grads, 1e-4)
 
 
 def test_masked_lm_refuses_a_single_layer() -> None:

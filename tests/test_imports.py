@@ -21,7 +21,8 @@ LEAVES = {
 TORCH = {"torch", "transformers", "safetensors"}
 DATA = {"grain", "tensorflow_datasets", "array_record"}
 READS_DATA = {"data.py", "prepare.py", "tasks.py", "task_sources.py"}
-FILES = [path for folder in ("deberta_jax", "train", "convert") for path in sorted((ROOT / folder).glob("*.py"))]
+FOLDERS = ("deberta_jax", "deberta_jax/kernels", "train", "convert")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
@@ -42,11 +43,13 @@ def test_imports_run_one_way(path: Path) -> None:
     siblings, modules = imports(path)
     tops = {module.split(".")[0] for module in modules}
     folder, name = path.parent.name, path.stem
-    if folder == "deberta_jax":
+    if folder == "kernels":
+        assert siblings <= {file.stem for file in path.parent.glob("*.py")}, "the kernels stand by themselves"
+    elif folder == "deberta_jax":
         assert not any(module.startswith(("deberta_jax.train", "deberta_jax.convert")) for module in modules)
         assert not tops & (TORCH | DATA | {"optax"})
         if name in ORDER:
-            assert siblings <= set(ORDER[: ORDER.index(name)]) | {"losses", "checkpoint"}
+            assert siblings <= set(ORDER[: ORDER.index(name)]) | {"losses", "checkpoint", "kernels", "sharding"}
         if name in LEAVES:
             assert siblings <= LEAVES[name]
     else:

@@ -12,11 +12,14 @@ from deberta_jax.train.optimizer import OptimizerConfig
 from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
 from deberta_jax.train.state import TrainState
 
+from deberta_jax import DebertaForMaskedLM, losses
 from deberta_jax.rtd import (
     RTDConfig,
     RTDModels,
+    Sampler,
     corrupt,
     discriminator_view,
+    generator_pass,
     init_params,
     sample_replacements,
     standalone_discriminator,
@@ -56,6 +59,11 @@ def rtd_config(case: Case) -> RTDConfig:
     )
 
 
+def always(ids: np.ndarray) -> Sampler:
+    """Draws the given ids [B, M]."""
+    return lambda logits, words, key: (words == ids[..., None]).astype(jnp.float32)
+
+
 def settings(**changes) -> PretrainConfig:
     return PretrainConfig(output=Path("unused"), tokenizer=Path("unused"), **changes)
 
@@ -79,7 +87,7 @@ def test_three_decoupled_steps_reproduce_losses_norms_and_all_weights() -> None:
     state = TrainState.create(params, init_optimizers(optimizers, params), seed=0)
     for number in (1, 2, 3):
         batch, sampled = batch_of(case, f"inputs/step{number}/")
-        step = build_step(models, optimizers, run, sharing="gdes", sample=lambda *_, ids=sampled: jnp.asarray(ids))
+        step = build_step(models, optimizers, run, sharing="gdes", sample=always(sampled))
         state, metrics = jax.jit(step)(state, batch)
         want = case.group(f"outputs/step{number}/")
         close = {"rtol": 1e-5}
@@ -111,7 +119,7 @@ def test_joint_losses_and_gradients(name: str) -> None:
         descent,
         run,
         sharing=config.embedding_sharing,
-        sample=lambda *_: jnp.asarray(sampled),
+        sample=always(sampled),
     )
     state = TrainState.create(params, init_optimizers(descent, params), seed=0)
     after, metrics = jax.jit(step)(state, batch)
@@ -143,6 +151,67 @@ def test_under_gdes_the_discriminators_loss_gives_the_generators_embedding_no_gr
     del params["discriminator"]["deberta"]["embeddings"]["word_embeddings"]
     tables = jax.grad(loss)(params, "es")["generator"]["deberta"]["embeddings"]
     assert jnp.abs(tables["word_embeddings"]["embedding"]).max() > 0
+
+
+def test_gdes_looks_up_two_tables_and_never_sums_or_casts_one() -> None:
+    """Equal to one look-up in the sum; the gradient goes to the difference alone."""
+    config = RTDConfig.half_depth(SMALL)
+    params = init_params(config, jax.random.key(0))
+    table = params["discriminator"]["deberta"]["embeddings"]["word_embeddings"]
+    table["delta"] = jax.random.normal(jax.random.key(1), table["delta"].shape)
+    model, ids = RTDModels.build(config).discriminator, jnp.arange(5, 15)[None]
+    alone = standalone_discriminator(params, "gdes")
+
+    def loss(discriminator, model=model):
+        return jnp.sin(model.apply({"params": discriminator}, ids).logits).sum()
+
+    got, grads = jax.jit(
+        jax.value_and_grad(lambda own: loss(discriminator_view({**params, "discriminator": own}, "gdes")))
+    )(params["discriminator"])
+    want, want_grads = jax.jit(jax.value_and_grad(loss))(alone)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for tree in (grads, want_grads):
+        (tree["table"],) = tree["deberta"]["embeddings"].pop("word_embeddings").values()
+        tree["deberta"]["embeddings"].pop("position_embeddings", None)
+    assert_gradients_close(grads, want_grads, 1e-4)
+
+    narrow = RTDModels.build(config, dtype=jnp.bfloat16).discriminator
+    program = jax.jit(lambda params: loss(discriminator_view(params, "gdes"), narrow)).lower(params).as_text()
+    whole = f"tensor<{SMALL.vocab_size}x{SMALL.hidden_size}x"
+    touching = [line for line in program.splitlines() if whole in line and "func" not in line and "call" not in line]
+    assert touching
+    assert all("stablehlo.gather" in line for line in touching), touching
+
+
+def test_the_generators_pass_equals_its_logits_worked_off_in_full() -> None:
+    case = load("rtd_step")
+    config = rtd_config(case).generator
+    batch, _ = batch_of(case, "inputs/step1/")
+    model, params = DebertaForMaskedLM(config), read(case, "weights/", rtd_config(case))["generator"]
+
+    def shortcut(params):
+        out = generator_pass(
+            model, params, batch, key=jax.random.key(0), sample=lambda logits, *_: -logits, train=False
+        )
+        return out.loss_sum, out[1:]
+
+    def plain(params):
+        logits = model.apply(
+            {"params": params},
+            batch["input_ids"],
+            segment_ids=batch["segment_ids"],
+            masked_positions=batch["masked_positions"],
+        ).logits
+        labels = batch["masked_labels"]
+        loss_sum, weight = losses.masked_lm(logits, labels)
+        return loss_sum, (weight, ((logits.argmax(-1) == labels) & (labels > 0)).sum(), logits.argmin(-1))
+
+    (got, figures), grads = jax.jit(jax.value_and_grad(shortcut, has_aux=True))(params)
+    (want, want_figures), want_grads = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for one, other in zip(figures, want_figures, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert_gradients_close(grads, want_grads, 1e-5)
 
 
 def test_a_standalone_discriminator_is_the_one_of_the_run() -> None:
@@ -200,7 +269,8 @@ def test_going_on_from_a_model_of_another_shape_is_refused() -> None:
 
 def test_samples_follow_the_softmax() -> None:
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
-    drawn = sample_replacements(jnp.broadcast_to(logits, (200, 100, 4)), jax.random.key(0))
+    scores = sample_replacements(jnp.broadcast_to(logits, (200, 100, 4)), jnp.arange(4), jax.random.key(0))
+    drawn = scores.argmax(axis=-1)
     shares = np.bincount(np.asarray(drawn).ravel(), minlength=4) / drawn.size
     np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.015)
 
@@ -228,7 +298,7 @@ def test_accumulation_equals_one_batch() -> None:
             optimizers,
             run,
             sharing="gdes",
-            sample=lambda logits, _: logits.argmax(axis=-1),  # not random: chunks have keys of their own
+            sample=lambda logits, *_: logits,  # not random: chunks have keys of their own
         )
         state = TrainState.create(params, init_optimizers(optimizers, params), seed=0)
         results.append(jax.jit(step)(state, batch))

@@ -1,0 +1,341 @@
+"""Compiling ahead for TPUs: what is read out of a program, that the step is the run's own, and what a mistake says."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from deberta_jax.train import step_program, tpu_compiler
+from deberta_jax.train.compile_ahead import CompileAheadConfig, _changes, _chunks, shortfall
+from deberta_jax.train.compile_report import Report, Timing, plot_sweep
+from deberta_jax.train.model_flops import attention_flops, encoder_flops, layer_flops, masked_lm_flops
+from deberta_jax.train.step_program import build
+from deberta_jax.train.tpu_compiler import CHIPS, GIB, compile_for_tpu, out_of_memory, topology, trace
+from deberta_jax.train.tpu_program import read_cost
+
+from deberta_jax import Deberta, DebertaConfig
+from deberta_jax.__main__ import main
+from deberta_jax.sharding import make_mesh
+
+from .test_encoder import SMALL
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no libtpu, the TPU compiler: pip install jax[tpu]"
+)
+NO_MEMORY = {"argument_bytes": 0, "temporary_bytes": 0, "program_bytes": 0, "peak_bytes": 0}
+
+# Lines as libtpu 0.0.42 writes them, shortened: a loop of 3 with an all-reduce and a kernel, a reduce-scatter in a
+# fusion, an all-gather spread over two fusions, a gather without an estimate.
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%condition.1 (state: (s32[])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(3)
+  %element.1 = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%element.1, %constant.1), direction=LT
+}
+
+%body.1 (state: (s32[])) -> (s32[]) {
+  %fusion.1 = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %kernel.1 = (bf16[4,512]{1,0:T(8,128)}, f32[4]{0}) custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/kernel/pallas_call" stack_frame_id=1}
+  %all-reduce.1 = (f32[256]{0:T(128)}, /*index=1*/bf16[128,2]{1,0}) all-reduce(%x, %y), channel_id=1, replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, to_apply=%add
+  ROOT %tuple.1 = (s32[]) tuple(%next)
+}
+
+%inside.1 (p: f32[8,128]) -> f32[8,128] {
+  ROOT %multiply.1 = f32[8,128]{1,0:T(8,128)} multiply(%p, %p), backend_config={"estimated_cycles":"77"}
+}
+
+%all-reduce-scatter.1 (p: f32[1024]) -> f32[256] {
+  %all-reduce.2 = f32[1024]{0} all-reduce(%p), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %dynamic-slice.1 = f32[256]{0} dynamic-slice(%all-reduce.2, %i), dynamic_slice_sizes={256}
+}
+
+%spread.1 (p: f32[64]) -> f32[512] {
+  ROOT %all-gather.1 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%spread.2 (p: f32[64]) -> f32[512] {
+  ROOT %all-gather.2 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main.1 (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %while.1 = (s32[]) while(%x), condition=%condition.1, body=%body.1
+  %fusion.2 = f32[256]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  %fusion.3 = f32[512]{0} fusion(%x), kind=kCustom, calls=%spread.1, backend_config={"estimated_cycles":"10"}
+  %fusion.4 = f32[512]{0} fusion(%x), kind=kCustom, calls=%spread.2, backend_config={"estimated_cycles":"10"}
+  ROOT %fusion.5 = f32[1000,128]{1,0} fusion(%x), kind=kCustom, calls=%inside.1, metadata={op_name="jit(step)/gather" stack_frame_id=2}
+}
+"""  # noqa: E501
+
+
+def test_a_program_is_added_up() -> None:
+    cost = read_cost(PROGRAM, kernels={("kernel", ((4, 512), (4,))): 1000}, **NO_MEMORY)
+    assert cost.cycles == 3 * 100 + 10 + 10
+    assert cost.kernel_cycles == {"kernel": 3000}
+    assert cost.unpriced == {"gather": 1}
+    assert cost.unpriced_bytes == 2 * 1000 * 128 * 4
+    found = {
+        (one.kind, one.group, one.asynchronous): (one.count, one.bytes, one.wire_bytes) for one in cost.collectives
+    }
+    size = 3 * (256 * 4 + 256 * 2)
+    assert found == {
+        ("all-reduce", 8, False): (3, size, int(size / 3 * 2 * 7 / 8) * 3),
+        ("reduce-scatter", 4, False): (1, 4096, 3072),
+        ("all-gather", 8, True): (1, 2048, 1792),
+    }
+
+
+def test_a_kernel_without_cycles_is_named() -> None:
+    cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
+    assert (cost.kernel_cycles, cost.unpriced) == ({}, {"gather": 1, "pallas_call": 3})
+
+
+def test_a_loop_of_unknown_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"how often the loop while\.1"):
+        read_cost(PROGRAM.replace("constant(3)", "add(%a, %b)"), kernels={}, **NO_MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("the total memory required for HLO temporaries (63.66G) exceeds available HBM (15.75G).", 63.66),
+        ("Ran out of memory in memory space hbm. Used 16.09G of 15.75G hbm. Exceeded hbm capacity by 346.52M.", 16.09),
+    ],
+)
+def test_the_compiler_says_how_much_is_missing(message: str, needed: float) -> None:
+    error = out_of_memory(message)
+    assert error is not None
+    assert (error.needed, error.available) == (int(needed * GIB), int(15.75 * GIB))
+    assert out_of_memory("Ran out of memory in memory space vmem") is None
+
+
+# ---------------------------------------------------------------- operations of the mathematics
+
+
+def test_attention_of_v3_base() -> None:
+    """Four products of 512 x 512 x 64 a head: scores, c2p, p2c, values; the table has 512 rows in reach."""
+    config = DebertaConfig.named("deberta-v3-base")
+    assert attention_flops(config, 512) == 12 * 4 * 2 * 512 * 512 * 64
+    assert attention_flops(config, 64) == 12 * 2 * 64 * 64 * (64 + 64 + 127 + 127)
+    masked = masked_lm_flops(config, 512, 77) - encoder_flops(config, 512, 11)
+    keys_and_values, head = 2 * 2 * 512 * 768**2, 2 * 77 * 768 * (768 + 128100)
+    assert masked == keys_and_values + 2 * layer_flops(config, 512, 77) + head
+
+
+def test_products_of_a_traced_encoder_are_those_counted() -> None:
+    config = SMALL.replace(relative_attention=False, pos_att_type=(), position_buckets=-1, conv_kernel_size=0)
+    ids = jnp.ones((1, 16), jnp.int32)
+    params = jax.eval_shape(Deberta(config).init, jax.random.key(0), ids)
+    jaxpr = jax.make_jaxpr(lambda params: Deberta(config).apply(params, ids).last_hidden_state)(params)
+
+    def products(jaxpr) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                depth = [equation.invars[0].aval.shape[axis] for axis in contracted]
+                total += 2 * equation.outvars[0].aval.size * int(jnp.prod(jnp.array(depth)))
+            inner = [getattr(one, "jaxpr", one) for one in jax.tree.leaves(equation.params)]
+            total += sum(products(one) for one in inner if hasattr(one, "eqns"))
+        return total
+
+    assert products(jaxpr.jaxpr) == encoder_flops(config, 16)
+
+
+# ---------------------------------------------------------------- the step
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(SMALL.to_json()))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task": "finetune", "num_labels": 3},
+        pytest.param({"accumulation": 2, "remat": True}, marks=pytest.mark.slow),
+        pytest.param({"task": "mlm"}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_step_runs_on_what_was_described(model: str, options: dict) -> None:
+    """The program that is compiled ahead takes arrays of these shapes and shardings, and gives the state back."""
+    config = CompileAheadConfig(model=model, global_batch=16, sequence_length=16, dtype="float32", **options)
+    program = build(config, jax.devices())
+
+    def array(one: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.device_put(jnp.zeros(one.shape, one.dtype), one.sharding)
+
+    state, metrics = program.step(jax.tree.map(array, program.state), jax.tree.map(array, program.batch))
+    assert int(state.step) == 1
+    described = jax.tree.map(lambda one: (one.shape, one.dtype, one.sharding), program.state)
+    assert jax.tree.map(lambda one: (one.shape, one.dtype, one.sharding), state) == described
+    assert all(bool(jnp.isfinite(value)) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_batch": 12}, r"global_batch 12 does not divide by the mesh axis data of size 8; .* multiple of 8"),
+        (
+            {"global_batch": 12, "mesh": step_program.MeshConfig(fsdp=2)},
+            r"global_batch / data 3 does not divide by the mesh axis fsdp of size 2; .* 8",
+        ),
+        ({"global_batch": 15, "accumulation": 2}, r"global_batch 15 does not divide by accumulation of size 2; .* 16"),
+        ({"global_batch": 8, "mesh": step_program.MeshConfig(fsdp=3)}, "a mesh of data 2 x fsdp 3"),
+    ],
+)
+def test_what_does_not_divide_is_named(model: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(CompileAheadConfig(model=model, **options), jax.devices())
+
+
+def test_a_topology_that_does_not_exist_lists_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("v5e:3x3", "v5e-16", "v5litepod:4x4", ""):
+        assert main(["compile-ahead", "--topology", name]) == 1
+        error = capsys.readouterr().err
+        assert f"no topology {name!r}" in error
+        assert all(f"{kind}: {' '.join(chip.shapes)}" in error for kind, chip in CHIPS.items())
+
+
+def test_a_missing_compiler_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: None)
+    assert main(["compile-ahead", "--topology", "v5e:2x2"]) == 1
+    assert "pip install deberta-jax[tpu]" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the report
+
+
+def report(config: CompileAheadConfig, *, needed: float, fits: bool) -> Report:
+    cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
+    timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=8, flops=10**9, tokens_per_step=8192, tokens=8.192e9)
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(step_program.StepConfig)}
+    settings["mesh"] = dataclasses.asdict(config.mesh)
+    return Report(
+        settings=settings,
+        mesh={"data": 8 // config.mesh.fsdp, "fsdp": config.mesh.fsdp, "tensor": 1},
+        chips=8,
+        devices=8,
+        rows=config.global_batch // 8 // config.accumulation,
+        parameter_bytes=2 * GIB,
+        optimizer_bytes=4 * GIB,
+        batch_bytes=0,
+        needed_bytes=int(needed * GIB),
+        available_bytes=int(15.75 * GIB),
+        cost=cost if fits else None,
+        timing=timing if fits else None,
+        compile_seconds=1.0,
+        compile_cpu_seconds=1.0,
+    )
+
+
+def test_times_and_the_bill() -> None:
+    cost = read_cost(PROGRAM, kernels={("kernel", ((4, 512), (4,))): 1000}, **NO_MEMORY)
+    timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=8, flops=10**9, tokens_per_step=8192, tokens=8.192e9)
+    whole, part = cost.collectives[1], cost.collectives[0]
+    assert {whole.group, part.group} == {4, 8}
+    assert timing.compute_seconds == pytest.approx(3320 / 1.5e9)
+    assert timing.unpriced_seconds == pytest.approx(1024000 / 0.82e12)
+    waits = sum(
+        one.wire_bytes / (90e9 * (2 if one.group == 8 else 1)) for one in cost.collectives if not one.asynchronous
+    )
+    assert timing.collective_seconds == pytest.approx(waits)
+    assert timing.step_seconds == timing.compute_seconds + timing.unpriced_seconds + timing.collective_seconds
+    assert timing.chip_hours == pytest.approx(1e6 * timing.step_seconds / 3600 * 8)
+    assert timing.days * 24 * 8 == pytest.approx(timing.chip_hours)
+    assert timing.mfu == pytest.approx(1e9 / (timing.step_seconds * 8 * 197e12))
+
+
+def test_what_is_tried_where_it_does_not_fit() -> None:
+    config = CompileAheadConfig(global_batch=128)
+    tried = list(_changes(config, report(config, needed=30, fits=False)))
+    assert [(one.accumulation, one.remat, one.mesh.fsdp) for one in tried] == [
+        (4, False, 1),  # 24 GiB of temporaries in 9.75
+        (1, True, 1),
+        (16, True, 1),
+        (16, True, 8),
+    ]
+    split = [one.mesh.fsdp for one in _changes(config, report(config, needed=18, fits=False))]
+    assert split == [1, 1, 2, 1, 8]  # half of the state is as much as is missing
+    assert _chunks(10, 0, 16) is None
+
+
+def test_the_shortfall_and_what_fits_are_said() -> None:
+    config = CompileAheadConfig(global_batch=128)
+    failed = report(config, needed=30, fits=False)
+    other = report(dataclasses.replace(config, accumulation=4), needed=12, fits=True)
+    said = shortfall(failed, [other, report(dataclasses.replace(config, remat=True), needed=20, fits=False)])
+    assert "needs 30.00 GiB and has 15.75, short by 14.25 GiB (compiler estimate); what fits: --accumulation 4" in said
+    assert "--remat" not in said
+
+
+def test_a_sweep_is_drawn(tmp_path: Path) -> None:
+    configs = [CompileAheadConfig(global_batch=batch) for batch in (64, 128)]
+    reports = [report(one, needed=8 * (number + 1), fits=number == 0) for number, one in enumerate(configs)]
+    plot_sweep(reports, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+# ---------------------------------------------------------------- the compiler itself
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5e:16x16", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_topologies_have_the_devices_of_their_shape(name: str) -> None:
+    chip, devices = topology(name)
+    assert len(devices) == chip.devices * jnp.prod(jnp.array(tpu_compiler.sizes(name)))
+
+
+@needs_libtpu
+@pytest.mark.parametrize("kind", CHIPS)
+def test_the_table_of_chips_agrees_with_the_compiler(kind: str) -> None:
+    """HBM as it says when there is too little; the clock: a large product is never faster than the peak."""
+    chip, devices = topology(f"{kind}:{chip_shape(kind)}")
+    mesh = make_mesh(devices=devices[:1])
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    huge = jax.ShapeDtypeStruct((200_000, 100_000), jnp.float32, sharding=place)
+    with pytest.raises(tpu_compiler.OutOfMemoryError) as error:
+        compile_for_tpu(trace(jax.jit(lambda x: x + 1), huge), kernels={})
+    assert error.value.available == chip.hbm
+    square = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=place)
+    cycles = compile_for_tpu(trace(jax.jit(jnp.dot), square, square), kernels={}).cycles
+    assert 0.6 < 2 * 8192**3 * chip.clock / cycles / chip.peak < 1
+
+
+def chip_shape(kind: str) -> str:
+    return next(shape for shape in CHIPS[kind].shapes if shape.startswith("2x2"))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_is_compiled_and_reported(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--topology", "v5e:2x2", "--global-batch", "16", "--sequence-length", "16", "--mesh.fsdp", "2"]
+    assert main(["compile-ahead", "--model", model, *options, "--tokens", "1e9", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert found["cost"]["argument_bytes"] >= found["parameter_bytes"] + found["optimizer_bytes"]
+    assert found["optimizer_bytes"] == pytest.approx(2 * found["parameter_bytes"], rel=0.01)
+    assert "pallas_call" not in found["cost"]["unpriced"]
+    assert any(one["kind"] == "all-reduce" for one in found["cost"]["collectives"])
+    assert 0 < found["timing"]["mfu"] < 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_is_status_1_with_the_shortfall(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--topology", "v5e:1x1", "--global-batch", "65536", "--sequence-length", "128", "--task", "finetune"]
+    assert main(["compile-ahead", "--model", model, *options, "--alternatives", "1"]) == 1
+    printed = capsys.readouterr()
+    assert "short by" in printed.err
+    assert "what fits: --accumulation" in printed.err
+    assert "compiler estimate" in printed.out

@@ -1,0 +1,80 @@
+"""Cycles of Pallas kernels, of which the TPU compiler says none: VLIW bundles of a grid step times grid steps.
+
+One bundle is issued a cycle. Waits for memory are not in it; a branch is counted as taken and a loop inside a kernel as
+run once.
+"""
+
+import concurrent.futures
+import math
+import multiprocessing
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from .step_program import StepConfig, build
+from .tpu_compiler import topology, trace
+from .tpu_program import KernelKey
+
+_CALL = "tpu_custom_call"  # what a Pallas kernel is to the compiler
+_SCHEDULE = "schedule-analysis_final_bundles.txt"
+
+
+def find_kernels(jaxpr: Any) -> dict[KernelKey, Any]:
+    """The equation of every Pallas kernel of a program, by the kernel's name and the shapes of its results."""
+    found = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            shapes = tuple(tuple(variable.aval.shape) for variable in equation.outvars)
+            found[equation.params["name"], shapes] = equation
+            continue
+        for value in jax.tree.leaves(equation.params):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found |= find_kernels(inner)
+    return found
+
+
+def kernel_cycles(config: StepConfig) -> dict[KernelKey, int]:
+    """Cycles of one run of each kernel of a step on one device.
+
+    Compiles them one by one in another process: libtpu reads only once, when it is loaded, that it shall write
+    schedules, and for a whole step it would write gigabytes.
+
+    Raises:
+      RuntimeError: a kernel that has no schedule.
+    """
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix="deberta-jax-") as folder,
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
+        return pool.submit(_compile_kernels, config, Path(folder)).result()
+
+
+def _compile_kernels(config: StepConfig, folder: Path) -> dict[KernelKey, int]:
+    flags = (
+        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
+    )
+    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
+    jax.config.update("jax_platforms", "cpu")
+    _, devices = topology(config.topology)
+    program = build(config, devices)
+    place = SingleDeviceSharding(devices[0])
+    found = {}
+    for key, equation in find_kernels(trace(program.step, program.state, program.batch).jaxpr).items():
+        arguments = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype, sharding=place) for one in equation.invars]
+        alone = jax.jit(lambda *values, equation=equation: equation.primitive.bind(*values, **equation.params))
+        alone.lower(*arguments).compile()
+        schedules = [path.read_text() for path in folder.glob(f"*{_SCHEDULE}") if "-TLP-" not in path.name]
+        bundles = [int(re.findall(r"total scheduled bundles:\s+(\d+)", text)[0]) for text in schedules if _CALL in text]
+        for path in folder.iterdir():  # kernels of one name may follow
+            path.unlink()
+        if len(bundles) != 1:
+            raise RuntimeError(f"the TPU compiler wrote {len(bundles)} schedules of the kernel {key[0]}, not one")
+        found[key] = bundles[0] * math.prod(equation.params["grid_mapping"].grid)
+    return found
