@@ -70,7 +70,7 @@ class Hang(BaseException):
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """At most SECONDS of computing, by the clock of the process so that a busy machine changes nothing, and HEADROOM."""
+    """At most SECONDS of computing (by the clock of the process: a busy machine changes nothing) and HEADROOM."""
 
     def stop(*_):
         raise Hang(f"more than {SECONDS} s")
