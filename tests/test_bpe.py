@@ -10,28 +10,17 @@ import zipfile
 
 import numpy as np
 import pytest
-from deberta_jax.train.text import embedded_corpus, read_documents
 
 from deberta_jax.bpe import ByteLevelBPE
 from deberta_jax.tokenizer import Tokenizer
 
-from .test_tokenizer import SPECIAL, TRICKY, custom_model, longest_first, official_part_of_whole_word
+from .test_tokenizer import SPECIAL, TRICKY, corpus, custom_model, longest_first, official_part_of_whole_word
 
 tokenizers = pytest.importorskip("tokenizers", reason="DeBERTa v1's tokenizer needs the package tokenizers")
 
 PIECES = 1000  # [PAD], [CLS], [SEP], [UNK] and 996 of BPE
 TEXTS = [*TRICKY, " a", "it's  WE'LL don't\n\n  x", "7 dollars, $7.50!", "naïve Ünïcode"]
 MAGIC, PROTOCOL, MACHINE = 0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}
-
-
-def corpus(characters: int) -> list[str]:
-    documents, size = [], 0
-    for document in read_documents([embedded_corpus()], boundary="line"):
-        documents.append(document)
-        size += len(document)
-        if size > characters:
-            break
-    return documents
 
 
 @pytest.fixture(scope="module")
