@@ -126,11 +126,7 @@ def _attention_forward(plan: Plan, integers: dict, arrays: dict) -> tuple[jax.Ar
 
 def _attention_backward(plan: Plan, residuals: tuple, d_context: jax.Array) -> tuple[None, dict]:
     integers, arrays, context, lse = residuals
-    batch, length, _ = context.shape
-    # What the normalisation of softmax takes away from every score's gradient: [B, N, 1, S].
-    products = context.astype(jnp.float32) * d_context.astype(jnp.float32)
-    mean = products.reshape(batch, length, -1, plan.head_size).sum(axis=-1).swapaxes(1, 2)[:, :, None]
-    inputs = _inputs(plan, integers, arrays) | {"d_context": d_context, "lse": lse, "mean": mean}
+    inputs = _inputs(plan, integers, arrays) | {"context": context, "d_context": d_context, "lse": lse}
     d_query, d_key, d_value, d_key_table, d_query_table = backward(
         plan, integers["scalars"], _ranges(plan, integers), inputs
     )

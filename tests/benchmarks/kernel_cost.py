@@ -60,7 +60,7 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
     scalars, ranges = array(3, dtype=jnp.int32), (array(batch * chunks, dtype=jnp.int32),) * 2
     if kernel == "backward":
         statistics = array(batch, HEADS, 1, plan.length, dtype=jnp.float32)
-        inputs |= {"d_context": inputs["query"], "lse": statistics, "mean": statistics}
+        inputs |= {"context": inputs["query"], "d_context": inputs["query"], "lse": statistics}
         program = jax.jit(lambda *arguments: backward(plan, *arguments)).lower(scalars, ranges, inputs)
     elif plan.length == 128:
         program = jax.jit(lambda *arguments: forward_short(plan, *arguments)).lower(scalars, inputs)
