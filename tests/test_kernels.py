@@ -1,6 +1,8 @@
 """The fused kernel against plain attention, in TPU interpret mode: uninitialised memory is NaN, stray reads raise."""
 
 import contextlib
+import functools
+import importlib.util
 import itertools
 from collections.abc import Iterator
 
@@ -8,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deberta_jax.train.tpu_compiler import CHIPS, topology
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, SingleDeviceSharding
 
 from deberta_jax import DebertaConfig, attention
 from deberta_jax.attention import disentangled_attention
@@ -119,6 +122,39 @@ def test_forward_and_gradients_equal_plain_attention(length: int, size: int, ter
             assert relative_error(gradient, wanted) < (5e-3 if narrow else 1e-5)
         else:
             assert jnp.abs(gradient).max() < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install jax[tpu]")
+@pytest.mark.parametrize("kind", CHIPS)
+@pytest.mark.parametrize(
+    ("length", "size", "terms", "dtype"),
+    [
+        (128, 64, "c2p|p2c", jnp.bfloat16),
+        (512, 64, "c2p|p2c", jnp.bfloat16),
+        (700, 128, "c2p", jnp.float32),
+        (200, 32, "p2c", jnp.bfloat16),
+    ],
+)
+def test_it_compiles_for_every_chip(kind: str, length: int, size: int, terms: str, dtype) -> None:
+    """Forward and backward with dropout: what runs in interpret mode may still not lower."""
+    _, devices = topology(f"{kind}:{next(shape for shape in CHIPS[kind].shapes if shape.startswith('2x2'))}")
+    arrays, arguments, cotangent = example(length, size=size, heads=4, terms=terms, dtype=dtype)
+    place = SingleDeviceSharding(devices[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (arrays, cotangent))
+
+    def gradients(arrays, cotangent):
+        query, key, value, pos_key, pos_query = arrays
+        settings = {"dropout_rate": 0.1, "dropout_key": jax.random.key(0), "device_kind": devices[0].device_kind}
+        attend = functools.partial(fused_attention, **arguments, **settings)
+        context, backward = jax.vjp(
+            lambda q, k, v, pk, pq: attend(q, k, v, pos_key=pk, pos_query=pq), query, key, value, pos_key, pos_query
+        )
+        return context, backward(cotangent)
+
+    text = jax.jit(gradients).lower(*shapes).compile().as_text()
+    assert "disentangled_forward" in text
+    assert "disentangled_backward" in text
 
 
 def test_tiling_and_rows_by_offset() -> None:
