@@ -12,10 +12,13 @@ computation, and the largest difference of any step's loss is what rounding make
 
 import argparse
 import dataclasses
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
