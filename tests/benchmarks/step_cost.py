@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from deberta_jax.train.configs import PretrainConfig
 from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
 from deberta_jax.train.state import TrainState
-from deberta_jax.train.tpu_compiler import Chip, cost_of, out_of_memory, topology, trace
+from deberta_jax.train.tpu_compiler import Chip, cost_of, out_of_cache, out_of_memory, topology, trace
 from deberta_jax.train.tpu_kernels import find_kernels, kernel_cycles
 from deberta_jax.train.tpu_program import Cost
 from jax.sharding import NamedSharding, PartitionSpec
@@ -135,7 +135,8 @@ def price(case: str, name: str) -> Price:
     traced, _ = trace_case(case, name)
     make = functools.partial(jaxpr_of, case, name)
     kernels = kernel_cycles(make) if find_kernels(traced.jaxpr) else {}
-    compiled = traced.lower().compile()
+    with out_of_cache():
+        compiled = traced.lower().compile()
     analysis = compiled.cost_analysis()
     return Price(
         cost_of(compiled, kernels=kernels),
