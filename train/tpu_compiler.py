@@ -132,6 +132,11 @@ def compile_for_tpu(traced: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
         if needed is None:
             raise
         raise needed from None
+    return cost_of(compiled, kernels=kernels)
+
+
+def cost_of(compiled: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
+    """What a compiled program costs; kernels as in `compile_for_tpu`."""
     memory: Any = compiled.memory_analysis()
     return read_cost(
         compiled.as_text() or "",

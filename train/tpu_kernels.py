@@ -57,16 +57,34 @@ def kernel_cycles(config: StepConfig) -> dict[KernelKey, int]:
 
 
 def _compile_kernels(config: StepConfig, folder: Path) -> dict[KernelKey, int]:
+    jax.config.update("jax_platforms", "cpu")
+    write_schedules(folder)
+    _, devices = topology(config.topology)
+    program = build(config, devices)
+    return price_kernels(trace(program.step, program.state, program.batch).jaxpr, devices[0], folder)
+
+
+def write_schedules(folder: Path) -> None:
+    """Has libtpu write the schedule of all that this process compiles. To be called before `topology` loads it."""
     flags = (
         f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
     )
     os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
-    jax.config.update("jax_platforms", "cpu")
-    _, devices = topology(config.topology)
-    program = build(config, devices)
-    place = SingleDeviceSharding(devices[0])
+
+
+def price_kernels(jaxpr: Any, device: Any, folder: Path) -> dict[KernelKey, int]:
+    """Cycles of one run of each kernel of a program; each is compiled alone.
+
+    Args:
+      device: of a topology.
+      folder: what `write_schedules` was told, and empty.
+
+    Raises:
+      RuntimeError: a kernel that has no schedule.
+    """
+    place = SingleDeviceSharding(device)
     found = {}
-    for key, equation in find_kernels(trace(program.step, program.state, program.batch).jaxpr).items():
+    for key, equation in find_kernels(jaxpr).items():
         arguments = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype, sharding=place) for one in equation.invars]
         alone = jax.jit(lambda *values, equation=equation: equation.primitive.bind(*values, **equation.params))
         alone.lower(*arguments).compile()
