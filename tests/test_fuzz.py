@@ -77,7 +77,7 @@ def bounded() -> Iterator[None]:
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     old, hard = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGPROF, stop)
+    signal.signal(signal.SIGPROF, stop)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + HEADROOM, hard))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
@@ -85,7 +85,7 @@ def bounded() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (old, hard))
-        signal.signal(signal.SIGPROF, handler)
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # one that is on its way would end the process by default
 
 
 def check_loaded(files: Files, config: DebertaConfig, params: dict) -> None:
