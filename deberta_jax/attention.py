@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from .kernels import MAX_HEAD_SIZE, fused_attention
+from .kernels import fused_attention, unsupported
 from .layers import dropout
 from .sharding import BATCH_AXES, LOGICAL_AXES, MESH_AXES
 
@@ -62,7 +62,7 @@ def disentangled_attention(
       apart, and not at all in a compiled program that does not read them.
 
     Raises:
-      ValueError: `pallas` for a head size or dtype that the kernel does not take, or on a mesh without its axes.
+      ValueError: `pallas` for what the kernel does not take (`kernels.unsupported`), or on a mesh without its axes.
     """
     arguments = {
         "pos_key": pos_key,
@@ -74,22 +74,14 @@ def disentangled_attention(
         "dropout_rate": dropout_rate,
         "dropout_key": dropout_key,
     }
-    reason = _unsupported(query)
-    if implementation == "xla" or (implementation == "auto" and (reason is not None or "TPU" not in _device_kind())):
+    device_kind = _device_kind()
+    reason = unsupported(key.shape[1], query.shape[-1], query.dtype, device_kind)
+    if implementation == "xla" or (implementation == "auto" and (reason is not None or "TPU" not in device_kind)):
         return _plain_attention(query, key, value, **arguments)
     if reason is not None:
         raise ValueError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")
     _, probabilities = _plain_attention(query, key, value, **arguments)
     return _on_mesh(query, key, value, **arguments), probabilities
-
-
-def _unsupported(query: jax.Array) -> str | None:
-    """Why the kernel cannot serve these queries."""
-    if query.shape[-1] > MAX_HEAD_SIZE:
-        return f"the head size is {query.shape[-1]} and the kernel takes at most {MAX_HEAD_SIZE}"
-    if query.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"the dtype is {query.dtype} and the kernel takes float32 or bfloat16"
-    return None
 
 
 def _device_kind() -> str:

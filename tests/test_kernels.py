@@ -14,9 +14,9 @@ from deberta_jax.train.tpu_compiler import CHIPS, out_of_cache, topology
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, SingleDeviceSharding
 
-from deberta_jax import DebertaConfig, attention
+from deberta_jax import DebertaConfig
 from deberta_jax.attention import disentangled_attention
-from deberta_jax.kernels import fused_attention
+from deberta_jax.kernels import fused_attention, unsupported
 from deberta_jax.kernels.fused import rows_by_offset, tiling
 from deberta_jax.kernels.tiles import Plan, dropout_salt, kept
 from deberta_jax.positions import live_rows
@@ -131,11 +131,16 @@ def test_forward_and_gradients_equal_plain_attention(length: int, size: int, ter
         (512, 64, "c2p|p2c", jnp.bfloat16),
         (700, 128, "c2p", jnp.float32),
         (200, 32, "p2c", jnp.bfloat16),
+        (1024, 64, "c2p|p2c", jnp.float32),
+        (2048, 64, "c2p|p2c", jnp.bfloat16),
+        (4096, 64, "c2p|p2c", jnp.float32),
     ],
 )
 def test_it_compiles_for_every_chip(kind: str, length: int, size: int, terms: str, dtype) -> None:
     """Forward and backward with dropout: what runs in interpret mode may still not lower."""
     _, devices = topology(f"{kind}:{next(shape for shape in CHIPS[kind].shapes if shape.startswith('2x2'))}")
+    if unsupported(length, size, dtype, devices[0].device_kind) is not None:
+        pytest.skip("not for this chip")
     arrays, arguments, cotangent = example(length, size=size, heads=4, terms=terms, dtype=dtype)
     place = SingleDeviceSharding(devices[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (arrays, cotangent))
@@ -156,9 +161,11 @@ def test_it_compiles_for_every_chip(kind: str, length: int, size: int, terms: st
 
 
 def test_tiling_and_rows_by_offset() -> None:
-    assert [tiling(length) for length in (1, 128, 200, 512, 513, 700, 2048, 4096)] == [
+    assert [tiling(length, jnp.float32, "cpu") for length in (1, 128, 200, 512, 513, 700, 2048, 4096)] == [
         (128, 1), (128, 1), (256, 1), (512, 1), (384, 2), (384, 2), (512, 4), (512, 8),
     ]  # fmt: skip
+    assert tiling(2048, jnp.bfloat16, "TPU v4") == (256, 8)
+    assert tiling(512, jnp.bfloat16, "TPU v4") == (512, 1)
     _, rows = live_rows(200, CONFIG)
     c2p, p2c = rows_by_offset(rows, 256)
     for query, key in ((0, 0), (199, 0), (0, 199), (150, 20)):
@@ -177,7 +184,7 @@ def keep_mask(plan: Plan, seed, row: int, head: int, length: int) -> np.ndarray:
 
 
 def plan_of(length: int, rate: float, **fields) -> Plan:
-    chunk, chunks = tiling(length)
+    chunk, chunks = tiling(length, jnp.float32, "cpu")
     common = {"head_size": 64, "scale": 192**-0.5, "c2p": True, "p2c": True, "packed": False}
     machine = {"strided_roll": True, "pack_instruction": False}
     return Plan(chunk=chunk, chunks=chunks, dropout_rate=rate, **common | machine | fields)
@@ -229,7 +236,7 @@ def test_dropout_mask_is_at_its_rate_and_uncorrelated(rate: float) -> None:
 def test_chunks_that_cannot_see_each_other_are_skipped() -> None:
     """NaN in keys and values of a chunk of padding would spread through 0 * NaN, were the chunk multiplied."""
     arrays, arguments, _ = example(700)
-    chunk, _ = tiling(700)
+    chunk, _ = tiling(700, jnp.float32, "cpu")
     segments = np.ones((2, 700), np.int32)
     segments[:, chunk:] = 0
     query, key, value, pos_key, pos_query = arrays
@@ -334,4 +341,11 @@ def test_what_the_kernel_does_not_take_is_named() -> None:
         disentangled_attention(
             query, key, value, pos_key=pos_key, pos_query=pos_query, implementation="pallas", **arguments
         )
-    assert attention._unsupported(jnp.zeros((1, 1, 1, 64), jnp.float16)) is not None
+    assert unsupported(512, 64, jnp.float16, "TPU v5p") == (
+        "the dtype is float16 and the kernel takes float32 or bfloat16"
+    )
+    assert unsupported(2049, 64, jnp.bfloat16, "TPU v4") == (
+        "there are 2049 tokens and on TPU v4 the kernel takes at most 2048 of this dtype"
+    )
+    assert unsupported(1025, 64, jnp.float32, "TPU v4") is not None
+    assert unsupported(4096, 64, jnp.float32, "TPU v5p") is None

@@ -38,8 +38,10 @@ def backward(plan: Plan, scalars, ranges, inputs: dict) -> tuple:
         return row, 0, group
 
     block = (1, plan.chunk, LANES)
-    table = pl.BlockSpec((2 * plan.length, LANES), lambda group, row, j, i, *_: (0, group))
-    table_transposed = pl.BlockSpec((LANES, 2 * plan.length), lambda group, row, j, i, *_: (group, 0))
+    # A table stays for all sequences of a group of heads: one buffer does, and leaves room for long ones.
+    whole_group = {"pipeline_mode": pl.Buffered(1)}
+    table = pl.BlockSpec((2 * plan.length, LANES), lambda group, row, j, i, *_: (0, group), **whole_group)
+    table_transposed = pl.BlockSpec((LANES, 2 * plan.length), lambda group, row, j, i, *_: (group, 0), **whole_group)
     specs = {
         "query": pl.BlockSpec(block, queries),
         "key": pl.BlockSpec(block, keys),

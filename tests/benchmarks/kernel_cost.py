@@ -37,7 +37,7 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
     from deberta_jax.kernels.tiles import Plan
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    chunk, chunks = tiling(length)
+    chunk, chunks = tiling(length, jnp.bfloat16, device.device_kind)
     plan = Plan(
         chunk=chunk,
         chunks=chunks,
@@ -103,7 +103,7 @@ def kernel_cost(kernel: str, chip: str, length: int, rate: float) -> KernelCost:
         unit, share = _busiest(
             next(Path(folder).glob(f"*disentangled_{kernel}*-final_hlo-*utilization.txt")).read_text()
         )
-    chunk, chunks = tiling(length)
+    chunk, chunks = tiling(length, "bfloat16", chip)
     sequences = MAX_ROWS if kernel == "forward" and chunk * chunks == 128 else 1
     return KernelCost(step * chunks**2 / (HEADS_A_STEP * sequences), unit, share)
 
