@@ -96,7 +96,7 @@ def unsupported(length: int, head_size: int, dtype: Any, device_kind: str) -> st
     if head_size > HEAD_SIZES[-1]:
         return f"the head size is {head_size} and the kernel takes at most {HEAD_SIZES[-1]}"
     if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"the dtype is {dtype} and the kernel takes float32 or bfloat16"
+        return f"the dtype is {jnp.dtype(dtype)} and the kernel takes float32 or bfloat16"
     longest = _V4_LENGTH if dtype == jnp.bfloat16 else _V4_LENGTH // 2
     if "v4" in device_kind and length > longest:
         return f"there are {length} tokens and on TPU v4 the kernel takes at most {longest} of this dtype"
