@@ -82,9 +82,9 @@ def mlm_head() -> Case:
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True)), arguments
 
 
-def rtd_step(**settings: Any) -> Case:
+def rtd_step() -> Case:
     """A whole pre-training step of v3-base, its state donated."""
-    run = PretrainConfig(output=Path(), tokenizer=Path(), dtype="bfloat16", batch_size=BATCH, **settings)
+    run = PretrainConfig(output=Path(), tokenizer=Path(), dtype="bfloat16", batch_size=BATCH)
     config = RTDConfig.half_depth(BASE)
     optimizers = build_optimizers(run)
 
@@ -92,7 +92,7 @@ def rtd_step(**settings: Any) -> Case:
         params = init_params(config, jax.random.key(0))
         return TrainState.create(params, init_optimizers(optimizers, params), seed=0)
 
-    models = RTDModels.build(config, dtype=jnp.bfloat16, remat=run.remat)
+    models = RTDModels.build(config, dtype=jnp.bfloat16)
     shapes = {"input_ids": LENGTH, "segment_ids": LENGTH, "masked_positions": MASKED, "masked_labels": MASKED}
     batch = {name: jax.ShapeDtypeStruct((BATCH, length), jnp.int32) for name, length in shapes.items()}
     step = build_step(models, optimizers, run, sharing=config.embedding_sharing)
@@ -111,7 +111,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "mlm-head": mlm_head,
     "forward": forward,
     "rtd": rtd_step,
-    "rtd-remat": lambda: rtd_step(remat=True),
 }
 
 
