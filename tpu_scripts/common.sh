@@ -3,7 +3,7 @@
 # Exit status of every script: 0 done, 1 something failed, 2 wrong usage (one line on stderr, nothing was called).
 set -euo pipefail
 
-if ((BASH_VERSINFO[0] < 4)); then
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "${0##*/}: needs bash 4.4 or newer; this is $BASH_VERSION (macOS: brew install bash)" >&2
   exit 2
 fi

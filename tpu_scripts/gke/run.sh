@@ -27,7 +27,7 @@ check_cluster
 check_target
 
 # exec: xpk runs the command in a subshell, to which SIGTERM goes; so the program itself must be that process.
-flags=$(xla_flags "$(generation "$type")")
+libtpu_args=$(xla_flags "$(generation "$type")")
 on_cluster workload create "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" "--docker-image=$image" \
   "--max-restarts=$restarts" --restart-on-exit-codes=42 --termination-grace-period-seconds=120 \
-  "--command=$(quoted exec env "LIBTPU_INIT_ARGS=$flags" "${command[@]}")"
+  "--command=$(quoted exec env "LIBTPU_INIT_ARGS=$libtpu_args" "${command[@]}")"

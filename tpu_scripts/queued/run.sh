@@ -20,5 +20,5 @@ parse "--type --project --zone --" "$@"
 check_type v4 v5litepod v5p v6e
 check_target
 
-flags=$(xla_flags "$(generation "$type")")
-on_workers "$(quoted bash worker.sh start env "LIBTPU_INIT_ARGS=$flags" "${command[@]}")"
+libtpu_args=$(xla_flags "$(generation "$type")")
+on_workers "$(quoted bash worker.sh start env "LIBTPU_INIT_ARGS=$libtpu_args" "${command[@]}")"
