@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deberta_jax.train.tpu_compiler import CHIPS, topology
+from deberta_jax.train.tpu_compiler import CHIPS, out_of_cache, topology
 from deberta_jax.train.tpu_program import read_cost
-from jax.experimental.compilation_cache import compilation_cache
 
 from .tpu_recorder import SCRIPTS, xla_flags
 
@@ -23,12 +22,8 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _no_cache() -> Iterator[None]:
-    """A program for TPUs is written to the cache of compiled programs, but cannot be read back without one."""
-    for enabled in (False, True):
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        compilation_cache.reset_cache()  # whether it is used is decided once
-        if not enabled:
-            yield
+    with out_of_cache():
+        yield
 
 
 def small_slice(generation: str) -> str:
