@@ -11,6 +11,8 @@ Two implementations: `xla`, here, and `pallas`, the fused TPU kernel of `kernels
 through the TPU compiler only. `auto` means `pallas` on a TPU, for what the kernel takes, and `xla` elsewhere.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ def _device_kind() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         return device.device_kind
-    default = jax.config.jax_default_device
+    default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None or isinstance(default, str):  # a string names a platform
         default = jax.devices(default)[0]
     return default.device_kind
