@@ -14,7 +14,7 @@ test: $(VENV)/installed
 
 # What .ci/run adds: the slow tests, the kernels through the TPU compiler, and parity with transformers on torch.
 test-slow: $(VENV)/installed $(VENV)/peers
-	$(BIN)/python -m pytest -m "slow or torch" -n 2
+	$(BIN)/python -m pytest -m "(slow or torch) and not long" -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -131,9 +131,9 @@ def test_forward_and_gradients_equal_plain_attention(length: int, size: int, ter
         (512, 64, "c2p|p2c", jnp.bfloat16),
         (700, 128, "c2p", jnp.float32),
         (200, 32, "p2c", jnp.bfloat16),
-        (1024, 64, "c2p|p2c", jnp.float32),
+        pytest.param(1024, 64, "c2p|p2c", jnp.float32, marks=pytest.mark.long),
         (2048, 64, "c2p|p2c", jnp.bfloat16),
-        (4096, 64, "c2p|p2c", jnp.float32),
+        pytest.param(4096, 64, "c2p|p2c", jnp.float32, marks=pytest.mark.long),
     ],
 )
 def test_it_compiles_for_every_chip(kind: str, length: int, size: int, terms: str, dtype) -> None:
