@@ -85,7 +85,10 @@ def steps(*outputs: list[str]) -> str:
         *("chip", "case", "Mcycles", "of them in kernels", "matrix units at peak", "HBM at peak"),
         *("temporaries, GB", "peak, GB", "score-sized gathers"),
     ]
-    title = "v3-base, 32 rows of 512 (`layer`: one, forward and backward; `mlm-head`: 19,661 slots, 128,100 words):"
+    title = (
+        "v3-base (`layer`: one, forward and backward, 32 rows of 512; `mlm-head`: 19,661 slots, 128,100 words; "
+        "`forward`: all layers, 8 rows of 512):"
+    )
     return f"{title}\n\n{table(header, rows)}"
 
 
