@@ -22,7 +22,7 @@ import jax
 
 from .compile_report import Report, Timing, describe, plot_sweep, print_report, print_sweep
 from .step_program import StepConfig, build, check_batch, lay_mesh
-from .tpu_compiler import GIB, Chip, OutOfMemoryError, compile_for_tpu, sizes, topology, trace
+from .tpu_compiler import GIB, Chip, OutOfMemoryError, compile_for_tpu, cost_of, sizes, topology, trace
 from .tpu_kernels import find_kernels, kernel_cycles
 
 
@@ -73,9 +73,10 @@ def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Repor
     program = build(config, devices)
     _progress(f"compiling {describe(_settings(config))}")
     traced = trace(program.step, program.state, program.batch)
-    cycles = kernel_cycles(functools.partial(_jaxpr, config)) if find_kernels(traced.jaxpr) else {}
     try:
-        cost = compile_for_tpu(traced, kernels=cycles)
+        compiled = compile_for_tpu(traced)
+        cycles = kernel_cycles(functools.partial(_jaxpr, config)) if find_kernels(traced.jaxpr) else {}
+        cost = cost_of(compiled, kernels=cycles)
         needed, available = cost.peak_bytes + cost.program_bytes, chip.hbm
     except OutOfMemoryError as error:
         cost, needed, available = None, error.needed, error.available

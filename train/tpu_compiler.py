@@ -129,28 +129,24 @@ def out_of_cache() -> Iterator[None]:
         jax.config.update(setting, before)
 
 
-def compile_for_tpu(traced: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
+def compile_for_tpu(traced: Any) -> Any:
     """Compiles what `trace` gave.
-
-    Args:
-      kernels: cycles of a run of each Pallas kernel, by its name and the shapes of its results.
 
     Raises:
       OutOfMemoryError: the program does not fit.
     """
     try:
         with out_of_cache():
-            compiled = traced.lower().compile()
+            return traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needed = out_of_memory(str(error))
         if needed is None:
             raise
         raise needed from None
-    return cost_of(compiled, kernels=kernels)
 
 
 def cost_of(compiled: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
-    """What a compiled program costs; kernels as in `compile_for_tpu`."""
+    """What a compiled program costs. kernels: cycles of a run of each Pallas kernel, see `tpu_kernels`."""
     memory: Any = compiled.memory_analysis()
     return read_cost(
         compiled.as_text() or "",
