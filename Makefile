@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow and not torch and not long" -n 2
 
-# What .ci/run adds: the slow tests, and parity with transformers on torch.
+# What .ci/run adds: the slow tests, the kernels through the TPU compiler, and parity with transformers on torch.
 test-slow: $(VENV)/installed $(VENV)/peers
 	$(BIN)/python -m pytest -m "slow or torch" -n 2
 
@@ -29,9 +29,9 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[train,convert,test]'
 	@touch $@
 
-# PyTorch and transformers, which only tests and benchmarks use.
+# PyTorch, transformers and the TPU compiler, which only tests and benchmarks use.
 $(VENV)/peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet 'torch==2.13.0' 'transformers>=5,<6'
+	$(BIN)/python -m pip install --quiet --editable '.[train,convert,test,tpu]' 'torch==2.13.0' 'transformers>=5,<6'
 	@touch $@
 
 clean:

@@ -8,17 +8,19 @@ i - j alone: every product is computed once per row of the table that is in reac
 that all heads and sequences share, or by a shift. No integer array of the scores' size exists.
 
 Two implementations: `xla`, here, and `pallas`, the fused TPU kernel of `kernels/`, which has run in interpret mode and
-through the TPU compiler only. `auto` means `xla` until it has run on a TPU.
+through the TPU compiler only. `auto` means `pallas` on a TPU, for what the kernel takes, and `xla` elsewhere.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from .kernels import MAX_HEAD_SIZE, fused_attention
+from .kernels import fused_attention, unsupported
 from .layers import dropout
-from .sharding import BATCH_AXES, LOGICAL_AXES
+from .sharding import BATCH_AXES, LOGICAL_AXES, MESH_AXES
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 _MASKED = -1e30  # below every real score: its exponential is exactly 0
@@ -52,7 +54,9 @@ def disentangled_attention(
       query_positions: int [B, T], which of the S positions each query stands at; None: query i is at i (T = S).
         Queries at one position must be equal: the kernel computes a position once.
       dropout_rate, dropout_key: dropout on the probabilities, none without a key.
-      implementation: `xla`, `pallas`, or `auto`, which is `xla`.
+      implementation: `xla`, `pallas` (interpreted where there is no TPU), or `auto`: `pallas` for a TPU if the kernel
+        takes such queries, else `xla`. The TPU is that of the mesh in use (`jax.set_mesh`) or JAX's default device.
+        Beside a mesh, the kernel serves one device only: JAX refuses to spread it over several.
 
     Returns:
       Context [B, T, N, H] in value's dtype, exactly zero for padding queries, and the probabilities before dropout,
@@ -60,7 +64,7 @@ def disentangled_attention(
       apart, and not at all in a compiled program that does not read them.
 
     Raises:
-      ValueError: `pallas` for a head size or dtype that the kernel does not take.
+      ValueError: `pallas` for what the kernel does not take (`kernels.unsupported`), or on a mesh without its axes.
     """
     arguments = {
         "pos_key": pos_key,
@@ -72,34 +76,37 @@ def disentangled_attention(
         "dropout_rate": dropout_rate,
         "dropout_key": dropout_key,
     }
-    if implementation in ("auto", "xla"):
+    device_kind = _device_kind()
+    reason = unsupported(key.shape[1], query.shape[-1], query.dtype, device_kind)
+    if implementation == "xla" or (implementation == "auto" and (reason is not None or "TPU" not in device_kind)):
         return _plain_attention(query, key, value, **arguments)
-    if (reason := _unsupported(query)) is not None:
+    if reason is not None:
         raise ValueError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")
     _, probabilities = _plain_attention(query, key, value, **arguments)
     return _on_mesh(query, key, value, **arguments), probabilities
 
 
-def _unsupported(query: jax.Array) -> str | None:
-    """Why the kernel cannot serve these queries."""
-    if query.shape[-1] > MAX_HEAD_SIZE:
-        return f"the head size is {query.shape[-1]} and the kernel takes at most {MAX_HEAD_SIZE}"
-    if query.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"the dtype is {query.dtype} and the kernel takes float32 or bfloat16"
-    return None
-
-
 def _device_kind() -> str:
     """Of the mesh in use, which may be of TPUs that are compiled for ahead of time; else of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0].device_kind if device is None else device.device_kind
+    if device is not None:
+        return device.device_kind
+    default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None or isinstance(default, str):  # a string names a platform
+        default = jax.devices(default)[0]
+    return default.device_kind
 
 
 def _on_mesh(query: jax.Array, key: jax.Array, value: jax.Array, **arguments) -> jax.Array:
-    """The kernel on each device's sequences and heads; over all of them where they do not divide by an axis."""
+    """The kernel on each device's sequences and heads; on all of them where they do not divide by an axis."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.are_all_axes_manual:  # in a shard_map of the caller's, the arrays are a device's own
         return _fused(query, key, value, first_row=0, first_head=0, **arguments)
+    if mesh.size > 1 and not set(MESH_AXES) & set(mesh.axis_names):
+        raise ValueError(
+            f"the mesh in use has the axes {', '.join(mesh.axis_names)}, and the attention kernel splits its work over "
+            f"{', '.join(MESH_AXES)}; name the mesh's axes so, or give attention_implementation 'xla'"
+        )
     static = {name: arguments.pop(name) for name in ("rows", "dropout_rate")}
     batch_axes: list[str] = []
     for axis in BATCH_AXES:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .attention import IMPLEMENTATIONS, disentangled_attention
 from .config import DebertaConfig
-from .layers import ACTIVATION_FUNCTIONS, Dropout, Embedding, dense, layer_norm
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
 from .positions import live_rows
 
 
@@ -67,7 +67,7 @@ class Embeddings(nn.Module):
         if config.type_vocab_size > 0:
             self.token_type_embeddings = table(config.type_vocab_size)
         if config.embedding_size != config.hidden_size:
-            self.embed_proj = dense(config, config.hidden_size, self.dtype, use_bias=False)
+            self.embed_proj = Dense(config, config.hidden_size, self.dtype, use_bias=False)
         self.layer_norm = layer_norm(config, self.dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -108,15 +108,15 @@ class Attention(nn.Module):
                 f"it must be one of {', '.join(IMPLEMENTATIONS)}"
             )
         width = config.num_attention_heads * config.attention_head_size
-        self.query_proj = dense(config, width, self.dtype)
-        self.key_proj = dense(config, width, self.dtype)
-        self.value_proj = dense(config, width, self.dtype)
+        self.query_proj = Dense(config, width, self.dtype)
+        self.key_proj = Dense(config, width, self.dtype)
+        self.value_proj = Dense(config, width, self.dtype)
         if config.relative_attention and not config.share_att_key:
             if "c2p" in config.pos_att_type:
-                self.pos_key_proj = dense(config, width, self.dtype)
+                self.pos_key_proj = Dense(config, width, self.dtype)
             if "p2c" in config.pos_att_type:
-                self.pos_query_proj = dense(config, width, self.dtype)
-        self.output = dense(config, config.hidden_size, self.dtype)
+                self.pos_query_proj = Dense(config, width, self.dtype)
+        self.output = Dense(config, config.hidden_size, self.dtype)
         self.layer_norm = layer_norm(config, self.dtype)
         self.relative_dropout = Dropout(config.hidden_dropout_prob)
         self.output_dropout = Dropout(config.hidden_dropout_prob)
@@ -185,8 +185,8 @@ class FeedForward(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.intermediate = dense(self.config, self.config.intermediate_size, self.dtype)
-        self.output = dense(self.config, self.config.hidden_size, self.dtype)
+        self.intermediate = Dense(self.config, self.config.intermediate_size, self.dtype)
+        self.output = Dense(self.config, self.config.hidden_size, self.dtype)
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
 

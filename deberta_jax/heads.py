@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .config import DebertaConfig
 from .encoder import Encoder, Selection, Tokens
-from .layers import ACTIVATION_FUNCTIONS, Dropout, Embedding, dense, layer_norm
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
 
 DECODER_STEPS = 2
 
@@ -62,7 +62,7 @@ class MaskedLMHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.dense = dense(self.config, self.config.embedding_size, self.dtype)
+        self.dense = Dense(self.config, self.config.embedding_size, self.dtype)
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,), jnp.float32)
 
@@ -80,8 +80,8 @@ class ReplacedTokenHead(nn.Module):
 
     def setup(self) -> None:
         self.layer_norm = layer_norm(self.config, self.dtype)
-        self.dense = dense(self.config, self.config.hidden_size, self.dtype)
-        self.classifier = dense(self.config, 1, jnp.float32)
+        self.dense = Dense(self.config, self.config.hidden_size, self.dtype)
+        self.classifier = Dense(self.config, 1, jnp.float32)
 
     def __call__(self, hidden: jax.Array, first_tokens: jax.Array) -> jax.Array:
         """hidden [B, S, D] and the first token of each token's segment [B, S or 1, D] -> float32 logits [B, S]."""
@@ -98,7 +98,7 @@ class ContextPooler(nn.Module):
 
     def setup(self) -> None:
         self.dropout = Dropout(self.config.pooler_dropout)
-        self.dense = dense(self.config, self.config.hidden_size, self.dtype)
+        self.dense = Dense(self.config, self.config.hidden_size, self.dtype)
 
     def __call__(self, hidden: jax.Array, train: bool) -> jax.Array:
         """hidden [B, S, D] -> [B, D]."""

@@ -1,5 +1,6 @@
 """The small parts that every module shares: dense, embedding, LayerNorm, dropout. Parameters are always float32."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -8,8 +9,18 @@ import jax.numpy as jnp
 
 from .config import DebertaConfig
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The erf form, in float32 (the tanh form is another model).
+
+    As PyTorch computes it, by erf: `jax.nn.gelu` goes by erfc, which on a TPU costs more than half the product before.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # the erf form; the tanh form is another model
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
@@ -55,10 +66,29 @@ class Dropout(nn.Module):
         return dropout(x, rate=self.rate, key=self.make_rng("dropout"))
 
 
-def dense(config: DebertaConfig, features: int, dtype: jnp.dtype, *, use_bias: bool = True, name: str | None = None):
-    """A dense layer initialised as the original's: N(0, initializer_range), zero bias."""
-    init = nn.initializers.normal(config.initializer_range)
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
+class Dense(nn.Module):
+    """x . kernel + bias, initialised as the original's: N(0, initializer_range), zero bias.
+
+    Unlike `nn.Dense`'s, the bias is added in float32. So its gradient, a sum over all tokens, is summed in float32
+    too: more exact than in bfloat16, and on a TPU twice as fast.
+    """
+
+    config: DebertaConfig
+    features: int
+    dtype: jnp.dtype
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., features]."""
+        shape = (x.shape[-1], self.features)
+        init = nn.initializers.normal(self.config.initializer_range)
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = (y + bias).astype(self.dtype)
+        return y
 
 
 def layer_norm(config: DebertaConfig, dtype: jnp.dtype, *, name: str | None = None) -> nn.LayerNorm:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .config import DebertaConfig
 from .encoder import Embeddings, Encoder, Tokens
 from .heads import BeforeLogits, ContextPooler, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
-from .layers import ACTIVATION_FUNCTIONS, Dropout, dense
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout
 
 
 @flax.struct.dataclass
@@ -211,7 +211,7 @@ class DebertaForSequenceClassification(_Model):
         self.deberta = self._encoder()
         self.pooler = ContextPooler(self.config, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
-        self.classifier = dense(self.config, self.config.num_labels, jnp.float32)
+        self.classifier = Dense(self.config, self.config.num_labels, jnp.float32)
 
     def __call__(
         self,
@@ -236,7 +236,7 @@ class DebertaForMultipleChoice(_Model):
         self.deberta = self._encoder()
         self.pooler = ContextPooler(self.config, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
-        self.classifier = dense(self.config, 1, jnp.float32)
+        self.classifier = Dense(self.config, 1, jnp.float32)
 
     def __call__(
         self,
@@ -273,9 +273,9 @@ class DebertaForTokenClassification(_Model):
     def setup(self) -> None:
         self.deberta = self._encoder()
         if self.projection:
-            self.token_proj = dense(self.config, self.config.hidden_size, self.dtype)
+            self.token_proj = Dense(self.config, self.config.hidden_size, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
-        self.classifier = dense(self.config, self.config.num_labels, jnp.float32)
+        self.classifier = Dense(self.config, self.config.num_labels, jnp.float32)
 
     def __call__(
         self,
@@ -299,7 +299,7 @@ class DebertaForQuestionAnswering(_Model):
 
     def setup(self) -> None:
         self.deberta = self._encoder()
-        self.span_classifier = dense(self.config, 2, jnp.float32)
+        self.span_classifier = Dense(self.config, 2, jnp.float32)
 
     def __call__(
         self,

@@ -44,10 +44,15 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
     """A mesh over all devices; `data` -1 takes what the other axes leave.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or do not divide it.
     """
     devices = jax.devices() if devices is None else devices
     if data == -1:
+        if len(devices) % (fsdp * tensor):
+            raise ValueError(
+                f"{len(devices)} devices do not divide by fsdp {fsdp} x tensor {tensor}; give sizes whose product "
+                f"divides {len(devices)}"
+            )
         data = len(devices) // (fsdp * tensor)
     if data * fsdp * tensor != len(devices):
         raise ValueError(

@@ -55,6 +55,8 @@ def test_outputs_do_not_depend_on_the_mesh(fsdp: int, tensor: int) -> None:
 def test_sizes_that_do_not_divide_are_named() -> None:
     with pytest.raises(ValueError, match=r"needs 24 devices, there are 8"):
         make_mesh(data=2, fsdp=4, tensor=3)
+    with pytest.raises(ValueError, match=r"8 devices do not divide by fsdp 1 x tensor 3"):
+        make_mesh(tensor=3)
     config = DebertaConfig.named("deberta-v3-xsmall").replace(vocab_size=1001)
     shapes = jax.eval_shape(
         DebertaForSequenceClassification(config).init, jax.random.key(0), jnp.ones((1, 8), jnp.int32)

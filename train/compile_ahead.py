@@ -7,6 +7,7 @@ shards them. Exit status 1 where it does not fit; what would make it fit is foun
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -72,7 +73,7 @@ def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Repor
     program = build(config, devices)
     _progress(f"compiling {describe(_settings(config))}")
     traced = trace(program.step, program.state, program.batch)
-    cycles = kernel_cycles(config) if find_kernels(traced.jaxpr) else {}
+    cycles = kernel_cycles(functools.partial(_jaxpr, config)) if find_kernels(traced.jaxpr) else {}
     try:
         cost = compile_for_tpu(traced, kernels=cycles)
         needed, available = cost.peak_bytes + cost.program_bytes, chip.hbm
@@ -107,6 +108,13 @@ def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Repor
         compile_seconds=seconds,
         compile_cpu_seconds=cpu_seconds,
     )
+
+
+def _jaxpr(config: CompileAheadConfig) -> tuple[Any, Any]:
+    """Of the step, and a device of its topology."""
+    _, devices = topology(config.topology)
+    program = build(config, devices)
+    return trace(program.step, program.state, program.batch).jaxpr, devices[0]
 
 
 # ---------------------------------------------------------------- what would fit

@@ -85,7 +85,8 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
     placement = shardings(jax.eval_shape(create, weights), mesh)
-    state = jax.jit(create, out_shardings=placement)(weights)
+    with jax.set_mesh(mesh):  # attention reads it, here and in every step
+        state = jax.jit(create, out_shardings=placement)(weights)
     del weights
 
     # ---------------------------------------------------------------- step and evaluation
@@ -121,6 +122,7 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
+        jax.set_mesh(mesh),
         Checkpointer(
             config.output / "checkpoints", keep=config.keep, identity=identity(config, model_config, tokenizer, task)
         ) as checkpointer,

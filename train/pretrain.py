@@ -78,7 +78,8 @@ def main(config: PretrainConfig) -> None:
     weights = {name: start[1] for name, start in starts.items()}
     origins = {name: f"going on from {', '.join(params)}" for name, params in weights.items()}
     placement = shardings(jax.eval_shape(create, weights), mesh)
-    state = jax.jit(create, out_shardings=placement)(weights)
+    with jax.set_mesh(mesh):  # attention reads it, here and in every step
+        state = jax.jit(create, out_shardings=placement)(weights)
     del starts, weights
 
     # ---------------------------------------------------------------- one step, compiled once, its state donated
@@ -105,6 +106,7 @@ def main(config: PretrainConfig) -> None:
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
+        jax.set_mesh(mesh),
         Checkpointer(
             config.output / "checkpoints", keep=config.keep, identity=identity(config, models_config, corpus)
         ) as checkpointer,

@@ -4,12 +4,13 @@ libtpu, which `pip install deberta-jax[tpu]` brings, compiles ahead of time on a
 figure is the compiler's estimate, or arithmetic on it, as the field's description says.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -116,6 +117,18 @@ def trace(function: Any, *arguments: Any) -> Any:
         return function.trace(*arguments)
 
 
+@contextlib.contextmanager
+def out_of_cache() -> Iterator[None]:
+    """Keeps what is compiled out of JAX's persistent cache: it could not read a program for a topology back."""
+    setting = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(setting, before)
+
+
 def compile_for_tpu(traced: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
     """Compiles what `trace` gave.
 
@@ -126,12 +139,18 @@ def compile_for_tpu(traced: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
       OutOfMemoryError: the program does not fit.
     """
     try:
-        compiled = traced.lower().compile()
+        with out_of_cache():
+            compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needed = out_of_memory(str(error))
         if needed is None:
             raise
         raise needed from None
+    return cost_of(compiled, kernels=kernels)
+
+
+def cost_of(compiled: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
+    """What a compiled program costs; kernels as in `compile_for_tpu`."""
     memory: Any = compiled.memory_analysis()
     return read_cost(
         compiled.as_text() or "",

@@ -10,14 +10,14 @@ import multiprocessing
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from .step_program import StepConfig, build
-from .tpu_compiler import topology, trace
+from .tpu_compiler import out_of_cache
 from .tpu_program import KernelKey
 
 _CALL = "tpu_custom_call"  # what a Pallas kernel is to the compiler
@@ -39,11 +39,14 @@ def find_kernels(jaxpr: Any) -> dict[KernelKey, Any]:
     return found
 
 
-def kernel_cycles(config: StepConfig) -> dict[KernelKey, int]:
-    """Cycles of one run of each kernel of a step on one device.
+def kernel_cycles(make: Callable[[], tuple[Any, Any]]) -> dict[KernelKey, int]:
+    """Cycles of one run of each kernel of a program on one device.
 
     Compiles them one by one in another process: libtpu reads only once, when it is loaded, that it shall write
     schedules, and for a whole step it would write gigabytes.
+
+    Args:
+      make: called in that process, so it must be picklable; gives the program's jaxpr and a device of its topology.
 
     Raises:
       RuntimeError: a kernel that has no schedule.
@@ -53,23 +56,40 @@ def kernel_cycles(config: StepConfig) -> dict[KernelKey, int]:
         tempfile.TemporaryDirectory(prefix="deberta-jax-") as folder,
         concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
     ):
-        return pool.submit(_compile_kernels, config, Path(folder)).result()
+        return pool.submit(_compile_kernels, make, Path(folder)).result()
 
 
-def _compile_kernels(config: StepConfig, folder: Path) -> dict[KernelKey, int]:
+def _compile_kernels(make: Callable[[], tuple[Any, Any]], folder: Path) -> dict[KernelKey, int]:
+    jax.config.update("jax_platforms", "cpu")
+    write_schedules(folder)
+    return price_kernels(*make(), folder)
+
+
+def write_schedules(folder: Path) -> None:
+    """Has libtpu write the schedule of all that this process compiles. To be called before `topology` loads it."""
     flags = (
         f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
     )
     os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
-    jax.config.update("jax_platforms", "cpu")
-    _, devices = topology(config.topology)
-    program = build(config, devices)
-    place = SingleDeviceSharding(devices[0])
+
+
+def price_kernels(jaxpr: Any, device: Any, folder: Path) -> dict[KernelKey, int]:
+    """Cycles of one run of each kernel of a program; each is compiled alone.
+
+    Args:
+      device: of a topology.
+      folder: what `write_schedules` was told, and empty.
+
+    Raises:
+      RuntimeError: a kernel that has no schedule.
+    """
+    place = SingleDeviceSharding(device)
     found = {}
-    for key, equation in find_kernels(trace(program.step, program.state, program.batch).jaxpr).items():
+    for key, equation in find_kernels(jaxpr).items():
         arguments = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype, sharding=place) for one in equation.invars]
         alone = jax.jit(lambda *values, equation=equation: equation.primitive.bind(*values, **equation.params))
-        alone.lower(*arguments).compile()
+        with out_of_cache():
+            alone.lower(*arguments).compile()
         schedules = [path.read_text() for path in folder.glob(f"*{_SCHEDULE}") if "-TLP-" not in path.name]
         bundles = [int(re.findall(r"total scheduled bundles:\s+(\d+)", text)[0]) for text in schedules if _CALL in text]
         for path in folder.iterdir():  # kernels of one name may follow

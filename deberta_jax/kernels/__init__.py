@@ -1,5 +1,5 @@
 """The fused TPU kernel of disentangled attention: forward, backward, its VJP."""
 
-from .fused import MAX_HEAD_SIZE, fused_attention
+from .fused import fused_attention, unsupported
 
-__all__ = ["MAX_HEAD_SIZE", "fused_attention"]
+__all__ = ["fused_attention", "unsupported"]

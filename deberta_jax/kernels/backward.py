@@ -22,8 +22,8 @@ def backward(plan: Plan, scalars, ranges, inputs: dict) -> tuple:
 
     Args:
       scalars, ranges: as of `forward`.
-      inputs: as of `forward`, and d_context [B, S, W]; lse, mean float32 [B, W / head size, 1, S]: the forward's
-        log2-sum-exp2, and each query's sum of context * d_context.
+      inputs: as of `forward`, and context, d_context [B, S, W]; lse float32 [B, W / head size, 1, S], the forward's
+        log2-sum-exp2.
     """
     batch, _, width = inputs["query"].shape
     groups = width // LANES
@@ -38,16 +38,17 @@ def backward(plan: Plan, scalars, ranges, inputs: dict) -> tuple:
         return row, 0, group
 
     block = (1, plan.chunk, LANES)
-    statistics = pl.BlockSpec((1, plan.heads, 1, plan.chunk), lambda group, row, j, i, *_: (row, group, 0, i))
-    table = pl.BlockSpec((2 * plan.length, LANES), lambda group, row, j, i, *_: (0, group))
-    table_transposed = pl.BlockSpec((LANES, 2 * plan.length), lambda group, row, j, i, *_: (group, 0))
+    # A table stays for all sequences of a group of heads: one buffer does, and leaves room for long ones.
+    whole_group = {"pipeline_mode": pl.Buffered(1)}
+    table = pl.BlockSpec((2 * plan.length, LANES), lambda group, row, j, i, *_: (0, group), **whole_group)
+    table_transposed = pl.BlockSpec((LANES, 2 * plan.length), lambda group, row, j, i, *_: (group, 0), **whole_group)
     specs = {
         "query": pl.BlockSpec(block, queries),
         "key": pl.BlockSpec(block, keys),
         "value": pl.BlockSpec(block, keys),
+        "context": pl.BlockSpec(block, queries),
         "d_context": pl.BlockSpec(block, queries),
-        "lse": statistics,
-        "mean": statistics,
+        "lse": pl.BlockSpec((1, plan.heads, 1, plan.chunk), lambda group, row, j, i, *_: (row, group, 0, i)),
         "query_segments": pl.BlockSpec((1, 1, plan.chunk), lambda group, row, j, i, *_: (row, 0, i)),
         "key_segments": pl.BlockSpec((1, 1, plan.chunk), lambda group, row, j, i, *_: (row, 0, j)),
         "query_code": pl.BlockSpec(block, lambda group, row, j, i, *_: (row, i, 0)) if plan.heads > 1 else None,
@@ -154,7 +155,7 @@ def _kernel(plan: Plan, scalars, lowest, highest, refs, out, scratch) -> None:
 def _tile(plan: Plan, scalars, refs, out, scratch, i, j) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What one pair of chunks adds to the gradients of its queries, keys and values: float32 [128, C] each."""
     visible = visible_pairs(plan, refs)
-    transposed = {name: refs[name][0].T for name in ("query", "key", "d_context")}
+    transposed = {name: refs[name][0].T for name in ("query", "key", "context", "d_context")}
     parts = [_head(plan, head, visible, transposed, scalars, refs, out, scratch, i, j) for head in range(plan.heads)]
     d_query, d_key, d_value = (jnp.concatenate(x, axis=0) for x in zip(*parts, strict=True))
     return d_query * plan.scale, d_key * plan.scale, d_value
@@ -165,6 +166,9 @@ def _head(plan: Plan, head: int, visible, transposed, scalars, refs, out, scratc
     query, key, value, d_context = (refs[name][0] for name in ("query", "key", "value", "d_context"))
     lanes, dtype = plan.lanes(head), query.dtype
     query_t, key_t, d_context_t = (transposed[name][lanes] for name in ("query", "key", "d_context"))
+    # What the normalisation of softmax takes away from the gradient of each of a query's scores: [1, C].
+    mean = transposed["context"][lanes].astype(jnp.float32) * d_context_t.astype(jnp.float32)
+    mean = jnp.sum(mean, axis=0, keepdims=True)
     own_key, own_query = own_lanes(plan, refs, head)
     c2p_base, p2c_base = table_bases(plan, i, j)
     p2c_products = c2p = None
@@ -191,7 +195,7 @@ def _head(plan: Plan, head: int, visible, transposed, scalars, refs, out, scratc
                 d_weight = jnp.where(keep, d_weight * (1 / plan.kept_share), 0)
                 dropped = jnp.where(keep, weight * (1 / plan.kept_share), 0)
             weights.append(dropped.astype(dtype))
-            d_scores.append(weight * (d_weight - refs["mean"][0, head]))
+            d_scores.append(weight * (d_weight - mean))
         narrow = jnp.concatenate([x.astype(dtype) for x in d_scores], axis=0)
         d_value = product(d_context_t, jnp.concatenate(weights, axis=0), 1, 1)
         d_key = product(query_t, narrow, 1, 1)

@@ -14,8 +14,8 @@ from .short import forward_short
 from .tiles import LANES, Plan
 
 HEAD_SIZES = (32, 64, 128)  # what the kernels divide 128 lanes into; other sizes are padded
-MAX_HEAD_SIZE = HEAD_SIZES[-1]
 _MAX_BLOCKS = 4  # a tile is at most 512 x 512: a larger one gains nothing and its program grows with its area
+_V4_LENGTH = 2048  # in bfloat16: v4 has 16 MiB of VMEM, where the tables of a longer sequence leave no room
 
 
 def fused_attention(
@@ -37,7 +37,7 @@ def fused_attention(
     """The context of `attention.disentangled_attention`, query i standing at position i, without its probabilities.
 
     Args:
-      query, key, value: [B, S, N, H], H at most 128; float32 or bfloat16.
+      query, key, value: [B, S, N, H]; see `unsupported`.
       pos_key, pos_query: [P, N, H] or None; rows: int [2S - 1]; query_segments, key_segments: int [B, S].
       dropout_rate, dropout_key: none without a key. The mask depends on the key and on sequence, head, query and key.
       first_row, first_head: how many sequences and heads stand before these on the mesh, for the dropout mask.
@@ -47,7 +47,7 @@ def fused_attention(
       [B, S, N, H] in query's dtype, exactly zero for padding queries.
     """
     batch, length, heads, size = query.shape
-    chunk, chunks = tiling(length)
+    chunk, chunks = tiling(length, query.dtype, device_kind)
     rate = dropout_rate if dropout_key is not None else 0.0
     plan = Plan(
         chunk=chunk,
@@ -91,10 +91,23 @@ def fused_attention(
     return context[:, :length].reshape(batch, length, -1, plan.head_size)[:, :, :heads, :size]
 
 
-def tiling(length: int) -> tuple[int, int]:
-    """(chunk, chunks) of a sequence length: as few tiles of at most 512 tokens as will do, as small as they can be."""
+def unsupported(length: int, head_size: int, dtype: Any, device_kind: str) -> str | None:
+    """Why the kernel cannot serve such queries on such a device; None: it can."""
+    if head_size > HEAD_SIZES[-1]:
+        return f"the head size is {head_size} and the kernel takes at most {HEAD_SIZES[-1]}"
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"the dtype is {jnp.dtype(dtype)} and the kernel takes float32 or bfloat16"
+    longest = _V4_LENGTH if dtype == jnp.bfloat16 else _V4_LENGTH // 2
+    if "v4" in device_kind and length > longest:
+        return f"there are {length} tokens and on TPU v4 the kernel takes at most {longest} of this dtype"
+    return None
+
+
+def tiling(length: int, dtype: Any, device_kind: str) -> tuple[int, int]:
+    """(chunk, chunks) of a sequence length: as few tiles as will do, as small as they can be."""
+    narrow = "v4" in device_kind and (length > _V4_LENGTH // 2 or dtype == jnp.float32)  # its VMEM holds less
     blocks = -(-length // LANES)
-    chunks = -(-blocks // _MAX_BLOCKS)
+    chunks = -(-blocks // (_MAX_BLOCKS // 2 if narrow else _MAX_BLOCKS))
     return -(-blocks // chunks) * LANES, chunks
 
 
@@ -126,11 +139,7 @@ def _attention_forward(plan: Plan, integers: dict, arrays: dict) -> tuple[jax.Ar
 
 def _attention_backward(plan: Plan, residuals: tuple, d_context: jax.Array) -> tuple[None, dict]:
     integers, arrays, context, lse = residuals
-    batch, length, _ = context.shape
-    # What the normalisation of softmax takes away from every score's gradient: [B, N, 1, S].
-    products = context.astype(jnp.float32) * d_context.astype(jnp.float32)
-    mean = products.reshape(batch, length, -1, plan.head_size).sum(axis=-1).swapaxes(1, 2)[:, :, None]
-    inputs = _inputs(plan, integers, arrays) | {"d_context": d_context, "lse": lse, "mean": mean}
+    inputs = _inputs(plan, integers, arrays) | {"context": context, "d_context": d_context, "lse": lse}
     d_query, d_key, d_value, d_key_table, d_query_table = backward(
         plan, integers["scalars"], _ranges(plan, integers), inputs
     )

@@ -6,10 +6,12 @@ Needs libtpu (`pip install "jax[tpu]"`), whose compiler runs on any Linux host. 
 kernel ahead of time with its schedule dumped; printed are the VLIW bundles (about cycles) of one sequence and head:
 those of a grid step, divided by its sequences and heads, times the tiles of a sequence. 12 heads of 64, bfloat16,
 segments on, both relative terms. Left out: waiting for memory, and the block that only the first sequence of a group
-of heads runs (it multiplies the table for the first head, or zeroes the tables' gradients).
+of heads runs (it multiplies the table for the first head, or zeroes the tables' gradients). Beside the bundles stands
+the unit that has the most to do, and in which share of its slots.
 """
 
 import argparse
+import dataclasses
 import os
 import re
 import subprocess
@@ -35,7 +37,7 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
     from deberta_jax.kernels.tiles import Plan
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    chunk, chunks = tiling(length)
+    chunk, chunks = tiling(length, jnp.bfloat16, device.device_kind)
     plan = Plan(
         chunk=chunk,
         chunks=chunks,
@@ -60,7 +62,7 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
     scalars, ranges = array(3, dtype=jnp.int32), (array(batch * chunks, dtype=jnp.int32),) * 2
     if kernel == "backward":
         statistics = array(batch, HEADS, 1, plan.length, dtype=jnp.float32)
-        inputs |= {"d_context": inputs["query"], "lse": statistics, "mean": statistics}
+        inputs |= {"context": inputs["query"], "d_context": inputs["query"], "lse": statistics}
         program = jax.jit(lambda *arguments: backward(plan, *arguments)).lower(scalars, ranges, inputs)
     elif plan.length == 128:
         program = jax.jit(lambda *arguments: forward_short(plan, *arguments)).lower(scalars, inputs)
@@ -69,8 +71,17 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
     program.compile()
 
 
-def bundles(kernel: str, chip: str, length: int, rate: float) -> float:
-    """Of one sequence and head. Raises RuntimeError with the compiler's message where it does not compile."""
+@dataclasses.dataclass(frozen=True)
+class KernelCost:
+    """Bundles of one sequence and head; the busiest unit, such as "MXU", and the share of its slots that is taken."""
+
+    bundles: float
+    unit: str
+    share: float
+
+
+def kernel_cost(kernel: str, chip: str, length: int, rate: float) -> KernelCost:
+    """Raises RuntimeError with the compiler's message where it does not compile."""
     from deberta_jax.kernels.fused import tiling
     from deberta_jax.kernels.short import MAX_ROWS
 
@@ -89,9 +100,23 @@ def bundles(kernel: str, chip: str, length: int, rate: float) -> float:
         if done.returncode or len(schedules) != 1:
             raise RuntimeError(f"{kernel}, {chip}, {length} tokens, dropout {rate}:\n{done.stderr[-2000:]}")
         step = _step_bundles(schedules[0].read_text().splitlines())
-    chunk, chunks = tiling(length)
+        unit, share = _busiest(
+            next(Path(folder).glob(f"*disentangled_{kernel}*-final_hlo-*utilization.txt")).read_text()
+        )
+    chunk, chunks = tiling(length, "bfloat16", chip)
     sequences = MAX_ROWS if kernel == "forward" and chunk * chunks == 128 else 1
-    return step * chunks**2 / (HEADS_A_STEP * sequences)
+    return KernelCost(step * chunks**2 / (HEADS_A_STEP * sequences), unit, share)
+
+
+def _busiest(utilization: str) -> tuple[str, float]:
+    """Of a table: the names of the units, how many slots of each a bundle has, and a line a bundle of those taken."""
+    lines = utilization.splitlines()
+    names = lines[1].split(", ")
+    slots, *taken = ([int(number) for number in line.split()] for line in lines[2:] if not line.startswith("="))
+    totals = [sum(column) for column in zip(*taken, strict=True)]
+    shares = {name: total / len(taken) / free for name, total, free in zip(names, totals, slots, strict=True)}
+    unit = max((name for name in names if ":" not in name), key=shares.__getitem__)  # "VLOAD:FILL" is part of VLOAD
+    return unit, shares[unit]
 
 
 def _step_bundles(schedule: list[str]) -> int:
@@ -121,12 +146,15 @@ def main() -> None:
         compile_kernel(kernel, topology, int(length), float(rate))
         return
     print("bundles per sequence and head, a compiler estimate")
-    print(f"{'chip':6} {'tokens':>6} {'dropout':>7} {'forward':>9} {'backward':>9}")
+    print(f"{'chip':6} {'tokens':>6} {'dropout':>7} {'forward':>9} {'':>10} {'backward':>9}")
     for chip in options.chips:
         for length in options.lengths:
             for rate in options.dropout:
-                forward, backward = (bundles(kernel, chip, length, rate) for kernel in ("forward", "backward"))
-                print(f"{chip:6} {length:6} {rate:7} {forward:9.0f} {backward:9.0f}", flush=True)
+                print(f"{chip:6} {length:6} {rate:7}", end="")
+                for kernel in ("forward", "backward"):
+                    cost = kernel_cost(kernel, chip, length, rate)
+                    print(f" {cost.bundles:9.0f} {cost.unit:>5} {cost.share:4.0%}", end="", flush=True)
+                print()
 
 
 if __name__ == "__main__":

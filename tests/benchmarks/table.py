@@ -1,0 +1,95 @@
+"""Measures every figure of the README's table of compiler estimates and writes it there, between its two marks.
+
+    python -m tests.benchmarks.table             # about half an hour on two cores; needs libtpu and KerasHub
+
+See kernel_cost, step_cost and keras_hub for what the figures are. Nothing runs on a TPU.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- tests.benchmarks.table -->", "<!-- end -->"
+
+
+def main() -> None:
+    parts = [
+        f"jax {version('jax')}, libtpu {version('libtpu')}; all figures are compiler estimates, none is a measurement.",
+        kernels(run("tests.benchmarks.kernel_cost", "--chips", "v4", "v5e", "v5p", "v6e", "tpu7x")),
+        steps(
+            run("tests.benchmarks.step_cost", "--topologies", "v5e:2x2"),
+            run("tests.benchmarks.step_cost", "--topologies", "v5p:2x2x1", "v6e:2x2", "--cases", "layer"),
+        ),
+        peer(run("tests.benchmarks.keras_hub")),
+    ]
+    text = README.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise SystemExit(f"README.md must hold {BEGIN} and {END} once each")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    README.write_text("\n\n".join([before + BEGIN, *parts, END + after]), encoding="utf-8")
+    print(f"wrote the table into {README.name}")
+
+
+def run(module: str, *options: str) -> list[str]:
+    """The lines that a benchmark prints, which are shown as they come."""
+    lines = []
+    with subprocess.Popen([sys.executable, "-m", module, *options], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    if process.returncode:
+        raise SystemExit(f"{module} failed")
+    return lines
+
+
+def kernels(lines: list[str]) -> str:
+    """chip tokens dropout bundles unit share bundles unit share -> a row for each chip and length."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        if found := re.match(r"(\w+) +(\d+) +([\d.]+) +(\d+) +(\w+) +(\d+%) +(\d+) +(\w+) +(\d+%)$", line):
+            chip, tokens, _, forward, unit, share, backward, other, part = found.groups()
+            row = rows.setdefault((chip, tokens), [])
+            row += [forward, backward] if row else [forward, f"{unit} {share}", backward, f"{other} {part}"]
+    header = ["chip", "tokens", "forward", "busiest", "backward", "busiest", "forward, dropout", "backward, dropout"]
+    title = "The attention kernel: bundles (about cycles) of a sequence and head, d = 64, bfloat16, segments:"
+    return f"{title}\n\n{table(header, ([*key, *row] for key, row in rows.items()))}"
+
+
+def steps(*outputs: list[str]) -> str:
+    """The lines of step_cost, under the chip of each block."""
+    rows, chip = [], ""
+    for line in (line for output in outputs for line in output):
+        if found := re.match(r"compiler estimates for one chip of (\w+):", line):
+            chip = found[1]
+        elif found := re.match(
+            r"([a-z\-]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +\d+ +([\d.]+) +([\d.]+) +(\d+) ", line
+        ):
+            rows.append([chip, *found.groups()])
+        elif "does not fit" in line:
+            rows.append([chip, *line.split(maxsplit=1)])
+    header = [
+        *("chip", "case", "Mcycles", "of them in kernels", "matrix units at peak", "HBM at peak"),
+        *("temporaries, GB", "peak, GB", "score-sized gathers"),
+    ]
+    title = "v3-base, 32 rows of 512 (`layer`: one, forward and backward; `mlm-head`: 19,661 slots, 128,100 words):"
+    return f"{title}\n\n{table(header, rows)}"
+
+
+def peer(lines: list[str]) -> str:
+    """What keras_hub printed, as it is."""
+    return "\n".join(["The encoder beside KerasHub's:", "", "```", *(line for line in lines if line), "```"])
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *(list(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

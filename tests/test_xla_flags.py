@@ -1,0 +1,112 @@
+"""Flags for the TPU compiler: it knows them, and they do what tpu_scripts/xla_flags.sh says."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from deberta_jax.train.tpu_compiler import CHIPS, out_of_cache, topology
+from deberta_jax.train.tpu_program import read_cost
+
+from .tpu_recorder import SCRIPTS, xla_flags
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no libtpu, the TPU compiler: pip install jax[tpu]"
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache() -> Iterator[None]:
+    with out_of_cache():
+        yield
+
+
+def small_slice(generation: str) -> str:
+    return f"{generation}:{next(shape for shape in CHIPS[generation].shapes if shape.startswith('2x2'))}"
+
+
+def compiler_options(generation: str) -> dict[str, str]:
+    return dict(flag.removeprefix("--").split("=") for flag in xla_flags(generation).split())
+
+
+def compile_with(generation: str, options: dict[str, str]) -> None:
+    _, devices = topology(small_slice(generation))
+    place = jax.sharding.SingleDeviceSharding(devices[0])
+    argument = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=place)
+    jax.jit(lambda x: x + 1).lower(argument).compile(compiler_options=options)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("generation", CHIPS)
+def test_the_compiler_knows_every_flag(generation: str) -> None:
+    options = compiler_options(generation)
+    assert bool(options) == (generation != "tpu7x")
+    compile_with(generation, options)
+
+
+@needs_libtpu
+def test_the_compiler_refuses_a_flag_that_it_does_not_know() -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        compile_with("v5e", {"xla_enable_async_reduce_scatter": "true"})
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e"])
+def test_the_flags_make_the_reduction_of_gradients_asynchronous(generation: str) -> None:
+    """Each of them is needed."""
+    _, devices = topology(small_slice(generation))
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    whole, split = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("data",)))
+
+    def step(params: list[jax.Array], x: jax.Array) -> list[jax.Array]:
+        def loss(params: list[jax.Array]) -> jax.Array:
+            y = x
+            for param in params:
+                y = jax.nn.gelu(y @ param)
+            return jnp.mean(y**2)
+
+        return [param - 0.1 * gradient for param, gradient in zip(params, jax.grad(loss)(params), strict=True)]
+
+    params = [jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=whole)] * 4
+    batch = jax.ShapeDtypeStruct((1024 * len(devices), 1024), jnp.float32, sharding=split)
+    lowered = jax.jit(step, donate_argnums=0).lower(params, batch)
+    options = compiler_options(generation)
+    memory = dict.fromkeys(("argument_bytes", "temporary_bytes", "program_bytes", "peak_bytes"), 0)
+
+    def asynchronous(options: dict[str, str]) -> bool:
+        text = lowered.compile(compiler_options=options).as_text() or ""
+        return all(one.asynchronous for one in read_cost(text, kernels={}, **memory).collectives)
+
+    assert asynchronous(options)
+    assert not any(asynchronous({name: value for name, value in options.items() if name != left}) for left in options)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", CHIPS)
+def test_the_flags_are_accepted_where_run_puts_them(generation: str) -> None:
+    """In LIBTPU_INIT_ARGS, which libtpu reads when it is loaded; a flag that it does not know ends the process."""
+    program = f"from deberta_jax.train.tpu_compiler import topology; topology('{small_slice(generation)}')"
+
+    def status(flags: str) -> int:
+        environment = os.environ | {"LIBTPU_INIT_ARGS": flags}
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, check=False
+        ).returncode
+
+    assert status(xla_flags(generation)) == 0
+    assert status(xla_flags(generation) + " --xla_no_such_flag=true") != 0
+
+
+def test_flags_of_an_unknown_chip_are_an_error() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"source {SCRIPTS / 'xla_flags.sh'}; xla_flags v3"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "v3 given" in done.stderr
