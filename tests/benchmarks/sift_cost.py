@@ -4,10 +4,10 @@
 
 The steps with and without it take turns in one process, so that whatever else the machine does falls on both. Printed
 are the medians over the rounds, of the seconds and of the ratio, by the clock and in processor time, which says more
-where other work takes turns, too; and between which values half of the ratios lie. By counting matrix
-products it is 8 / 3: a step is a forward and twice that backward; SiFT adds a forward and once that backward, to the
-perturbation alone, and a forward and twice that backward of the perturbed answer. The vocabulary is small, as the
-optimiser's work on its table is the same in both and would outweigh that of so few layers.
+where other work takes turns, too; and between which values half of the ratios lie. By counting matrix products it is
+8 / 3, and less with all that a step does besides: a step is a forward and twice that backward; SiFT adds a forward and
+once that backward, to the perturbation alone, and a forward and twice that backward of the perturbed answer. The
+vocabulary is small, as the optimiser's work on its table is the same in both and would outweigh that of so few layers.
 """
 
 import argparse
