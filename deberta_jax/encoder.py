@@ -34,8 +34,24 @@ class Selection(NamedTuple):
     segments: jax.Array  # int [B, M]
 
 
+def perturb(embeddings: jax.Array, delta: jax.Array) -> jax.Array:
+    """The embeddings [B, S, D], normalised and held constant, plus delta (official `PerturbationLayer`).
+
+    float32, as bfloat16 has no room for a step of 1e-4 beside numbers around 1.
+    """
+    if delta.shape != embeddings.shape:
+        raise ValueError(f"the perturbation has shape {delta.shape}; it must be the embeddings', {embeddings.shape}")
+    embeddings = jax.lax.stop_gradient(embeddings).astype(jnp.float32)
+    variance = embeddings.var(axis=-1, keepdims=True)  # in two passes; the function's own is the fast one
+    return jax.nn.standardize(embeddings, variance=variance, epsilon=1e-7) + delta
+
+
 class Embeddings(nn.Module):
-    """Token (+ absolute position, + token type) embeddings, LayerNorm, zero at padding, dropout."""
+    """Token (+ absolute position, + token type) embeddings, LayerNorm, zero at padding, dropout.
+
+    With a variable `delta` of the collection "perturbation" the LayerNorm reads `perturb` of the embeddings: that is
+    how scale-invariant fine-tuning disturbs them (`sift.perturbation`).
+    """
 
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
@@ -67,6 +83,8 @@ class Embeddings(nn.Module):
             hidden = hidden + self.token_type_embeddings(token_type_ids)
         if self.config.embedding_size != self.config.hidden_size:
             hidden = self.embed_proj(hidden)
+        if self.has_variable("perturbation", "delta"):
+            hidden = perturb(hidden, self.get_variable("perturbation", "delta"))
         hidden = self.layer_norm(hidden) * (tokens.segments != 0)[..., None].astype(self.dtype)
         return self.dropout(hidden, train)
 

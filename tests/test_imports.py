@@ -11,6 +11,7 @@ ORDER = (  # each imports only what stands before it
 )
 LEAVES = {
     "losses": set(),
+    "sift": set(),
     "sharding": set(),
     "vocabulary": set(),
     "spm": {"vocabulary"},

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from deberta_jax.rtd import EmbeddingSharing
+from deberta_jax.sift import SiftConfig
 
 from .optimizer import OptimizerConfig
 
@@ -124,6 +125,7 @@ class FinetuneConfig(_RunConfig):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
     classifier_dropout: float | None = None
     """default: the model's cls_dropout, else hidden_dropout_prob"""
+    sift: SiftConfig = SiftConfig()
 
     evaluate_every: int = 0
     """steps between evaluations; 0: once an epoch"""

@@ -21,6 +21,7 @@ from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.sharding import make_mesh, place_batch, shardings
+from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
@@ -176,28 +177,43 @@ def build_step(
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
     def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
-        out: Any = model.apply(
-            {"params": params},
-            chunk["input_ids"],
-            chunk["attention_mask"],
-            token_type_ids=chunk["token_type_ids"],
-            train=True,
-            rngs={"dropout": key},
-        )
-        logits = out.logits
+        def logits_of(params: Params, key: jax.Array, **perturbed: Any) -> jax.Array:
+            out: Any = model.apply(
+                {"params": params, **perturbed},
+                chunk["input_ids"],
+                chunk["attention_mask"],
+                token_type_ids=chunk["token_type_ids"],
+                train=True,
+                rngs={"dropout": key},
+            )
+            return out.logits
+
+        logits = logits_of(params, key)
         if model.config.num_labels == 1:
             total, _ = losses.regression(logits[:, 0], chunk["labels"])
         else:
             total, _ = losses.classification(logits, chunk["labels"])
-        return total / weight, total
+        if config.sift.weight == 0:
+            return total / weight, {"loss_sum": total}
+        noise_key, sift_key = jax.random.split(jax.random.fold_in(key, 1))  # the plain forward drops as without SiFT
+        adversarial, _ = adversarial_loss(
+            lambda params, delta, key: logits_of(params, key, **perturbation(delta)),
+            params,
+            logits,
+            initial_perturbation(noise_key, (*chunk["input_ids"].shape, model.config.hidden_size), config.sift),
+            config.sift,
+            key=sift_key,
+        )
+        sums = {"loss_sum": total, "adversarial_sum": adversarial}
+        return (total + config.sift.weight * adversarial) / weight, sums
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         count = jnp.asarray(batch["labels"].shape[0], jnp.float32)
         params, opt_state = state.params["model"], state.opt_state["model"]
-        grads, total = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
+        grads, sums = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         metrics = {
-            "loss_sum": total,
+            **sums,
             "count": count,
             "grad_norm": optax.global_norm(grads),
             "learning_rate": config.optimizer.learning_rate * multiplier(state.step),
@@ -211,9 +227,11 @@ def build_step(
 
 
 def training_figures(sums: Sums) -> dict[str, float]:
-    """Means since the last line of the log."""
+    """Means since the last line of the log. The loss is the task's; SiFT's stands beside it, unweighted."""
+    adversarial = {"adversarial_loss": sums["adversarial_sum"] / sums["count"]} if "adversarial_sum" in sums else {}
     return {
         "loss": sums["loss_sum"] / sums["count"],
+        **adversarial,
         "grad_norm": sums["grad_norm"] / sums["steps"],
         "learning_rate": sums["learning_rate"] / sums["steps"],
     }
@@ -241,7 +259,9 @@ def identity(
 ) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it."""
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    kept = "model random_weights train max_length batch_size accumulation epochs steps optimizer dtype seed".split()
+    kept = (
+        "model random_weights train max_length batch_size accumulation epochs steps optimizer sift dtype seed".split()
+    )
     return {
         "configuration": model_config.to_json(),
         "tokenizer": tokenizer.fingerprint,
