@@ -3,8 +3,8 @@
     pip install keras==3.15.1 keras-hub==0.32.0        # pip adds TensorFlow, which may be removed: it is not used
     python -m tests.benchmarks.keras_hub [--topology v5e:2x2]
 
-Tested with jax 0.10.2, libtpu 0.0.42.1, Python 3.11 and the versions above; v5e, v6e, v5p and v4, not tpu7x, which
-gathers on its SparseCores and writes no schedule of that.
+Tested with jax 0.10.2, libtpu 0.0.42.1, Python 3.11 and the versions above, for v4, v5e, v5p and v6e. Not for tpu7x,
+which gathers on its SparseCores: the compiler writes no schedule of that.
 
 Forward of v3-base, 8 x 512 tokens with a padding mask, no dropout, for one chip. Both keep float32 parameters and
 compute in bfloat16: KerasHub by the policy "mixed_bfloat16" ("bfloat16" would keep bfloat16 parameters, which ours does
