@@ -54,9 +54,10 @@ def disentangled_attention(
       query_positions: int [B, T], which of the S positions each query stands at; None: query i is at i (T = S).
         Queries at one position must be equal: the kernel computes a position once.
       dropout_rate, dropout_key: dropout on the probabilities, none without a key.
-      implementation: `xla`, `pallas` (interpreted where there is no TPU), or `auto`: `pallas` for a TPU if the kernel
-        takes such queries, else `xla`. The TPU is that of the mesh in use (`jax.set_mesh`) or JAX's default device.
-        Beside a mesh, the kernel serves one device only: JAX refuses to spread it over several.
+      implementation: `xla`, `pallas`, or `auto`: `pallas` for a TPU if the kernel takes such queries, else `xla`. The
+        TPU is that of the mesh in use (`jax.set_mesh`) or JAX's default device. Without a mesh in use the kernel serves
+        one device only: JAX refuses to spread it over several. Without a TPU it runs in interpret mode alone, under
+        `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, and JAX refuses it otherwise.
 
     Returns:
       Context [B, T, N, H] in value's dtype, exactly zero for padding queries, and the probabilities before dropout,

@@ -299,7 +299,7 @@ def test_topologies_have_the_devices_of_their_shape(name: str) -> None:
 @pytest.mark.parametrize("kind", CHIPS)
 def test_the_table_of_chips_agrees_with_the_compiler(kind: str) -> None:
     """HBM as it says when there is too little; the clock: a large product is never faster than the peak."""
-    chip, devices = topology(f"{kind}:{chip_shape(kind)}")
+    chip, devices = topology(small_slice(kind))
     mesh = make_mesh(devices=devices[:1])
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     huge = jax.ShapeDtypeStruct((200_000, 100_000), jnp.float32, sharding=place)
@@ -311,8 +311,9 @@ def test_the_table_of_chips_agrees_with_the_compiler(kind: str) -> None:
     assert 0.6 < 2 * 8192**3 * chip.clock / cycles / chip.peak < 1
 
 
-def chip_shape(kind: str) -> str:
-    return next(shape for shape in CHIPS[kind].shapes if shape.startswith("2x2"))
+def small_slice(kind: str) -> str:
+    """A topology of several chips of this kind."""
+    return f"{kind}:{next(shape for shape in CHIPS[kind].shapes if shape.startswith('2x2'))}"
 
 
 @needs_libtpu

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import itertools
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deberta_jax.train.tpu_compiler import CHIPS, out_of_cache, topology
+from deberta_jax.train.tpu_compiler import CHIPS, compile_for_tpu, topology
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, SingleDeviceSharding
 
@@ -21,6 +20,8 @@ from deberta_jax.kernels.fused import rows_by_offset, tiling
 from deberta_jax.kernels.tiles import Plan, dropout_salt, kept
 from deberta_jax.positions import live_rows
 from deberta_jax.sharding import make_mesh
+
+from .test_compile_ahead import needs_libtpu, small_slice
 
 CONFIG = DebertaConfig.named("deberta-v3-small")
 STRICT = pltpu.InterpretParams(out_of_bounds_reads="raise", uninitialized_memory="nan")
@@ -122,7 +123,7 @@ def test_forward_and_gradients_equal_plain_attention(length: int, size: int, ter
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install jax[tpu]")
+@needs_libtpu
 @pytest.mark.parametrize("kind", CHIPS)
 @pytest.mark.parametrize(
     ("length", "size", "terms", "dtype"),
@@ -138,7 +139,7 @@ def test_forward_and_gradients_equal_plain_attention(length: int, size: int, ter
 )
 def test_it_compiles_for_every_chip(kind: str, length: int, size: int, terms: str, dtype) -> None:
     """Forward and backward with dropout: what runs in interpret mode may still not lower."""
-    _, devices = topology(f"{kind}:{next(shape for shape in CHIPS[kind].shapes if shape.startswith('2x2'))}")
+    _, devices = topology(small_slice(kind))
     if unsupported(length, size, dtype, devices[0].device_kind) is not None:
         pytest.skip("not for this chip")
     arrays, arguments, cotangent = example(length, size=size, heads=4, terms=terms, dtype=dtype)
@@ -154,8 +155,7 @@ def test_it_compiles_for_every_chip(kind: str, length: int, size: int, terms: st
         )
         return context, backward(cotangent)
 
-    with out_of_cache():
-        text = jax.jit(gradients).lower(*shapes).compile().as_text()
+    text = compile_for_tpu(jax.jit(gradients).trace(*shapes)).as_text()
     assert "disentangled_forward" in text
     assert "disentangled_backward" in text
 

@@ -1,6 +1,5 @@
 """Flags for the TPU compiler: it knows them, and they do what tpu_scripts/xla_flags.sh says."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,21 +12,14 @@ import pytest
 from deberta_jax.train.tpu_compiler import CHIPS, out_of_cache, topology
 from deberta_jax.train.tpu_program import read_cost
 
+from .test_compile_ahead import needs_libtpu, small_slice
 from .tpu_recorder import SCRIPTS, xla_flags
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="no libtpu, the TPU compiler: pip install jax[tpu]"
-)
 
 
 @pytest.fixture(autouse=True)
 def _no_cache() -> Iterator[None]:
     with out_of_cache():
         yield
-
-
-def small_slice(generation: str) -> str:
-    return f"{generation}:{next(shape for shape in CHIPS[generation].shapes if shape.startswith('2x2'))}"
 
 
 def compiler_options(generation: str) -> dict[str, str]:

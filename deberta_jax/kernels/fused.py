@@ -41,7 +41,7 @@ def fused_attention(
       pos_key, pos_query: [P, N, H] or None; rows: int [2S - 1]; query_segments, key_segments: int [B, S].
       dropout_rate, dropout_key: none without a key. The mask depends on the key and on sequence, head, query and key.
       first_row, first_head: how many sequences and heads stand before these on the mesh, for the dropout mask.
-      device_kind: of the TPU that will run it, as JAX names it; of anything else, TPU interpret mode.
+      device_kind: of the TPU that will run it, as JAX names it; of anything else, for TPU interpret mode.
 
     Returns:
       [B, S, N, H] in query's dtype, exactly zero for padding queries.

@@ -44,7 +44,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +52,15 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
 import jax.numpy as jnp
-from deberta_jax.train.tpu_compiler import cost_of, out_of_cache, topology, trace
+from deberta_jax.train.tpu_compiler import compile_for_tpu, cost_of, topology, trace
 from deberta_jax.train.tpu_kernels import price_kernels, write_schedules
 from deberta_jax.train.tpu_program import Cost
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.sharding import make_mesh
+
+from .step_cost import elements, place
 
 BASE = DebertaConfig.named("deberta-v3-base")
 BATCH, LENGTH = 8, 512
@@ -104,12 +105,6 @@ def our_forward(mesh: Mesh, implementation: str) -> Traced:
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
     function = jax.jit(lambda params, ids, mask: model.apply(params, ids, mask).last_hidden_state)
     return function, place((params, tokens, tokens), mesh)
-
-
-def place(arguments: Any, mesh: Mesh) -> Any:
-    """Shapes in place of arrays, whole on every device of the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
 
 
 def parameters(arguments: tuple[Any, ...]) -> int:
@@ -196,11 +191,6 @@ def score_gathers(program: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def elements(array: str) -> int:
-    """Of a type such as "bf16[8,512]{1,0:T(8,128)}"."""
-    return prod(int(size) for size in array[array.index("[") + 1 : array.index("]")].split(",") if size)
-
-
 def read_schedules(gathers: Mapping[str, tuple[str, ...]], folder: Path) -> dict[str, GatherSchedule]:
     """The schedule of each gather: its own, or that of one with the same types and places in memory.
 
@@ -279,8 +269,7 @@ def price(function: Any, arguments: tuple[Any, ...], device: Any, folder: Path) 
         path.unlink()  # another program's fusions have the same names
     traced = trace(function, *arguments)
     kernels = price_kernels(traced.jaxpr, device, folder)
-    with out_of_cache():
-        compiled = traced.lower().compile()
+    compiled = compile_for_tpu(traced)
     schedules = read_schedules(score_gathers(compiled.as_text()), folder)
     return Price(cost_of(compiled, kernels=kernels), tuple(schedules.values()), time.perf_counter() - start)
 

@@ -28,10 +28,10 @@ import jax.numpy as jnp
 from deberta_jax.train.configs import PretrainConfig
 from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
 from deberta_jax.train.state import TrainState
-from deberta_jax.train.tpu_compiler import Chip, cost_of, out_of_cache, out_of_memory, topology, trace
+from deberta_jax.train.tpu_compiler import Chip, OutOfMemoryError, compile_for_tpu, cost_of, topology, trace
 from deberta_jax.train.tpu_kernels import find_kernels, kernel_cycles
 from deberta_jax.train.tpu_program import Cost
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.encoder import Encoder
@@ -130,13 +130,12 @@ class Price:
 
 
 def price(case: str, name: str) -> Price:
-    """Compiles a case for the first chip of a topology."""
+    """Compiles a case for the first chip of a topology. Raises OutOfMemoryError where it does not fit."""
     start = time.perf_counter()
     traced, _ = trace_case(case, name)
+    compiled = compile_for_tpu(traced)
     make = functools.partial(jaxpr_of, case, name)
     kernels = kernel_cycles(make) if find_kernels(traced.jaxpr) else {}
-    with out_of_cache():
-        compiled = traced.lower().compile()
     analysis = compiled.cost_analysis()
     return Price(
         cost_of(compiled, kernels=kernels),
@@ -150,11 +149,14 @@ def price(case: str, name: str) -> Price:
 def trace_case(case: str, name: str) -> tuple[Any, Any]:
     """The traced case, and the device that it is for."""
     _, devices = topology(name)
-    mesh = make_mesh(devices=devices[:1])
-    placed = NamedSharding(mesh, PartitionSpec())
     function, arguments = CASES[case]()
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), arguments)
-    return trace(function, *shapes), devices[0]
+    return trace(function, *place(arguments, make_mesh(devices=devices[:1]))), devices[0]
+
+
+def place(arguments: Any, mesh: Mesh) -> Any:
+    """Shapes in place of arrays, whole on every device of the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
 
 
 def jaxpr_of(case: str, name: str) -> tuple[Any, Any]:
@@ -170,13 +172,14 @@ def gathers_and_scatters(text: str, least: int) -> list[str]:
         r"^\s+(?:ROOT )?%?(\S+) = \S+ (gather|scatter)\((.*?)\)", text, re.MULTILINE
     ):
         names = [name, *(operand.strip(" %") for operand in operands.split(","))]
-        if any(_elements(shapes.get(one, "f32[]")) >= least for one in names):
+        if any(elements(shapes.get(one, "f32[]")) >= least for one in names):
             found.append(f"{opcode} {shapes.get(name, '')}")
     return found
 
 
-def _elements(shape: str) -> int:
-    return prod(int(size) for size in shape[shape.index("[") + 1 : -1].split(",") if size)
+def elements(array: str) -> int:
+    """Of a type such as "bf16[8,512]{1,0:T(8,128)}"."""
+    return prod(int(size) for size in array[array.index("[") + 1 : array.index("]")].split(",") if size)
 
 
 def show(case: str, found: Price, chip: Chip) -> None:
@@ -207,10 +210,8 @@ def main() -> None:
         for case in options.cases:
             try:
                 show(case, price(case, name), chip)
-            except jax.errors.JaxRuntimeError as error:
-                if (needed := out_of_memory(str(error))) is None:
-                    raise
-                print(f"{case:14}does not fit: {needed}", flush=True)
+            except OutOfMemoryError as error:
+                print(f"{case:14}does not fit: {error}", flush=True)
 
 
 if __name__ == "__main__":
