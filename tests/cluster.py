@@ -41,7 +41,7 @@ def free_port() -> int:
 def cluster(
     arguments: Sequence[str], folder: Path, *, count: int, devices: int = 1, environment: dict[str, str] | None = None
 ) -> Iterator[list[Process]]:
-    """Starts `python ARGUMENTS --hosts.coordinator ... --hosts.index i`, `count` times, with `devices` CPU devices each.
+    """Starts `python ARGUMENTS --hosts.coordinator ... --hosts.index i` `count` times, each with `devices` CPU devices.
 
     The output of process i goes to folder/i.log, after that of earlier starts. What runs at the end is killed.
     """

@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from .activity import Activity
 from .configs import FinetuneConfig, HostsConfig, PretrainConfig
-from .exits import DONE, RESTART, StoppedError, exit_code
+from .exits import DONE, RESTART, StoppedError, exit_code, from_runtime
 from .watchdog import LastWords, Watchdog
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
@@ -121,10 +121,15 @@ def join(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
         raise
     if hosts.first:
         print("\n".join(["processes:", *(f"  {name}" for name in names)]), file=sys.stderr, flush=True)
-    watchdog = Watchdog(client, index=hosts.index, names=names, activity=hosts.activity, config=config.hosts)
-    last_words = LastWords(
-        f"{names[hosts.index]} died without a word: killed, out of memory, or aborted by JAX. Where JAX says above "
-        f"that the leader task died, it is {names[0]} that was lost"
+    lost = f", or aborted by JAX because it lost {names[0]}, which coordinates" if hosts.index else ""
+    last_words = LastWords(f"{names[hosts.index]} died without a word: killed, or out of memory{lost}")
+
+    def leave(code: int) -> None:
+        last_words.unsaid()
+        os._exit(code)
+
+    watchdog = Watchdog(
+        client, index=hosts.index, names=names, activity=hosts.activity, config=config.hosts, leave=leave
     )
     watchdog.start()
     try:
@@ -295,13 +300,13 @@ def _leave(
 ) -> None:
     """Says what happened on this process and ends it, past JAX's shutdown, which would wait for the others."""
     code = exit_code(error)
-    if watchdog is not None and config is not None and isinstance(error, jax.errors.JaxRuntimeError):
+    if watchdog is not None and config is not None and from_runtime(error):
         # Most likely another process is gone, and the collective broke. Who it was shows when its silence is long
         # enough; the watchdog then ends this process. If all are well it is the network, or this host.
         deadline = time.monotonic() + config.dead_after + 10
         while time.monotonic() < deadline:
             time.sleep(0.5)
-    expected = isinstance(error, (ValueError, OSError, ImportError, KeyboardInterrupt))
+    expected = isinstance(error, (ValueError, OSError, ImportError, KeyboardInterrupt, jax.errors.JaxRuntimeError))
     text = " ".join(str(error).split()) or type(error).__name__
     if not expected or os.environ.get("DEBERTA_JAX_TRACEBACK"):
         traceback.print_exception(error)

@@ -7,9 +7,14 @@ and on 127 to 255.
 """
 
 import errno
+import re
 
 DONE, FAILED, RESTART = 0, 1, 42
 _MISTAKES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_STATUS = re.compile(
+    r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS|RESOURCE_EXHAUSTED): "
+)
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # of a device: again the next time
 
 
 class StoppedError(SystemExit):
@@ -28,13 +33,21 @@ class StoppedError(SystemExit):
 
 def exit_code(error: BaseException) -> int:
     """FAILED for what starting again would not help, RESTART for what it may."""
-    import jax
-
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, jax.errors.JaxRuntimeError):
-            return FAILED if "RESOURCE_EXHAUSTED" in str(chain) else RESTART  # out of memory: again the next time
+        if from_runtime(chain):
+            return FAILED if _OUT_OF_MEMORY in str(chain) else RESTART
         if isinstance(chain, OSError) and chain.errno is not None:
             return FAILED if chain.errno in _MISTAKES else RESTART
         chain = chain.__cause__
     return FAILED
+
+
+def from_runtime(error: BaseException) -> bool:
+    """Whether it comes from XLA or its network: a collective whose other end is gone, a device that failed."""
+    import jax
+
+    # Waiting for a value raises a ValueError with the status in its text, waiting for a program a JaxRuntimeError.
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and _STATUS.match(str(error)) is not None
+    )

@@ -66,7 +66,9 @@ class Goodput:
             return f"{100 * seconds / max(self.total, 1e-9):.1f}%"
 
         parts = {"steps taken again": self.lost, "between starts": self.between, **self.phases}
-        rest = sorted(((name, value) for name, value in parts.items() if value > 0.0005 * self.total), key=lambda item: -item[1])
+        rest = sorted(
+            ((name, value) for name, value in parts.items() if value > 0.0005 * self.total), key=lambda item: -item[1]
+        )
         starts = "1 start" if self.starts == 1 else f"{self.starts} starts"
         others = ", ".join(f"{name} {share(value)}" for name, value in rest)
         return f"goodput {share(self.useful)} of {self.total:.0f} s in {starts}; {others}"

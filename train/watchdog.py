@@ -16,6 +16,7 @@ JAX's client ends a process by itself, from C++, as soon as process 0 is gone. N
 word; `LastWords` does.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -88,7 +89,8 @@ class Watchdog:
         self._exchange(beat=-1)
 
     def fail(self, code: int, message: str) -> None:
-        """Tells the others that this process ends, and why."""
+        """Tells the others that this process ends, and why; judges no more."""
+        self._stopped.set()
         value = json.dumps({"code": code, "message": message})
         self._store.key_value_set(f"deberta_jax/failed/{self._index}", value, allow_overwrite=True)
 
@@ -132,7 +134,7 @@ class Watchdog:
         others = [(int(key.rpartition("/")[2]), json.loads(value)) for key, value in failed]
         for index, failure in others:
             if index != self._index and not self._stopped.is_set():
-                self._give_up(failure["code"], f"{self._names[index]} failed: {failure['message']}")
+                self._leave_with(failure["code"], f"{self._names[index]} failed: {failure['message']}")
 
     def _judge(self) -> None:
         while not self._stopped.wait(min(1.0, self.period)):
@@ -170,7 +172,7 @@ class Watchdog:
         return [i for i, one in place.items() if one == min(place.values())]
 
     def _give_up(self, code: int, reason: str) -> None:
-        lines = [f"{self._names[self._index]}: {reason}. Exit code {code}. What every process was doing:"]
+        lines = ["What every process was doing:"]
         for index, name in enumerate(self._names):
             one, now = self._reports.get(index), time.monotonic()
             if one is None:
@@ -178,11 +180,14 @@ class Watchdog:
                 continue
             silence = now - self._beats[index][1]
             heard = "ended" if one["beat"] < 0 else f"heard {silence:.0f} s ago"
-            lines.append(
-                f"  {name}: step {one['step']}, {one['phase']} for {one['seconds']} s, {heard}; {one['where']}"
-            )
+            doing = f"step {one['step']}, {one['phase']} for {one['seconds']} s"
+            lines.append(f"  {name}: {doing}, {heard}; {one['where']}")
         print("\n".join(lines), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
+        self._leave_with(code, reason)
+
+    def _leave_with(self, code: int, reason: str) -> None:
+        print(f"{self._names[self._index]}: {reason}. Exit code {code}", file=sys.stderr, flush=True)
         self._leave(code)
 
 
@@ -213,6 +218,5 @@ class LastWords:
 
     def unsaid(self) -> None:
         """This process ends with words of its own."""
-        if self._reader.poll() is None:
+        with contextlib.suppress(BrokenPipeError):
             self._write("")
-            self._reader.communicate()
