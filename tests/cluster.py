@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 
 @dataclass
@@ -39,11 +40,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def cluster(
-    arguments: Sequence[str], folder: Path, *, count: int, devices: int = 1, environment: dict[str, str] | None = None
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    count: int,
+    devices: int = 1,
+    change: Mapping[int, Sequence[str]] = MappingProxyType({}),
 ) -> Iterator[list[Process]]:
     """Starts `python ARGUMENTS --hosts.coordinator ... --hosts.index i` `count` times, each with `devices` CPU devices.
 
     The output of process i goes to folder/i.log, after that of earlier starts. What runs at the end is killed.
+    change: what single processes get as further arguments.
     """
     folder.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
@@ -53,7 +60,6 @@ def cluster(
         "JAX_NUM_CPU_DEVICES": str(devices),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONUNBUFFERED": "1",
-        **(environment or {}),
     }
     processes = []
     try:
@@ -62,7 +68,10 @@ def cluster(
             log = folder / f"{index}.log"
             with open(log, "a", encoding="utf-8") as output:
                 popen = subprocess.Popen(
-                    [sys.executable, *arguments, *hosts], stdout=output, stderr=subprocess.STDOUT, env=shared
+                    [sys.executable, *arguments, *change.get(index, ()), *hosts],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=shared,
                 )
             processes.append(Process(popen, log))
         yield processes

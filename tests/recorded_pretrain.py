@@ -7,7 +7,6 @@ fingerprint of the tokens of each, before masking. A file RECORDS/stuck-I makes 
 data loader whose storage hangs.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from deberta_jax.train import pretrain
 from deberta_jax.train.data import Batch, TrainingBatches
 
 from deberta_jax.__main__ import main
+
+from .recorded_rows import fingerprints
 
 RECORDS = Path(sys.argv[1])
 
@@ -40,14 +40,6 @@ class RecordedBatches(TrainingBatches):
         with open(RECORDS / f"rows-{jax.process_index()}.jsonl", "a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
         return batch
-
-
-def fingerprints(batch: Batch) -> list[str]:
-    """Of each row's tokens as they are in the corpus: the masks are filled in again."""
-    ids = batch["input_ids"].copy()
-    for row, positions, labels in zip(ids, batch["masked_positions"], batch["masked_labels"], strict=True):
-        row[positions[labels > 0]] = labels[labels > 0]
-    return [hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()[:16] for row in ids]
 
 
 if __name__ == "__main__":
