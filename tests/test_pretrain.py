@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from deberta_jax.train import finetune, pretrain, tokenizer
 from deberta_jax.train.configs import FinetuneConfig, PretrainConfig
+from deberta_jax.train.exits import StoppedError
+from deberta_jax.train.goodput import read_goodput
 from deberta_jax.train.loop import TrainingError
 from deberta_jax.train.optimizer import OptimizerConfig
 from deberta_jax.train.text import embedded_corpus, read_documents
@@ -122,6 +124,22 @@ def test_a_finished_run_has_nothing_left_to_do(home: Path, finished: Path) -> No
     before = losses(finished)
     pretrain.main(settings(home, finished, evaluate_every=6))
     assert losses(finished) == before
+
+
+def test_out_of_time_it_saves_and_the_next_start_goes_on(home: Path, finished: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(StoppedError) as stopped:
+        pretrain.main(settings(home, tmp_path, evaluate_every=6, max_seconds=0.01))
+    assert stopped.value.code == 0
+    assert "stopped after --max-seconds 0.01: step 1 is saved" in capsys.readouterr().out
+    assert losses(tmp_path).keys() == {1}
+    pretrain.main(settings(home, tmp_path, evaluate_every=6, profile=(3, 4)))
+    assert losses(tmp_path) == losses(finished)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    goodput = read_goodput(tmp_path)
+    assert goodput.starts == 2
+    assert goodput.lost == 0
+    assert goodput.useful > 0
+    assert str(goodput) in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize(
