@@ -426,7 +426,8 @@ RESIZED = """
         if before:
             assert (restored.step, restored.data) == (before, {"place": before})
             check(restored.state, before, mesh)
-            state = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state))(restored.state)
+            kept = jax.tree.map(lambda x: x.sharding, restored.state)
+            state = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), out_shardings=kept)(restored.state)
         else:
             assert restored is None
             state = make_state(1, mesh)
