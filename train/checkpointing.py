@@ -20,10 +20,7 @@ by file, and a copy that was cut off is found to be damaged. (From the sources o
 """
 
 import contextlib
-import functools
-import logging
 import math
-import os
 import shutil
 import sys
 import time
@@ -68,27 +65,6 @@ class _Save:
 
 def _print_to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-_FROM_ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return _FROM_ORBAX not in record.pathname and _FROM_ORBAX not in record.getMessage()
-
-
-def _skip_late_reads(otherwise: Callable[[Any], object], unraisable: Any) -> None:
-    late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
-    if not late:
-        otherwise(unraisable)
-
-
-# Orbax logs every failure with its traceback through absl before raising it, and when one array cannot be read it
-# abandons the reads of the others, which complain to asyncio and to a closed event loop. Here a failure is reported
-# once, in one line, with the original chained. Filters, as grain and tensorflow-datasets log through absl too.
-logging.getLogger("absl").addFilter(_not_from_orbax)
-logging.getLogger("asyncio").addFilter(_not_from_orbax)
-sys.unraisablehook = functools.partial(_skip_late_reads, sys.unraisablehook)
 
 
 class Checkpointer:
@@ -189,7 +165,9 @@ class Checkpointer:
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
-            self._set_aside(damaged, used=step)
+            reader.set_aside(damaged, used=step)
+            if damaged:
+                self._manager.reload()
             return restored
         if damaged:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -355,36 +333,6 @@ class Checkpointer:
         if not self._stuck:  # a thread that storage does not answer cannot be ended
             self._manager.close()
 
-    # ---------------------------------------------------------------- setting aside
-
-    def _set_aside(self, damaged: dict[int, str], *, used: int) -> None:
-        for step, reason in damaged.items():
-            folder = self._manager.directory
-            aside = gather(_free_name(folder, f"{step}.damaged"))[0]
-            self._log_once(
-                f"the checkpoint of step {step} in {self._folder} is damaged ({reason}): "
-                f"resuming from step {used} instead; the damaged one is kept as {aside}"
-            )
-            error = None
-            if jax.process_index() == 0:
-                _, error = attempt(lambda: (folder / str(step)).rename(folder / aside), (OSError,))  # noqa: B023
-            if (fault := agree(error, write_fault)) is not None:
-                raise CheckpointError(
-                    f"could not rename the damaged step {step} in {self._folder} to {aside}: {fault.text}; "
-                    "see that the folder is writable, then run the same command again"
-                ) from error
-        if damaged:
-            self._manager.reload()
-
     def _log_once(self, message: str) -> None:
         if jax.process_index() == 0:
             self._log(message)
-
-
-def _free_name(folder: Any, name: str) -> str:
-    """`name`, or `name-2`, `name-3`, ... where it is taken in `folder`."""
-    free, number = name, 1
-    while (folder / free).exists():
-        number += 1
-        free = f"{name}-{number}"
-    return free

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from . import manifest
 from .checksums import describe_leaves, leaf_name
-from .storage import CheckpointError, Fault, Result, Retries, agree, attempt, gather, host_name, read_fault
+from .storage import CheckpointError, Fault, Result, Retries, agree, attempt, gather, host_name, read_fault, write_fault
 
 _LISTING_SECONDS = 60  # in which every host comes to see a step that process 0 lists
 
@@ -65,6 +65,27 @@ class Reader:
         # The checksum belongs to the dtype that was saved; only then may the caller's dtype apply.
         state = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), state, abstract_state)
         return Restored(step=step, state=state, data=content["data"])
+
+    def set_aside(self, damaged: dict[int, str], *, used: int) -> None:
+        """Renames damaged steps (number -> reason), after step `used` has proved good.
+
+        Raises:
+          CheckpointError: process 0 cannot rename one.
+        """
+        for step, reason in damaged.items():
+            aside = gather(_free_name(self.folder, f"{step}.damaged"))[0]
+            self.log(
+                f"the checkpoint of step {step} in {self.folder} is damaged ({reason}): "
+                f"resuming from step {used} instead; the damaged one is kept as {aside}"
+            )
+            error = None
+            if jax.process_index() == 0:
+                _, error = attempt(lambda: (self.folder / str(step)).rename(self.folder / aside), (OSError,))  # noqa: B023
+            if (fault := agree(error, write_fault)) is not None:
+                raise CheckpointError(
+                    f"could not rename the damaged step {step} in {self.folder} to {aside}: {fault.text}; "
+                    "see that the folder is writable, then run the same command again"
+                ) from error
 
     def _await_sight_of(self, step: int) -> None:
         """A network file system may show a new folder late: a step that a host does not see is not damaged."""
@@ -130,3 +151,12 @@ class Reader:
                 f"checkpoint of another {what} in {self.folder}: {manifest.shorten(differences)}; "
                 "use another --output, or the same settings"
             )
+
+
+def _free_name(folder: Any, name: str) -> str:
+    """`name`, or `name-2`, `name-3`, ... where it is taken in `folder`."""
+    free, number = name, 1
+    while (folder / free).exists():
+        number += 1
+        free = f"{name}-{number}"
+    return free

@@ -4,10 +4,14 @@ Functions marked "collective" are called by all processes at the same point, or 
 """
 
 import errno
+import functools
 import itertools
 import json
+import logging
+import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +36,27 @@ Result = TypeVar("Result")
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or used; the message is one line that says what to do."""
+
+
+_FROM_ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return _FROM_ORBAX not in record.pathname and _FROM_ORBAX not in record.getMessage()
+
+
+def _skip_late_reads(otherwise: Callable[[Any], object], unraisable: Any) -> None:
+    late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+    if not late:
+        otherwise(unraisable)
+
+
+# Orbax logs every failure with its traceback through absl before raising it, and when one array cannot be read it
+# abandons the reads of the others, which complain to asyncio and to a closed event loop. Here a failure is reported
+# once, in one line, with the original chained. Filters, as grain and tensorflow-datasets log through absl too.
+logging.getLogger("absl").addFilter(_not_from_orbax)
+logging.getLogger("asyncio").addFilter(_not_from_orbax)
+sys.unraisablehook = functools.partial(_skip_late_reads, sys.unraisablehook)
 
 
 class ElsewhereError(OSError):
