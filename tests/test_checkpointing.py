@@ -19,8 +19,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from deberta_jax.train import checkpointing
+from deberta_jax.train import manifest
 from deberta_jax.train.checkpointing import Checkpointer, CheckpointError
+from deberta_jax.train.checksums import checksum
 
 IDENTITY = {
     "model": {"num_hidden_layers": 6, "conv_act": None},
@@ -50,11 +51,12 @@ def said():
 
 @pytest.fixture
 def make(tmp_path, said):
-    """Opens the same folder again and again; closes what a test leaves open."""
+    """Opens the same folder again and again, without patience; closes what a test leaves open."""
     opened = []
 
     def open_folder(*, folder=None, keep=3, identity=IDENTITY):
-        opened.append(Checkpointer(folder or tmp_path / "run", keep=keep, identity=identity, log=said.append))
+        folder = folder or tmp_path / "run"
+        opened.append(Checkpointer(folder, keep=keep, identity=identity, log=said.append, patience=0))
         return opened[-1]
 
     yield open_folder
@@ -230,7 +232,7 @@ def test_another_state_tree_is_refused_and_not_taken_for_damage(make, two_steps,
 
 def test_other_library_versions_are_only_reported(make, said, two_steps, tmp_path, monkeypatch):
     shutil.copytree(two_steps, tmp_path / "run")
-    monkeypatch.setattr(checkpointing, "_versions", lambda: {"jax": "99.0"})
+    monkeypatch.setattr(manifest, "versions", lambda: {"jax": "99.0"})
     assert make().restore(abstract(make_state(0))).step == 2
     assert len(said) == 1
     assert re.search(r'jax is ".+" there, "99\.0" here', said[0])
@@ -255,13 +257,13 @@ def test_bad_use_is_refused(make, tmp_path):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint32, jnp.bool_])
 def test_checksum_sees_one_bit_and_the_order(dtype):
     values = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 6)), dtype)
-    before = checkpointing._checksum(values)
-    assert checkpointing._checksum(values + 0) == before
-    assert checkpointing._checksum(values[::-1]) != before
-    assert checkpointing._checksum(values.reshape(6, 5)) == before  # row-major order, whatever the shape
+    before = checksum(values)
+    assert checksum(values + 0) == before
+    assert checksum(values[::-1]) != before
+    assert checksum(values.reshape(6, 5)) == before  # row-major order, whatever the shape
     flipped = np.asarray(values).copy()
     flipped.view(np.uint8).reshape(-1)[0] ^= 1
-    assert checkpointing._checksum(flipped) != before
+    assert checksum(flipped) != before
 
 
 def test_a_full_disk_is_reported_and_the_last_good_step_stays(make, tmp_path):
@@ -416,7 +418,7 @@ NOISY = textwrap.dedent(
         checkpointer.save(2, state, {})
     (folder / "1" / "_CHECKPOINT_METADATA").write_text("{")
     (folder / "2" / "state" / "manifest.ocdbt").unlink()
-    with Checkpointer(folder, keep=2, identity={}) as checkpointer:
+    with Checkpointer(folder, keep=2, identity={}, patience=0) as checkpointer:
         checkpointer.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state))
         checkpointer._manager._checkpointer._handler.finalize = fail  # the next write fails in the background
         checkpointer.save(2, state, {})
