@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import pytest
 from deberta_jax.train.activity import Activity
-from deberta_jax.train.checkpointing import CheckpointError
 from deberta_jax.train.configs import HostsConfig
 from deberta_jax.train.distributed import Hosts, agree, code_fingerprint
 from deberta_jax.train.exits import StoppedError, exit_code
 from deberta_jax.train.goodput import Goodput, GoodputLog, read_goodput
+from deberta_jax.train.storage import Fault
 from deberta_jax.train.watchdog import LastWords, Watchdog
 
 QUICK = HostsConfig(dead_after=1.2, stall_after=2.0, slow_after=6.0)
@@ -254,12 +254,6 @@ def test_the_fingerprint_is_that_of_the_code():
 # ---------------------------------------------------------------------------------------------- ends
 
 
-def caused_by(error: Exception) -> CheckpointError:
-    outer = CheckpointError("could not write")
-    outer.__cause__ = error
-    return outer
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -267,8 +261,9 @@ def caused_by(error: Exception) -> CheckpointError:
         (KeyError("a mistake of ours"), 1),
         (FileNotFoundError(errno.ENOENT, "no such file"), 1),
         (OSError(errno.EIO, "Input/output error"), 42),
-        (caused_by(OSError(errno.EIO, "Input/output error")), 42),
-        (caused_by(PermissionError(errno.EACCES, "denied")), 1),
+        (Fault("passing", "Input/output error").error("could not write"), 42),
+        (Fault("full", "the disk is full").error("could not write"), 42),
+        (Fault("denied", "permission denied").error("could not write"), 1),
         (jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), 42),
         (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), 42),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm"), 1),

@@ -80,7 +80,8 @@ class Checkpointer:
       log: receives one line per event that a person should know of; called on process 0 only.
       patience: seconds for which a save that fails, or a read from storage that does not answer, is tried again.
       timeout: seconds in which one try of a save has to be on disk on all processes, or it has failed. A process whose
-        storage never answers holds the others for about twice as long, then CheckpointError is raised.
+        storage never answers holds the others for about twice as long, then CheckpointError is raised. (All of this is
+        below what the watchdog allows a save, HostsConfig.slow_after.)
 
     Raises:
       CheckpointError: `folder` cannot be created, written or listed.
@@ -94,7 +95,7 @@ class Checkpointer:
         identity: dict,
         log: Callable[[str], None] = _print_to_stderr,
         patience: float = 600,
-        timeout: int = 600,
+        timeout: int = 300,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least 1 checkpoint has to be kept")
@@ -234,7 +235,7 @@ class Checkpointer:
             on_every_process(), on_every_process, log=lambda why: self._log_once(what + why)
         )
         if fault is not None:
-            raise CheckpointError(f"{what}{fault.text}; use another --output") from self._cause
+            raise fault.error(f"{what}{fault.text}; use another --output") from self._cause
         assert manager is not None
         return manager
 
@@ -312,7 +313,7 @@ class Checkpointer:
     def _give_up(self, fault: Fault) -> NoReturn:
         self._pending = None
         todo = "free some space" if fault.kind == "full" else "see that the folder is writable"
-        raise CheckpointError(
+        raise fault.error(
             f"could not write a checkpoint into {self._folder}: {fault.text}; {self._good()}; "
             f"{todo}, then run the same command again to resume"
         ) from self._cause

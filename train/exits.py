@@ -33,14 +33,13 @@ class StoppedError(SystemExit):
 
 def exit_code(error: BaseException) -> int:
     """FAILED for what starting again would not help, RESTART for what it may."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if from_runtime(chain):
-            return FAILED if _OUT_OF_MEMORY in str(chain) else RESTART
-        if isinstance(chain, OSError) and chain.errno is not None:
-            return FAILED if chain.errno in _MISTAKES else RESTART
-        chain = chain.__cause__
-    return FAILED
+    from .storage import StorageDownError
+
+    if from_runtime(error):
+        return FAILED if _OUT_OF_MEMORY in str(error) else RESTART
+    if isinstance(error, OSError) and error.errno is not None:
+        return FAILED if error.errno in _MISTAKES else RESTART
+    return RESTART if isinstance(error, StorageDownError) else FAILED
 
 
 def from_runtime(error: BaseException) -> bool:

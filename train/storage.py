@@ -38,6 +38,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written or used; the message is one line that says what to do."""
 
 
+class StorageDownError(CheckpointError):
+    """Storage that failed for longer than anyone was ready to wait; it may be back at the next start."""
+
+
 _FROM_ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
 
 
@@ -84,6 +88,11 @@ class Fault:
     @property
     def final(self) -> bool:
         return self.kind not in ("passing", "full")
+
+    @property
+    def error(self) -> type[CheckpointError]:
+        """What to raise for it."""
+        return CheckpointError if self.final else StorageDownError
 
 
 def write_fault(error: Exception) -> Kind:
