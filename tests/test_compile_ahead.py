@@ -7,19 +7,23 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from deberta_jax.train import step_program, tpu_compiler
 from deberta_jax.train.compile_ahead import CompileAheadConfig, _changes, _chunks, shortfall
-from deberta_jax.train.compile_report import Report, Timing, plot_sweep, reductions
+from deberta_jax.train.compile_report import Report, Timing, plot_sweep, print_report, reductions
 from deberta_jax.train.model_flops import attention_flops, encoder_flops, layer_flops, masked_lm_flops
 from deberta_jax.train.step_program import build
 from deberta_jax.train.tpu_compiler import CHIPS, GIB, compile_for_tpu, out_of_memory, topology, trace
 from deberta_jax.train.tpu_program import read_cost
+from deberta_jax.train.xla_flags import XLA_FLAGS
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.__main__ import main
 from deberta_jax.sharding import make_mesh
 
+from .benchmarks import weak_scaling
+from .benchmarks.weak_scaling import Case, Row, plot, table
 from .test_encoder import SMALL
 
 needs_libtpu = pytest.mark.skipif(
@@ -356,6 +360,57 @@ def test_a_sweep_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
+def test_slices_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    config = CompileAheadConfig(topology="v5e:8x8", slices=2, global_batch=128)
+    print_report(report(config, needed=8, fits=True), CHIPS["v5e"], [])
+    printed = capsys.readouterr().out
+    assert "2 slices of v5e:8x8" in printed
+    assert "asynchronous: 0% of the bytes of reductions within a slice" in printed
+
+
+def test_weak_scaling_is_a_table_and_a_plot(tmp_path: Path) -> None:
+    cases = [Case("v5e:2x2", "data", 2, 4), Case("2*v5e:2x4", "data", 2, 4), Case("v5e:4x4", "zero=side", 2, 4)]
+    assert [case.chips for case in cases] == [4, 16, 16]
+    assert [case.axes() for case in cases] == [{}, {}, {"zero": 4}]
+    assert cases[1].command("m.json")[4:] == [
+        *("--model", "m.json", "--topology", "v5e:2x4", "--slices", "2", "--global-batch", "64"),
+        *("--sequence-length", "512", "--alternatives", "0", "--json"),
+    ]
+    shown = report(CompileAheadConfig(global_batch=128), needed=8, fits=True).to_json()
+    rows = [row for case in cases if (row := Row.of(case, shown)) is not None]
+    sent = sum(one["wire_bytes"] for one in shown["cost"]["collectives"]) / 1e6
+    assert rows[0].links == pytest.approx(sent)
+    assert rows[0].communicating == pytest.approx(
+        1e3 * (shown["timing"]["collective_seconds"] + shown["timing"]["hidden_seconds"])
+    )
+    lines = list(table(rows))
+    assert len(lines) == 2 + 3
+    assert lines[2].endswith("| 100.0% |")
+    plot(rows, tmp_path / "weak.png", "title")
+    assert (tmp_path / "weak.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="AXIS=SIZE"):
+        Case("v5e:2x2", "zero=most", 2, 4).axes()
+
+
+def test_an_interrupted_weak_scaling_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [Case(name, "data", 2, 4) for name in ("v5e:2x2", "v5e:4x4")]
+    compiled = []
+
+    def compile_once(case: Case, folder: Path) -> dict:
+        if len(compiled) == 1 and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        compiled.append(case)
+        return {"fits": False, "of": case.topology}
+
+    monkeypatch.setattr(weak_scaling, "compile_case", compile_once)
+    with pytest.raises(KeyboardInterrupt):
+        weak_scaling.measure(cases, tmp_path / "results.json")
+    (tmp_path / "again").touch()
+    kept = weak_scaling.measure(cases, tmp_path / "results.json")
+    assert [kept[case.key]["of"] for case in cases] == ["v5e:2x2", "v5e:4x4"]
+    assert compiled == cases
+
+
 # ---------------------------------------------------------------- the compiler itself
 
 
@@ -364,6 +419,55 @@ def test_a_sweep_is_drawn(tmp_path: Path) -> None:
 def test_topologies_have_the_devices_of_their_shape(name: str) -> None:
     chip, devices = topology(name)
     assert len(devices) == chip.devices * jnp.prod(jnp.array(tpu_compiler.sizes(name)))
+
+
+@needs_libtpu
+def test_devices_of_several_slices_say_which_is_theirs() -> None:
+    _, devices = topology("v5e:2x4", slices=3)
+    assert [sum(one.slice_index == number for one in devices) for number in range(3)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology", "v5e:2x2", "--slices", "0"], "slices is 0; give 1 or more"),
+        (["--topology", "v4:2x2x1", "--slices", "2"], "several slices are for v5e, v5p, v6e, tpu7x"),
+    ],
+)
+def test_slices_that_cannot_be(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile-ahead", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+@needs_libtpu
+def test_a_flag_that_the_compiler_does_not_know_is_named() -> None:
+    _, devices = topology("v5e:1x1")
+    place = jax.sharding.NamedSharding(make_mesh(devices=devices), jax.sharding.PartitionSpec())
+    traced = trace(jax.jit(lambda x: x + 1), jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=place))
+    with pytest.raises(ValueError, match="does not know the flag xla_no_such_flag; leave it out"):
+        compile_for_tpu(traced, flags={"xla_no_such_flag": "true"})
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_slices_exchange_a_shard_of_the_gradient_each_chip() -> None:
+    """The sum within a slice goes over its links, the sum over slices over the network between them."""
+    _, devices = topology("v5e:2x2", slices=2)
+    ordered = sorted(devices, key=lambda one: (one.slice_index, one.id))
+    mesh = jax.sharding.Mesh(np.array(ordered), ("data",))
+    whole, split = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("data",)))
+
+    def step(weight: jax.Array, x: jax.Array) -> jax.Array:
+        return weight - jax.grad(lambda weight: jnp.mean(jnp.sin(x @ weight)))(weight)
+
+    weight = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=whole)
+    batch = jax.ShapeDtypeStruct((8 * 128, 1024), jnp.float32, sharding=split)
+    compiled = compile_for_tpu(trace(jax.jit(step), weight, batch), flags=XLA_FLAGS["v5e"])
+    found = tpu_compiler.cost_of(compiled, kernels={}).collectives
+    sent = [(one.kind, one.group, one.bytes, one.wire_bytes) for one in found if one.network == "dcn"]
+    shard = 1024 * 1024 * 4 // 4
+    assert sent == [("all-reduce", 2, shard, shard)]
+    assert {one.group for one in found if one.network == "ici"} == {4}
 
 
 @needs_libtpu
