@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from deberta_jax.train import step_program, tpu_compiler
 from deberta_jax.train.compile_ahead import CompileAheadConfig, _changes, _chunks, shortfall
-from deberta_jax.train.compile_report import Report, Timing, plot_sweep, print_report, reductions
+from deberta_jax.train.compile_report import Report, Timing, plot_sweep, print_report
 from deberta_jax.train.model_flops import attention_flops, encoder_flops, layer_flops, masked_lm_flops
 from deberta_jax.train.step_program import build
 from deberta_jax.train.tpu_compiler import CHIPS, GIB, compile_for_tpu, out_of_memory, topology, trace
@@ -22,155 +22,12 @@ from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.__main__ import main
 from deberta_jax.sharding import make_mesh
 
-from .benchmarks import weak_scaling
-from .benchmarks.weak_scaling import Case, Row, plot, table
 from .test_encoder import SMALL
+from .test_tpu_program import BETWEEN, NO_MEMORY, PROGRAM
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu, the TPU compiler: pip install jax[tpu]"
 )
-NO_MEMORY = {"argument_bytes": 0, "temporary_bytes": 0, "program_bytes": 0, "peak_bytes": 0}
-
-# Lines as libtpu 0.0.42 writes them, shortened: a loop of 3 with an all-reduce and a kernel, a reduce-scatter in a
-# fusion, an all-gather that two fusions carry on, a gather without an estimate. The loop's all-reduce was to be
-# asynchronous, as its name says, and found nothing to run beside.
-PROGRAM = """HloModule jit_step, is_scheduled=true
-
-%condition.1 (state: (s32[])) -> pred[] {
-  %constant.1 = s32[]{:T(128)} constant(3)
-  %element.1 = s32[]{:T(128)} get-tuple-element(%state), index=0
-  ROOT %lt.1 = pred[]{:T(512)} compare(%element.1, %constant.1), direction=LT
-}
-
-%body.1 (state: (s32[])) -> (s32[]) {
-  %fusion.1 = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"window_config":{"estimated_cycles":"100"}}
-  %kernel.1 = (bf16[4,512]{1,0:T(8,128)}, f32[4]{0}) custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/kernel/pallas_call" stack_frame_id=1}
-  %all-reduce.1 = (f32[256]{0:T(128)}, /*index=1*/bf16[128,2]{1,0}) all-reduce(%x, %y), channel_id=1, replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, to_apply=%add, frontend_attributes={async_collective_name="all-reduce-start.1"}
-  ROOT %tuple.1 = (s32[]) tuple(%next)
-}
-
-%inside.1 (p: f32[8,128]) -> f32[8,128] {
-  ROOT %multiply.1 = f32[8,128]{1,0:T(8,128)} multiply(%p, %p), backend_config={"estimated_cycles":"77"}
-}
-
-%all-reduce-scatter.1 (p: f32[1024]) -> f32[256] {
-  %all-reduce.2 = f32[1024]{0} all-reduce(%p), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  ROOT %dynamic-slice.1 = f32[256]{0} dynamic-slice(%all-reduce.2, %i), dynamic_slice_sizes={256}
-}
-
-%start.1 (p: f32[64]) -> (f32[64], f32[512], u32[]) {
-  %all-gather.1 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %custom-call.1 = (f32[64]{0}, f32[512]{0}, u32[]{:S(2)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
-}
-
-%async_collective_fusion.1 (p: f32[64]) -> f32[512] {
-  ROOT %all-gather.2 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}
-}
-
-%async_collective_fusion.2 (p: f32[64]) -> f32[512] {
-  ROOT %all-gather.3 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}
-}
-
-%done.1 (p: f32[64]) -> f32[512] {
-  %all-gather.4 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %custom-call.2 = f32[4096]{0} custom-call(%all-gather.4), custom_call_target="AsyncCollectiveDone"
-}
-
-ENTRY %main.1 (x: f32[8,128]) -> f32[8,128] {
-  %x = f32[8,128]{1,0} parameter(0)
-  %while.1 = (s32[]) while(%x), condition=%condition.1, body=%body.1
-  %fusion.2 = f32[256]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
-  %async-collective-start = (f32[64]{0}, f32[512]{0}, u32[]{:S(2)}) fusion(%x), kind=kCustom, calls=%start.1
-  %fusion.3 = f32[512]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"10"}
-  %fusion.6 = f32[512]{0} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"estimated_cycles":"500"}
-  %fusion.4 = f32[512]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.2, backend_config={"estimated_cycles":"10"}
-  %async-collective-done = f32[4096]{0} fusion(%x), kind=kCustom, calls=%done.1
-  ROOT %fusion.5 = f32[1000,128]{1,0} fusion(%x), kind=kCustom, calls=%inside.1, metadata={op_name="jit(step)/gather" stack_frame_id=2}
-}
-"""  # noqa: E501
-
-
-def test_a_program_is_added_up() -> None:
-    cost = read_cost(PROGRAM, kernels={("kernel", ((4, 512), (4,))): 1000}, **NO_MEMORY)
-    assert cost.cycles == 3 * 100 + 10 + 10 + 500
-    assert cost.kernel_cycles == {"kernel": 3000}
-    assert cost.unpriced == {"gather": 1}
-    assert cost.unpriced_bytes == 2 * 1000 * 128 * 4
-    assert {one.network for one in cost.collectives} == {"ici"}
-    found = {
-        (one.kind, one.group, one.asynchronous): (one.count, one.bytes, one.wire_bytes, one.beside_cycles)
-        for one in cost.collectives
-    }
-    size = 3 * (256 * 4 + 256 * 2)
-    assert found == {
-        ("all-reduce", 8, False): (3, size, int(size / 3 * 2 * 7 / 8) * 3, 0),
-        ("reduce-scatter", 4, False): (1, 4096, 3072, 0),
-        ("all-gather", 8, True): (1, 2048, 1792, 10 + 10),
-    }
-    assert reductions(cost) == (0, size + 4096)
-
-
-BETWEEN = """HloModule jit_step, is_scheduled=true
-
-%inside.1 (p: f32[8,128]) -> f32[8,128] {
-  ROOT %multiply.1 = f32[8,128]{1,0:T(8,128)} multiply(%p, %p)
-}
-
-ENTRY %main.1 (x: f32[8,128]) -> f32[8,128] {
-  %x = f32[8,128]{1,0} parameter(0)
-  %after-all.1 = token[] after-all()
-  %all-reduce.1 = f32[1024]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
-  %all-reduce.2 = f32[1024]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
-  %all-reduce-start.1 = f32[2048]{0} all-reduce-start(%x), channel_id=5, replica_groups={{0,1,2,3}}, to_apply=%add
-  %fusion.1 = f32[8,128]{1,0} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"estimated_cycles":"100"}
-  %all-reduce-done.1 = f32[2048]{0} all-reduce-done(%all-reduce-start.1)
-  %send.1 = (bf16[3,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %after-all.1), channel_id=16, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.93_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
-  %fusion.2 = f32[8,128]{1,0} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"estimated_cycles":"1000"}
-  %send-done.1 = token[] send-done(%send.1), channel_id=16, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
-  %recv.1 = (bf16[3,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) recv(%after-all.1), channel_id=15, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.93_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
-  %fusion.3 = f32[8,128]{1,0} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"estimated_cycles":"10000"}
-  %recv-done.1 = (bf16[3,8,128]{2,1,0:T(8,128)(2,1)}, token[]) recv-done(%recv.1), channel_id=15, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
-  ROOT %fusion.4 = f32[8,128]{1,0} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"estimated_cycles":"7"}
-}
-"""  # noqa: E501
-
-
-def test_transfers_between_slices_and_pairs_are_told_apart() -> None:
-    """Two all-reduces of one channel, as shard_map names them, are two."""
-    cost = read_cost(BETWEEN, kernels={}, **NO_MEMORY)
-    assert (cost.cycles, cost.unpriced) == (11107, {})
-    found = {
-        (one.kind, one.network, one.group): (one.count, one.bytes, one.wire_bytes, one.beside_cycles)
-        for one in cost.collectives
-        if one.asynchronous
-    }
-    assert found == {
-        ("all-reduce", "ici", 4): (1, 8192, 12288, 100),
-        ("all-reduce", "dcn", 3): (1, 6144, 8192, 11000),
-    }
-    (alone,) = [one for one in cost.collectives if not one.asynchronous]
-    assert (alone.count, alone.bytes, alone.network) == (2, 2 * 4096, "ici")
-    assert reductions(cost) == (8192, 8192 + 8192)
-
-
-def test_time_between_slices_is_that_of_the_network_between_them() -> None:
-    cost = read_cost(BETWEEN, kernels={}, **NO_MEMORY)
-    timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=12, slices=3, flops=1, tokens_per_step=8192, tokens=8.192e9)
-    sent, pair, alone = 8192 / 3.125e9, 12288 / 180e9, 12288 / 180e9
-    beside = min(sent, 11000 / 1.5e9) + min(pair, 100 / 1.5e9)
-    assert timing.network_seconds == pytest.approx(sent)
-    assert timing.hidden_seconds == pytest.approx(beside)
-    assert timing.collective_seconds == pytest.approx(sent + pair + alone - beside)
-
-
-def test_a_kernel_without_cycles_is_named() -> None:
-    cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
-    assert (cost.kernel_cycles, cost.unpriced) == ({}, {"gather": 1, "pallas_call": 3})
-
-
-def test_a_loop_of_unknown_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"how often the loop while\.1"):
-        read_cost(PROGRAM.replace("constant(3)", "add(%a, %b)"), kernels={}, **NO_MEMORY)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +187,26 @@ def test_times_and_the_bill() -> None:
     assert timing.mfu == pytest.approx(1e9 / (timing.step_seconds * 8 * 197e12))
 
 
+def test_time_between_slices_is_that_of_the_network_between_them() -> None:
+    cost = read_cost(BETWEEN, kernels={}, **NO_MEMORY)
+    timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=12, slices=3, flops=1, tokens_per_step=8192, tokens=8.192e9)
+    sent, pair, alone = 8192 / 3.125e9, 12288 / 180e9, 12288 / 180e9
+    beside = min(sent, 11000 / 1.5e9) + min(pair, 100 / 1.5e9)
+    assert timing.network_seconds == pytest.approx(sent)
+    assert timing.hidden_seconds == pytest.approx(beside)
+    assert timing.collective_seconds == pytest.approx(sent + pair + alone - beside)
+
+
+def test_a_kernel_without_cycles_is_named() -> None:
+    cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
+    assert (cost.kernel_cycles, cost.unpriced) == ({}, {"gather": 1, "pallas_call": 3})
+
+
+def test_a_loop_of_unknown_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"how often the loop while\.1"):
+        read_cost(PROGRAM.replace("constant(3)", "add(%a, %b)"), kernels={}, **NO_MEMORY)
+
+
 def test_what_is_tried_where_it_does_not_fit() -> None:
     config = CompileAheadConfig(global_batch=128)
     tried = list(_changes(config, report(config, needed=30, fits=False)))
@@ -366,49 +243,6 @@ def test_slices_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "2 slices of v5e:8x8" in printed
     assert "asynchronous: 0% of the bytes of reductions within a slice" in printed
-
-
-def test_weak_scaling_is_a_table_and_a_plot(tmp_path: Path) -> None:
-    cases = [Case("v5e:2x2", "data", 2, 4), Case("2*v5e:2x4", "data", 2, 4), Case("v5e:4x4", "zero=side", 2, 4)]
-    assert [case.chips for case in cases] == [4, 16, 16]
-    assert [case.axes() for case in cases] == [{}, {}, {"zero": 4}]
-    assert cases[1].command("m.json")[4:] == [
-        *("--model", "m.json", "--topology", "v5e:2x4", "--slices", "2", "--global-batch", "64"),
-        *("--sequence-length", "512", "--alternatives", "0", "--json"),
-    ]
-    shown = report(CompileAheadConfig(global_batch=128), needed=8, fits=True).to_json()
-    rows = [row for case in cases if (row := Row.of(case, shown)) is not None]
-    sent = sum(one["wire_bytes"] for one in shown["cost"]["collectives"]) / 1e6
-    assert rows[0].links == pytest.approx(sent)
-    assert rows[0].communicating == pytest.approx(
-        1e3 * (shown["timing"]["collective_seconds"] + shown["timing"]["hidden_seconds"])
-    )
-    lines = list(table(rows))
-    assert len(lines) == 2 + 3
-    assert lines[2].endswith("| 100.0% |")
-    plot(rows, tmp_path / "weak.png", "title")
-    assert (tmp_path / "weak.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="AXIS=SIZE"):
-        Case("v5e:2x2", "zero=most", 2, 4).axes()
-
-
-def test_an_interrupted_weak_scaling_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = [Case(name, "data", 2, 4) for name in ("v5e:2x2", "v5e:4x4")]
-    compiled = []
-
-    def compile_once(case: Case, folder: Path) -> dict:
-        if len(compiled) == 1 and not (tmp_path / "again").exists():
-            raise KeyboardInterrupt
-        compiled.append(case)
-        return {"fits": False, "of": case.topology}
-
-    monkeypatch.setattr(weak_scaling, "compile_case", compile_once)
-    with pytest.raises(KeyboardInterrupt):
-        weak_scaling.measure(cases, tmp_path / "results.json")
-    (tmp_path / "again").touch()
-    kept = weak_scaling.measure(cases, tmp_path / "results.json")
-    assert [kept[case.key]["of"] for case in cases] == ["v5e:2x2", "v5e:4x4"]
-    assert compiled == cases
 
 
 # ---------------------------------------------------------------- the compiler itself
