@@ -147,7 +147,9 @@ def _changes(config: CompileAheadConfig, report: Report) -> Iterator[CompileAhea
         yield dataclasses.replace(config, accumulation=config.accumulation * chunks)
     if not config.remat:
         yield dataclasses.replace(config, remat=True)
-    wider = [size for size in range(2, report.devices + 1) if report.devices % (size * config.mesh.tensor) == 0]
+    others = math.prod(size for axis, size in report.mesh.items() if axis not in ("data", "fsdp"))
+    devices = report.devices // config.slices  # data parallelism alone crosses slices
+    wider = [size for size in range(2, devices + 1) if devices % (size * others) == 0]
     wider = [size for size in wider if size % config.mesh.fsdp == 0 and size > config.mesh.fsdp]
     fsdp = next((size for size in wider if rest + state * config.mesh.fsdp // size <= report.available_bytes), None)
     if fsdp:

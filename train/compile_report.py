@@ -220,7 +220,7 @@ def _time_table(cost: Cost, timing: Timing, chip: Chip) -> Table:
 
 
 def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
-    columns = "batch accumulation remat fsdp tensor rows GiB fits step MFU tokens/s days chip-hours".split()
+    columns = "batch accumulation remat mesh rows GiB fits step MFU tokens/s days chip-hours".split()
     table = _table(f"{title} (compiler estimate)", *columns)
     for one in reports:
         timing = ["", "", "", "", ""]
@@ -236,8 +236,7 @@ def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
             str(one.settings["global_batch"]),
             str(one.settings["accumulation"]),
             "yes" if one.settings["remat"] else "no",
-            str(one.mesh["fsdp"]),
-            str(one.mesh["tensor"]),
+            " x ".join(f"{axis} {size}" for axis, size in one.mesh.items() if size > 1),
             str(one.rows),
             f"{one.needed_bytes / GIB:.2f} of {one.available_bytes / GIB:.2f}",
             "[green]yes[/]" if one.fits else "[red]no[/]",
