@@ -30,7 +30,10 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0, 1 where the command failed, 2 for wrong usage."""
+    """Runs a command. Returns the exit status: 0, 1 where the command failed, 2 for wrong usage.
+
+    Training that was stopped and wants to be started again raises SystemExit with 42 (`train/exits.py`).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

@@ -20,6 +20,8 @@ PARAMETERS_FOLDER = "params"
 def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, params: dict[str, Any]) -> None:
     """Writes config.json and params/ into a folder, which is made if need be; a model that is there is replaced.
 
+    With several processes, all of them call it with the same global arrays.
+
     Args:
       params: {"deberta": ..., heads ...}, as `model.init(...)["params"]` or `load_pytorch` give.
     """
@@ -35,9 +37,10 @@ def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, param
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
     with ocp.Checkpointer(handler) as checkpointer:  # writes to a temporary folder and renames
         checkpointer.save(folder / PARAMETERS_FOLDER, args=ocp.args.PyTreeSave(params), force=True)
-    part = folder / f"{CONFIG_FILE}.part"
-    part.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / CONFIG_FILE)
+    if jax.process_index() == 0:
+        part = folder / f"{CONFIG_FILE}.part"
+        part.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        part.replace(folder / CONFIG_FILE)
 
 
 def load_pretrained(

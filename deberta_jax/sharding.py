@@ -110,3 +110,9 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     """This process's rows of a batch -> the global batch on the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Which rows of each global batch of `batch` rows this process feeds, ascending."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[place] for place in places.values()]))

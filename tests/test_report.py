@@ -7,7 +7,8 @@ import math
 
 import pytest
 from deberta_jax.train import report
-from deberta_jax.train.report import Reporter, plot_curves
+from deberta_jax.train.curves import plot_curves
+from deberta_jax.train.report import Reporter
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 

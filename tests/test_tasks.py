@@ -444,17 +444,27 @@ def test_resuming_equals_never_having_stopped():
 
 def test_hosts_share_each_global_batch_and_may_change_in_number():
     whole = drawn(FinetuneBatches(encoded_rows(9), batch_size=4, seed=3), 6)
-    hosts = [FinetuneBatches(encoded_rows(9), batch_size=4, seed=3, host_index=i, host_count=2) for i in range(2)]
+    hosts = [FinetuneBatches(encoded_rows(9), batch_size=4, seed=3, rows=rows) for rows in part(2)]
     parts = [drawn(host, 3) for host in hosts]
-    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole[:3]]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole[:3]
     assert hosts[0].get_state() == hosts[1].get_state() == {"global_next_index": 12}
-    four = [FinetuneBatches(encoded_rows(9), batch_size=4, seed=3, host_index=i, host_count=4) for i in range(4)]
+    four = [FinetuneBatches(encoded_rows(9), batch_size=4, seed=3, rows=rows) for rows in part(4)]
     for host in four:
         host.set_state(hosts[0].get_state())
     parts = [drawn(host, 3) for host in four]
-    assert [sorted(itertools.chain(*rows)) for rows in zip(*parts, strict=True)] == [
-        sorted(batch) for batch in whole[3:]
-    ]
+    assert [list(itertools.chain(*rows)) for rows in zip(*parts, strict=True)] == whole[3:]
+
+
+def part(hosts):
+    """The rows of each host of a batch of 4."""
+    return np.arange(4).reshape(hosts, -1)
+
+
+def test_the_rows_of_a_host_need_not_be_neighbours():
+    """Nor are they on a torus of chips."""
+    whole = drawn(FinetuneBatches(encoded_rows(9), batch_size=4, seed=3), 3)
+    own = drawn(FinetuneBatches(encoded_rows(9), batch_size=4, seed=3, rows=np.array([0, 3])), 3)
+    assert own == [[batch[0], batch[3]] for batch in whole]
 
 
 def test_a_batch_may_be_larger_than_the_data():
@@ -468,13 +478,20 @@ def test_bad_states(state):
         FinetuneBatches(encoded_rows(3), batch_size=2, seed=0).set_state(state)
 
 
-@pytest.mark.parametrize(("batch_size", "host_index", "host_count"), [(3, 0, 2), (0, 0, 1), (4, 2, 2)])
-def test_bad_hosts(batch_size, host_index, host_count):
-    hosts = {"host_index": host_index, "host_count": host_count}
-    with pytest.raises(ValueError, match=r"does not divide by|is outside 0 to"):
-        FinetuneBatches(encoded_rows(3), batch_size=batch_size, seed=0, **hosts)
-    with pytest.raises(ValueError, match=r"does not divide by|is outside 0 to"):
-        next(evaluation_batches(encoded_rows(3), batch_size=batch_size, **hosts))
+@pytest.mark.parametrize(
+    ("batch_size", "rows", "message"),
+    [
+        (0, None, "the global batch is 0 rows"),
+        (4, [], "has rows 0 to 3; asked for"),
+        (4, [3, 4], "has rows 0 to 3; asked for"),
+    ],
+)
+def test_rows_that_a_batch_does_not_have(batch_size, rows, message):
+    rows = rows if rows is None else np.array(rows, np.int64)
+    with pytest.raises(ValueError, match=message):
+        FinetuneBatches(encoded_rows(3), batch_size=batch_size, seed=0, rows=rows)
+    with pytest.raises(ValueError, match=message):
+        next(evaluation_batches(encoded_rows(3), batch_size=batch_size, rows=rows))
 
 
 @pytest.mark.parametrize(("count", "batches"), [(1, 1), (4, 1), (5, 2), (8, 2)])
@@ -490,7 +507,7 @@ def test_evaluation_sees_each_example_once_in_order(count, batches):
 
 def test_evaluation_on_two_hosts_joins_to_that_of_one():
     whole = list(evaluation_batches(encoded_rows(5), batch_size=4))
-    hosts = [list(evaluation_batches(encoded_rows(5), batch_size=4, host_index=i, host_count=2)) for i in range(2)]
+    hosts = [list(evaluation_batches(encoded_rows(5), batch_size=4, rows=rows)) for rows in part(2)]
     for one, first, second in zip(whole, *hosts, strict=True):
         for name, value in one.items():
             np.testing.assert_array_equal(value, np.concatenate([first[name], second[name]]))

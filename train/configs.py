@@ -21,6 +21,41 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """The processes of a run, one a host. On Cloud TPU, and where Slurm or Open MPI start them, JAX finds them out."""
+
+    coordinator: str | None = None
+    """ADDRESS:PORT of process 0, where JAX cannot find it out; index and count go with it"""
+    count: int | None = None
+    """number of processes"""
+    index: int | None = None
+    """which of them this is, from 0"""
+    start_within: int = 600
+    """seconds to wait for all processes at the start"""
+    dead_after: float = 30.0
+    """seconds of silence after which a process counts as lost and the others end with exit code 42"""
+    stall_after: float = 120.0
+    """seconds of one step, or of waiting for one batch, after which all end with exit code 42; ten times the median
+    step where that is more"""
+    slow_after: float = 1800.0
+    """the same for compiling, restoring, evaluating and saving"""
+    clock_within: float = 10.0
+    """seconds that the clocks of the hosts may differ by"""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
+        if len(given) not in (0, 3):
+            raise ValueError(f"hosts: {' and '.join(given)} given; give coordinator, count and index, or none of them")
+        if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
+            raise ValueError(
+                f"hosts: index is {self.index}; it must be 0 to {self.count - 1}, count being {self.count}"
+            )
+        for name in ("start_within", "dead_after", "stall_after", "slow_after", "clock_within"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"hosts: {name} is {getattr(self, name)}; it must be above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _RunConfig:
     """What pre-training and fine-tuning have in common."""
 
@@ -33,8 +68,22 @@ class _RunConfig:
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
     mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
     seed: int = 0
     log_every: int = 10
+    max_seconds: float | None = None
+    """save and stop, with exit code 0, after so much time; the same command goes on"""
+    profile: tuple[int, int] | None = None
+    """first and last step to record with JAX's profiler, into profile/ of the run's folder"""
+    compilation_cache: Path | None = None
+    """folder that keeps compiled programs for the next start; default: compiled/ of the run's folder on a TPU,
+    elsewhere none but that of JAX_COMPILATION_CACHE_DIR"""
+
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}; it must be above 0")
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(f"profile is {self.profile}; give the first and the last step, from 1 on")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,15 @@
 """Packed rows to batches of pre-training: grain reads and shuffles, masks are drawn on the whole batch.
 
-What a batch holds depends on the corpus, the seed and the place in the stream alone, not on the number of hosts, and
-the place in the stream is all there is to save.
+What a batch holds, and in which order, depends on the corpus, the seed and the place in the stream alone, not on the
+number of hosts, and the place in the stream is all there is to save.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, Self
 
 import grain
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from grain.experimental import ElasticIterator
 from numpy.typing import NDArray
 
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
@@ -29,22 +28,103 @@ class SupportsPretraining(SupportsEncoding, SupportsMasking, Protocol):
     """What pre-training needs of a tokenizer."""
 
 
+class GlobalBatches:
+    """Endless batches of an endless data set, this host's rows of each; the place is the same on every host.
+
+    Args:
+      dataset: repeated without end.
+      global_batch: rows of a batch, over all hosts.
+      rows: which of them are this host's, ascending (`sharding.local_rows`); None: all.
+
+    Raises:
+      ValueError: rows that a batch does not have.
+    """
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        *,
+        global_batch: int,
+        rows: NDArray[np.int64] | None,
+        read_options: grain.ReadOptions,
+    ) -> None:
+        self._rows = own_rows(global_batch, rows)
+        self._dataset, self._batch, self._read_options = dataset, global_batch, read_options
+        self._next = 0  # rows that all hosts together have drawn
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            own = _Part(self._dataset, start=self._next, batch=self._batch, rows=self._rows)
+            self._iterator = iter(own.batch(len(self._rows)).to_iter_dataset(read_options=self._read_options))
+        found = next(self._iterator)
+        self._next += self._batch
+        return found
+
+    def get_state(self) -> dict[str, int]:
+        """The place, `{"global_next_index": rows that all hosts have drawn}`; hosts and batch may change before it is
+        set again."""
+        return {"global_next_index": self._next}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes to a place that `get_state` gave. Raises ValueError for anything else."""
+        index = state.get("global_next_index")
+        if set(state) != {"global_next_index"} or not isinstance(index, int) or index < 0:
+            raise ValueError(f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n >= 0")
+        self.close()
+        self._next = index
+
+    def close(self) -> None:
+        """Stops the threads that read ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def own_rows(global_batch: int, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The rows of a batch that are a host's, None being all of them. Raises ValueError for others than it has."""
+    if global_batch < 1:
+        raise ValueError(f"the global batch is {global_batch} rows; it must be at least 1")
+    if rows is None:
+        return np.arange(global_batch)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= global_batch:
+        raise ValueError(f"a batch of {global_batch} rows has rows 0 to {global_batch - 1}; asked for {rows.tolist()}")
+    return rows
+
+
+class _Part(grain.MapDataset):
+    """From `start` on, of every `batch` elements those at `rows`."""
+
+    def __init__(self, dataset: grain.MapDataset, *, start: int, batch: int, rows: NDArray[np.int64]) -> None:
+        super().__init__(dataset)
+        self._start, self._batch, self._rows = start, batch, rows.tolist()
+
+    def __len__(self) -> int:
+        return (len(self._parent) - self._start) // self._batch * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        number, place = divmod(index, len(self._rows))
+        return self._parent[self._start + number * self._batch + self._rows[place]]
+
+
 class TrainingBatches:
     """An endless stream of this host's batches of the training rows, in a new order every epoch.
 
     A batch holds, as int32, `input_ids` [B, S] (masked), `segment_ids` [B, S] (1, 2, ... within a row, 0 padding),
     `masked_positions` [B, M] and `masked_labels` [B, M] (see `masking.mask_rows`), and, as int64, `row` [B], the
-    rows' numbers in the stream; B = global_batch / process_count.
+    rows' numbers in the stream; B is the number of this host's rows.
 
     Args:
       corpus: from `prepare.open_corpus` or `prepare.prepare`.
       global_batch: rows a step, over all hosts. It may be larger than the corpus.
       seed: of the order and of the masks.
-      process_index, process_count: which part of each global batch; default: what JAX says.
+      rows: which rows of each global batch are this host's, ascending (`sharding.local_rows`); None: all.
 
     Raises:
-      ValueError: a global batch that does not divide by the hosts, another tokenizer than the corpus was made with,
-        or a missing or truncated file.
+      ValueError: rows that a batch does not have, another tokenizer than the corpus was made with, or a missing or
+        truncated file.
     """
 
     def __init__(
@@ -55,8 +135,7 @@ class TrainingBatches:
         masking: MaskingConfig,
         global_batch: int,
         seed: int,
-        process_index: int | None = None,
-        process_count: int | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
         if seed < 0:
@@ -64,11 +143,11 @@ class TrainingBatches:
         self._tables = MaskingTables.of(tokenizer)
         self._masking = masking
         self._seed = seed
-        rows = grain.MapDataset.source(_Rows(corpus, "train")).seed(seed).shuffle().repeat()
-        self._iterator = ElasticIterator(
-            rows.map_with_index(lambda row, ids: {"row": np.int64(row), "ids": ids}),
-            global_batch,
-            _shard(global_batch, process_index, process_count),
+        stream = grain.MapDataset.source(_Rows(corpus, "train")).seed(seed).shuffle().repeat()
+        self._batches = GlobalBatches(
+            stream.map_with_index(lambda row, ids: {"row": np.int64(row), "ids": ids}),
+            global_batch=global_batch,
+            rows=rows,
             read_options=_PREFETCH,
         )
 
@@ -76,22 +155,22 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        batch = next(self._batches)
         return _finish(
             batch["ids"], batch["row"], _keys(self._seed, _TRAINING, batch["row"]), self._tables, self._masking
         )
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, int]:
         """The place in the stream, the same on every host; JSON. Hosts and global batch may change before it is set."""
-        return self._iterator.get_state()
+        return self._batches.get_state()
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, int]) -> None:
         """Goes on from a place that `get_state` gave, exactly."""
-        self._iterator.set_state(state)
+        self._batches.set_state(state)
 
     def close(self) -> None:
         """Stops the threads that read ahead."""
-        self._iterator.close()
+        self._batches.close()
 
 
 def evaluation_batches(
@@ -100,8 +179,7 @@ def evaluation_batches(
     tokenizer: SupportsPretraining,
     masking: MaskingConfig,
     global_batch: int,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> Iterator[Batch]:
     """One pass over the held-out rows, each exactly once over all hosts, with the same masks every time.
 
@@ -114,13 +192,13 @@ def evaluation_batches(
     corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
     if not corpus.held_out.rows:
         raise ValueError(f"{corpus.folder} has no held-out rows; prepare it with a held_out_fraction above 0")
-    shard = _shard(global_batch, process_index, process_count)
+    own = own_rows(global_batch, rows)
     source = _Rows(corpus, "held_out")
     tables = MaskingTables.of(tokenizer)
 
     def batches() -> Iterator[Batch]:
         for first in range(0, len(source), global_batch):
-            row = np.arange(first + shard.shard_index, first + global_batch, shard.shard_count)
+            row = first + own
             ids = np.zeros((len(row), corpus.sequence_length), corpus.dtype)
             real = row < len(source)
             for place in np.flatnonzero(real):
@@ -165,19 +243,6 @@ def _count(path: str) -> int:
         return len(ArrayRecordDataSource(path))
     except RuntimeError as error:
         raise ValueError(f"{path} is damaged: {error}; copy it again, or prepare the corpus again") from None
-
-
-def _shard(global_batch: int, process_index: int | None, process_count: int | None) -> grain.sharding.ShardOptions:
-    if process_index is None or process_count is None:
-        import jax
-
-        process_index = jax.process_index() if process_index is None else process_index
-        process_count = jax.process_count() if process_count is None else process_count
-    if global_batch < 1 or global_batch % process_count:
-        raise ValueError(
-            f"the global batch is {global_batch} rows; it must be a multiple of the {process_count} processes"
-        )
-    return grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count)
 
 
 def _keys(seed: int, stream: int, row: NDArray[np.int64]) -> NDArray[np.uint64]:

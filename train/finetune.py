@@ -2,10 +2,11 @@
 
     deberta-jax finetune --output runs/sst2 --model runs/first/discriminator --train tfds:glue/sst2
 
-Read `main` top to bottom; the step is `build_step`.
+Read `run` top to bottom; the step is `build_step`.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -15,22 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax import losses
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForSequenceClassification
-from deberta_jax.sharding import make_mesh, place_batch, shardings
+from deberta_jax.sharding import local_rows, make_mesh, place_batch, shardings
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
 from .checkpointing import Checkpointer
 from .configs import FinetuneConfig
+from .distributed import Hosts, join
 from .loop import Plan, Sums, train
 from .metrics import compute_metrics
 from .optimizer import build_optimizer, schedule
-from .report import Reporter
+from .report import open_log
 from .state import TrainState, training_key
 from .tasks import EncodedExamples, FinetuneBatches, TaskData, encode_examples, evaluation_batches, load_task
 
@@ -38,8 +41,21 @@ Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR0915 - reads as prose, in sections
-    """Returns the metrics of each held-out split, which results.json holds as well."""
+def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
+    """Returns the metrics of each held-out split, which results.json holds as well.
+
+    With several processes, see `distributed.join` for errors.
+
+    Raises:
+      StoppedError: the run was preempted, or out of time; all is saved.
+      ValueError, OSError: what is wrong with the settings, the data or the machine.
+    """
+    with join(config) as hosts:
+        return run(config, hosts)
+
+
+def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  # noqa: PLR0915 - reads as prose
+    """Read from top to bottom; the same on every host."""
     # ---------------------------------------------------------------- the task, the model it is done with
     task = load_task(
         config.train,
@@ -71,7 +87,7 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
         for name, examples in splits.items()
         if examples
     }
-    host = {"host_index": jax.process_index(), "host_count": jax.process_count()}
+    rows = local_rows(mesh, config.batch_size)
     epoch = math.ceil(len(task.train) / config.batch_size)
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
 
@@ -94,7 +110,7 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
         build_step(model, optimizer, config, total_steps=steps), donate_argnums=0, out_shardings=(placement, None)
     )
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))  # whole on every host
     def predict(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         out: Any = model.apply(
             {"params": params}, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"]
@@ -104,7 +120,7 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
 
     def measure(state: TrainState, examples: EncodedExamples) -> dict[str, float]:
         found = []
-        for batch in evaluation_batches(examples, batch_size=config.batch_size, **host):
+        for batch in evaluation_batches(examples, batch_size=config.batch_size, rows=rows):
             predictions = predict(state.params["model"], place_batch(batch, mesh))
             found.append(np.asarray(jax.device_get(predictions)))
         predictions = np.concatenate(found)[: len(examples.lengths)]
@@ -126,8 +142,9 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
         Checkpointer(
             config.output / "checkpoints", keep=config.keep, identity=identity(config, model_config, tokenizer, task)
         ) as checkpointer,
-        Reporter(
+        open_log(
             config.output,
+            hosts=hosts,
             total_steps=steps,
             tokens_per_step=config.batch_size * config.max_length,
             every=config.log_every,
@@ -143,25 +160,30 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
                 log_every=config.log_every,
                 evaluate_every=config.evaluate_every or epoch,
                 save_every=config.save_every,
+                profile=config.profile,
             ),
             step=step,
-            batches=FinetuneBatches(encoded["train"], batch_size=config.batch_size, seed=config.seed, **host),
+            batches=FinetuneBatches(encoded["train"], batch_size=config.batch_size, seed=config.seed, rows=rows),
             place=lambda batch: place_batch(batch, mesh),
             figures=training_figures,
             evaluate=evaluate,
             checkpointer=checkpointer,
             reporter=reporter,
+            hosts=hosts,
+            profile_folder=config.output / "profile",
         )
 
         # ------------------------------------------------------------ results and model
         others = {name: examples for name, examples in encoded.items() if name not in ("train", "validation")}
         results = {"validation": evaluate(state)} if "validation" in encoded else {}
         results |= {name: measure(state, examples) for name, examples in others.items()}
-        (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if hosts.first:
+            (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for name, figures in results.items():
             reporter.message(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in figures.items()))
         save_pretrained(config.output / "model", model_config, state.params["model"])
-        tokenizer.save(config.output / "model")
+        if hosts.first:
+            tokenizer.save(config.output / "model")
         reporter.message(f"saved {config.output / 'model'}")
     return results
 

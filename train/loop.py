@@ -1,15 +1,18 @@
 """The loop of pre-training and fine-tuning: dispatch, read the step before, evaluate, save, stop on nonsense."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from .checkpointing import Checkpointer
-from .report import Reporter
+from .distributed import Hosts
+from .report import Log
 from .state import TrainState
 
 Sums = dict[str, float]
@@ -35,6 +38,7 @@ class Plan:
     log_every: int
     evaluate_every: int
     save_every: int
+    profile: tuple[int, int] | None = None  # first and last step to record
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every"):
@@ -52,7 +56,9 @@ def train(
     figures: Callable[[Sums], dict[str, float]],
     evaluate: Callable[[TrainState], dict[str, float]],
     checkpointer: Checkpointer,
-    reporter: Reporter,
+    reporter: Log,
+    hosts: Hosts,
+    profile_folder: Path,
 ) -> TrainState:
     """Trains to the last step, from the newest good checkpoint if there is one.
 
@@ -64,11 +70,15 @@ def train(
       place: puts a batch onto the devices.
       figures: turns those sums, with "steps" among them, into the figures to report.
       evaluate: figures of held-out data.
+      profile_folder: where the steps of plan.profile are recorded.
 
     Raises:
       TrainingError: a loss or gradient norm is not finite. The step is named, the last good checkpoint kept.
       CheckpointError: no checkpoint can be read, they belong to another configuration, or saving failed.
+      StoppedError: SIGTERM on any process, or out of time; the last step taken is saved.
     """
+    activity = hosts.activity
+    activity.enter("restore")
     sums: Sums = {}
     restored = checkpointer.restore(jax.tree.map(_abstract, state))
     if restored is not None:
@@ -78,22 +88,64 @@ def train(
     first = int(state.step) + 1
     reporter.resume_at(first - 1)
     unread: tuple[int, dict[str, jax.Array]] | None = None
-    for number in range(first, plan.steps + 1):
-        state, metrics = step(state, place(next(batches)))
-        if unread is not None:
-            sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
-        unread = (number, metrics)
-        evaluating, saving = _due(number, plan.evaluate_every, plan.steps), _due(number, plan.save_every, plan.steps)
-        if evaluating or saving:
-            # Nothing is saved, or measured, before this very step is known to be finite.
-            sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
-            unread = None
-        if evaluating and plan.evaluate_every:
-            reporter.evaluation(number, evaluate(state))
-        if saving:
-            checkpointer.save(number, state, {"batches": batches.get_state(), "sums": sums})
-    checkpointer.wait()
+    with hosts.listening(), _profiler(plan.profile, profile_folder) as record:
+        for number in range(first, plan.steps + 1):
+            activity.enter("input", number)
+            batch = next(batches)
+            activity.enter("compile" if number == first else "step")
+            record(number, unread)
+            state, metrics = step(state, place(batch))
+            if unread is not None:
+                sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
+            unread = (number, metrics)
+            stopping = hosts.stop_requested(number) and number < plan.steps
+            evaluating = _due(number, plan.evaluate_every, plan.steps)
+            saving = stopping or _due(number, plan.save_every, plan.steps)
+            if evaluating or saving:
+                # Nothing is saved, or measured, before this very step is known to be finite.
+                sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
+                unread = None
+            if evaluating and plan.evaluate_every and not stopping:
+                activity.enter("evaluate")
+                reporter.evaluation(number, evaluate(state))
+            if saving:
+                activity.enter("save")
+                checkpointer.save(number, state, {"batches": batches.get_state(), "sums": sums})
+            if stopping:
+                checkpointer.wait()
+                stopped = hosts.stopped(number)
+                reporter.message(str(stopped))
+                raise stopped
+        activity.enter("save")
+        checkpointer.wait()
+    activity.enter("finish")
     return state
+
+
+@contextlib.contextmanager
+def _profiler(
+    steps: tuple[int, int] | None, folder: Path
+) -> Iterator[Callable[[int, tuple[int, dict[str, jax.Array]] | None], None]]:
+    """Gives a function to call before each step; it records the steps from the first to the last of `steps`."""
+    running = False
+
+    def record(number: int, unread: tuple[int, dict[str, jax.Array]] | None) -> None:
+        nonlocal running
+        if steps is None or (running and number <= steps[1]) or (not running and number != steps[0]):
+            return
+        if unread is not None:
+            jax.block_until_ready(unread[1])  # the step before belongs to this side of the line
+        if running:
+            jax.profiler.stop_trace()
+        else:
+            jax.profiler.start_trace(str(folder))
+        running = not running
+
+    try:
+        yield record
+    finally:
+        if running:
+            jax.profiler.stop_trace()
 
 
 def _read(
@@ -102,7 +154,7 @@ def _read(
     sums: Sums,
     plan: Plan,
     figures: Callable[[Sums], dict[str, float]],
-    reporter: Reporter,
+    reporter: Log,
     checkpointer: Checkpointer,
 ) -> Sums:
     """Fetches one step's metrics, checks them, adds them up, and reports where a line is due."""

@@ -2,24 +2,22 @@
 
     deberta-jax pretrain --output runs/first --tokenizer runs/tokenizer --text corpus/ --model deberta-v3-small
 
-Read `main` top to bottom; the step is `build_step`. One step of decoupled replaced token detection, in the order of
+Read `run` top to bottom; the step is `build_step`. One step of decoupled replaced token detection, in the order of
 the official `rtd_task.py`: the generator's loss and samples from one forward with dropout on, its update, then the
 discriminator's loss with the embedding that was just updated, its update.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
-from deberta_jax.checkpoint import load_pretrained, save_pretrained
+from deberta_jax.checkpoint import save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.rtd import (
     Batch,
@@ -35,19 +33,20 @@ from deberta_jax.rtd import (
     sample_replacements,
     standalone_discriminator,
 )
-from deberta_jax.sharding import make_mesh, place_batch, shardings
+from deberta_jax.sharding import local_rows, make_mesh, place_batch, shardings
 from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
 from .checkpointing import Checkpointer
 from .configs import PretrainConfig
+from .curves import plot_curves
 from .data import TrainingBatches, evaluation_batches
+from .distributed import Hosts, join
 from .loop import Plan, Sums, train
-from .masking import MaskingConfig
 from .metrics import discriminator_sums, generator_sums, pretraining_figures
 from .optimizer import build_optimizer, schedule
-from .prepare import Corpus, embedded_corpus, open_corpus, prepare
-from .report import Reporter, plot_curves
+from .report import Log, open_log
+from .resolve import check_sizes, identity, load_starts, resolve_corpus, resolve_masking, resolve_models
 from .state import TrainState, training_key
 
 Optimizers = dict[str, optax.GradientTransformation]
@@ -56,6 +55,18 @@ BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
 
 def main(config: PretrainConfig) -> None:
+    """Trains, and leaves the models in the run's folder. With several processes, see `distributed.join` for errors.
+
+    Raises:
+      StoppedError: the run was preempted, or out of time; all is saved.
+      ValueError, OSError: what is wrong with the settings, the data or the machine.
+    """
+    with join(config) as hosts:
+        run(config, hosts)
+
+
+def run(config: PretrainConfig, hosts: Hosts) -> None:
+    """Read from top to bottom; the same on every host."""
     # ---------------------------------------------------------------- what is trained, on what
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
@@ -95,8 +106,9 @@ def main(config: PretrainConfig) -> None:
 
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: Sums = {}
+        size = config.batch_size // config.accumulation
         batches = evaluation_batches(
-            corpus, global_batch=config.batch_size // config.accumulation, masking=masking, tokenizer=tokenizer
+            corpus, global_batch=size, rows=local_rows(mesh, size), masking=masking, tokenizer=tokenizer
         )
         for number, batch in enumerate(batches):
             key = jax.random.fold_in(training_key(config.seed), number)
@@ -110,8 +122,9 @@ def main(config: PretrainConfig) -> None:
         Checkpointer(
             config.output / "checkpoints", keep=config.keep, identity=identity(config, models_config, corpus)
         ) as checkpointer,
-        Reporter(
+        open_log(
             config.output,
+            hosts=hosts,
             total_steps=config.steps,
             tokens_per_step=config.batch_size * config.sequence_length,
             every=config.log_every,
@@ -127,18 +140,26 @@ def main(config: PretrainConfig) -> None:
                 log_every=config.log_every,
                 evaluate_every=config.evaluate_every,
                 save_every=config.save_every,
+                profile=config.profile,
             ),
             step=step,
             batches=TrainingBatches(
-                corpus, global_batch=config.batch_size, seed=config.seed, masking=masking, tokenizer=tokenizer
+                corpus,
+                global_batch=config.batch_size,
+                rows=local_rows(mesh, config.batch_size),
+                seed=config.seed,
+                masking=masking,
+                tokenizer=tokenizer,
             ),
             place=place,
             figures=pretraining_figures,
             evaluate=evaluate,
             checkpointer=checkpointer,
             reporter=reporter,
+            hosts=hosts,
+            profile_folder=config.output / "profile",
         )
-        save_models(config, models_config, state.params, tokenizer, reporter)
+        save_models(config, models_config, state.params, tokenizer, hosts, reporter)
 
 
 # -------------------------------------------------------------------- the step
@@ -249,131 +270,13 @@ def init_optimizers(optimizers: Optimizers, params: Params) -> dict[str, Any]:
     return {name: one.init(params if name == "joint" else params[name]) for name, one in optimizers.items()}
 
 
-# -------------------------------------------------------------------- settings into things
-
-
-def load_starts(config: PretrainConfig, mesh: Mesh) -> dict[str, tuple[DebertaConfig, Params]]:
-    """The models to go on from, by "generator" and "discriminator".
-
-    Raises:
-      FileNotFoundError: a folder that holds no model.
-      ValueError: one that the objective does not train.
-    """
-    if config.objective == "mlm" and config.init_discriminator is not None:
-        raise ValueError("--objective mlm trains no discriminator; give the model to go on from as --init-generator")
-    folders = {"generator": config.init_generator, "discriminator": config.init_discriminator}
-    return {name: load_pretrained(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
-
-
-def resolve_models(
-    config: PretrainConfig, tokenizer: Tokenizer, starts: Mapping[str, DebertaConfig] = MappingProxyType({})
-) -> RTDConfig:
-    """Generator and discriminator as asked for; a model to go on from (in `starts`) brings its own configuration.
-
-    Raises:
-      ValueError: no such model, a vocabulary smaller than the tokenizer's, or settings that exclude each other.
-    """
-    if config.model is None and "discriminator" in starts:
-        models = RTDConfig.half_depth(starts["discriminator"])
-    elif config.model is not None and config.model.endswith(".json"):
-        models = RTDConfig.from_json(config.model)
-    else:
-        models = RTDConfig.half_depth(DebertaConfig.named(config.model or "deberta-v3-small"))
-    if config.embedding_sharing is not None:
-        models = dataclasses.replace(models, embedding_sharing=config.embedding_sharing)
-    if config.vocab_size is not None:
-        models = dataclasses.replace(
-            models,
-            generator=models.generator.replace(vocab_size=config.vocab_size),
-            discriminator=models.discriminator.replace(vocab_size=config.vocab_size),
-        )
-    if config.objective == "mlm":
-        single = starts.get("generator", models.discriminator)
-        models = RTDConfig(discriminator=single, generator=single, embedding_sharing="nes")
-    else:
-        models = dataclasses.replace(models, **starts)
-    if tokenizer.vocab_size > models.generator.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {config.tokenizer} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
-            f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
-            f"a smaller tokenizer"
-        )
-    if config.objective == "mlm" and not config.decoupled:
-        raise ValueError("there is nothing to couple with --objective mlm; leave out --no-decoupled")
-    if models.embedding_sharing == "es" and config.decoupled and config.objective == "rtd":
-        raise ValueError(
-            "shared embeddings (es) with decoupled optimisers would lose the discriminator's gradient, as the official "
-            "code does; add --no-decoupled, or use --embedding-sharing gdes"
-        )
-    return models
-
-
-def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
-    """The packed rows: those of --corpus, or made from the text once and kept in the run's folder."""
-    if config.corpus is not None:
-        if config.text:
-            raise ValueError("give --text or --corpus, not both")
-        corpus = open_corpus(config.corpus)
-        corpus.check(tokenizer=tokenizer, sequence_length=config.sequence_length)
-        if config.evaluate_every and not corpus.held_out.rows:
-            raise ValueError(
-                f"{config.corpus} has no held-out rows to evaluate on; prepare it with a held_out_fraction above 0, or "
-                f"give --evaluate-every 0"
-            )
-        return corpus
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes cannot all prepare the text; run `deberta-jax prepare` once and give "
-            f"its folder with --corpus"
-        )
-    return prepare(
-        config.text or (embedded_corpus(),),
-        tokenizer,
-        config.output / "corpus",
-        sequence_length=config.sequence_length,
-        boundary=config.boundary or ("blank_line" if config.text else "chapter"),
-        held_out_fraction=config.held_out_fraction,
-        seed=config.seed,
-    )
-
-
-def resolve_masking(config: PretrainConfig) -> MaskingConfig:
-    ngram = config.max_ngram or (1 if config.objective == "rtd" else 3)
-    return MaskingConfig(rate=config.mask_rate, max_ngram=ngram, replace=config.objective)
-
-
-def check_sizes(config: PretrainConfig, *, devices: int) -> None:
-    """Raises ValueError where a batch does not divide."""
-    if config.batch_size % config.accumulation:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation)"
-        )
-    if config.batch_size // config.accumulation % devices:
-        raise ValueError(
-            f"a chunk of {config.batch_size // config.accumulation} rows (batch_size / accumulation) does not divide "
-            f"over {devices} devices; give a multiple"
-        )
-
-
-def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[str, Any]:
-    """What a checkpoint must share with the run that goes on from it."""
-    settings = dataclasses.asdict(config)
-    kept = (
-        "objective decoupled rtd_lambda sequence_length batch_size accumulation steps mask_rate max_ngram "
-        "optimizer discriminator_learning_rate dtype seed".split()
-    )
-    return {
-        "model": models.to_json(),
-        "corpus": corpus.fingerprint,
-        **{name: settings[name] for name in kept},
-        **{name: str(settings[name]) for name in ("init_generator", "init_discriminator") if settings[name]},
-    }
+# -------------------------------------------------------------------- what is left of it
 
 
 def save_models(
-    config: PretrainConfig, models: RTDConfig, params: Params, tokenizer: Tokenizer, reporter: Reporter
+    config: PretrainConfig, models: RTDConfig, params: Params, tokenizer: Tokenizer, hosts: Hosts, reporter: Log
 ) -> None:
-    """The finished models, each in a folder that `load_pretrained` and `deberta-jax finetune` read."""
+    """The finished models, each in a folder that `load_pretrained` and `deberta-jax finetune` read. All hosts write."""
     if config.objective == "mlm":
         finished: dict[str, tuple[DebertaConfig, Params]] = {"model": (models.generator, params["generator"])}
     else:
@@ -385,7 +288,9 @@ def save_models(
     for name, (model_config, model_params) in finished.items():
         folder: Path = config.output / name
         save_pretrained(folder, model_config, model_params)
-        tokenizer.save(folder)
+        if hosts.first:
+            tokenizer.save(folder)
         reporter.message(f"saved {folder}")
-    plot_curves(config.output / "metrics.jsonl", config.output / "curves.png")
-    reporter.message(f"saved {config.output / 'curves.png'}")
+    if hosts.first:
+        plot_curves(config.output / "metrics.jsonl", config.output / "curves.png")
+        reporter.message(f"saved {config.output / 'curves.png'}")

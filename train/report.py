@@ -7,7 +7,6 @@ for a device.
 """
 
 import functools
-import itertools
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -23,8 +22,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .curves import read_records
+from .distributed import Hosts
+from .goodput import GoodputLog, read_goodput
+
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from tensorboardX import SummaryWriter
 
 _INTERVALS = 20  # the speed is the mean of so many last intervals
@@ -58,6 +60,39 @@ _COLUMNS = (
 )
 
 
+class Log(Protocol):
+    """What training tells a person; process 0 has a Reporter, the others have a Silence."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def resume_at(self, step: int) -> None: ...
+    def step(self, step: int, metrics: dict[str, float]) -> None: ...
+    def evaluation(self, step: int, metrics: dict[str, float], name: str = "held-out") -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+def open_log(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_step: int, every: int) -> Log:
+    """A Reporter on process 0, with the account of its time, and silence on all others."""
+    if not hosts.first:
+        return Silence()
+    folder.mkdir(parents=True, exist_ok=True)
+    goodput = GoodputLog(folder, hosts.activity)
+    return Reporter(folder, total_steps=total_steps, tokens_per_step=tokens_per_step, every=every, goodput=goodput)
+
+
+class Silence:
+    """The log of a process that is not the first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def resume_at(self, step: int) -> None: ...
+    def step(self, step: int, metrics: dict[str, float]) -> None: ...
+    def evaluation(self, step: int, metrics: dict[str, float], name: str = "held-out") -> None: ...
+    def message(self, text: str) -> None: ...
+
+
 class Reporter:
     """Reports the metrics of a run to the screen and to `folder`; one process of a run has one.
 
@@ -70,10 +105,18 @@ class Reporter:
       tokens_per_step: tokens of one global batch.
       every: steps between two plain lines.
       console: where to print; standard output by default.
+      goodput: the account of this start's time; written as steps are reported, and told when the log is closed.
     """
 
     def __init__(
-        self, folder: Path | str, *, total_steps: int, tokens_per_step: int, every: int, console: Console | None = None
+        self,
+        folder: Path | str,
+        *,
+        total_steps: int,
+        tokens_per_step: int,
+        every: int,
+        console: Console | None = None,
+        goodput: GoodputLog | None = None,
     ) -> None:
         for name, value in (("total_steps", total_steps), ("tokens_per_step", tokens_per_step), ("every", every)):
             if value < 1:
@@ -85,6 +128,7 @@ class Reporter:
         self._speed = _Speed(tokens_per_step)
         self._console = console or Console()
         self._first_step: int | None = None
+        self._goodput, self._reached = goodput, 0
         self._lines = open(self._folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._header = ""
         self._lines_since_header = 0
@@ -105,15 +149,20 @@ class Reporter:
         self._lines.close()
         path = self._folder / "metrics.jsonl"
         replacement = path.with_suffix(".jsonl.tmp")
-        kept = [record for record in _read_records(path) if record["step"] <= step]
+        kept = [record for record in read_records(path) if record["step"] <= step]
         replacement.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(replacement, path)
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._first_step = step + 1
+        self._first_step, self._reached = step + 1, step
+        if self._goodput is not None:
+            self._goodput.resume_at(step)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Logs the metrics of one training step."""
         self._write(step, metrics)
+        self._reached = step
+        if self._goodput is not None:
+            self._goodput.write(step)
         now = time.monotonic()
         self._speed.update(step, now)
         line = _Progress(step, self._total, metrics, self._speed)
@@ -136,7 +185,7 @@ class Reporter:
         self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def close(self) -> None:
-        """Ends the live line, leaving its last state, and closes the files."""
+        """Ends the live line, leaving its last state, closes the files and tells where the time has gone."""
         if self._live is not None:
             self._live.refresh()
             self._live.stop()
@@ -144,6 +193,9 @@ class Reporter:
         self._lines.close()
         if "_tensorboard" in self.__dict__:
             self._tensorboard.close()
+        if self._goodput is not None and self._first_step is not None:
+            self._goodput.write(self._reached)
+            self.message(str(read_goodput(self._folder)))
 
     @functools.cached_property
     def _tensorboard(self) -> "SummaryWriter":
@@ -304,78 +356,3 @@ def _format_seconds(seconds: float) -> str:
     if hours >= 24:
         return f"{hours // 24}d{hours % 24:02d}h"
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one cut short by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
-
-
-def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
-    """Draws the curves of a pre-training run, from its `metrics.jsonl`, into a PNG.
-
-    Raises:
-      FileNotFoundError: there is no such metrics file.
-      ValueError: it holds no step.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    records = _read_records(Path(jsonl_path))
-    if not records:
-        raise ValueError(f"{jsonl_path} holds no step, so there is nothing to draw; train first")
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    generator, discriminator, shares, rate = figure.subplots(2, 2, sharex=True).flat
-    _draw(generator, records, "Generator loss (masked tokens)", "nats", {"generator_loss": "train"})
-    _draw(discriminator, records, "Discriminator loss (replaced tokens)", "nats", {"discriminator_loss": "train"})
-    names = {"masked_accuracy": "masked accuracy", "replaced_precision": "precision", "replaced_recall": "recall"}
-    _draw(shares, records, "Masked and replaced tokens", "share", names)
-    shares.set_ylim(-0.02, 1.02)
-    rate.plot(*_series(records, "learning_rate"))
-    rate.set(title="Learning rate", ylabel="rate")
-    rate.grid(alpha=0.3)
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (shares, rate):
-        axes.set_xlabel("step")
-    figure.savefig(png_path, dpi=120)
-
-
-def _draw(axes: "Axes", records: list[dict[str, Any]], title: str, unit: str, names: dict[str, str]) -> None:
-    """One panel: each metric as its values, faint, under their running mean, and its evaluations as dots."""
-    for number, (key, name) in enumerate(names.items()):
-        colour = f"C{number}"
-        steps, values = _series(records, key)
-        if steps:
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _running_mean(values), color=colour, label=name)
-        steps, values = _series(records, f"eval/{key}")
-        if steps:
-            label = "held-out" if len(names) == 1 else f"{name}, held-out"
-            axes.plot(steps, values, "o--", markersize=4, color="C1" if len(names) == 1 else colour, label=label)
-    axes.set_title(title)
-    axes.set_ylabel(unit)
-    axes.grid(alpha=0.3)
-    if axes.has_data():
-        axes.legend(fontsize="small")
-
-
-def _series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    found = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def _running_mean(values: list[float]) -> list[float]:
-    """Mean of the 2 % of the values around each: centred, so that the curve does not lag."""
-    half = len(values) // 100
-    sums = [0.0, *itertools.accumulate(values)]
-    windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
-    return [(sums[end] - sums[start]) / (end - start) for start, end in windows]

@@ -13,7 +13,9 @@ from typing import Any, Literal, Protocol, Self
 
 import grain
 import numpy as np
+from numpy.typing import NDArray
 
+from .data import GlobalBatches, own_rows
 from .task_sources import Columns, Role, Source, Table, decode, open_file, open_tfds
 
 Kind = Literal["classification", "regression"]
@@ -291,63 +293,50 @@ def encode_examples(examples: Sequence[Example], tokenizer: PairTokenizer, *, ma
 class FinetuneBatches:
     """Endless training batches: the examples shuffled afresh every epoch, the epochs joined without a gap.
 
-    Every host builds one with the same seed and the global `batch_size`, and gets its own `batch_size / host_count`
-    rows of each global batch. The state counts examples, not batches, and is the same on every host, so a run resumes
-    exactly on another number of hosts.
+    Every host builds one with the same seed and the global `batch_size`, and gets those `rows` of each global batch
+    that are its own (`sharding.local_rows`; None: all). The state counts examples, not batches, and is the same on
+    every host, so a run resumes exactly on another number of hosts.
 
     Raises:
-      ValueError: unlabelled examples, or a batch that does not divide by the hosts.
+      ValueError: unlabelled examples, or rows that a batch does not have.
     """
 
     def __init__(
-        self, encoded: EncodedExamples, *, batch_size: int, seed: int, host_index: int = 0, host_count: int = 1
+        self, encoded: EncodedExamples, *, batch_size: int, seed: int, rows: NDArray[np.int64] | None = None
     ) -> None:
         if encoded.labels is None:
             raise ValueError("training needs labels; these examples have none")
-        _check_hosts(batch_size, host_index, host_count)
         self._encoded = encoded
-        rows = grain.MapDataset.range(len(encoded.lengths)).seed(seed).shuffle().repeat()
+        examples = grain.MapDataset.range(len(encoded.lengths)).seed(seed).shuffle().repeat()
         # The rows are in memory already: reading ahead in threads would only cost.
         read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        shards = grain.sharding.ShardOptions(shard_index=host_index, shard_count=host_count)
-        self._rows = iter(grain.experimental.ElasticIterator(rows, batch_size, shards, read_options=read_options))
+        self._batches = GlobalBatches(examples, global_batch=batch_size, rows=rows, read_options=read_options)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        return self._encoded.batch(next(self._rows))
+        return self._encoded.batch(next(self._batches))
 
     def get_state(self) -> dict[str, int]:
         """The position, `{"global_next_index": examples drawn so far on all hosts}`; plain JSON."""
-        return self._rows.get_state()
+        return self._batches.get_state()
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Goes to a position of `get_state`. Raises ValueError for anything else."""
-        index = state.get("global_next_index")
-        if set(state) != {"global_next_index"} or not isinstance(index, int) or index < 0:
-            raise ValueError(f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n >= 0")
-        self._rows.set_state(dict(state))
+        self._batches.set_state(state)
 
 
 def evaluation_batches(
-    encoded: EncodedExamples, *, batch_size: int, host_index: int = 0, host_count: int = 1
+    encoded: EncodedExamples, *, batch_size: int, rows: NDArray[np.int64] | None = None
 ) -> Iterator[Batch]:
     """One pass in order, each example once. Adds `weight` float32 [B]: 1, or 0 for the rows that fill the last batch.
 
-    Filling rows repeat the last example. Host i gets the i-th contiguous part of every global batch of `batch_size`
-    rows, as `jax.make_array_from_process_local_data` lays them out; all hosts get the same number of batches.
+    Filling rows repeat the last example. A host gets its `rows` of every global batch of `batch_size` rows (None: all);
+    all hosts get the same number of batches.
     """
-    _check_hosts(batch_size, host_index, host_count)
-    count, local = len(encoded.lengths), batch_size // host_count
-    for start in range(host_index * local, host_index * local + -(-count // batch_size) * batch_size, batch_size):
-        rows = np.arange(start, start + local)
-        batch = encoded.batch(np.minimum(rows, count - 1))
-        yield batch | {"weight": (rows < count).astype(np.float32)}
-
-
-def _check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
-    if not 0 <= host_index < host_count:
-        raise ValueError(f"host_index {host_index} is outside 0 to {host_count - 1}")
-    if batch_size < 1 or batch_size % host_count:
-        raise ValueError(f"batch_size {batch_size} does not divide by {host_count} hosts; give a positive multiple")
+    own, count = own_rows(batch_size, rows), len(encoded.lengths)
+    for first in range(0, count, batch_size):
+        numbers = first + own
+        batch = encoded.batch(np.minimum(numbers, count - 1))
+        yield batch | {"weight": (numbers < count).astype(np.float32)}
