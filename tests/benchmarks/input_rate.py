@@ -38,6 +38,7 @@ from deberta_jax import Tokenizer
 from deberta_jax.sharding import make_mesh, place_batch
 
 LENGTH = 512
+GLOBAL_BATCH = 256 * 32  # rows of all chips
 MASKINGS = {"RTD: single pieces": MaskingConfig(), "MLM: words up to 3": MaskingConfig(max_ngram=3, replace="mlm")}
 
 
@@ -68,7 +69,7 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, rows: int, times: int) -> Iter
 
     def batches(masking: MaskingConfig) -> data.TrainingBatches:
         return data.TrainingBatches(
-            corpus, tokenizer=tokenizer, masking=masking, global_batch=rows, seed=0, process_index=0, process_count=1
+            corpus, tokenizer=tokenizer, masking=masking, global_batch=GLOBAL_BATCH, seed=0, rows=np.arange(rows)
         )
 
     def unmasked(ids: np.ndarray, row: np.ndarray, *_: Any) -> data.Batch:
