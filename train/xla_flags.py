@@ -9,7 +9,7 @@ _OVERLAPPED_REDUCTION = {
     "xla_jf_crs_combiner_threshold_in_bytes": "1048576",
 }
 XLA_FLAGS: dict[str, dict[str, str]] = {
-    "v4": _OVERLAPPED_REDUCTION,
+    "v4": {},
     "v5e": _OVERLAPPED_REDUCTION,
     "v5p": _OVERLAPPED_REDUCTION,
     "v6e": _OVERLAPPED_REDUCTION,
