@@ -125,3 +125,21 @@ def test_transfers_between_slices_and_pairs_are_told_apart() -> None:
     (alone,) = [one for one in cost.collectives if not one.asynchronous]
     assert (alone.count, alone.bytes, alone.network) == (2, 2 * 4096, "ici")
     assert reductions(cost) == (8192, 8192 + 8192)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "target", "expected"),
+    [
+        ("ALL_GATHER", '"{1,2,3}x{0:3}"', ("all-gather", 3, 3 * 6144, 2 * 6144)),
+        ("ONE_TO_ONE", "{{200000->100003},{100001->200000}}", ("collective-permute", 2, 6144, 6144)),
+    ],
+)
+def test_other_transfers_between_slices(transfer: str, target: str, expected: tuple) -> None:
+    text = BETWEEN.replace("ALL_REDUCE", transfer).replace('"{1,2,3}x{0:3}"', target)
+    found = [one for one in read_cost(text, kernels={}, **NO_MEMORY).collectives if one.network == "dcn"]
+    assert [(one.kind, one.group, one.bytes, one.wire_bytes) for one in found] == [expected]
+
+
+def test_an_unknown_transfer_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"cannot tell what send\.1 .* 'SOMETHING'"):
+        read_cost(BETWEEN.replace("ALL_REDUCE", "SOMETHING"), kernels={}, **NO_MEMORY)

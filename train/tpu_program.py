@@ -282,14 +282,18 @@ def _in_slice(instruction: _Instruction, times: int) -> _Found:
 
 
 def _between_slices(send: _Instruction, times: int) -> _Found:
-    """A host's part of a transfer between slices: what is sent is a shard of an array that the slice has in whole."""
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.line)
-    slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', send.line)
-    if not (kind and slices):
-        raise ValueError(f"cannot tell what {send.name} of the compiled program sends to other slices")
-    group, size = slices[1].count(",") + 1, _bytes(send.type.split(", u32[]")[0])
-    wire = {"ALL_REDUCE": 2 * (group - 1) / group, "REDUCE_SCATTER": (group - 1) / group}.get(kind[1], 1.0)
-    return _Found(kind[1].lower().replace("_", "-"), "dcn", group, times, size, int(wire * size))
+    """A device's part of a transfer between slices: what it sends is a shard of what its slice has in whole."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.line)
+    slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', send.line)
+    kind, size = transfer[1] if transfer else "", _bytes(send.type.split(", u32[]")[0])
+    if kind == "ONE_TO_ONE":
+        return _Found("collective-permute", "dcn", 2, times, size, size)
+    if not slices or kind not in ("ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER", "ALL_TO_ALL"):
+        raise ValueError(f"cannot tell what {send.name} of the compiled program sends to other slices, {kind!r}")
+    group = slices[1].count(",") + 1
+    size *= group if kind == "ALL_GATHER" else 1  # of its result
+    wire = size * (2 if kind == "ALL_REDUCE" else 1) * (group - 1) // group
+    return _Found(kind.lower().replace("_", "-"), "dcn", group, times, size, wire)
 
 
 def _grouped(found: Iterable[_Found]) -> tuple[Collective, ...]:
