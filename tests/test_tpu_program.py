@@ -1,5 +1,6 @@
 """What is read out of a compiled program: cycles, kernels, collectives and what runs beside them."""
 
+import pytest
 from deberta_jax.train.compile_report import reductions
 from deberta_jax.train.tpu_program import read_cost
 
