@@ -197,16 +197,6 @@ def test_time_between_slices_is_that_of_the_network_between_them() -> None:
     assert timing.collective_seconds == pytest.approx(sent + pair + alone - beside)
 
 
-def test_time_between_slices_is_that_of_the_network_between_them() -> None:
-    cost = read_cost(BETWEEN, kernels={}, **NO_MEMORY)
-    timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=12, slices=3, flops=1, tokens_per_step=8192, tokens=8.192e9)
-    sent, pair, alone = 8192 / 3.125e9, 12288 / 180e9, 12288 / 180e9
-    beside = min(sent, 11000 / 1.5e9) + min(pair, 100 / 1.5e9)
-    assert timing.network_seconds == pytest.approx(sent)
-    assert timing.hidden_seconds == pytest.approx(beside)
-    assert timing.collective_seconds == pytest.approx(sent + pair + alone - beside)
-
-
 def test_a_kernel_without_cycles_is_named() -> None:
     cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
     assert (cost.kernel_cycles, cost.unpriced) == ({}, {"gather": 1, "pallas_call": 3})
