@@ -1,5 +1,7 @@
 """What is read out of a compiled program: cycles, kernels, collectives and what runs beside them."""
 
+import re
+
 import pytest
 from deberta_jax.train.compile_report import reductions
 from deberta_jax.train.tpu_program import read_cost
@@ -144,3 +146,12 @@ def test_other_transfers_between_slices(transfer: str, target: str, expected: tu
 def test_an_unknown_transfer_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"cannot tell what send\.1 .* 'SOMETHING'"):
         read_cost(BETWEEN.replace("ALL_REDUCE", "SOMETHING"), kernels={}, **NO_MEMORY)
+
+
+def test_computation_beside_two_transfers_counts_once() -> None:
+    """The second is sent after 1,000 of the 11,000 cycles and ends with the first."""
+    pair = [line for line in BETWEEN.splitlines() if re.search("(send|recv|recv-done).1 = ", line)]
+    second = [line.replace(".1 ", ".9 ").replace("recv.1)", "recv.9)").replace("93_0", "94_0") for line in pair]
+    text = BETWEEN.replace(pair[1], f"{second[0]}\n{second[1]}\n{pair[1]}").replace(pair[2], f"{pair[2]}\n{second[2]}")
+    (found,) = [one for one in read_cost(text, kernels={}, **NO_MEMORY).collectives if one.network == "dcn"]
+    assert (found.count, found.asynchronous, found.bytes, found.beside_cycles) == (2, True, 2 * 6144, 11000)

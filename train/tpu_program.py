@@ -38,8 +38,8 @@ class Collective:
       bytes: of all their results (of a reduce-scatter: of its input), a device.
       wire_bytes: what a device sends for them, if every one goes around a ring.
       beside_cycles: of the fusions that carry it a step further while they compute, or of what stands between its start
-        and its end. The compiler's flag and the name "start" in its text alone prove nothing: a collective that found
-        no computation keeps that name and runs by itself.
+        and its end, counted once where several are under way. The name "start" in the compiler's text alone proves
+        nothing: a collective that found no computation keeps it and runs by itself.
     """
 
     kind: str
@@ -194,7 +194,7 @@ def _bytes(text: str) -> int:
 
 @dataclasses.dataclass
 class _Found:
-    """A collective of the text. beside: cycles of the computation that goes on meanwhile."""
+    """A collective of the text. beside: cycles of the computation that goes on meanwhile, given to one collective."""
 
     kind: str
     network: Network
@@ -202,6 +202,7 @@ class _Found:
     times: int
     bytes: int
     wire_bytes: int
+    asynchronous: bool = False
     beside: int = 0
 
 
@@ -219,6 +220,7 @@ class _CollectiveFinder:
         self._ending = _with_target(computations, "AsyncCollectiveDone")
         self._carried: dict[tuple[str, ...], _Found] = {}  # by channel and chain
         self._begun: dict[str, tuple[_Found, int]] = {}  # by the start's name, or rendezvous; cycles until then
+        self._ended: dict[Network, int] = {}  # cycles until the last end of a pair
         self._received: dict[str, str] = {}  # name of a recv -> its rendezvous
 
     def takes(self, instruction: _Instruction, times: int, whole: _Instruction | None, cycles: int) -> bool:
@@ -241,7 +243,7 @@ class _CollectiveFinder:
             if begun and opcode == "async-update":
                 self._begun[instruction.name] = begun
             elif begun:
-                begun[0].beside += cycles - begun[1]
+                self._end(*begun, cycles)
         return rendezvous is not None
 
     def _take(self, instruction: _Instruction, times: int, whole: _Instruction | None, cycles: int) -> None:
@@ -253,11 +255,18 @@ class _CollectiveFinder:
                 del self._carried[chain]
             else:
                 self._carried[chain].beside += times * _estimate(whole)
+                self._carried[chain].asynchronous |= _estimate(whole) > 0
         else:
             found = self._add(_in_slice(instruction, times))
             start = whole if whole and whole.opcode == "async-start" else instruction
             if start.opcode.endswith("-start"):
                 self._begun[start.name] = found, cycles
+
+    def _end(self, found: _Found, begun: int, cycles: int) -> None:
+        """Several pairs that are open together share a network and the computation: it counts for the first to end."""
+        found.asynchronous |= cycles > begun
+        found.beside += cycles - max(begun, self._ended.get(found.network, 0))
+        self._ended[found.network] = cycles
 
     def _add(self, found: _Found) -> _Found:
         self.found.append(found)
@@ -300,7 +309,7 @@ def _grouped(found: Iterable[_Found]) -> tuple[Collective, ...]:
     """Collectives of one kind, network, group, size and way of running together, the largest first."""
     totals: dict[tuple[str, Network, int, bool, int], list[int]] = {}
     for one in found:
-        total = totals.setdefault((one.kind, one.network, one.group, one.beside > 0, one.bytes), [0, 0, 0, 0])
+        total = totals.setdefault((one.kind, one.network, one.group, one.asynchronous, one.bytes), [0, 0, 0, 0])
         amounts = (one.times, one.times * one.bytes, one.times * one.wire_bytes, one.beside)
         total[:] = (sum(pair) for pair in zip(total, amounts, strict=True))
     ordered = sorted(totals.items(), key=lambda item: -item[1][1])
