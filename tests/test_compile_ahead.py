@@ -7,96 +7,27 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from deberta_jax.train import step_program, tpu_compiler
 from deberta_jax.train.compile_ahead import CompileAheadConfig, _changes, _chunks, shortfall
-from deberta_jax.train.compile_report import Report, Timing, plot_sweep
+from deberta_jax.train.compile_report import Report, Timing, plot_sweep, print_report
 from deberta_jax.train.model_flops import attention_flops, encoder_flops, layer_flops, masked_lm_flops
 from deberta_jax.train.step_program import build
 from deberta_jax.train.tpu_compiler import CHIPS, GIB, compile_for_tpu, out_of_memory, topology, trace
 from deberta_jax.train.tpu_program import read_cost
+from deberta_jax.train.xla_flags import XLA_FLAGS
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.__main__ import main
 from deberta_jax.sharding import make_mesh
 
 from .test_encoder import SMALL
+from .test_tpu_program import BETWEEN, NO_MEMORY, PROGRAM
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu, the TPU compiler: pip install jax[tpu]"
 )
-NO_MEMORY = {"argument_bytes": 0, "temporary_bytes": 0, "program_bytes": 0, "peak_bytes": 0}
-
-# Lines as libtpu 0.0.42 writes them, shortened: a loop of 3 with an all-reduce and a kernel, a reduce-scatter in a
-# fusion, an all-gather spread over two fusions, a gather without an estimate.
-PROGRAM = """HloModule jit_step, is_scheduled=true
-
-%condition.1 (state: (s32[])) -> pred[] {
-  %constant.1 = s32[]{:T(128)} constant(3)
-  %element.1 = s32[]{:T(128)} get-tuple-element(%state), index=0
-  ROOT %lt.1 = pred[]{:T(512)} compare(%element.1, %constant.1), direction=LT
-}
-
-%body.1 (state: (s32[])) -> (s32[]) {
-  %fusion.1 = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"window_config":{"estimated_cycles":"100"}}
-  %kernel.1 = (bf16[4,512]{1,0:T(8,128)}, f32[4]{0}) custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/kernel/pallas_call" stack_frame_id=1}
-  %all-reduce.1 = (f32[256]{0:T(128)}, /*index=1*/bf16[128,2]{1,0}) all-reduce(%x, %y), channel_id=1, replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, to_apply=%add
-  ROOT %tuple.1 = (s32[]) tuple(%next)
-}
-
-%inside.1 (p: f32[8,128]) -> f32[8,128] {
-  ROOT %multiply.1 = f32[8,128]{1,0:T(8,128)} multiply(%p, %p), backend_config={"estimated_cycles":"77"}
-}
-
-%all-reduce-scatter.1 (p: f32[1024]) -> f32[256] {
-  %all-reduce.2 = f32[1024]{0} all-reduce(%p), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  ROOT %dynamic-slice.1 = f32[256]{0} dynamic-slice(%all-reduce.2, %i), dynamic_slice_sizes={256}
-}
-
-%spread.1 (p: f32[64]) -> f32[512] {
-  ROOT %all-gather.1 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
-}
-
-%spread.2 (p: f32[64]) -> f32[512] {
-  ROOT %all-gather.2 = f32[512]{0} all-gather(%p), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
-}
-
-ENTRY %main.1 (x: f32[8,128]) -> f32[8,128] {
-  %x = f32[8,128]{1,0} parameter(0)
-  %while.1 = (s32[]) while(%x), condition=%condition.1, body=%body.1
-  %fusion.2 = f32[256]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
-  %fusion.3 = f32[512]{0} fusion(%x), kind=kCustom, calls=%spread.1, backend_config={"estimated_cycles":"10"}
-  %fusion.4 = f32[512]{0} fusion(%x), kind=kCustom, calls=%spread.2, backend_config={"estimated_cycles":"10"}
-  ROOT %fusion.5 = f32[1000,128]{1,0} fusion(%x), kind=kCustom, calls=%inside.1, metadata={op_name="jit(step)/gather" stack_frame_id=2}
-}
-"""  # noqa: E501
-
-
-def test_a_program_is_added_up() -> None:
-    cost = read_cost(PROGRAM, kernels={("kernel", ((4, 512), (4,))): 1000}, **NO_MEMORY)
-    assert cost.cycles == 3 * 100 + 10 + 10
-    assert cost.kernel_cycles == {"kernel": 3000}
-    assert cost.unpriced == {"gather": 1}
-    assert cost.unpriced_bytes == 2 * 1000 * 128 * 4
-    found = {
-        (one.kind, one.group, one.asynchronous): (one.count, one.bytes, one.wire_bytes) for one in cost.collectives
-    }
-    size = 3 * (256 * 4 + 256 * 2)
-    assert found == {
-        ("all-reduce", 8, False): (3, size, int(size / 3 * 2 * 7 / 8) * 3),
-        ("reduce-scatter", 4, False): (1, 4096, 3072),
-        ("all-gather", 8, True): (1, 2048, 1792),
-    }
-
-
-def test_a_kernel_without_cycles_is_named() -> None:
-    cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
-    assert (cost.kernel_cycles, cost.unpriced) == ({}, {"gather": 1, "pallas_call": 3})
-
-
-def test_a_loop_of_unknown_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"how often the loop while\.1"):
-        read_cost(PROGRAM.replace("constant(3)", "add(%a, %b)"), kernels={}, **NO_MEMORY)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +150,7 @@ def report(config: CompileAheadConfig, *, needed: float, fits: bool) -> Report:
     cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
     timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=8, flops=10**9, tokens_per_step=8192, tokens=8.192e9)
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(step_program.StepConfig)}
-    settings["mesh"] = dataclasses.asdict(config.mesh)
+    settings |= {"mesh": dataclasses.asdict(config.mesh), "slices": config.slices, "xla_flags": {}}
     return Report(
         settings=settings,
         mesh={"data": 8 // config.mesh.fsdp, "fsdp": config.mesh.fsdp, "tensor": 1},
@@ -241,18 +172,39 @@ def report(config: CompileAheadConfig, *, needed: float, fits: bool) -> Report:
 def test_times_and_the_bill() -> None:
     cost = read_cost(PROGRAM, kernels={("kernel", ((4, 512), (4,))): 1000}, **NO_MEMORY)
     timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=8, flops=10**9, tokens_per_step=8192, tokens=8.192e9)
-    whole, part = cost.collectives[1], cost.collectives[0]
-    assert {whole.group, part.group} == {4, 8}
-    assert timing.compute_seconds == pytest.approx(3320 / 1.5e9)
+    assert timing.compute_seconds == pytest.approx(3820 / 1.5e9)
     assert timing.unpriced_seconds == pytest.approx(1024000 / 0.82e12)
-    waits = sum(
-        one.wire_bytes / (90e9 * (2 if one.group == 8 else 1)) for one in cost.collectives if not one.asynchronous
-    )
+    wires = {(one.kind, one.group): one.wire_bytes for one in cost.collectives}
+    gathering, computing = wires["all-gather", 8] / (2 * 90e9), 20 / 1.5e9  # the whole slice: both axes of the torus
+    assert gathering < computing
+    waits = wires["all-reduce", 8] / (2 * 90e9) + wires["reduce-scatter", 4] / 90e9
     assert timing.collective_seconds == pytest.approx(waits)
+    assert timing.hidden_seconds == pytest.approx(gathering)
+    assert timing.network_seconds == 0
     assert timing.step_seconds == timing.compute_seconds + timing.unpriced_seconds + timing.collective_seconds
     assert timing.chip_hours == pytest.approx(1e6 * timing.step_seconds / 3600 * 8)
     assert timing.days * 24 * 8 == pytest.approx(timing.chip_hours)
     assert timing.mfu == pytest.approx(1e9 / (timing.step_seconds * 8 * 197e12))
+
+
+def test_time_between_slices_is_that_of_the_network_between_them() -> None:
+    cost = read_cost(BETWEEN, kernels={}, **NO_MEMORY)
+    timing = Timing.of(cost, CHIPS["v5e"], axes=2, devices=12, slices=3, flops=1, tokens_per_step=8192, tokens=8.192e9)
+    sent, pair, alone = 8192 / 3.125e9, 12288 / 180e9, 12288 / 180e9
+    beside = min(sent, 11000 / 1.5e9) + min(pair, 100 / 1.5e9)
+    assert timing.network_seconds == pytest.approx(sent)
+    assert timing.hidden_seconds == pytest.approx(beside)
+    assert timing.collective_seconds == pytest.approx(sent + pair + alone - beside)
+
+
+def test_a_kernel_without_cycles_is_named() -> None:
+    cost = read_cost(PROGRAM, kernels={}, **NO_MEMORY)
+    assert (cost.kernel_cycles, cost.unpriced) == ({}, {"gather": 1, "pallas_call": 3})
+
+
+def test_a_loop_of_unknown_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"how often the loop while\.1"):
+        read_cost(PROGRAM.replace("constant(3)", "add(%a, %b)"), kernels={}, **NO_MEMORY)
 
 
 def test_what_is_tried_where_it_does_not_fit() -> None:
@@ -285,6 +237,14 @@ def test_a_sweep_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
+def test_slices_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    config = CompileAheadConfig(topology="v5e:8x8", slices=2, global_batch=128)
+    print_report(report(config, needed=8, fits=True), CHIPS["v5e"], [])
+    printed = capsys.readouterr().out
+    assert "2 slices of v5e:8x8" in printed
+    assert "asynchronous: 0% of the bytes of reductions within a slice" in printed
+
+
 # ---------------------------------------------------------------- the compiler itself
 
 
@@ -293,6 +253,55 @@ def test_a_sweep_is_drawn(tmp_path: Path) -> None:
 def test_topologies_have_the_devices_of_their_shape(name: str) -> None:
     chip, devices = topology(name)
     assert len(devices) == chip.devices * jnp.prod(jnp.array(tpu_compiler.sizes(name)))
+
+
+@needs_libtpu
+def test_devices_of_several_slices_say_which_is_theirs() -> None:
+    _, devices = topology("v5e:2x4", slices=3)
+    assert [sum(one.slice_index == number for one in devices) for number in range(3)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology", "v5e:2x2", "--slices", "0"], "slices is 0; give 1 or more"),
+        (["--topology", "v4:2x2x1", "--slices", "2"], "several slices are for v5e, v5p, v6e, tpu7x"),
+    ],
+)
+def test_slices_that_cannot_be(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile-ahead", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+@needs_libtpu
+def test_a_flag_that_the_compiler_does_not_know_is_named() -> None:
+    _, devices = topology("v5e:1x1")
+    place = jax.sharding.NamedSharding(make_mesh(devices=devices), jax.sharding.PartitionSpec())
+    traced = trace(jax.jit(lambda x: x + 1), jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=place))
+    with pytest.raises(ValueError, match="does not know the flag xla_no_such_flag; leave it out"):
+        compile_for_tpu(traced, flags={"xla_no_such_flag": "true"})
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_slices_exchange_a_shard_of_the_gradient_each_chip() -> None:
+    """The sum within a slice goes over its links, the sum over slices over the network between them."""
+    _, devices = topology("v5e:2x2", slices=2)
+    ordered = sorted(devices, key=lambda one: (one.slice_index, one.id))
+    mesh = jax.sharding.Mesh(np.array(ordered), ("data",))
+    whole, split = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("data",)))
+
+    def step(weight: jax.Array, x: jax.Array) -> jax.Array:
+        return weight - jax.grad(lambda weight: jnp.mean(jnp.sin(x @ weight)))(weight)
+
+    weight = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=whole)
+    batch = jax.ShapeDtypeStruct((8 * 128, 1024), jnp.float32, sharding=split)
+    compiled = compile_for_tpu(trace(jax.jit(step), weight, batch), flags=XLA_FLAGS["v5e"])
+    found = tpu_compiler.cost_of(compiled, kernels={}).collectives
+    sent = [(one.kind, one.group, one.bytes, one.wire_bytes) for one in found if one.network == "dcn"]
+    shard = 1024 * 1024 * 4 // 4
+    assert sent == [("all-reduce", 2, shard, shard)]
+    assert {one.group for one in found if one.network == "ici"} == {4}
 
 
 @needs_libtpu

@@ -4,20 +4,25 @@
 #
 # A flag is here only if it changed a compiled program for the better, with libtpu 0.0.42; the tests compile with each.
 # "Asynchronous" is what the schedule says: how much time that saves on a real slice has not been measured.
+# train/xla_flags.py has the same table, for compile-ahead; a test holds them equal.
 
 # xla_flags CHIP: the flags in one line.
 xla_flags() {
   local flags=()
   case $1 in
-    v4 | v5e | v5p | v6e)
+    v5e | v5p | v6e)
       flags=(
         # All-reduces may run beside other work. Of no effect without the next.
         --xla_enable_async_all_reduce=true
-        # All-reduces are spread over the fusions that are computed meanwhile. With both, all gradients are reduced
-        # asynchronously (our RTD step on v5e 4x4, a small network on v4, v5p and v6e); without either, none.
+        # All-reduces are spread over the fusions that are computed meanwhile.
         --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true
+        # All-reduces of more than 1 MiB are left alone; by default all gradients of the layers are combined into one
+        # when the backward pass is over, which nothing can be computed beside. Without it only the gradient of the
+        # vocabulary is asynchronous. Smaller ones (biases, LayerNorm) are combined, as each has its latency.
+        --xla_jf_crs_combiner_threshold_in_bytes=1048576
       )
       ;;
+    v4) ;;    # with the flags above a small network does not compile: it runs out of vector memory, 16 MiB on v4
     tpu7x) ;; # the compiler hands all-reduces to the SparseCores, asynchronously, by itself
     *)
       echo "xla_flags: $1 given; allowed: v4, v5e, v5p, v6e, tpu7x" >&2

@@ -24,12 +24,18 @@ from .compile_report import Report, Timing, describe, plot_sweep, print_report, 
 from .step_program import StepConfig, build, check_batch, lay_mesh
 from .tpu_compiler import GIB, Chip, OutOfMemoryError, compile_for_tpu, cost_of, sizes, topology, trace
 from .tpu_kernels import find_kernels, kernel_cycles
+from .xla_flags import XLA_FLAGS, parse_flags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileAheadConfig(StepConfig):
     """Compile a training step for a TPU slice that is not there, and say what it costs. Needs deberta-jax[tpu]."""
 
+    slices: int = 1
+    """slices of that topology, joined by the data centre's network, which data parallelism alone crosses"""
+    xla_flags: str | None = None
+    """flags of the TPU compiler, as LIBTPU_INIT_ARGS has them; default: those that tpu_scripts pass for this chip; ""
+    for none"""
     tokens: float = 2.1e12
     """tokens to train on, for the bill; default: those of 500,000 steps of 8,192 rows of 512"""
     alternatives: int = 3
@@ -53,7 +59,7 @@ def main(config: CompileAheadConfig) -> None:
       ValueError: it does not fit (the shortfall, and what does), or settings that do not go together.
     """
     jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
-    chip, devices = topology(config.topology)
+    chip, devices = topology(config.topology, slices=config.slices)
     if config.sweep:
         _sweep(config, chip, devices)
         return
@@ -74,14 +80,15 @@ def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Repor
     _progress(f"compiling {describe(_settings(config))}")
     traced = trace(program.step, program.state, program.batch)
     try:
-        compiled = compile_for_tpu(traced)
+        compiled = compile_for_tpu(traced, flags=_flags(config))
         cycles = kernel_cycles(functools.partial(_jaxpr, config)) if find_kernels(traced.jaxpr) else {}
         cost = cost_of(compiled, kernels=cycles)
         needed, available = cost.peak_bytes + cost.program_bytes, chip.hbm
     except OutOfMemoryError as error:
         cost, needed, available = None, error.needed, error.available
     seconds, cpu_seconds = time.monotonic() - began, sum(os.times()[:4]) - began_cpu
-    rows = config.global_batch // (config.accumulation * program.mesh.shape["data"] * program.mesh.shape["fsdp"])
+    split = program.mesh.size // program.mesh.shape["tensor"]  # every other axis splits the batch
+    rows = config.global_batch // (config.accumulation * split)
     timing = None
     if cost is not None:
         timing = Timing.of(
@@ -89,6 +96,7 @@ def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Repor
             chip,
             axes=len(sizes(config.topology)),
             devices=len(devices),
+            slices=config.slices,
             flops=program.flops * config.global_batch,
             tokens_per_step=config.global_batch * config.sequence_length,
             tokens=config.tokens,
@@ -113,7 +121,7 @@ def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Repor
 
 def _jaxpr(config: CompileAheadConfig) -> tuple[Any, Any]:
     """Of the step, and a device of its topology."""
-    _, devices = topology(config.topology)
+    _, devices = topology(config.topology, slices=config.slices)
     program = build(config, devices)
     return trace(program.step, program.state, program.batch).jaxpr, devices[0]
 
@@ -139,7 +147,9 @@ def _changes(config: CompileAheadConfig, report: Report) -> Iterator[CompileAhea
         yield dataclasses.replace(config, accumulation=config.accumulation * chunks)
     if not config.remat:
         yield dataclasses.replace(config, remat=True)
-    wider = [size for size in range(2, report.devices + 1) if report.devices % (size * config.mesh.tensor) == 0]
+    others = math.prod(size for axis, size in report.mesh.items() if axis not in ("data", "fsdp"))
+    devices = report.devices // config.slices  # data parallelism alone crosses slices
+    wider = [size for size in range(2, devices + 1) if devices % (size * others) == 0]
     wider = [size for size in wider if size % config.mesh.fsdp == 0 and size > config.mesh.fsdp]
     fsdp = next((size for size in wider if rest + state * config.mesh.fsdp // size <= report.available_bytes), None)
     if fsdp:
@@ -206,7 +216,15 @@ def _sweep(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> None:
 def _settings(config: CompileAheadConfig) -> dict[str, Any]:
     """What was compiled."""
     every = dataclasses.asdict(config)
-    return {field.name: every[field.name] for field in dataclasses.fields(StepConfig)}
+    settings = {field.name: every[field.name] for field in dataclasses.fields(StepConfig)}
+    return {**settings, "slices": config.slices, "xla_flags": _flags(config)}
+
+
+def _flags(config: CompileAheadConfig) -> dict[str, str]:
+    """Of the compiler: what a run gets, unless others are given."""
+    if config.xla_flags is None:
+        return XLA_FLAGS[config.topology.partition(":")[0]]
+    return parse_flags(config.xla_flags)
 
 
 def _local_bytes(tree: Any) -> int:

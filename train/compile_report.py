@@ -1,7 +1,7 @@
 """What `compile-ahead` prints: figures of a compiled step as tables, as JSON, as a plot."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,8 +19,10 @@ class Timing:
     Attributes:
       compute_seconds: cycles of the program and of its kernels, at the clock of the chip.
       unpriced_seconds: instructions without cycles, their results read and written once at HBM's speed.
-      collective_seconds: what the chips wait for, as closed rings: over all axes of the torus where a group is the
-        whole slice, over one otherwise. hidden_seconds: likewise, of what goes on during computation.
+      collective_seconds: what the chips wait for. Collectives are taken as rings: over all axes of the torus where a
+        group is the whole slice, over one otherwise; between slices at the speed of the data centre's network. The
+        computation beside the asynchronous ones is taken off: hidden_seconds.
+      network_seconds: of both, the part between slices.
       step_seconds: the first three.
       mfu: share of the chips' bfloat16 peak that the mathematics of the model comes to.
     """
@@ -29,6 +31,7 @@ class Timing:
     unpriced_seconds: float
     collective_seconds: float
     hidden_seconds: float
+    network_seconds: float
     step_seconds: float
     mfu: float
     tokens_per_second: float
@@ -38,21 +41,37 @@ class Timing:
 
     @classmethod
     def of(
-        cls, cost: Cost, chip: Chip, *, axes: int, devices: int, flops: int, tokens_per_step: int, tokens: float
+        cls,
+        cost: Cost,
+        chip: Chip,
+        *,
+        axes: int,
+        devices: int,
+        flops: int,
+        tokens_per_step: int,
+        tokens: float,
+        slices: int = 1,
     ) -> Self:
-        """axes: of the torus; flops: of a step on all devices; tokens: of the whole training."""
-        waits = {True: 0.0, False: 0.0}
+        """axes: of the torus; devices: of all slices; flops: of a step on them; tokens: of the whole training."""
+        waits = hidden = between = 0.0
         for one in cost.collectives:
-            waits[one.asynchronous] += one.wire_bytes / (chip.link * (axes if one.group == devices else 1))
+            if one.network == "dcn":
+                between += (taken := one.wire_bytes / _network(chip))
+            else:
+                taken = one.wire_bytes / (chip.link * (axes if one.group == devices // slices else 1))
+            beside = min(taken, one.beside_cycles / chip.clock)
+            hidden += beside
+            waits += taken - beside
         compute = (cost.cycles + sum(cost.kernel_cycles.values())) / chip.clock
         unpriced = cost.unpriced_bytes / chip.bandwidth
-        step = compute + unpriced + waits[False]
+        step = compute + unpriced + waits
         seconds = tokens / tokens_per_step * step
         return cls(
             compute_seconds=compute,
             unpriced_seconds=unpriced,
-            collective_seconds=waits[False],
-            hidden_seconds=waits[True],
+            collective_seconds=waits,
+            hidden_seconds=hidden,
+            network_seconds=between,
             step_seconds=step,
             mfu=flops / (step * devices * chip.peak),
             tokens_per_second=tokens_per_step / step,
@@ -60,6 +79,21 @@ class Timing:
             days=seconds / 86400,
             chip_hours=seconds / 3600 * devices / chip.devices,
         )
+
+
+def _network(chip: Chip) -> float:
+    if chip.network is None:
+        raise ValueError("the speed between slices of this chip is not published")
+    return chip.network
+
+
+def reductions(cost: Cost) -> tuple[int, int]:
+    """Bytes of all-reduces and reduce-scatters within a slice, a device and step: asynchronous, and in all.
+
+    They are gradients, but for scalars and, with a tensor axis, activations.
+    """
+    found = [one for one in cost.collectives if one.network == "ici" and one.kind in ("all-reduce", "reduce-scatter")]
+    return sum(one.bytes for one in found if one.asynchronous), sum(one.bytes for one in found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,10 +137,16 @@ def print_report(report: Report, chip: Chip, others: Sequence[Report]) -> None:
         f"[bold]{describe(report.settings)}[/]: {report.chips} chips, mesh {mesh}, {report.rows} rows a device a time"
     )
     each = "chip" if chip.devices == 1 else f"device ({chip.devices} a chip)"
+    flags = " ".join(f"--{name}={value}" for name, value in report.settings["xla_flags"].items())
+    console.print(f"compiler flags: {flags or 'none'}")
     console.print(f"Every figure is a compiler estimate or arithmetic on one; nothing was run. Memory is per {each}.")
     console.print(_memory_table(report))
     if report.cost and report.timing:
-        console.print(_collective_table(report.cost))
+        for table in _collective_tables(report.cost, chip):
+            console.print(table)
+        asynchronous, every = reductions(report.cost)
+        if every:
+            console.print(f"asynchronous: {asynchronous / every:.0%} of the bytes of reductions within a slice")
         console.print(_time_table(report.cost, report.timing, chip))
     console.print(f"compiled in {report.compile_seconds:.0f} s ({report.compile_cpu_seconds:.0f} s of CPU time)")
     if others:
@@ -145,12 +185,17 @@ def _memory_table(report: Report) -> Table:
     return table
 
 
-def _collective_table(cost: Cost) -> Table:
-    table = _table("Collectives a step (compiler estimate)", "", "group", "times", "MB", "")
-    for one in cost.collectives:
-        while_computing = "while computing" if one.asynchronous else ""
-        table.add_row(one.kind, str(one.group), str(one.count), f"{one.bytes / 1e6:,.1f}", while_computing)
-    return table
+def _collective_tables(cost: Cost, chip: Chip) -> Iterator[Table]:
+    for network, name in (("ici", "within a slice"), ("dcn", "between slices")):
+        found = [one for one in cost.collectives if one.network == network]
+        if found or network == "ici":
+            title = f"Collectives {name}, a device and step (compiler estimate)"
+            table = _table(title, "", "group", "times", "MB", "MB sent", "while computing")
+            for one in found:
+                beside = f"{one.beside_cycles / chip.clock * 1e3:,.2f} ms" if one.asynchronous else ""
+                sizes = (f"{one.bytes / 1e6:,.1f}", f"{one.wire_bytes / 1e6:,.1f}")
+                table.add_row(one.kind, str(one.group), str(one.count), *sizes, beside)
+            yield table
 
 
 def _time_table(cost: Cost, timing: Timing, chip: Chip) -> Table:
@@ -162,7 +207,7 @@ def _time_table(cost: Cost, timing: Timing, chip: Chip) -> Table:
         (f"computing, at {chip.clock / 1e9:.2f} GHz", f"{timing.compute_seconds * 1e3:,.1f} ms"),
         (f"without an estimate, by bytes: {missing or 'nothing'}", f"{timing.unpriced_seconds * 1e3:,.1f} ms"),
         ("waiting for collectives, by bytes", f"{timing.collective_seconds * 1e3:,.1f} ms"),
-        ("collectives while computing, by bytes, not added", f"{timing.hidden_seconds * 1e3:,.1f} ms"),
+        ("collectives while computing, not added", f"{timing.hidden_seconds * 1e3:,.1f} ms"),
         ("a step", f"{timing.step_seconds * 1e3:,.1f} ms"),
         ("MFU (model FLOP/s of the bfloat16 peak)", f"{timing.mfu:.1%}"),
         ("tokens a second", f"{timing.tokens_per_second:,.0f}"),
@@ -175,7 +220,7 @@ def _time_table(cost: Cost, timing: Timing, chip: Chip) -> Table:
 
 
 def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
-    columns = "batch accumulation remat fsdp tensor rows GiB fits step MFU tokens/s days chip-hours".split()
+    columns = "batch accumulation remat mesh rows GiB fits step MFU tokens/s days chip-hours".split()
     table = _table(f"{title} (compiler estimate)", *columns)
     for one in reports:
         timing = ["", "", "", "", ""]
@@ -191,8 +236,7 @@ def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
             str(one.settings["global_batch"]),
             str(one.settings["accumulation"]),
             "yes" if one.settings["remat"] else "no",
-            str(one.mesh["fsdp"]),
-            str(one.mesh["tensor"]),
+            " x ".join(f"{axis} {size}" for axis, size in one.mesh.items() if size > 1),
             str(one.rows),
             f"{one.needed_bytes / GIB:.2f} of {one.available_bytes / GIB:.2f}",
             "[green]yes[/]" if one.fits else "[red]no[/]",
@@ -203,7 +247,10 @@ def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
 
 def describe(settings: dict[str, Any]) -> str:
     """The step in a line: what differs from the defaults of a run is named."""
-    text = f"{settings['model']} {settings['task']} on {settings['topology']}, {settings['global_batch']} rows of "
+    slices = f"{settings['slices']} slices of " if settings["slices"] > 1 else ""
+    text = (
+        f"{settings['model']} {settings['task']} on {slices}{settings['topology']}, {settings['global_batch']} rows of "
+    )
     text += f"{settings['sequence_length']}, {settings['dtype']}"
     text += f", accumulation {settings['accumulation']}" if settings["accumulation"] > 1 else ""
     text += ", remat" if settings["remat"] else ""
@@ -244,5 +291,8 @@ def plot_sweep(reports: Sequence[Report], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     first = reports[0].settings
-    figure.suptitle(f"{first['model']} {first['task']} on {first['topology']}: compiler estimate, nothing was run")
+    slices = f"{first['slices']} slices of " if first["slices"] > 1 else ""
+    figure.suptitle(
+        f"{first['model']} {first['task']} on {slices}{first['topology']}: compiler estimate, nothing was run"
+    )
     figure.savefig(path, dpi=120)

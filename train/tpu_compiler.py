@@ -27,6 +27,7 @@ class Chip:
     hbm: bytes that a program may use, as the compiler says when it runs out.
     peak, bandwidth: bfloat16 FLOP/s and HBM bytes/s (`tpu_info.py` of jax's Pallas; cloud.google.com/tpu/docs).
     link: bytes/s, both directions together, of one axis of the torus of chips (jax-ml.github.io/scaling-book/tpus).
+    network: bytes/s that leave for other slices (cloud.google.com/tpu/docs); None: not published.
     clock: Hz, the peak divided by what the matrix units do in a cycle: four units a core, of 2 * 128 * 128 on v4, v5e
       and v5p (v4 and v5p join two cores), of 2 * 256 * 256 on v6e and tpu7x.
     shapes: the slices that are rented out.
@@ -38,6 +39,7 @@ class Chip:
     link: float
     clock: float
     shapes: tuple[str, ...]
+    network: float | None = None
     devices: int = 1
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of get_topology_desc
 
@@ -54,11 +56,42 @@ CHIPS = {
         shapes=_CUBE,
         options={"chip_config_name": "megacore"},
     ),
-    "v5e": Chip(hbm=int(15.75 * GIB), peak=197e12, bandwidth=0.82e12, link=90e9, clock=1.5e9, shapes=_FLAT),
-    "v5p": Chip(hbm=int(95.74 * GIB), peak=459e12, bandwidth=2.46e12, link=180e9, clock=1.75e9, shapes=_CUBE),
-    "v6e": Chip(hbm=int(31.25 * GIB), peak=918e12, bandwidth=1.64e12, link=180e9, clock=1.75e9, shapes=_FLAT),
+    "v5e": Chip(
+        hbm=int(15.75 * GIB),
+        peak=197e12,
+        bandwidth=0.82e12,
+        link=90e9,
+        network=3.125e9,
+        clock=1.5e9,
+        shapes=_FLAT,
+    ),
+    "v5p": Chip(
+        hbm=int(95.74 * GIB),
+        peak=459e12,
+        bandwidth=2.46e12,
+        link=180e9,
+        network=6.25e9,
+        clock=1.75e9,
+        shapes=_CUBE,
+    ),
+    "v6e": Chip(
+        hbm=int(31.25 * GIB),
+        peak=918e12,
+        bandwidth=1.64e12,
+        link=180e9,
+        network=12.5e9,
+        clock=1.75e9,
+        shapes=_FLAT,
+    ),
     "tpu7x": Chip(
-        hbm=int(94.75 * GIB), peak=1153e12, bandwidth=3.7e12, link=180e9, clock=2.2e9, shapes=_CUBE, devices=2
+        hbm=int(94.75 * GIB),
+        peak=1153e12,
+        bandwidth=3.7e12,
+        link=180e9,
+        network=6.25e9,
+        clock=2.2e9,
+        shapes=_CUBE,
+        devices=2,
     ),
 }
 
@@ -78,16 +111,23 @@ class OutOfMemoryError(Exception):
         self.needed, self.available = needed, available
 
 
-def topology(name: str) -> tuple[Chip, list[Any]]:
-    """The chip and the devices of a slice such as "v5e:16x16".
+def topology(name: str, *, slices: int = 1) -> tuple[Chip, list[Any]]:
+    """The chip and the devices of a slice such as "v5e:16x16", or of several such slices joined by a network.
+
+    A device of several slices names its own by `slice_index`.
 
     Raises:
-      ValueError: no such slice, or libtpu is missing.
+      ValueError: no such slice, a number of them that is not allowed, or libtpu is missing.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or shape not in CHIPS[kind].shapes:
         known = "; ".join(f"{kind}: {' '.join(chip.shapes)}" for kind, chip in CHIPS.items())
         raise ValueError(f"no topology {name!r}; give one of these as CHIP:SHAPE: {known}")
+    if slices < 1:
+        raise ValueError(f"slices is {slices}; give 1 or more")
+    if slices > 1 and CHIPS[kind].network is None:
+        known = ", ".join(kind for kind, chip in CHIPS.items() if chip.network)
+        raise ValueError(f"the speed between slices of {kind} is not published; several slices are for {known}")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("compiling for a TPU needs its compiler, libtpu: pip install deberta-jax[tpu]")
     for variable, value in _ENVIRONMENT.items():  # libtpu reads it once, when it is loaded
@@ -97,6 +137,8 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
     options = dict(CHIPS[kind].options)
     if math.prod(sizes(name)) == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]
+    if slices > 1:
+        options["num_slices"] = slices
     described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     return CHIPS[kind], list(described.devices)
 
@@ -129,16 +171,24 @@ def out_of_cache() -> Iterator[None]:
         jax.config.update(setting, before)
 
 
-def compile_for_tpu(traced: Any) -> Any:
+def compile_for_tpu(traced: Any, *, flags: Mapping[str, str] | None = None) -> Any:
     """Compiles what `trace` gave.
+
+    Args:
+      flags: of the compiler, name -> value, see `xla_flags`.
 
     Raises:
       OutOfMemoryError: the program does not fit.
+      ValueError: a flag that the compiler does not know.
     """
     try:
         with out_of_cache():
-            return traced.lower().compile()
+            return traced.lower().compile(compiler_options=dict(flags or {}))
     except jax.errors.JaxRuntimeError as error:
+        if unknown := re.search(r"No such compile option: '?(\w+)", str(error)):
+            raise ValueError(
+                f"the TPU compiler does not know the flag {unknown[1]}; leave it out or install another libtpu"
+            ) from None
         needed = out_of_memory(str(error))
         if needed is None:
             raise

@@ -5,16 +5,18 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 Shapes = tuple[tuple[int, ...], ...]
 KernelKey = tuple[str, Shapes]  # name of a Pallas kernel, shapes of its results
+Network = Literal["ici", "dcn"]
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that move nothing, or whose work is hidden behind others or counted elsewhere.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast iota after-all partition-id replica-id copy-start copy-done "
     "slice-start slice-done all-gather-done all-reduce-done collective-permute-done async-start async-update "
-    "async-done optimization-barrier".split()
+    "async-done send send-done recv recv-done optimization-barrier".split()
 )
 _SMALL = 4096  # bytes: scalar arithmetic, such as that of random keys, is not worth a line
 _FREE_TARGETS = re.compile(
@@ -25,20 +27,29 @@ _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64} | {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """Collectives of one kind over groups of one size, in one run of the program.
+    """Collectives of one kind and size over groups of one size, in one run of the program.
 
-    bytes: of their results (of a reduce-scatter: of its input), a device. wire_bytes: what a device sends, if every one
-    goes around a ring. asynchronous: computation goes on meanwhile.
+    Attributes:
+      network: ici, the links between the chips of a slice; dcn, the data centre's network between slices.
+      group: devices that take part, or slices.
+      asynchronous: computation stands beside it in the schedule, however little; beside_cycles says how much.
+      bytes: of all their results (of a reduce-scatter: of its input), a device.
+      wire_bytes: what a device sends for them, if every one goes around a ring.
+      beside_cycles: of the fusions that carry it a step further while they compute, or of what stands between its start
+        and its end, counted once where several are under way. The name "start" in the compiler's text alone proves
+        nothing: a collective that found no computation keeps it and runs by itself.
     """
 
     kind: str
+    network: Network
     group: int
     asynchronous: bool
     count: int
     bytes: int
     wire_bytes: int
+    beside_cycles: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,31 +85,22 @@ def read_cost(text: str, *, kernels: Mapping[KernelKey, int], **memory: int) -> 
       memory: the fields of Cost that end in _bytes.
     """
     computations, entry = _computations(text)
+    finder = _CollectiveFinder(computations)
     cycles = unpriced_bytes = 0
     priced: collections.Counter[str] = collections.Counter()
     unpriced: collections.Counter[str] = collections.Counter()
-    collectives: dict[str, tuple[_Instruction, int, bool]] = {}
-    for instruction, times, fused in _walk(computations, entry, 1):
-        if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
-            # An asynchronous collective is printed in every computation that it is spread over, with one channel.
-            channel = re.search(r"channel_id=(\d+)", instruction.line)
-            name = channel[1] if channel else instruction.name
-            spread = fused and name in collectives
-            collectives.setdefault(name, (instruction, times, False))
-            if spread or "async_collective" in instruction.line or instruction.opcode.endswith("-start"):
-                collectives[name] = (*collectives[name][:2], True)
+    for instruction, times, whole in _walk(computations, entry, 1):
+        if finder.takes(instruction, times, whole, cycles + priced.total()):
             continue
-        if fused or instruction.opcode in _FREE or _FREE_TARGETS.search(instruction.line):
+        if whole or instruction.opcode in _FREE or _FREE_TARGETS.search(instruction.line):
             continue
         if "calls=%all-reduce-scatter" in instruction.line:  # the collective in it was seen
             continue
-        estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.line)
         kernel = re.search(r"/([^/\"]+)/pallas_call", instruction.line)
         if kernel and (kernel[1], _shapes(instruction.type)) in kernels:
             priced[kernel[1]] += times * kernels[kernel[1], _shapes(instruction.type)]
-            continue
-        if estimate and int(estimate[1]):
-            cycles += times * int(estimate[1])
+        elif estimate := _estimate(instruction):
+            cycles += times * estimate
         elif _bytes(instruction.type) > _SMALL:
             kind = re.search(r"/(gather|scatter[\w\-]*|sort|top_k|pallas_call)\"", instruction.line)
             unpriced[kind[1] if kind else instruction.opcode] += times
@@ -108,7 +110,7 @@ def read_cost(text: str, *, kernels: Mapping[KernelKey, int], **memory: int) -> 
         kernel_cycles=dict(priced),
         unpriced=dict(unpriced.most_common()),
         unpriced_bytes=unpriced_bytes,
-        collectives=_grouped(collectives.values()),
+        collectives=_grouped(finder.found),
         **memory,
     )
 
@@ -140,9 +142,9 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _walk(
-    computations: dict[str, list[_Instruction]], name: str, times: int, fused: bool = False
-) -> Iterator[tuple[_Instruction, int, bool]]:
-    """Every instruction with how often it runs, and whether it is part of another that is priced as a whole."""
+    computations: dict[str, list[_Instruction]], name: str, times: int, whole: _Instruction | None = None
+) -> Iterator[tuple[_Instruction, int, _Instruction | None]]:
+    """Every instruction with how often it runs, and of what it is part that is priced as a whole; in their order."""
     for instruction in computations.get(name, ()):
         called = re.findall(
             r"(?:calls|body|branch_computations|true_computation|false_computation)=(\{[^}]*\}|\S+)", instruction.line
@@ -153,11 +155,11 @@ def _walk(
         if instruction.opcode in ("while", "conditional", "call"):
             turns = times * (_turns(computations, instruction) if instruction.opcode == "while" else 1)
             for inner in names:
-                yield from _walk(computations, inner, turns, fused)
+                yield from _walk(computations, inner, turns, whole)
         else:
-            yield instruction, times, fused
+            yield instruction, times, whole
             for inner in names:
-                yield from _walk(computations, inner, times, True)
+                yield from _walk(computations, inner, times, whole or instruction)
 
 
 def _turns(computations: dict[str, list[_Instruction]], loop: _Instruction) -> int:
@@ -190,22 +192,146 @@ def _bytes(text: str) -> int:
     return sum(_BITS.get(kind, 0) * math.prod(int(n) for n in sizes.split(",") if n) for kind, sizes in types) // 8
 
 
-def _grouped(found: Iterable[tuple[_Instruction, int, bool]]) -> tuple[Collective, ...]:
-    """Collectives of one kind, group size and way of running together, the largest first."""
-    totals: dict[tuple[str, int, bool], list[int]] = {}
-    for instruction, times, asynchronous in found:
-        kind, size, group = instruction.opcode.removesuffix("-start"), _bytes(instruction.type), _group(instruction)
-        if kind == "all-reduce" and "all-reduce-scatter" in instruction.within:
-            kind = "reduce-scatter"  # how a TPU does it: what it keeps of the sum is cut out in the same fusion
-        elif kind == "reduce-scatter":
-            size *= group  # of its input
-        share = (group - 1) / group
-        wire = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-        total = totals.setdefault((kind, group, asynchronous), [0, 0, 0])
-        for position, amount in enumerate((1, size, int(wire * size))):
-            total[position] += times * amount
+@dataclasses.dataclass
+class _Found:
+    """A collective of the text. beside: cycles of the computation that goes on meanwhile, given to one collective."""
+
+    kind: str
+    network: Network
+    group: int
+    times: int
+    bytes: int
+    wire_bytes: int
+    asynchronous: bool = False
+    beside: int = 0
+
+
+class _CollectiveFinder:
+    """Finds the collectives of a program that is given to it in the order of its schedule.
+
+    An asynchronous one has one of three forms. Fusions: one starts it, others carry it on while they compute, one ends
+    it, and each has it in its text, with one chain_id. A pair of instructions, that end in -start and -done. And
+    between slices, a send and the end of the recv of the same rendezvous.
+    """
+
+    def __init__(self, computations: Mapping[str, list[_Instruction]]) -> None:
+        self.found: list[_Found] = []
+        self._starting = _with_target(computations, "AsyncCollectiveStart")
+        self._ending = _with_target(computations, "AsyncCollectiveDone")
+        self._carried: dict[tuple[str, ...], _Found] = {}  # by channel and chain
+        self._begun: dict[str, tuple[_Found, int]] = {}  # by the start's name, or rendezvous; cycles until then
+        self._ended: dict[Network, int] = {}  # cycles until the last end of a pair
+        self._received: dict[str, str] = {}  # name of a recv -> its rendezvous
+
+    def takes(self, instruction: _Instruction, times: int, whole: _Instruction | None, cycles: int) -> bool:
+        """Whether this is a collective or part of one. whole: what it is in; cycles: of all that stands before it."""
+        opcode = instruction.opcode
+        called = re.search(r"calls=%?([^,\s]+)", instruction.line)
+        if called and called[1] in self._starting | self._ending:
+            return True  # what is inside comes next
+        if opcode.removesuffix("-start") in _COLLECTIVES:
+            self._take(instruction, times, whole, cycles)
+            return True
+        rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', instruction.line)
+        if rendezvous and opcode == "send":
+            self._begun[rendezvous[1]] = self._add(_between_slices(instruction, times)), cycles
+        elif rendezvous and opcode == "recv":
+            self._received[instruction.name] = rendezvous[1]
+        elif opcode.endswith(("-done", "async-update")):
+            operand = re.search(rf" {opcode}\(%?([^,)\s]+)", instruction.line)
+            begun = self._begun.get(self._received.get(operand[1], operand[1])) if operand else None
+            if begun and opcode == "async-update":
+                self._begun[instruction.name] = begun
+            elif begun:
+                self._end(*begun, cycles)
+        return rendezvous is not None
+
+    def _take(self, instruction: _Instruction, times: int, whole: _Instruction | None, cycles: int) -> None:
+        chain = tuple(re.findall(r'(?:channel_id=|chain_id=")(\d+)', instruction.line))
+        if instruction.within in self._starting:
+            self._carried[chain] = self._add(_in_slice(instruction, times))
+        elif whole and chain in self._carried:
+            if instruction.within in self._ending:
+                del self._carried[chain]
+            else:
+                self._carried[chain].beside += times * _estimate(whole)
+                self._carried[chain].asynchronous |= _estimate(whole) > 0
+        else:
+            found = self._add(_in_slice(instruction, times))
+            start = whole if whole and whole.opcode == "async-start" else instruction
+            if start.opcode.endswith("-start"):
+                self._begun[start.name] = found, cycles
+
+    def _end(self, found: _Found, begun: int, cycles: int) -> None:
+        """Several pairs that are open together share a network and the computation: it counts for the first to end."""
+        found.asynchronous |= cycles > begun
+        found.beside += cycles - max(begun, self._ended.get(found.network, 0))
+        self._ended[found.network] = cycles
+
+    def _add(self, found: _Found) -> _Found:
+        self.found.append(found)
+        return found
+
+
+def _with_target(computations: Mapping[str, list[_Instruction]], target: str) -> frozenset[str]:
+    """Names of the computations that call the compiler's own code of this name."""
+    text = f'custom_call_target="{target}"'
+    return frozenset(name for name, inside in computations.items() if any(text in one.line for one in inside))
+
+
+def _in_slice(instruction: _Instruction, times: int) -> _Found:
+    kind, size, group = instruction.opcode.removesuffix("-start"), _bytes(instruction.type), _group(instruction)
+    if kind == "all-reduce" and "all-reduce-scatter" in instruction.within:
+        kind = "reduce-scatter"  # how a TPU does it: what it keeps of the sum is cut out in the same fusion
+    elif kind == "reduce-scatter":
+        size *= group  # of its input
+    share = (group - 1) / group
+    wire = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+    return _Found(kind, "ici", group, times, size, int(wire * size))
+
+
+def _between_slices(send: _Instruction, times: int) -> _Found:
+    """A device's part of a transfer between slices: what it sends is a shard of what its slice has in whole."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.line)
+    slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', send.line)
+    kind, size = transfer[1] if transfer else "", _bytes(send.type.split(", u32[]")[0])
+    if kind == "ONE_TO_ONE":
+        return _Found("collective-permute", "dcn", 2, times, size, size)
+    if not slices or kind not in ("ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER", "ALL_TO_ALL"):
+        raise ValueError(f"cannot tell what {send.name} of the compiled program sends to other slices, {kind!r}")
+    group = slices[1].count(",") + 1
+    size *= group if kind == "ALL_GATHER" else 1  # of its result
+    wire = size * (2 if kind == "ALL_REDUCE" else 1) * (group - 1) // group
+    return _Found(kind.lower().replace("_", "-"), "dcn", group, times, size, wire)
+
+
+def _grouped(found: Iterable[_Found]) -> tuple[Collective, ...]:
+    """Collectives of one kind, network, group, size and way of running together, the largest first."""
+    totals: dict[tuple[str, Network, int, bool, int], list[int]] = {}
+    for one in found:
+        total = totals.setdefault((one.kind, one.network, one.group, one.asynchronous, one.bytes), [0, 0, 0, 0])
+        amounts = (one.times, one.times * one.bytes, one.times * one.wire_bytes, one.beside)
+        total[:] = (sum(pair) for pair in zip(total, amounts, strict=True))
     ordered = sorted(totals.items(), key=lambda item: -item[1][1])
-    return tuple(Collective(*key, *total) for key, total in ordered)
+    return tuple(
+        Collective(
+            kind=kind,
+            network=network,
+            group=group,
+            asynchronous=asynchronous,
+            count=count,
+            bytes=size,
+            wire_bytes=wire,
+            beside_cycles=beside,
+        )
+        for (kind, network, group, asynchronous, _), (count, size, wire, beside) in ordered
+    )
+
+
+def _estimate(instruction: _Instruction) -> int:
+    """The compiler's cycles of an instruction, 0 where it gives none."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.line)
+    return int(found[1]) if found else 0
 
 
 def _group(instruction: _Instruction) -> int:

@@ -1,0 +1,235 @@
+"""Weak scaling by the TPU compiler's estimate: what a chip sends and waits for in a step, from 4 to 256 chips.
+
+    python -m tests.benchmarks.weak_scaling --results weak.json --plot weak.png [--meshes data zero=side] [--layers 2]
+
+Compiles the pre-training step (RTD, bfloat16) of deberta-v3-base for each topology and mesh, with the same number of
+rows a chip, by one `deberta-jax compile-ahead` after the other. Each report is kept in the results file, from which an
+interrupted run goes on. A case takes minutes; --layers, at least 2, cuts the model for a quick look.
+
+Meshes: "data" alone, or AXIS=SIZE joined by commas, where "side" is the last side of the torus (16 of 16x16) and data
+parallelism takes the rest. Topologies: CHIP:SHAPE, or N*CHIP:SHAPE for N slices. Nothing is run; times of collectives
+are bytes by the speed of the links, without latencies.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deberta_jax.train.tpu_compiler import sizes
+
+from deberta_jax import DebertaConfig
+
+TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
+LENGTH = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    topology: str
+    mesh: str
+    layers: int
+    rows: int
+
+    @property
+    def slices(self) -> int:
+        return int(self.topology.partition("*")[0]) if "*" in self.topology else 1
+
+    @property
+    def one_slice(self) -> str:
+        return self.topology.rpartition("*")[2]
+
+    @property
+    def chips(self) -> int:
+        return self.slices * math.prod(sizes(self.one_slice))
+
+    @property
+    def key(self) -> str:
+        """What a result is kept under: all that it depends on, but for the code."""
+        return f"{self.topology} {self.mesh} layers {self.layers} rows {self.rows} libtpu {version('libtpu')}"
+
+    def axes(self) -> dict[str, int]:
+        """Sizes of the mesh's axes other than data.
+
+        Raises:
+          ValueError: the mesh is not written as the module says.
+        """
+        found = {}
+        for word in self.mesh.split(",") if self.mesh != "data" else ():
+            axis, _, size = word.partition("=")
+            if size != "side" and not size.isdecimal():
+                raise ValueError(f"mesh {self.mesh!r} given; give data, or AXIS=SIZE or AXIS=side joined by commas")
+            found[axis] = sizes(self.one_slice)[-1] if size == "side" else int(size)
+        return found
+
+    def command(self, model: str) -> list[str]:
+        options = {
+            "model": model,
+            "topology": self.one_slice,
+            "slices": self.slices,
+            "global-batch": self.rows * self.chips,
+            "sequence-length": LENGTH,
+            "alternatives": 0,
+            **{f"mesh.{axis}": size for axis, size in self.axes().items()},
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return [sys.executable, "-m", "deberta_jax", "compile-ahead", *words, "--json"]
+
+
+def compile_case(case: Case, folder: Path) -> dict[str, Any]:
+    """The report of compile-ahead, from a process of its own, as libtpu keeps memory.
+
+    Raises:
+      SystemExit: the command failed without a report; what it said is shown.
+    """
+    config = DebertaConfig.named("deberta-v3-base").replace(num_hidden_layers=case.layers)
+    model = folder / "model.json"
+    model.write_text(json.dumps(config.to_json()), encoding="utf-8")
+    done = subprocess.run(case.command(str(model)), stdout=subprocess.PIPE, text=True, check=False)
+    if not done.stdout.lstrip().startswith("{"):
+        raise SystemExit(f"{case.key}: compile-ahead failed with status {done.returncode}; see above")
+    return json.loads(done.stdout)
+
+
+def measure(cases: Sequence[Case], results: Path) -> dict[str, dict[str, Any]]:
+    """Reports by the cases' keys; those in the file are taken from it, the others are added to it one by one."""
+    kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    for number, case in enumerate(cases, start=1):
+        known = case.key in kept
+        print(f"{number} of {len(cases)}: {case.key}{', known' if known else ''}", file=sys.stderr, flush=True)
+        if not known:
+            with tempfile.TemporaryDirectory() as folder:
+                kept[case.key] = compile_case(case, Path(folder))
+            fresh = results.with_suffix(".new")
+            fresh.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            fresh.replace(results)
+    return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Of one case, a chip and step: MB sent by kind of collective and in all, milliseconds."""
+
+    chips: int
+    mesh: str
+    kinds: dict[str, float]
+    links: float
+    network: float
+    asynchronous: float  # share of the bytes sent within a slice
+    computing: float
+    communicating: float
+    waiting: float
+    step: float
+
+    @classmethod
+    def of(cls, case: Case, report: dict[str, Any]) -> "Row | None":
+        """None where the step does not fit."""
+        if not report["fits"]:
+            return None
+        kinds: dict[str, float] = {}
+        sent = {"ici": 0.0, "dcn": 0.0}
+        beside = 0.0
+        for one in report["cost"]["collectives"]:
+            megabytes = one["wire_bytes"] / 1e6
+            sent[one["network"]] += megabytes
+            beside += megabytes if one["network"] == "ici" and one["asynchronous"] else 0
+            if one["network"] == "ici":
+                kinds[one["kind"]] = kinds.get(one["kind"], 0.0) + megabytes
+        timing = report["timing"]
+        waiting = timing["collective_seconds"]
+        return cls(
+            case.chips,
+            case.mesh,
+            kinds,
+            sent["ici"],
+            sent["dcn"],
+            beside / sent["ici"] if sent["ici"] else 0.0,
+            1e3 * (timing["compute_seconds"] + timing["unpriced_seconds"]),
+            1e3 * (waiting + timing["hidden_seconds"]),
+            1e3 * waiting,
+            1e3 * timing["step_seconds"],
+        )
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of Markdown. Scaling: the step of the same mesh on the fewest chips, by this one's."""
+    kinds = sorted({kind for row in rows for kind in row.kinds})
+    titles = ["chips", "mesh", *(f"{kind}, MB" for kind in kinds), "links, MB", "asynchronous", "between slices, MB"]
+    titles += ["computing, ms", "communicating, ms", "of it waited for, ms", "step, ms", "scaling"]
+    yield "| " + " | ".join(titles) + " |"
+    yield "|" + "---|" * len(titles)
+    for row in rows:
+        first = min((one for one in rows if one.mesh == row.mesh), key=lambda one: one.chips)
+        cells = [str(row.chips), row.mesh, *(f"{row.kinds.get(kind, 0):,.0f}" for kind in kinds)]
+        cells += [f"{row.links:,.0f}", f"{row.asynchronous:.0%}", f"{row.network:,.1f}"]
+        cells += [f"{value:,.1f}" for value in (row.computing, row.communicating, row.waiting, row.step)]
+        yield "| " + " | ".join([*cells, f"{first.step / row.step:.1%}"]) + " |"
+
+
+def plot(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Bytes sent and times against the chips, a colour for each mesh."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    sent, times = figure.subplots(1, 2)
+    for number, mesh in enumerate(dict.fromkeys(row.mesh for row in rows)):
+        line = sorted((row for row in rows if row.mesh == mesh), key=lambda row: row.chips)
+        chips, color = [row.chips for row in line], f"C{number}"
+        sent.plot(chips, [row.links for row in line], "o-", color=color, label=f"{mesh}: links of the slice")
+        if any(row.network for row in line):
+            sent.plot(chips, [row.network for row in line], "s--", color=color, label=f"{mesh}: between slices")
+        times.plot(chips, [row.computing for row in line], "o-", color=color, label=f"{mesh}: computing")
+        times.plot(chips, [row.communicating for row in line], "s--", color=color, label=f"{mesh}: communicating")
+        times.plot(chips, [row.waiting for row in line], "^:", color=color, label=f"{mesh}: waited for")
+    sent.set(title="Sent by a chip in a step", ylabel="MB", ylim=(0, None))
+    times.set(title="Time of a step", ylabel="ms", ylim=(0, None))
+    for axes in (sent, times):
+        axes.set(xlabel="chips", xscale="log")
+        ticks = sorted({row.chips for row in rows})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"{title}: compiler estimate, nothing was run")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
+    parser.add_argument("--meshes", nargs="+", default=["data"])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=32, help="of a chip")
+    parser.add_argument("--results", type=Path, required=True, help="JSON file that keeps each report")
+    parser.add_argument("--plot", type=Path, help="PNG file")
+    options = parser.parse_args()
+    cases = [
+        Case(topology, mesh, options.layers, options.rows) for mesh in options.meshes for topology in options.topologies
+    ]
+    for case in cases:  # a mistake shows before hours of compiling
+        case.axes()
+    reports = measure(cases, options.results)
+    rows = [Row.of(case, reports[case.key]) for case in cases]
+    for case, row in zip(cases, rows, strict=True):
+        if row is None:
+            print(f"{case.key}: does not fit")
+    fitting = [row for row in rows if row is not None]
+    title = f"v3-base of {options.layers} layers, RTD, {options.rows} x {LENGTH} a chip"
+    print(f"{title}; compiler estimates, a chip and step\n")
+    print("\n".join(table(fitting)))
+    if options.plot and fitting:
+        plot(fitting, options.plot, title)
+        print(f"saved {options.plot}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Flags that the TPU compiler gets where a run is started by tpu_scripts/, as options of a compilation ahead of time.
+
+tpu_scripts/xla_flags.sh has the same table for shells and says what each flag does; a test holds the two equal.
+"""
+
+_OVERLAPPED_REDUCTION = {
+    "xla_enable_async_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    "xla_jf_crs_combiner_threshold_in_bytes": "1048576",
+}
+XLA_FLAGS: dict[str, dict[str, str]] = {
+    "v4": {},
+    "v5e": _OVERLAPPED_REDUCTION,
+    "v5p": _OVERLAPPED_REDUCTION,
+    "v6e": _OVERLAPPED_REDUCTION,
+    "tpu7x": {},
+}
+
+
+def parse_flags(text: str) -> dict[str, str]:
+    """Flags as LIBTPU_INIT_ARGS has them, "--name=value --other=value", as options of a compilation.
+
+    Raises:
+      ValueError: a word of another form.
+    """
+    options = {}
+    for word in text.split():
+        name, separator, value = word.removeprefix("--").partition("=")
+        if not (word.startswith("--") and separator and name):
+            raise ValueError(f"{word!r} is not a flag of the compiler; give --name=value, several with spaces between")
+        options[name] = value
+    return options
