@@ -29,7 +29,7 @@ from .checkpointing import Checkpointer
 from .configs import FinetuneConfig
 from .loop import Plan, Sums, train
 from .metrics import compute_metrics
-from .optimizer import build_optimizer, schedule
+from .optimizer import apply_gradients, build_optimizer, schedule
 from .report import Reporter
 from .state import TrainState, training_key
 from .tasks import EncodedExamples, FinetuneBatches, TaskData, encode_examples, evaluation_batches, load_task
@@ -53,7 +53,7 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:  # noqa: PLR091
         manual_dir=config.manual_dir,
     )
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
     pretrained, weights = load_pretrained(config.model, mesh=mesh)
     model_config = task_config(config, pretrained, task)
     if tokenizer.vocab_size > model_config.vocab_size:
@@ -211,14 +211,13 @@ def build_step(
         count = jnp.asarray(batch["labels"].shape[0], jnp.float32)
         params, opt_state = state.params["model"], state.opt_state["model"]
         grads, sums = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params, opt_state, norm = apply_gradients(optimizer, grads, opt_state, params)
         metrics = {
             **sums,
             "count": count,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
             "learning_rate": config.optimizer.learning_rate * multiplier(state.step),
         }
-        params = optax.apply_updates(params, updates)
         return dataclasses.replace(
             state, step=state.step + 1, params={"model": params}, opt_state={"model": opt_state}
         ), metrics

@@ -45,7 +45,7 @@ from .data import TrainingBatches, evaluation_batches
 from .loop import Plan, Sums, train
 from .masking import MaskingConfig
 from .metrics import discriminator_sums, generator_sums, pretraining_figures
-from .optimizer import build_optimizer, schedule
+from .optimizer import apply_gradients, build_optimizer, schedule
 from .prepare import Corpus, embedded_corpus, open_corpus, prepare
 from .report import Reporter, plot_curves
 from .state import TrainState, training_key
@@ -58,7 +58,7 @@ BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 def main(config: PretrainConfig) -> None:
     # ---------------------------------------------------------------- what is trained, on what
     tokenizer = Tokenizer.from_folder(config.tokenizer)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
     starts = load_starts(config, mesh)
     models_config = resolve_models(config, tokenizer, {name: start[0] for name, start in starts.items()})
     models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
@@ -180,9 +180,10 @@ def build_step(
         metrics = {"learning_rate": config.optimizer.learning_rate * multiplier(state.step)}
 
         def update(name: str, grads: Any, trained: Any) -> Any:
-            updates, opt_state[name] = optimizers[name].update(grads, opt_state[name], trained)
-            metrics[f"{name}_grad_norm"] = optax.global_norm(grads)
-            return optax.apply_updates(trained, updates)
+            trained, opt_state[name], metrics[f"{name}_grad_norm"] = apply_gradients(
+                optimizers[name], grads, opt_state[name], trained
+            )
+            return trained
 
         if not config.decoupled:
             grads, (generated, judged) = accumulate(
