@@ -179,9 +179,9 @@ def constrain(tree: Any, *, moments: bool) -> Any:
 
 def _free_axes(mesh: AbstractMesh) -> set[str]:
     """The mesh axes of ours that the compiler lays out: none without a mesh, or in a shard_map over them."""
-    return {
-        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
-    } & set(MESH_AXES)
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto} & set(
+        MESH_AXES
+    )
 
 
 # ---------------------------------------------------------------- the batch

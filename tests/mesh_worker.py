@@ -1,6 +1,6 @@
 """Three steps of replaced token detection on a mesh: in the test's own process, or as one of several that share it.
 
-    python -m tests.mesh_worker PORT PROCESSES PROCESS '{"devices": 2, "mesh": {"fsdp": 4, "tensor": 2}, "output": "..."}'
+python -m tests.mesh_worker PORT PROCESSES PROCESS '{"devices": 2, "mesh": {"fsdp": 4}, "output": "folder"}'
 """
 
 import dataclasses

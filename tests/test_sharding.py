@@ -55,7 +55,7 @@ def test_outputs_do_not_depend_on_the_mesh(fsdp: int, tensor: int) -> None:
 def test_sizes_that_do_not_divide_are_named() -> None:
     with pytest.raises(ValueError, match=r"needs 24 devices, there are 8"):
         make_mesh(data=2, fsdp=4, tensor=3)
-    with pytest.raises(ValueError, match=r"8 devices do not divide by fsdp 1 x tensor 3"):
+    with pytest.raises(ValueError, match=r"zero 1 x fsdp 1 x tensor 3 does not divide 8 devices"):
         make_mesh(tensor=3)
     config = DebertaConfig.named("deberta-v3-xsmall").replace(vocab_size=1001)
     shapes = jax.eval_shape(
