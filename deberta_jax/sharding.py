@@ -7,12 +7,14 @@ Axes of a mesh, any of which may have size 1. The first three split the batch:
   tensor  splits heads, feed-forward and vocabulary
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -166,22 +168,27 @@ def constrain(tree: Any, *, moments: bool) -> Any:
 
     Does nothing where no mesh of ours is in use (`jax.set_mesh`).
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or _free_axes(mesh) != set(mesh.axis_names):
+    mesh = _mesh_in_use()
+    if mesh is None:
         return tree
 
     def place(key_path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         spec = partition(path_of(key_path), leaf.shape, mesh, moment=moments)
-        return jax.lax.with_sharding_constraint(leaf, spec)
+        return _place(leaf, spec)
 
     return jax.tree.map_with_path(place, tree)
 
 
-def _free_axes(mesh: AbstractMesh) -> set[str]:
-    """The mesh axes of ours that the compiler lays out: none without a mesh, or in a shard_map over them."""
-    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto} & set(
-        MESH_AXES
-    )
+@functools.partial(jax.jit, static_argnums=1, inline=True)  # outside jit too, where the array may be on one device
+def _place(x: jax.Array, split: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, split)
+
+
+def _mesh_in_use() -> AbstractMesh | None:
+    """The mesh in use if the compiler lays out arrays on its axes and they are ours: not within a shard_map."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = set(mesh.axis_names) <= set(MESH_AXES) and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if ours and mesh.size > 1 else None
 
 
 # ---------------------------------------------------------------- the batch
@@ -189,12 +196,12 @@ def _free_axes(mesh: AbstractMesh) -> set[str]:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches are split over their first dimension."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(_batch_axes(mesh)))
 
 
 def batch_devices(mesh: Mesh) -> int:
     """Into how many parts a batch is split: its rows must be a multiple."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return _batch_parts(mesh)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
@@ -203,12 +210,91 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     Where parameters are split along features XLA would otherwise split activations along features too, and exchange
     them at every layer. Does nothing where no mesh of ours is in use, or B does not divide.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if axis in _free_axes(mesh))
-    parts = math.prod(mesh.shape[axis] for axis in axes)
-    if parts == 1 or x.shape[0] % parts:
+    mesh = _mesh_in_use()
+    if mesh is None or x.shape[0] % _batch_parts(mesh):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+    return _place(x, PartitionSpec(_batch_axes(mesh)))
+
+
+def _batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+
+
+def _batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
+
+
+def lookup(table: jax.Array, ids: jax.Array, *, path: str) -> jax.Array:
+    """Rows of an embedding table: table [V, E], ids int [B, ...] -> [B, ..., E], of an id outside the nearest row.
+
+    On a mesh the gradient is summed where its moments lie: left to itself, XLA sums it on all devices, whatever the
+    moments' sharding says. What is exchanged for that, and for a table that is split along E, is the smaller of the
+    two: the rows that were looked up, or the table.
+
+    Args:
+      path: of the table, or the end of it that the table of rules knows; without a rule the lookup is a plain one.
+    """
+    mesh = _mesh_in_use()
+    if mesh is None or ids.ndim < 2 or ids.shape[0] % _batch_parts(mesh) or not matching_rules(path):
+        return jnp.take(table, ids, axis=0, mode="clip")
+    ids = jnp.clip(ids, 0, len(table) - 1)
+    exchange_rows = ids.size // _batch_parts(mesh) < len(table)
+    split = partition(path, table.shape, mesh, moment=True)
+
+    @jax.custom_vjp
+    def find(table: jax.Array, ids: jax.Array) -> jax.Array:
+        if not exchange_rows:
+            whole = PartitionSpec(partition(path, table.shape, mesh, moment=False)[0])
+            table = _place(table, whole)
+        return constrain_batch(jnp.take(table, ids, axis=0, mode="clip"))
+
+    def backward(ids: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+        batch = PartitionSpec(_batch_axes(mesh))
+        add = functools.partial(
+            _add_rows, words=len(table), split=split, axes=dict(mesh.shape), exchange_rows=exchange_rows
+        )
+        return jax.shard_map(add, in_specs=(batch, batch), out_specs=split, check_vma=False)(ids, cotangent), None
+
+    find.defvjp(lambda table, ids: (find(table, ids), ids), backward)
+    return find(table, ids)
+
+
+def _add_rows(
+    ids: jax.Array, rows: jax.Array, *, words: int, split: PartitionSpec, axes: dict[str, int], exchange_rows: bool
+) -> jax.Array:
+    """In a shard_map: this device's part of the sum of all devices' rows [b, ..., E] at their ids [b, ...].
+
+    The result [words, E] is split as `split` says. axes: the sizes of the mesh.
+    """
+    over_words, over_features = (names if isinstance(names, tuple) else (names,) if names else () for names in split)
+    ids, rows = ids.reshape(-1), rows.reshape(-1, rows.shape[-1])
+    if exchange_rows and over_features:
+        ids = jax.lax.all_gather(ids, over_features, tiled=True)
+        rows = jax.lax.all_to_all(rows, over_features, split_axis=1, concat_axis=0, tiled=True)
+    if "tensor" in over_words:  # each device has the same rows, and adds up those of its own words
+        words //= axes["tensor"]
+        ids = ids - jax.lax.axis_index("tensor") * words
+        ids = jnp.where(ids < 0, words, ids)  # a negative index would count from the end; one past it is dropped
+    total = jnp.zeros((words, rows.shape[1]), rows.dtype).at[ids].add(rows, mode="drop")
+    if over_features and not exchange_rows:
+        total = jax.lax.psum_scatter(total, over_features, scatter_dimension=1, tiled=True)
+    if "zero" in over_words:
+        total = jax.lax.psum_scatter(total, "zero", scatter_dimension=0, tiled=True)
+    left = tuple(axis for axis in BATCH_AXES if axis in axes and axis not in over_words + over_features)
+    return jax.lax.psum(total, left)
+
+
+def constrain_features(x: jax.Array) -> jax.Array:
+    """Inside jit: a part of a table's gradient [words, E], split along E as far as parameters and moments may be.
+
+    For sums in a loop over words, which cannot be split along words. Does nothing where no mesh of ours is in use, or
+    E does not divide.
+    """
+    mesh = _mesh_in_use()
+    axes = tuple(axis for axis in ("fsdp", "zero") if mesh is not None and axis in mesh.shape)
+    if mesh is None or x.shape[1] % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    return _place(x, PartitionSpec(None, axes))
 
 
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
