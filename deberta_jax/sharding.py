@@ -154,9 +154,8 @@ def _zero_dimension(shape: tuple[int, ...], split: list[int], zero: int) -> int 
     """The dimension to split by `zero` of an array whose dimensions are split already, or None."""
 
     def rank(dimension: int) -> tuple[bool, bool, int]:
-        shard = [size // parts for size, parts in zip(shape, split, strict=True)]
-        shard[dimension] //= zero
-        ragged = any(size % tile for size, tile in zip(shard[-2:], _TILE, strict=True))
+        tile = dict(zip(range(len(shape))[-2:], _TILE, strict=True)).get(dimension, 1)
+        ragged = shape[dimension] // (split[dimension] * zero) % tile != 0
         return ragged, split[dimension] > 1, dimension
 
     possible = [number for number, size in enumerate(shape) if size % (split[number] * zero) == 0]
@@ -229,7 +228,7 @@ def lookup(table: jax.Array, ids: jax.Array, *, path: str) -> jax.Array:
 
     On a mesh the gradient is summed where its moments lie: left to itself, XLA sums it on all devices, whatever the
     moments' sharding says. What is exchanged for that, and for a table that is split along E, is the smaller of the
-    two: the rows that were looked up, or the table.
+    two: the rows that were looked up, or the table. No forward-mode derivative there.
 
     Args:
       path: of the table, or the end of it that the table of rules knows; without a rule the lookup is a plain one.
@@ -239,28 +238,43 @@ def lookup(table: jax.Array, ids: jax.Array, *, path: str) -> jax.Array:
         return jnp.take(table, ids, axis=0, mode="clip")
     ids = jnp.clip(ids, 0, len(table) - 1)
     exchange_rows = ids.size // _batch_parts(mesh) < len(table)
-    split = partition(path, table.shape, mesh, moment=True)
+    options = {"words": len(table), "axes": dict(mesh.shape), "exchange_rows": exchange_rows}
+    batch = PartitionSpec(_batch_axes(mesh))
+    whole, split = (partition(path, table.shape, mesh, moment=moment) for moment in (False, True))
 
     @jax.custom_vjp
     def find(table: jax.Array, ids: jax.Array) -> jax.Array:
-        if not exchange_rows:
-            whole = PartitionSpec(partition(path, table.shape, mesh, moment=False)[0])
-            table = _place(table, whole)
-        return constrain_batch(jnp.take(table, ids, axis=0, mode="clip"))
+        local = functools.partial(_find_rows, **options)
+        return jax.shard_map(local, in_specs=(whole, batch), out_specs=batch, check_vma=False)(table, ids)
 
     def backward(ids: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
-        batch = PartitionSpec(_batch_axes(mesh))
-        add = functools.partial(
-            _add_rows, words=len(table), split=split, axes=dict(mesh.shape), exchange_rows=exchange_rows
-        )
-        return jax.shard_map(add, in_specs=(batch, batch), out_specs=split, check_vma=False)(ids, cotangent), None
+        local = functools.partial(_add_rows, split=split, **options)
+        return jax.shard_map(local, in_specs=(batch, batch), out_specs=split, check_vma=False)(ids, cotangent), None
 
     find.defvjp(lambda table, ids: (find(table, ids), ids), backward)
     return find(table, ids)
 
 
+def _find_rows(table: jax.Array, ids: jax.Array, *, words: int, axes: dict[str, int], exchange_rows: bool) -> jax.Array:
+    """In a shard_map: rows [b, ..., E] of a table of which this device has a part, for its ids [b, ...]."""
+    split = axes.get("fsdp", 1) > 1
+    if split and exchange_rows:
+        ids = jax.lax.all_gather(ids, "fsdp", tiled=True)
+    elif split:
+        table = jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
+    own = len(table) < words
+    if own:  # each device finds the rows of its own words; the others are 0
+        ids = ids - jax.lax.axis_index("tensor") * len(table)
+    rows = jnp.take(table, ids, axis=0, mode="clip")
+    if own:
+        rows = jnp.where(((ids >= 0) & (ids < len(table)))[..., None], rows, 0)
+    if split and exchange_rows:
+        rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=rows.ndim - 1, tiled=True)
+    return jax.lax.psum(rows, "tensor") if own else rows
+
+
 def _add_rows(
-    ids: jax.Array, rows: jax.Array, *, words: int, split: PartitionSpec, axes: dict[str, int], exchange_rows: bool
+    ids: jax.Array, rows: jax.Array, *, words: int, axes: dict[str, int], exchange_rows: bool, split: PartitionSpec
 ) -> jax.Array:
     """In a shard_map: this device's part of the sum of all devices' rows [b, ..., E] at their ids [b, ...].
 

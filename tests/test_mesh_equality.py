@@ -1,6 +1,5 @@
 """Pre-training gives the same numbers on every mesh, in one process and over several; and what it sends on a TPU."""
 
-import importlib.util
 import json
 import os
 import socket
@@ -11,11 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from deberta_jax.train import step_program
-from deberta_jax.train.tpu_compiler import compile_for_tpu, cost_of, topology, trace
-
-from deberta_jax import DebertaConfig
-from deberta_jax.sharding import make_mesh
 
 from .mesh_worker import Result, run
 
@@ -38,11 +32,17 @@ def assert_equal(got: Result, want: Result) -> None:
         np.testing.assert_allclose(got.params[path], value, rtol=0, atol=1e-5, err_msg=path)
 
 
-def assert_moments_are_split(got: Result, over: int) -> None:
-    matrices = {path: shape for path, shape in got.moments.items() if len(shape) == 2 and "classifier" not in path}
+def assert_moments_are_split(got: Result, mesh: dict[str, int]) -> None:
+    """Matrices over zero and fsdp, those of words, heads and feed-forward over tensor as well; no vector over zero."""
+    zero, fsdp, tensor = (mesh.get(axis, 1) for axis in ("zero", "fsdp", "tensor"))
+    matrices = {path: shape for path, shape in got.moments.items() if len(shape) > 1 and "classifier" not in path}
     assert len(matrices) > 40
     for path, shape in matrices.items():
-        assert np.prod(got.shards[path]) * over == np.prod(shape), path
+        over = tensor if any(part in path for part in ("word_embeddings", "_proj", "feed_forward", "output")) else 1
+        assert np.prod(got.shards[path]) * zero * fsdp * over == np.prod(shape), path
+    biases = [path for path in got.moments if path.endswith("output/bias")]
+    assert biases
+    assert all(got.shards[path] == got.moments[path] for path in biases)
 
 
 # Meshes of fewer devices than there are, one or two axes, and all of them: the first is what most runs have.
@@ -62,7 +62,7 @@ def assert_moments_are_split(got: Result, over: int) -> None:
 def test_three_steps_on_a_mesh_equal_one_device(mesh: dict[str, int], devices: int, single: Result) -> None:
     got = run(mesh, devices=jax.devices()[:devices])
     assert_equal(got, single)
-    assert_moments_are_split(got, mesh.get("zero", 1) * mesh.get("fsdp", 1))
+    assert_moments_are_split(got, mesh)
 
 
 @pytest.mark.slow
@@ -104,4 +104,4 @@ def test_several_processes_equal_one(
         shapes = {name: {path: tuple(shape) for path, shape in figures[name].items()} for name in ("moments", "shards")}
         got = Result(figures["metrics"], dict(params), **shapes)
     assert_equal(got, single)
-    assert_moments_are_split(got, mesh.get("zero", 1) * mesh.get("fsdp", 1))
+    assert_moments_are_split(got, mesh)
