@@ -346,7 +346,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
         total = len(rows) // local_parts * parts
         mine = local_rows(mesh, total)
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(total)
             first = np.searchsorted(mine, start)
             return rows[first : first + stop - start]
