@@ -11,6 +11,7 @@ from .attention import IMPLEMENTATIONS, disentangled_attention
 from .config import DebertaConfig
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
 from .positions import live_rows
+from .sharding import constrain_batch
 
 
 class Tokens(NamedTuple):
@@ -86,7 +87,7 @@ class Embeddings(nn.Module):
         if self.has_variable("perturbation", "delta"):
             hidden = perturb(hidden, self.get_variable("perturbation", "delta"))
         hidden = self.layer_norm(hidden) * (tokens.segments != 0)[..., None].astype(self.dtype)
-        return self.dropout(hidden, train)
+        return constrain_batch(self.dropout(hidden, train))
 
     def absolute_positions(self, positions: jax.Array) -> jax.Array:
         """Rows of the position table. Positions past its end read the last row; the official code fails there."""
@@ -315,7 +316,7 @@ class Encoder(nn.Module):
             hidden, probabilities = layer(hidden_states[-1], None, relative, segments, None, train)
             if index == 0 and self.config.conv_kernel_size > 0:
                 hidden = self.conv(embeddings, hidden, segments, train)
-            hidden_states.append(hidden)
+            hidden_states.append(constrain_batch(hidden))
             attentions.append(probabilities)
         return hidden_states, attentions
 
@@ -337,8 +338,8 @@ class Encoder(nn.Module):
         layer, keys_values = self.layer[-1], self.layer[-1].keys_values(hidden)
         relative = self.relative(hidden.shape[1])
         for _ in range(steps):
-            queries, _ = layer(queries, keys_values, relative, segments, selection, train)
-        return queries
+            queries, _ = layer(constrain_batch(queries), keys_values, relative, segments, selection, train)
+        return constrain_batch(queries)
 
     def relative(self, length: int) -> jax.Array | None:
         """The relative table's live rows [P, D] for `length` tokens, normalised; None without relative attention."""

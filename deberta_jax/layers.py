@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .config import DebertaConfig
+from .sharding import lookup
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -114,8 +115,8 @@ class Embedding(nn.Module):
         )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """ids int [...] -> [..., features]. An id outside the table reads its nearest row (jnp.take, mode clip)."""
-        found = jnp.take(self.embedding, ids, axis=0, mode="clip")
+        """ids int [...] -> [..., features]. An id outside the table reads its nearest row."""
+        found = lookup(self.embedding, ids, path=f"{self.name}/embedding")
         if self.has_variable("params", "delta"):
-            found = found + jnp.take(self.get_variable("params", "delta"), ids, axis=0, mode="clip")
+            found = found + lookup(self.get_variable("params", "delta"), ids, path=f"{self.name}/delta")
         return found.astype(self.dtype)

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .sharding import constrain_features
+
 # logits of some words float32 [B, M, C], the words int [C], key -> scores [B, M, C]: the highest of all words is drawn
 Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _WORDS_PER_CHUNK = 8192
@@ -100,7 +102,7 @@ def _visit_backward(score: Score, residuals: tuple, cotangents: tuple) -> tuple:
         d_logits = weights * (jnp.exp(logits - normaliser[..., None]) - (words == labels[..., None]))
         narrow = d_logits.astype(hidden.dtype)
         d_hidden += _product("bmv,ve->bme", narrow, rows)
-        d_rows = _product("bmv,bme->ve", narrow, hidden)
+        d_rows = constrain_features(_product("bmv,bme->ve", narrow, hidden))
         d_table = jax.lax.dynamic_update_slice_in_dim(d_table, d_rows, start, axis=0)
         d_bias = jax.lax.dynamic_update_slice_in_dim(d_bias, d_logits.sum(axis=(0, 1)), start, axis=0)
         return d_hidden, d_table, d_bias

@@ -307,7 +307,7 @@ def test_a_mesh_without_our_axes_is_refused() -> None:
     arrays, arguments, _ = example(17)
     query, key, value, pos_key, pos_query = arrays
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"has the axes batch, and .* over data, fsdp, tensor"):
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"the axes batch, and .* over data, zero, fsdp, tensor"):
         disentangled_attention(
             query, key, value, pos_key=pos_key, pos_query=pos_query, implementation="pallas", **arguments
         )

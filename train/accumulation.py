@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from deberta_jax.sharding import constrain
+
 
 def accumulate(
     loss: Callable[..., tuple[jax.Array, Any]],
@@ -40,8 +42,9 @@ def accumulate(
     def body(total: Any, part: Any) -> tuple[Any, Any]:
         chunk, number = part
         grads, auxiliary = gradient(params, chunk, jax.random.fold_in(key, number), *weights)
-        return jax.tree.map(jnp.add, total, grads), auxiliary
+        # Where the moments lie, so that a device keeps, and adds up, no more of the sum than it needs.
+        return jax.tree.map(jnp.add, total, constrain(grads, moments=True)), auxiliary
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = constrain(jax.tree.map(jnp.zeros_like, params), moments=True)
     grads, auxiliary = jax.lax.scan(body, zeros, (jax.tree.map(split, batch), jnp.arange(chunks)))
     return grads, jax.tree.map(join, auxiliary)

@@ -14,6 +14,8 @@ from .optimizer import OptimizerConfig
 class MeshConfig:
     """How many devices share what; data parallelism takes what is left."""
 
+    zero: int = 1
+    """devices that share the optimiser's moments (ZeRO-1), and the batch"""
     fsdp: int = 1
     """devices that split the parameters among them (and the batch)"""
     tensor: int = 1

@@ -22,7 +22,7 @@ from deberta_jax import losses
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForSequenceClassification
-from deberta_jax.sharding import local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ from .configs import FinetuneConfig
 from .distributed import Hosts, join
 from .loop import Plan, Sums, train
 from .metrics import compute_metrics
-from .optimizer import build_optimizer, schedule
+from .optimizer import apply_gradients, build_optimizer, schedule
 from .report import open_log
 from .state import TrainState, training_key
 from .tasks import EncodedExamples, FinetuneBatches, TaskData, encode_examples, evaluation_batches, load_task
@@ -69,7 +69,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
         manual_dir=config.manual_dir,
     )
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
     pretrained, weights = load_pretrained(config.model, mesh=mesh)
     model_config = task_config(config, pretrained, task)
     if tokenizer.vocab_size > model_config.vocab_size:
@@ -78,7 +78,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
         )
     model = DebertaForSequenceClassification(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    check_sizes(config, devices=mesh.shape["data"] * mesh.shape["fsdp"])
+    check_sizes(config, devices=batch_devices(mesh))
 
     # ---------------------------------------------------------------- data
     splits = {"train": task.train, "validation": task.validation, **task.extra_validation, "test": task.test}
@@ -233,14 +233,13 @@ def build_step(
         count = jnp.asarray(batch["labels"].shape[0], jnp.float32)
         params, opt_state = state.params["model"], state.opt_state["model"]
         grads, sums = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params, opt_state, norm = apply_gradients(optimizer, grads, opt_state, params)
         metrics = {
             **sums,
             "count": count,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
             "learning_rate": config.optimizer.learning_rate * multiplier(state.step),
         }
-        params = optax.apply_updates(params, updates)
         return dataclasses.replace(
             state, step=state.step + 1, params={"model": params}, opt_state={"model": opt_state}
         ), metrics

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deberta_jax.sharding import constrain
+
 ScheduleName = Literal[
     "warmup_linear_shift",
     "warmup_linear",
@@ -59,6 +61,21 @@ def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.Gradi
         ),
         optax.scale_by_learning_rate(lambda step: config.learning_rate * multiplier(step)),
     )
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
+) -> tuple[Any, Any, jax.Array]:
+    """One update, inside jit -> the new parameters, the optimiser's new state, the norm of the gradients.
+
+    On a mesh every device updates the part of the parameters whose moments it has: gradients are summed where the
+    moments lie (with the axis `zero` a reduce-scatter), and the new parameters are gathered from there.
+    """
+    grads = constrain(grads, moments=True)
+    shards = constrain(params, moments=True)
+    updates, opt_state = optimizer.update(grads, opt_state, shards)
+    params = constrain(optax.apply_updates(shards, updates), moments=False)
+    return params, opt_state, optax.global_norm(grads)
 
 
 class UncorrectedAdamState(NamedTuple):

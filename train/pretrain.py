@@ -33,7 +33,7 @@ from deberta_jax.rtd import (
     sample_replacements,
     standalone_discriminator,
 )
-from deberta_jax.sharding import local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
 from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
@@ -44,7 +44,7 @@ from .data import TrainingBatches, evaluation_batches
 from .distributed import Hosts, join
 from .loop import Plan, Sums, train
 from .metrics import discriminator_sums, generator_sums, pretraining_figures
-from .optimizer import build_optimizer, schedule
+from .optimizer import apply_gradients, build_optimizer, schedule
 from .report import Log, open_log
 from .resolve import check_sizes, identity, load_starts, resolve_corpus, resolve_masking, resolve_models
 from .state import TrainState, training_key
@@ -69,11 +69,11 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     """Read from top to bottom; the same on every host."""
     # ---------------------------------------------------------------- what is trained, on what
     tokenizer = Tokenizer.from_folder(config.tokenizer)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
     starts = load_starts(config, mesh)
     models_config = resolve_models(config, tokenizer, {name: start[0] for name, start in starts.items()})
     models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    check_sizes(config, devices=mesh.shape["data"] * mesh.shape["fsdp"])
+    check_sizes(config, devices=batch_devices(mesh))
     corpus = resolve_corpus(config, tokenizer)
     masking = resolve_masking(config)
 
@@ -201,9 +201,10 @@ def build_step(
         metrics = {"learning_rate": config.optimizer.learning_rate * multiplier(state.step)}
 
         def update(name: str, grads: Any, trained: Any) -> Any:
-            updates, opt_state[name] = optimizers[name].update(grads, opt_state[name], trained)
-            metrics[f"{name}_grad_norm"] = optax.global_norm(grads)
-            return optax.apply_updates(trained, updates)
+            trained, opt_state[name], metrics[f"{name}_grad_norm"] = apply_gradients(
+                optimizers[name], grads, opt_state[name], trained
+            )
+            return trained
 
         if not config.decoupled:
             grads, (generated, judged) = accumulate(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.rtd import EmbeddingSharing, RTDModels, init_params
-from deberta_jax.sharding import batch_sharding, make_mesh, shardings
+from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, shardings
 
 from . import finetune, pretrain
 from .configs import FinetuneConfig, MeshConfig, PretrainConfig
@@ -182,11 +182,11 @@ class _AnyTokenizer:
 
 def lay_mesh(config: StepConfig, devices: list[Any]) -> Mesh:
     try:
-        return make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
+        return make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     except NotImplementedError:  # jax finds no way to lay the axes on the torus
+        asked = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items())
         raise ValueError(
-            f"a mesh of fsdp {config.mesh.fsdp} x tensor {config.mesh.tensor} cannot be laid on {config.topology}; "
-            f"give sizes that are products of its sides"
+            f"a mesh of {asked} cannot be laid on {config.topology}; give sizes that are products of its sides"
         ) from None
 
 
@@ -195,10 +195,10 @@ def check_batch(config: StepConfig, mesh: Mesh) -> None:
     rows, left = config.global_batch, "global_batch"
     for name, size in (
         ("accumulation", config.accumulation),
-        *((f"the mesh axis {axis}", mesh.shape[axis]) for axis in ("data", "fsdp")),
+        *((f"the mesh axis {axis}", mesh.shape[axis]) for axis in BATCH_AXES),
     ):
         if rows % size:
-            least = config.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
+            least = config.accumulation * batch_devices(mesh)
             raise ValueError(f"{left} {rows} does not divide by {name} of size {size}; give a multiple of {least}")
         if size > 1:
             rows, left = rows // size, f"{left} / {name.split()[-1]}"
