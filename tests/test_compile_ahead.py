@@ -119,7 +119,7 @@ def test_the_step_runs_on_what_was_described(model: str, options: dict) -> None:
             r"global_batch / data 3 does not divide by the mesh axis fsdp of size 2; .* 8",
         ),
         ({"global_batch": 15, "accumulation": 2}, r"global_batch 15 does not divide by accumulation of size 2; .* 16"),
-        ({"global_batch": 8, "mesh": step_program.MeshConfig(fsdp=3)}, "8 devices do not divide by fsdp 3 x tensor 1"),
+        ({"global_batch": 8, "mesh": step_program.MeshConfig(fsdp=3)}, "a mesh of zero 1 x fsdp 3 x tensor 1 does not divide 8 devices"),
     ],
 )
 def test_what_does_not_divide_is_named(model: str, options: dict, message: str) -> None:
