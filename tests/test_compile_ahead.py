@@ -119,7 +119,10 @@ def test_the_step_runs_on_what_was_described(model: str, options: dict) -> None:
             r"global_batch / data 3 does not divide by the mesh axis fsdp of size 2; .* 8",
         ),
         ({"global_batch": 15, "accumulation": 2}, r"global_batch 15 does not divide by accumulation of size 2; .* 16"),
-        ({"global_batch": 8, "mesh": step_program.MeshConfig(fsdp=3)}, "a mesh of zero 1 x fsdp 3 x tensor 1 does not divide 8 devices"),
+        (
+            {"global_batch": 8, "mesh": step_program.MeshConfig(fsdp=3)},
+            "a mesh of zero 1 x fsdp 3 x tensor 1 does not divide 8 devices",
+        ),
     ],
 )
 def test_what_does_not_divide_is_named(model: str, options: dict, message: str) -> None:
@@ -153,7 +156,7 @@ def report(config: CompileAheadConfig, *, needed: float, fits: bool) -> Report:
     settings |= {"mesh": dataclasses.asdict(config.mesh), "slices": config.slices, "xla_flags": {}}
     return Report(
         settings=settings,
-        mesh={"data": 8 // config.mesh.fsdp, "fsdp": config.mesh.fsdp, "tensor": 1},
+        mesh={"data": 8 // config.mesh.fsdp, "zero": 1, "fsdp": config.mesh.fsdp, "tensor": 1},
         chips=8,
         devices=8,
         rows=config.global_batch // 8 // config.accumulation,
@@ -332,7 +335,7 @@ def test_a_step_is_compiled_and_reported(model: str, capsys: pytest.CaptureFixtu
     assert main(["compile-ahead", "--model", model, *options, "--tokens", "1e9", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"]
-    assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert found["mesh"] == {"data": 2, "zero": 1, "fsdp": 2, "tensor": 1}
     assert found["cost"]["argument_bytes"] >= found["parameter_bytes"] + found["optimizer_bytes"]
     assert found["optimizer_bytes"] == pytest.approx(2 * found["parameter_bytes"], rel=0.01)
     assert "pallas_call" not in found["cost"]["unpriced"]

@@ -74,7 +74,11 @@ def test_accumulation_on_a_mesh_equals_one_device() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"),
-    [(2, 1, {"data": 2}), (4, 2, {"fsdp": 4, "tensor": 2}), (4, 2, {"data": 2, "zero": 4})],
+    [
+        (2, 1, {"data": 2}),
+        (4, 2, {"fsdp": 4, "tensor": 2}),
+        pytest.param(4, 2, {"data": 2, "zero": 4}, marks=pytest.mark.long),
+    ],
     ids=["2x1-data", "4x2-fsdp-tensor", "4x2-zero"],
 )
 def test_several_processes_equal_one(
