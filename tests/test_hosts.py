@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from deberta_jax.train.distributed import Hosts, agree, code_fingerprint
 from deberta_jax.train.exits import StoppedError, exit_code
 from deberta_jax.train.goodput import Goodput, GoodputLog, read_goodput
 from deberta_jax.train.storage import Fault
-from deberta_jax.train.watchdog import LastWords, Watchdog
+from deberta_jax.train.watchdog import Watchdog
 
 QUICK = HostsConfig(dead_after=1.2, stall_after=2.0, slow_after=6.0)
 NAMES = ["process 0 on a", "process 1 on b", "process 2 on c"]
@@ -169,24 +171,17 @@ def test_a_process_that_has_ended_is_not_missed():
         dog.stop()
 
 
-def test_last_words_are_said_for_a_killed_process_only(tmp_path):
-    def child(unsaid: bool) -> str:
-        with open(tmp_path / "said", "w+") as said:
-            process = os.fork()
-            if not process:
-                os.dup2(said.fileno(), 2)
-                words = LastWords("process 1 died")
-                if unsaid:
-                    words.unsaid()
-                os.kill(os.getpid(), signal.SIGKILL)
-            os.waitpid(process, 0)
-            deadline = time.monotonic() + (1.0 if unsaid else 20.0)
-            while time.monotonic() < deadline and not (tmp_path / "said").read_text():
-                time.sleep(0.05)
-            return (tmp_path / "said").read_text()
-
-    assert child(unsaid=False) == "process 1 died\n"
-    assert child(unsaid=True) == ""
+@pytest.mark.parametrize(("then", "said"), [("pass", "process 1 died\n"), ("words.unsaid()", "")])
+def test_last_words_are_said_for_a_killed_process_only(then, said):
+    program = (
+        "import os, signal\n"
+        "from deberta_jax.train.watchdog import LastWords\n"
+        f"words = LastWords('process 1 died'); {then}\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # The reader of the words has the other end of stderr too: this waits for both to end.
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, said)
 
 
 # ---------------------------------------------------------------------------------------------- agreement
