@@ -39,6 +39,7 @@ def stop_after(processes: list[Process], output: Path, *, more: int) -> None:
     assert "preempted (SIGTERM)" in processes[0].said
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_hosts(home: Path, tmp_path: Path) -> None:
     """Four processes, two with two devices each, four again: no example is left out or repeated, and the losses are
     those of one process that nothing stopped."""

@@ -346,7 +346,18 @@ def test_a_step_is_compiled_and_reported(model: str, capsys: pytest.CaptureFixtu
 @needs_libtpu
 @pytest.mark.slow
 def test_what_does_not_fit_is_status_1_with_the_shortfall(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--topology", "v5e:1x1", "--global-batch", "65536", "--sequence-length", "128", "--task", "finetune"]
+    options = [
+        "--topology",
+        "v5e:1x1",
+        "--global-batch",
+        "65536",
+        "--sequence-length",
+        "128",
+        "--task",
+        "finetune",
+        "--xla-flags",
+        "",
+    ]
     assert main(["compile-ahead", "--model", model, *options, "--alternatives", "1"]) == 1
     printed = capsys.readouterr()
     assert "short by" in printed.err

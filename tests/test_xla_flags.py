@@ -46,10 +46,8 @@ def test_the_compiler_refuses_a_flag_that_it_does_not_know() -> None:
 
 
 @needs_libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "generation", ["v5e", *(pytest.param(other, marks=pytest.mark.long) for other in ("v5p", "v6e"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("generation", ["v5e", "v5p", "v6e"])
 def test_the_flags_make_the_reduction_of_gradients_asynchronous(generation: str) -> None:
     """Each of them is needed."""
     _, devices = topology(small_slice(generation))

@@ -86,7 +86,8 @@ class Watchdog:
         self._stopped.set()
         for thread in self._threads:
             thread.join(timeout=2 * self.period)
-        self._exchange(beat=-1)
+        with contextlib.suppress(Exception):  # process 0, which serves this, may have ended first
+            self._exchange(beat=-1)
 
     def fail(self, code: int, message: str) -> None:
         """Tells the others that this process ends, and why; judges no more."""
