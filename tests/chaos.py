@@ -4,7 +4,7 @@
 
 One run of pre-training on real text is left alone. Another, with the same settings, is hit by a fault in every round:
 a process killed at a random moment or during a save, frozen, stuck in its data loader, told to stop (SIGTERM), or the
-newest checkpoint truncated or with a flipped bit. Every other process has to end by itself within a bound, with an exit
+newest checkpoint truncated or with flipped bits. Every other process has to end by itself within a bound, with an exit
 code that asks for a restart and with a message that names the lost process; then all four are started again. At the end
 the losses of all steps must be those of the unbroken run, bit for bit, and every row of the text must have been trained
 on exactly as often. Exit status 1 and a list of what went wrong otherwise.
@@ -144,6 +144,8 @@ def run_round(command: list[str], output: Path, fault: str, chance: random.Rando
             return max(losses(output), default=0) >= goal
 
         wait_until(at_goal, seconds=180, what="steps")
+        if fault in DAMAGES:  # there has to be another to fall back on
+            wait_until(lambda: len(checkpoints(output)) > 1, seconds=60, what="two checkpoints")
         if fault == "SIGKILL during a save":
             pending = output / "checkpoints"
             wait_until(lambda: list(pending.glob("*.orbax-checkpoint-tmp")), seconds=60, what="a save")
@@ -163,6 +165,7 @@ def run_round(command: list[str], output: Path, fault: str, chance: random.Rando
                 found.wrong.append(f"process {index} does not name process {victim}: {told[-300:]!r}")
     expected = {
         "SIGTERM": lambda index, code: code == 42,
+        **dict.fromkeys(DAMAGES, lambda index, code: code == -signal.SIGKILL),
         "stuck data loader": lambda index, code: code in RESTART,
     }.get(fault, lambda index, code: code in RESTART or (index == victim and code == -signal.SIGKILL))
     for index, code in enumerate(found.codes):
@@ -185,25 +188,31 @@ def _hit(fault: str, victim: int, processes: list[Process], output: Path) -> boo
         case "SIGTERM":
             processes[victim].popen.send_signal(signal.SIGTERM)
             return False
-        case _:  # damage on disk, done after all were killed
+        case _:  # damage on disk, done when all have been killed
             for process in processes:
                 process.popen.kill()
             return False
     return True
 
 
+def checkpoints(output: Path) -> list[int]:
+    """The steps that are whole on disk, ascending."""
+    return sorted(int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit())
+
+
 def damage(fault: str, output: Path, chance: random.Random) -> str:
     """Damages the newest checkpoint. Returns what has to be said of it at the next start."""
-    steps = sorted(int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit())
+    steps = checkpoints(output)
     newest = output / "checkpoints" / str(steps[-1])
     files = [path for path in newest.rglob("d/*") if path.is_file() and path.stat().st_size > 1000]
-    path = chance.choice(files)
-    content = bytearray(path.read_bytes())
-    if fault == "checkpoint truncated":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        path.write_bytes(content)
+    if fault == DAMAGES[0]:
+        path = chance.choice(files)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:  # one bit of every file, as some hold bytes that nothing refers to any more
+        for path in files:
+            content = bytearray(path.read_bytes())
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            path.write_bytes(content)
     return f"the checkpoint of step {steps[-1]} in"
 
 
@@ -211,14 +220,15 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
+DAMAGES = ("checkpoint truncated", "checkpoint with flipped bits")
 FAULTS = (
     *["SIGKILL"] * 6,
     *["SIGKILL during a save"] * 5,
     *["SIGSTOP"] * 2,
     *["stuck data loader"] * 2,
     *["SIGTERM"] * 2,
-    "checkpoint truncated",
-    *["checkpoint with a flipped bit"] * 2,
+    DAMAGES[0],
+    *[DAMAGES[1]] * 2,
 )
 
 
@@ -230,7 +240,7 @@ def main() -> int:
     options = parser.parse_args()
     began, chance, console = time.monotonic(), random.Random(options.seed), Console()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
-    steps = 10 * options.rounds
+    steps = 7 * options.rounds
     prepare_home(folder / "home")
 
     console.print(f"the unbroken run: {COUNT} processes, {steps} steps")
@@ -254,7 +264,7 @@ def main() -> int:
             found = Round(fault, wrong=[str(error)])
         if expected and expected not in _text(output / "logs" / "0.log"):
             found.wrong.append(f"nothing was said of the damage of the round before: {expected!r}")
-        expected = damage(fault, output, chance) if fault.startswith("checkpoint") else ""
+        expected = damage(fault, output, chance) if fault in DAMAGES else ""
         rounds.append(found)
         state = "; ".join(found.wrong) or "survived"
         console.print(

@@ -312,7 +312,7 @@ def _leave(
         traceback.print_exception(error)
     if watchdog is not None:
         with contextlib.suppress(Exception):  # the service may be what failed
-            watchdog.fail(code, text)
+            watchdog.fail(code, f"failed: {text}")
     if hosts.count > 1:
         print(f"{name}: {text}. Exit code {code}", file=sys.stderr, flush=True)
         if last_words is not None:

@@ -90,7 +90,7 @@ class Watchdog:
             self._exchange(beat=-1)
 
     def fail(self, code: int, message: str) -> None:
-        """Tells the others that this process ends, and why; judges no more."""
+        """Tells the others that this process ends, and why (a message such as "failed: ..."); judges no more."""
         self._stopped.set()
         value = json.dumps({"code": code, "message": message})
         self._store.key_value_set(f"deberta_jax/failed/{self._index}", value, allow_overwrite=True)
@@ -135,7 +135,7 @@ class Watchdog:
         others = [(int(key.rpartition("/")[2]), json.loads(value)) for key, value in failed]
         for index, failure in others:
             if index != self._index and not self._stopped.is_set():
-                self._leave_with(failure["code"], f"{self._names[index]} failed: {failure['message']}")
+                self._leave_with(failure["code"], f"{self._names[index]} {failure['message']}")
 
     def _judge(self) -> None:
         while not self._stopped.wait(min(1.0, self.period)):
@@ -185,6 +185,9 @@ class Watchdog:
             lines.append(f"  {name}: {doing}, {heard}; {one['where']}")
         print("\n".join(lines), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
+        if self._index == 0:  # JAX aborts the others as soon as process 0 is gone: they are told first
+            self.fail(code, f"gives up: {reason}")
+            time.sleep(3 * self.period)
         self._leave_with(code, reason)
 
     def _leave_with(self, code: int, reason: str) -> None:
