@@ -185,8 +185,12 @@ class Watchdog:
             lines.append(f"  {name}: {doing}, {heard}; {one['where']}")
         print("\n".join(lines), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
-        if self._index == 0:  # JAX aborts the others as soon as process 0 is gone: they are told first
-            self.fail(code, f"gives up: {reason}")
+        # The others are told: they would take this process for the lost one, or blame process 0, with which JAX aborts
+        # them. By a thread, as the service may be what does not answer.
+        telling = threading.Thread(target=self.fail, args=(code, f"gives up: {reason}"), daemon=True)
+        telling.start()
+        telling.join(timeout=self.period)
+        if self._index == 0:
             time.sleep(3 * self.period)
         self._leave_with(code, reason)
 
