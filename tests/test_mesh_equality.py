@@ -45,14 +45,14 @@ def assert_moments_are_split(got: Result, mesh: dict[str, int]) -> None:
     assert all(got.shards[path] == got.moments[path] for path in biases)
 
 
-# Meshes of fewer devices than there are, one or two axes, and all of them: the first is what most runs have.
+# Every axis alone or with others. Those by hand are what the processes below, or others here, have in them.
 @pytest.mark.parametrize(
     ("mesh", "devices"),
     [
         ({"data": 2, "zero": 4}, 8),
-        pytest.param({"data": 2}, 2, marks=pytest.mark.slow),
+        pytest.param({"data": 2}, 2, marks=pytest.mark.long),
         pytest.param({"data": 8}, 8, marks=pytest.mark.long),
-        pytest.param({"fsdp": 4, "tensor": 2}, 8, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 4, "tensor": 2}, 8, marks=pytest.mark.long),
         pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 8, marks=pytest.mark.slow),
         pytest.param({"zero": 8}, 8, marks=pytest.mark.slow),
         ({"zero": 2, "fsdp": 2, "tensor": 2}, 8),
@@ -75,7 +75,7 @@ def test_accumulation_on_a_mesh_equals_one_device() -> None:
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"),
     [
-        (2, 1, {"data": 2}),
+        pytest.param(2, 1, {"data": 2}, marks=pytest.mark.long),
         (4, 2, {"fsdp": 4, "tensor": 2}),
         pytest.param(4, 2, {"data": 2, "zero": 4}, marks=pytest.mark.long),
     ],
