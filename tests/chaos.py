@@ -171,8 +171,6 @@ def run_round(command: list[str], output: Path, fault: str, chance: random.Rando
     for index, code in enumerate(found.codes):
         if not expected(index, code):
             found.wrong.append(f"process {index} ended with {code}")
-    for path in (output / "records").glob("stuck-*"):
-        path.unlink()
     return found
 
 
@@ -255,8 +253,9 @@ def main() -> int:
 
     output = folder / "broken"
     command = arguments(folder / "home", output, **settings)
-    faults = [FAULTS[number % len(FAULTS)] for number in range(options.rounds)]
+    faults = [*FAULTS] * -(-options.rounds // len(FAULTS))
     chance.shuffle(faults)
+    del faults[options.rounds :]
     rounds: list[Round] = []
     expected = ""
     for number, fault in enumerate(faults, start=1):
@@ -264,6 +263,8 @@ def main() -> int:
             found = run_round(command, output, fault, chance)
         except AssertionError as error:
             found = Round(fault, wrong=[str(error)])
+        for path in (output / "records").glob("stuck-*"):
+            path.unlink()
         if expected and expected not in _text(output / "logs" / "0.log"):
             found.wrong.append(f"nothing was said of the damage of the round before: {expected!r}")
         expected = damage(fault, output, chance) if fault in DAMAGES else ""

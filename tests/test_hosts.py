@@ -134,11 +134,13 @@ def test_slow_phases_may_last_longer():
         dog.stop()
 
 
-def test_a_long_median_step_raises_the_limit():
+def test_long_steps_raise_the_limit_and_the_first_one_does_not_count():
     dog = Dogs().dogs[0]
-    dog._steps = [1.0] * 5
-    dog._activity.enter("step", 6)
-    assert dog._limit() == 10
+    for step, seconds in ((3, 2.0), (4, 0.5), (5, 0.4), (6, 0.0)):  # it goes on from step 2
+        dog._activity.enter("step", step)
+        dog._measure()
+        time.sleep(seconds)
+    assert dog._limit() == pytest.approx(10 * 0.4, rel=0.3)
     dog._activity.enter("save")
     assert dog._limit() == 6
 

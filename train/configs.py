@@ -37,7 +37,7 @@ class HostsConfig:
     dead_after: float = 30.0
     """seconds of silence after which a process counts as lost and the others end with exit code 42"""
     stall_after: float = 120.0
-    """seconds of one step, or of waiting for one batch, after which all end with exit code 42; ten times the median
+    """seconds of one step, or of waiting for one batch, after which all end with exit code 42; ten times the fastest
     step where that is more"""
     slow_after: float = 1800.0
     """the same for compiling, restoring, evaluating and saving"""

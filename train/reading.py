@@ -143,7 +143,13 @@ class Reader:
         target = jax.tree_util.tree_map_with_path(as_saved, abstract_state)
         with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
             folder = self.folder / str(step) / "state"
-            return handler.restore(folder, args=ocp.args.StandardRestore(target))
+            try:
+                return handler.restore(folder, args=ocp.args.StandardRestore(target))
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                # How Orbax reports an array of several processes of which a part cannot be read.
+                raise ValueError(str(error)) from error
 
     def _require_same(self, what: str, there: dict, here: dict) -> None:
         if differences := manifest.differences(there, here):

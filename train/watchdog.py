@@ -7,7 +7,7 @@ of what every host was doing and exit code 42 ("start me again"), when
 
 * a process has published nothing for `dead_after` seconds: it was killed, or its machine is gone or frozen;
 * the coordination service, which process 0 runs, has not answered for as long;
-* this process itself has been in one phase for too long: `stall_after` seconds, or ten times the median step where that
+* this process itself has been in one phase for too long: `stall_after` seconds, or ten times its fastest step where that
   is more, of a step or of waiting for a batch, and `slow_after` of anything else (compiling, restoring, evaluating,
   saving). Guilty is who entered the earliest step;
 * a process has published that it fails: the others end with its exit code.
@@ -20,7 +20,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -72,7 +71,7 @@ class Watchdog:
         self._beats: dict[int, tuple[int, float]] = {}  # process -> its newest beat, and when that was seen first
         self._reports: dict[int, dict[str, Any]] = {}
         self._steps: list[float] = []  # seconds of this process' last steps
-        self._last_step = (0, time.monotonic())
+        self._last_step, self._first_step = (0, time.monotonic()), 0
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._publish, self._judge)]
 
     def start(self) -> None:
@@ -156,15 +155,16 @@ class Watchdog:
         step, now = self._activity.step, time.monotonic()
         known, when = self._last_step
         if step > known:
-            if known:
+            self._first_step = self._first_step or step
+            if known > self._first_step:  # the first one compiles
                 self._steps = [*self._steps[-99:], (now - when) / (step - known)]
             self._last_step = (step, now)
 
     def _limit(self) -> float:
         if self._activity.phase not in _QUICK:
             return self._config.slow_after
-        median = statistics.median(self._steps) if self._steps else 0.0
-        return max(self._config.stall_after, 10 * median)
+        # Not the median: the steps after a start wait for the last process to compile.
+        return max(self._config.stall_after, 10 * min(self._steps, default=0.0))
 
     def _suspects(self) -> list[int]:
         """Those who are least far: everybody else waits for them."""
