@@ -7,9 +7,9 @@ of what every host was doing and exit code 42 ("start me again"), when
 
 * a process has published nothing for `dead_after` seconds: it was killed, or its machine is gone or frozen;
 * the coordination service, which process 0 runs, has not answered for as long;
-* this process itself has been in one phase for too long: `stall_after` seconds, or ten times its fastest step where that
-  is more, of a step or of waiting for a batch, and `slow_after` of anything else (compiling, restoring, evaluating,
-  saving). Guilty is who entered the earliest step;
+* this process itself has been in one phase for too long: `stall_after` seconds, or ten times its fastest step where
+  that is more, of a step or of waiting for a batch, and `slow_after` of anything else (compiling, restoring,
+  evaluating, saving). Guilty is who entered the earliest step;
 * a process has published that it fails: the others end with its exit code.
 
 JAX's client ends a process by itself, from C++, as soon as process 0 is gone. Nothing in the process can then say a
