@@ -124,10 +124,13 @@ def test_a_stuck_process_is_named_by_all_although_it_still_beats(capfd):
     assert "test_hosts.py" in told  # where it is
 
 
-def test_slow_phases_may_last_longer():
+@pytest.mark.parametrize("compiling", [{0, 1, 2}, {2}])
+def test_slow_phases_may_last_longer_and_so_may_the_wait_for_one(compiling):
     dogs = Dogs()
-    for activity in dogs.activities:
+    for index, activity in enumerate(dogs.activities):
         activity.enter("compile", 1)
+        if index not in compiling:
+            activity.enter("step", 2)
     dogs.run(3.0, working=set())
     assert not dogs.left
     for dog in dogs.dogs:

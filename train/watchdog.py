@@ -161,7 +161,9 @@ class Watchdog:
             self._last_step = (step, now)
 
     def _limit(self) -> float:
-        if self._activity.phase not in _QUICK:
+        # Who waits in a step for one that still compiles has that one's limit: not all find the program in the cache.
+        phases = [self._reports[i]["phase"] for i in self._suspects() if i != self._index]
+        if any(phase not in _QUICK for phase in [self._activity.phase, *phases]):
             return self._config.slow_after
         # Not the median: the steps after a start wait for the last process to compile.
         return max(self._config.stall_after, 10 * min(self._steps, default=0.0))
