@@ -170,7 +170,7 @@ class Watchdog:
 
     def _suspects(self) -> list[int]:
         """Those who are least far: everybody else waits for them."""
-        running = {i: one for i, one in self._reports.items() if one["beat"] >= 0}
+        running = {i: one for i, one in list(self._reports.items()) if one["beat"] >= 0}
         place = {i: (one["step"], _ORDER.get(one["phase"], 0)) for i, one in running.items()}
         return [i for i, one in place.items() if one == min(place.values())]
 
