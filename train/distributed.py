@@ -318,6 +318,6 @@ def _leave(
         if last_words is not None:
             last_words.unsaid()
         # Process 0 serves the others: they read of the failure before it goes.
-        time.sleep(1.0 if watchdog is None else 3 * watchdog.period)
+        time.sleep(1.0 if watchdog is None else 5 * watchdog.period)
         sys.stdout.flush()
         os._exit(code)

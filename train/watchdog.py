@@ -193,7 +193,7 @@ class Watchdog:
         telling.start()
         telling.join(timeout=self.period)
         if self._index == 0:
-            time.sleep(3 * self.period)
+            time.sleep(5 * self.period)
         self._leave_with(code, reason)
 
     def _leave_with(self, code: int, reason: str) -> None:
