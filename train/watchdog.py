@@ -192,12 +192,12 @@ class Watchdog:
         telling = threading.Thread(target=self.fail, args=(code, f"gives up: {reason}"), daemon=True)
         telling.start()
         telling.join(timeout=self.period)
-        if self._index == 0:
-            time.sleep(5 * self.period)
         self._leave_with(code, reason)
 
     def _leave_with(self, code: int, reason: str) -> None:
         print(f"{self._names[self._index]}: {reason}. Exit code {code}", file=sys.stderr, flush=True)
+        if self._index == 0:  # the others have to read what it serves before JAX aborts them
+            time.sleep(5 * self.period)
         self._leave(code)
 
 
