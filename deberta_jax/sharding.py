@@ -198,9 +198,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(_batch_axes(mesh)))
 
 
-def batch_devices(mesh: Mesh) -> int:
+def batch_devices(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split: its rows must be a multiple."""
-    return _batch_parts(mesh)
+    return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
@@ -210,17 +210,13 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     them at every layer. Does nothing where no mesh of ours is in use, or B does not divide.
     """
     mesh = _mesh_in_use()
-    if mesh is None or x.shape[0] % _batch_parts(mesh):
+    if mesh is None or x.shape[0] % batch_devices(mesh):
         return x
     return _place(x, PartitionSpec(_batch_axes(mesh)))
 
 
 def _batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-
-
-def _batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
 def lookup(table: jax.Array, ids: jax.Array, *, path: str) -> jax.Array:
@@ -234,10 +230,10 @@ def lookup(table: jax.Array, ids: jax.Array, *, path: str) -> jax.Array:
       path: of the table, or the end of it that the table of rules knows; without a rule the lookup is a plain one.
     """
     mesh = _mesh_in_use()
-    if mesh is None or ids.ndim < 2 or ids.shape[0] % _batch_parts(mesh) or not matching_rules(path):
+    if mesh is None or ids.ndim < 2 or ids.shape[0] % batch_devices(mesh) or not matching_rules(path):
         return jnp.take(table, ids, axis=0, mode="clip")
     ids = jnp.clip(ids, 0, len(table) - 1)
-    exchange_rows = ids.size // _batch_parts(mesh) < len(table)
+    exchange_rows = ids.size // batch_devices(mesh) < len(table)
     options = {"words": len(table), "axes": dict(mesh.shape), "exchange_rows": exchange_rows}
     batch = PartitionSpec(_batch_axes(mesh))
     whole, split = (partition(path, table.shape, mesh, moment=moment) for moment in (False, True))
@@ -311,8 +307,9 @@ def constrain_features(x: jax.Array) -> jax.Array:
     return _place(x, PartitionSpec(None, axes))
 
 
+@functools.cache  # asked for every array of every batch
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Which rows of each global batch of `batch` rows this process feeds: int64, in order.
+    """Which rows of each global batch of `batch` rows this process feeds: int64, in order; not to be written to.
 
     Not always consecutive ones. Where the axis `tensor` crosses processes, several feed the same rows.
 
@@ -325,7 +322,9 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
             f"multiple of {batch_devices(mesh)}"
         )
     shards = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
-    return np.unique(np.concatenate([np.arange(batch, dtype=np.int64)[shard] for shard in shards]))
+    rows = np.unique(np.concatenate([np.arange(batch, dtype=np.int64)[shard] for shard in shards]))
+    rows.flags.writeable = False
+    return rows
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

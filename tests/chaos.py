@@ -25,6 +25,7 @@ from pathlib import Path
 
 from deberta_jax.train import prepare, tokenizer
 from deberta_jax.train.goodput import read_goodput
+from deberta_jax.train.records import read_records
 from deberta_jax.train.text import embedded_corpus, read_documents
 from rich.console import Console
 from rich.table import Table
@@ -32,13 +33,12 @@ from rich.table import Table
 from deberta_jax.tokenizer import Tokenizer
 
 from .cluster import Process, cluster, wait_until
-from .test_encoder import SMALL
+from .test_pretrain import TINY
 
 COUNT = 4
 BATCH = 8
 DEAD_AFTER, STALL_AFTER = 6.0, 12.0
 BOUND = 40.0  # seconds in which the others have to end; a busy machine is slow to see that time is up
-MODEL = SMALL.replace(vocab_size=640, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.02)
 RESTART = (42, -signal.SIGABRT)  # JAX aborts by itself where it loses process 0; a shell sees 134
 
 
@@ -52,7 +52,7 @@ def prepare_home(folder: Path) -> None:
     spm = Tokenizer.from_folder(folder / "tokenizer")
     settings = {"sequence_length": 32, "boundary": "blank_line", "held_out_fraction": 0.05, "seed": 0}
     prepare.prepare((text,), spm, folder / "corpus", **settings)
-    (folder / "model.json").write_text(json.dumps(MODEL.to_json()), encoding="utf-8")
+    (folder / "model.json").write_text(json.dumps(TINY.to_json()), encoding="utf-8")
 
 
 def arguments(home: Path, output: Path, *, steps: int, save_every: int, options: tuple[str, ...] = ()) -> list[str]:
@@ -74,14 +74,7 @@ def arguments(home: Path, output: Path, *, steps: int, save_every: int, options:
 def losses(output: Path) -> dict[int, float]:
     """The generator's loss, or the masked LM's, of every step."""
     path = output / "metrics.jsonl"
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # being written
-        found[record["step"]] = record["generator_loss"]
-    return found
+    return {record["step"]: record["generator_loss"] for record in read_records(path)} if path.exists() else {}
 
 
 def rows_of(output: Path, *, steps: int) -> tuple[list[list[int]], list[list[str]]]:
@@ -90,13 +83,7 @@ def rows_of(output: Path, *, steps: int) -> tuple[list[list[int]], list[list[str
     A process may have read ahead of the others' last step: what counts is what it took at the step's last turn."""
     taken: dict[int, dict[tuple[int, ...], list[str]]] = collections.defaultdict(dict)
     for path in sorted((output / "records").glob("rows-*.jsonl")):
-        own: dict[int, dict] = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a kill
-            own[record["step"]] = record
+        own = {record["step"]: record for record in read_records(path)}
         for step, record in own.items():
             taken[step][tuple(record["rows"])] = record["tokens"]
     rows, tokens = [], []

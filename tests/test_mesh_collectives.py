@@ -1,7 +1,5 @@
 """What a step sends between the chips of a TPU, as its compiler says: the parts that are as large as the vocabulary."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,12 +11,9 @@ from deberta_jax.train.tpu_program import Collective, read_cost
 from deberta_jax import losses
 from deberta_jax.sharding import batch_sharding, constrain_batch, lookup, make_mesh, shardings
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="no libtpu, the TPU compiler: pip install jax[tpu]"
-    ),
-]
+from .test_compile_ahead import needs_libtpu
+
+pytestmark = [pytest.mark.slow, needs_libtpu]
 BATCH, LENGTH, SLOTS, WIDTH = 512, 128, 20, 512
 ROWS = BATCH * LENGTH * WIDTH * 4 // 16  # bytes of the activations of one of 16 chips, float32
 NO_MEMORY = {"argument_bytes": 0, "temporary_bytes": 0, "program_bytes": 0, "peak_bytes": 0}

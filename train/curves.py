@@ -1,25 +1,13 @@
 """The curves of a pre-training run, drawn from its `metrics.jsonl`."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .records import read_records
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one cut short by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
 
 
 def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:

@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from .activity import Activity
 from .configs import FinetuneConfig, HostsConfig, PretrainConfig
 from .exits import DONE, RESTART, StoppedError, exit_code, from_runtime
+from .storage import Coordinator, coordinator
 from .watchdog import LastWords, Watchdog
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
@@ -113,12 +114,11 @@ def join(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     if hosts.count == 1:
         yield hosts
         return
-    client = _client()
+    client = coordinator()
     try:
         names = agree(client, hosts, _facts(config), clock_within=config.hosts.clock_within)
     except Exception as error:
-        _leave(hosts, f"process {hosts.index} on {socket.gethostname()}", error)
-        raise
+        _leave(f"process {hosts.index} on {socket.gethostname()}", error)
     if hosts.first:
         print("\n".join(["processes:", *(f"  {name}" for name in names)]), file=sys.stderr, flush=True)
     lost = f", or aborted by JAX because it lost {names[0]}, which coordinates" if hosts.index else ""
@@ -139,14 +139,12 @@ def join(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
         watchdog.stop()
         raise
     except BaseException as error:
-        _leave(hosts, names[hosts.index], error, watchdog=watchdog, last_words=last_words, config=config.hosts)
-        raise
-    hosts.activity.enter("finish")
+        _leave(names[hosts.index], error, watchdog=watchdog, last_words=last_words, config=config.hosts)
     last_words.unsaid()
     watchdog.stop()
 
 
-def agree(client: Any, hosts: Hosts, facts: dict[str, Any], *, clock_within: float) -> list[str]:
+def agree(client: Coordinator, hosts: Hosts, facts: dict[str, Any], *, clock_within: float) -> list[str]:
     """Compares what must be the same on all processes. Returns what to call each of them in messages.
 
     Args:
@@ -276,13 +274,6 @@ def _keep_programs(config: PretrainConfig | FinetuneConfig) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
-def _client() -> Any:
-    """The client of JAX's coordination service, which has a key-value store and no public name."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
-
 def _preemption_service() -> bool:
     from jax._src import distributed
 
@@ -290,22 +281,19 @@ def _preemption_service() -> bool:
 
 
 def _leave(
-    hosts: Hosts,
     name: str,
     error: BaseException,
     *,
     watchdog: Watchdog | None = None,
     last_words: LastWords | None = None,
     config: HostsConfig | None = None,
-) -> None:
+) -> NoReturn:
     """Says what happened on this process and ends it, past JAX's shutdown, which would wait for the others."""
     code = exit_code(error)
-    if watchdog is not None and config is not None and from_runtime(error):
+    if config is not None and from_runtime(error):
         # Most likely another process is gone, and the collective broke. Who it was shows when its silence is long
         # enough; the watchdog then ends this process. If all are well it is the network, or this host.
-        deadline = time.monotonic() + config.dead_after + 10
-        while time.monotonic() < deadline:
-            time.sleep(0.5)
+        time.sleep(config.dead_after + 10)
     expected = isinstance(error, (ValueError, OSError, ImportError, KeyboardInterrupt, jax.errors.JaxRuntimeError))
     text = " ".join(str(error).split()) or type(error).__name__
     if not expected or os.environ.get("DEBERTA_JAX_TRACEBACK"):
@@ -313,11 +301,10 @@ def _leave(
     if watchdog is not None:
         with contextlib.suppress(Exception):  # the service may be what failed
             watchdog.fail(code, f"failed: {text}")
-    if hosts.count > 1:
-        print(f"{name}: {text}. Exit code {code}", file=sys.stderr, flush=True)
-        if last_words is not None:
-            last_words.unsaid()
-        # Process 0 serves the others: they read of the failure before it goes.
-        time.sleep(1.0 if watchdog is None else 5 * watchdog.period)
-        sys.stdout.flush()
-        os._exit(code)
+    print(f"{name}: {text}. Exit code {code}", file=sys.stderr, flush=True)
+    if last_words is not None:
+        last_words.unsaid()
+    # Process 0 serves the others: they read of the failure before it goes.
+    time.sleep(1.0 if watchdog is None else 5 * watchdog.period)
+    sys.stdout.flush()
+    os._exit(code)

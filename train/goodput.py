@@ -8,9 +8,9 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .activity import Activity
+from .records import read_records
 
 FILE = "goodput.jsonl"
 
@@ -80,13 +80,7 @@ def read_goodput(folder: Path) -> Goodput:
     Raises:
       FileNotFoundError: there is none.
     """
-    starts: dict[float, dict[str, Any]] = {}
-    for text in (folder / FILE).read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        starts[line["began"]] = line
+    starts = {line["began"]: line for line in read_records(folder / FILE)}
     lines = [starts[began] for began in sorted(starts)]
     useful = lost = between = 0.0
     phases: dict[str, float] = {}

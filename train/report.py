@@ -22,9 +22,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .curves import read_records
 from .distributed import Hosts
 from .goodput import GoodputLog, read_goodput
+from .records import read_records
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

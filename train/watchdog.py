@@ -25,21 +25,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from .activity import Activity
 from .configs import HostsConfig
 from .exits import RESTART
+from .storage import Coordinator
 
 _QUICK = ("input", "step")  # phases that last as long as a step
 _ORDER = {"input": 0, "compile": 1, "step": 1, "save": 2, "evaluate": 2}  # within a step
-
-
-class Store(Protocol):
-    """What is used of jaxlib's DistributedRuntimeClient."""
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
-    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
 
 
 class Watchdog:
@@ -55,7 +49,7 @@ class Watchdog:
 
     def __init__(
         self,
-        store: Store,
+        store: Coordinator,
         *,
         index: int,
         names: list[str],
