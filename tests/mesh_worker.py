@@ -1,11 +1,11 @@
 """Three steps of replaced token detection on a mesh: in the test's own process, or as one of several that share it.
 
-python -m tests.mesh_worker PORT PROCESSES PROCESS '{"devices": 2, "mesh": {"fsdp": 4}, "output": "folder"}'
+As `cluster.cluster` starts it: python -m tests.mesh_worker '{"mesh": {"fsdp": 4}, "output": "folder"}' --hosts....
 """
 
+import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,13 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
     from deberta_jax.train.state import TrainState, training_key
     from jax.experimental import multihost_utils
 
-    from deberta_jax import DebertaConfig
     from deberta_jax.rtd import RTDConfig, RTDModels, init_params
     from deberta_jax.sharding import local_rows, make_mesh, path_of, place_batch, shardings
 
-    model = DebertaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        relative_attention=True,
-        position_biased_input=False,
-        pos_att_type="c2p|p2c",
-        position_buckets=8,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        initializer_range=0.1,
+    from .test_encoder import SMALL
+
+    model = SMALL.replace(
+        vocab_size=64, num_hidden_layers=2, max_position_embeddings=32, position_buckets=8, initializer_range=0.1
     )
     config = PretrainConfig(
         output=Path("unused"),
@@ -115,12 +104,16 @@ def example(number: int) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    port, processes, process = map(int, sys.argv[1:4])
-    settings = json.loads(sys.argv[4])
-    jax.config.update("jax_num_cpu_devices", settings["devices"])
-    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process, initialization_timeout=60)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("settings", type=json.loads)
+    parser.add_argument("--hosts.coordinator", dest="coordinator")
+    parser.add_argument("--hosts.count", dest="count", type=int)
+    parser.add_argument("--hosts.index", dest="index", type=int)
+    options = parser.parse_args()
+    settings = options.settings
+    jax.distributed.initialize(options.coordinator, options.count, options.index, initialization_timeout=60)
     result = run(settings["mesh"], devices=jax.devices())
-    if process == 0:
+    if options.index == 0:
         output = Path(settings["output"])
         np.savez(output / "params.npz", **result.params)
         figures = {"metrics": result.metrics, "moments": result.moments, "shards": result.shards}

@@ -30,6 +30,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def settings(home: Path, output: Path, **changes) -> PretrainConfig:
+    """The same run as that of `arguments`, for this process."""
+    return PretrainConfig(
+        output=output,
+        tokenizer=home / "tokenizer",
+        corpus=home / "corpus",
+        model=str(home / "model.json"),
+        sequence_length=32,
+        batch_size=BATCH,
+        evaluate_every=0,
+        optimizer=OptimizerConfig(learning_rate=2e-3),
+        **changes,
+    )
+
+
 def stop_after(processes: list[Process], output: Path, *, more: int) -> None:
     """Waits for so many more steps, tells one process to stop (SIGTERM), and checks that all of them do."""
     goal = max(losses(output), default=0) + more
@@ -70,21 +85,7 @@ def test_a_run_goes_on_with_another_number_of_hosts(home: Path, tmp_path: Path) 
     assert rows == [batch["row"].tolist() for batch in batches]
     assert tokens == [fingerprints(batch) for batch in batches]
 
-    pretrain.main(
-        PretrainConfig(
-            output=tmp_path / "unbroken",
-            tokenizer=home / "tokenizer",
-            corpus=home / "corpus",
-            model=str(home / "model.json"),
-            sequence_length=32,
-            batch_size=BATCH,
-            steps=STEPS,
-            save_every=1000,
-            evaluate_every=0,
-            log_every=1,
-            optimizer=OptimizerConfig(learning_rate=2e-3),
-        )
-    )
+    pretrain.main(settings(home, tmp_path / "unbroken", steps=STEPS, save_every=1000, log_every=1))
     unbroken = losses(tmp_path / "unbroken")
     assert losses(output).keys() == unbroken.keys()
     for step in range(1, 31):  # from then on rounding has grown, as it does between any two meshes
@@ -125,19 +126,8 @@ def test_fine_tuning_counts_every_example_once_on_two_hosts(home: Path, tmp_path
     ]
     for name, part in (("train", examples), ("validation", examples[:13])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(example) for example in part))
-    pretrain.main(
-        PretrainConfig(
-            output=tmp_path / "model",
-            tokenizer=home / "tokenizer",
-            corpus=home / "corpus",
-            model=str(home / "model.json"),
-            sequence_length=32,
-            batch_size=8,
-            steps=1,
-            evaluate_every=0,
-        )
-    )
-    settings = {
+    pretrain.main(settings(home, tmp_path / "model", steps=1))
+    options = {
         "model": tmp_path / "model" / "discriminator",
         "train": str(tmp_path / "train.jsonl"),
         "validation": str(tmp_path / "validation.jsonl"),
@@ -146,9 +136,9 @@ def test_fine_tuning_counts_every_example_once_on_two_hosts(home: Path, tmp_path
         "steps": 6,
         "log_every": 1,
     }
-    alone = finetune.main(FinetuneConfig(output=tmp_path / "alone", **settings))
-    options = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = ["-m", "deberta_jax", "finetune", "--output", str(tmp_path / "two"), *options]
+    alone = finetune.main(FinetuneConfig(output=tmp_path / "alone", **options))
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = ["-m", "deberta_jax", "finetune", "--output", str(tmp_path / "two"), *words]
     with cluster(command, tmp_path / "logs", count=2) as processes:
         assert [process.ends_within(240) for process in processes] == [0, 0]
     assert json.loads((tmp_path / "two" / "results.json").read_text()) == alone

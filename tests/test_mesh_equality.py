@@ -1,19 +1,14 @@
-"""Pre-training gives the same numbers on every mesh, in one process and over several; and what it sends on a TPU."""
+"""Pre-training gives the same numbers on every mesh, in one process and over several."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from .cluster import cluster
 from .mesh_worker import Result, run
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -84,25 +79,11 @@ def test_accumulation_on_a_mesh_equals_one_device() -> None:
 def test_several_processes_equal_one(
     processes: int, devices: int, mesh: dict[str, int], single: Result, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    settings = json.dumps({"devices": devices, "mesh": mesh, "output": str(tmp_path)})
-    logs = [tmp_path / f"{number}.log" for number in range(processes)]
-    workers = []
-    try:
-        for number, log in enumerate(logs):
-            command = [sys.executable, "-m", "tests.mesh_worker", str(port), str(processes), str(number), settings]
-            with log.open("w") as out:
-                workers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out))
-        codes = [worker.wait(timeout=900) for worker in workers]
-    finally:
+    settings = json.dumps({"mesh": mesh, "output": str(tmp_path)})
+    command = ["-m", "tests.mesh_worker", settings]
+    with cluster(command, tmp_path / "logs", count=processes, devices=devices) as workers:
         for worker in workers:
-            worker.kill()
-            worker.wait()
-    assert not any(codes), "\n".join(log.read_text()[-2000:] for log in logs)
+            assert worker.ends_within(900) == 0, worker.said[-2000:]
     figures = json.loads((tmp_path / "figures.json").read_text())
     with np.load(tmp_path / "params.npz") as params:
         shapes = {name: {path: tuple(shape) for path, shape in figures[name].items()} for name in ("moments", "shards")}
