@@ -189,6 +189,7 @@ class Watchdog:
         self._leave_with(code, reason)
 
     def _leave_with(self, code: int, reason: str) -> None:
+        self._stopped.set()  # one verdict: the others fall silent while this process lingers
         print(f"{self._names[self._index]}: {reason}. Exit code {code}", file=sys.stderr, flush=True)
         if self._index == 0:  # the others have to read what it serves before JAX aborts them
             time.sleep(5 * self.period)
