@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,18 +125,21 @@ def run_round(command: list[str], output: Path, fault: str, chance: random.Rando
     with cluster(command, output / "logs", count=COUNT) as processes:
         goal = before + chance.randint(1, 4)
 
-        def at_goal() -> bool:
-            ended = [process.popen.poll() for process in processes if process.popen.poll() is not None]
-            if ended:
-                raise AssertionError(f"ended with {ended} before the fault:\n{processes[0].said[-3000:]}")
-            return max(losses(output), default=0) >= goal
+        def running_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+            def check() -> bool:
+                ended = [process.popen.poll() for process in processes if process.popen.poll() is not None]
+                if ended:
+                    raise AssertionError(f"ended with {ended} before the fault:\n{processes[0].said[-3000:]}")
+                return condition()
 
-        wait_until(at_goal, seconds=180, what="steps")
+            wait_until(check, seconds=seconds, what=what)
+
+        running_until(lambda: max(losses(output), default=0) >= goal, seconds=180, what="steps")
         if fault in DAMAGES:  # there has to be another to fall back on
-            wait_until(lambda: len(checkpoints(output)) > 1, seconds=60, what="two checkpoints")
+            running_until(lambda: len(checkpoints(output)) > 1, seconds=60, what="two checkpoints")
         if fault == "SIGKILL during a save":
             pending = output / "checkpoints"
-            wait_until(lambda: list(pending.glob("*.orbax-checkpoint-tmp")), seconds=60, what="a save")
+            running_until(lambda: any(pending.glob("*.orbax-checkpoint-tmp")), seconds=60, what="a save")
         else:
             time.sleep(chance.uniform(0, 0.5))
         found.step = max(losses(output))
@@ -254,7 +258,8 @@ def main() -> int:
             path.unlink()
         if expected and expected not in _text(output / "logs" / "0.log"):
             found.wrong.append(f"nothing was said of the damage of the round before: {expected!r}")
-        expected = damage(fault, output, chance) if fault in DAMAGES else ""
+        # Where the round failed there may be nothing to damage.
+        expected = damage(fault, output, chance) if fault in DAMAGES and not found.wrong else ""
         rounds.append(found)
         state = "; ".join(found.wrong) or "survived"
         console.print(

@@ -141,6 +141,10 @@ def test_slow_phases_may_last_longer_and_so_may_the_wait_for_one(compiling):
             activity.enter("step", 2)
     dogs.run(3.0, working=set())
     assert not dogs.left
+    for index in compiling:  # now it has the limit of a step, from here on
+        dogs.activities[index].enter("step", 2)
+    time.sleep(1.0)
+    assert not dogs.left
     for dog in dogs.dogs:
         dog.stop()
 

@@ -7,9 +7,9 @@ of what every host was doing and exit code 42 ("start me again"), when
 
 * a process has published nothing for `dead_after` seconds: it was killed, or its machine is gone or frozen;
 * the coordination service, which process 0 runs, has not answered for as long;
-* this process itself has been in one phase for too long: `stall_after` seconds, or ten times its fastest step where
-  that is more, of a step or of waiting for a batch, and `slow_after` of anything else (compiling, restoring,
-  evaluating, saving). Guilty is who entered the earliest step;
+* this process, and those that it waits for, have been in one phase for too long: `stall_after` seconds, or ten times
+  its fastest step where that is more, of a step or of waiting for a batch, and `slow_after` of anything else
+  (compiling, restoring, evaluating, saving). Guilty is who entered the earliest step;
 * a process has published that it fails: the others end with its exit code.
 
 JAX's client ends a process by itself, from C++, as soon as process 0 is gone. Nothing in the process can then say a
@@ -136,7 +136,7 @@ class Watchdog:
             if lost := self.lost():
                 silent = f"nothing heard for {self._config.dead_after:g} s"
                 self._give_up(RESTART, f"lost {', '.join(self._names[i] for i in lost)}: {silent}")
-            elif (seconds := time.monotonic() - self._activity.since) > (limit := self._limit()):
+            elif (seconds := self._waited()) > (limit := self._limit()):
                 stuck = ", ".join(self._names[i] for i in self._suspects())
                 phase = f"step {self._activity.step}, {self._activity.phase}"
                 self._give_up(
@@ -153,6 +153,14 @@ class Watchdog:
             if known > self._first_step:  # the first one compiles
                 self._steps = [*self._steps[-99:], (now - when) / (step - known)]
             self._last_step = (step, now)
+
+    def _waited(self) -> float:
+        """Seconds for which neither this process nor one that it waits for has got any further."""
+        # Of the others, too: who waited for one that compiled has not waited for the step that this one now takes.
+        now = time.monotonic()
+        others = [i for i in self._suspects() if i != self._index]
+        theirs = [self._reports[i]["seconds"] + now - self._beats[i][1] for i in others]
+        return min([now - self._activity.since, *theirs])
 
     def _limit(self) -> float:
         # Who waits in a step for one that still compiles has that one's limit: not all find the program in the cache.
