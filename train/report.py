@@ -121,6 +121,11 @@ class Reporter:
         for name, value in (("total_steps", total_steps), ("tokens_per_step", tokens_per_step), ("every", every)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it has to be at least 1")
+        # Here, not at the first step: where PyTorch is installed tensorboardX imports it, for 5 to 15 seconds, and the
+        # other processes would wait for this one. Not with this module, which every command imports.
+        from tensorboardX import SummaryWriter
+
+        self._open_tensorboard = SummaryWriter
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total = total_steps
@@ -199,9 +204,7 @@ class Reporter:
 
     @functools.cached_property
     def _tensorboard(self) -> "SummaryWriter":
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step)
+        return self._open_tensorboard(str(self._folder / "tensorboard"), purge_step=self._first_step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
