@@ -160,7 +160,7 @@ def replaced_token(logits: jax.Array, replaced: jax.Array, real: jax.Array) -> t
 
 
 def classification(
-    logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None
+    logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None, *, smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy with hard or soft labels.
 
@@ -168,6 +168,7 @@ def classification(
       logits: float32 [..., C].
       labels: int [...], negative for "no label"; or float [..., C], a distribution.
       weight: [...], 0 leaves an example out; None: all count.
+      smoothing: share of every label that is spread evenly over all classes (PyTorch's label_smoothing).
 
     Returns:
       Sum over what counts, and the number (or weight) of it.
@@ -179,6 +180,8 @@ def classification(
     else:
         losses = -jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
         counts = (labels >= 0).astype(jnp.float32)
+    if smoothing:
+        losses = (1 - smoothing) * losses - smoothing * log_probabilities.mean(axis=-1)
     if weight is not None:
         counts = counts * weight
     return (losses * counts).sum(), counts.sum()

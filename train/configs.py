@@ -143,7 +143,7 @@ class PretrainConfig(_RunConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(_RunConfig):
-    """Fine-tune a model to classify (or score) one text or a pair of texts."""
+    """Fine-tune a model: classes or scores of texts, choices, labels of words, answers to questions."""
 
     model: Path
     """folder of a model: the discriminator/ of a pre-training run, or what `deberta-jax convert` wrote"""
@@ -158,22 +158,30 @@ class FinetuneConfig(_RunConfig):
     """as train; default for tfds: the set's own validation split"""
     test: str | None = None
     """as train"""
-    text_column: str = "text"
+    kind: Literal["classification", "regression"] | None = None
+    """what is asked; default: what the set is known for, else classification"""
+    text_column: str | None = None
+    """of the text; default: text"""
     pair_column: str | None = None
-    label_column: str = "label"
-    kind: Literal["classification", "regression"] = "classification"
+    """of the second text of a pair"""
+    label_column: str | None = None
+    """default: label"""
     data_dir: Path | None = None
     """where tensorflow_datasets keeps prepared sets"""
     manual_dir: Path | None = None
     """archives of those sets that were downloaded by hand, for a machine without internet"""
 
     max_length: int = 128
-    """tokens a row; longer texts are cut"""
+    """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... tokens, as its longest needs"""
+    group_by_length: bool = False
+    """batches of texts of about the same length, for less padding"""
     batch_size: int = 32
     epochs: float = 3.0
     steps: int | None = None
     """optimiser steps, instead of epochs"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
+    label_smoothing: float = 0.0
+    """share of every label that is spread over all classes"""
     classifier_dropout: float | None = None
     """default: the model's cls_dropout, else hidden_dropout_prob"""
     sift: SiftConfig = SiftConfig()

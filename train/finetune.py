@@ -1,4 +1,4 @@
-"""Fine-tuning on one text or a pair of texts: classification or regression.
+"""Fine-tuning on a task of any kind that `tasks` knows.
 
     deberta-jax finetune --output runs/sst2 --model runs/first/discriminator --train tfds:glue/sst2
 
@@ -18,10 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deberta_jax import losses
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizer import Tokenizer
@@ -31,11 +29,12 @@ from .checkpointing import Checkpointer
 from .configs import FinetuneConfig
 from .distributed import Hosts, join
 from .loop import Plan, Sums, train
-from .metrics import compute_metrics
 from .optimizer import apply_gradients, build_optimizer, schedule
 from .report import open_log
 from .state import TrainState, training_key
-from .tasks import EncodedExamples, FinetuneBatches, TaskData, encode_examples, evaluation_batches, load_task
+from .tasks.base import Encoded, Found, Objective, Task
+from .tasks.batches import FinetuneBatches, evaluation_batches
+from .tasks.loading import load_task
 
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -57,19 +56,10 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
 def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  # noqa: PLR0915 - reads as prose
     """Read from top to bottom; the same on every host."""
     # ---------------------------------------------------------------- the task, the model it is done with
-    task = load_task(
-        config.train,
-        validation=config.validation,
-        test=config.test,
-        text_column=config.text_column,
-        pair_column=config.pair_column,
-        label_column=config.label_column,
-        kind=config.kind,
-        data_dir=config.data_dir,
-        manual_dir=config.manual_dir,
-    )
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    check_sizes(config, devices=batch_devices(mesh))
+    task = load_task(config, tokenizer)
     pretrained, weights = load_pretrained(config.model, mesh=mesh)
     model_config = task_config(config, pretrained, task)
     if tokenizer.vocab_size > model_config.vocab_size:
@@ -77,26 +67,29 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
             f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
         )
-    model = DebertaForSequenceClassification(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    check_sizes(config, devices=batch_devices(mesh))
+    model = task.objective.model(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
 
     # ---------------------------------------------------------------- data
-    splits = {"train": task.train, "validation": task.validation, **task.extra_validation, "test": task.test}
-    encoded = {
-        name: encode_examples(examples, tokenizer, max_length=config.max_length)
-        for name, examples in splits.items()
-        if examples
-    }
+    train_split = task.splits["train"]
     rows = local_rows(mesh, config.batch_size)
-    epoch = math.ceil(len(task.train) / config.batch_size)
+    epoch = math.ceil(len(train_split.lengths) / config.batch_size)
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
+    batches = FinetuneBatches(
+        train_split,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        seed=config.seed,
+        group=config.group_by_length,
+        rows=rows,
+    )
 
     # ---------------------------------------------------------------- state
     optimizer = build_optimizer(config.optimizer, total_steps=steps)
 
     def create(weights: Params) -> TrainState:
         key = training_key(config.seed)
-        fresh: Any = model.init(key, jnp.ones((1, 8), jnp.int32))["params"]
+        one = train_split.batch(np.zeros(1, np.int64), length=int(train_split.lengths[0]))
+        fresh: Any = model.init(key, one["input_ids"])["params"]
         params = fresh if config.random_weights else start_from(weights, fresh)
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
@@ -107,33 +100,36 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
 
     # ---------------------------------------------------------------- step and evaluation
     step = jax.jit(
-        build_step(model, optimizer, config, total_steps=steps), donate_argnums=0, out_shardings=(placement, None)
+        build_step(model, task.objective, optimizer, config, total_steps=steps),
+        donate_argnums=0,
+        out_shardings=(placement, None),
     )
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))  # whole on every host
-    def predict(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-        out: Any = model.apply(
-            {"params": params}, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"]
-        )
-        logits = out.logits
-        return logits[:, 0] if task.kind == "regression" else logits.argmax(axis=-1)
+    def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        out = apply(model, params, batch)
+        return task.objective.predict(out, batch)
 
-    def measure(state: TrainState, examples: EncodedExamples) -> dict[str, float]:
-        found = []
-        for batch in evaluation_batches(examples, batch_size=config.batch_size, rows=rows):
-            predictions = predict(state.params["model"], place_batch(batch, mesh))
-            found.append(np.asarray(jax.device_get(predictions)))
-        predictions = np.concatenate(found)[: len(examples.lengths)]
-        if examples.labels is None:
-            raise ValueError("the test split has no labels to measure against; leave it out")
-        return compute_metrics(task.metrics, predictions, examples.labels)
+    def answer(state: TrainState, split: Encoded) -> Found:
+        """What the model makes of every example, in their order."""
+        found: list[dict[str, np.ndarray]] = [{}] * len(split.lengths)
+        for numbers, batch in evaluation_batches(
+            split, batch_size=config.batch_size, max_length=config.max_length, rows=rows
+        ):
+            arrays = jax.device_get(predict(state.params["model"], place_batch(batch, mesh)))
+            for place, number in enumerate(numbers):
+                found[number] = {name: array[place] for name, array in arrays.items()}
+        return found
+
+    def measure(state: TrainState, split: str) -> dict[str, float]:
+        return task.score(split, answer(state, task.splits[split]))
 
     measured: dict[int, dict[str, float]] = {}  # of the validation split, by step
 
     def evaluate(state: TrainState) -> dict[str, float]:
         number = int(state.step)
-        if number not in measured and "validation" in encoded:
-            measured[number] = measure(state, encoded["validation"])
+        if number not in measured and "validation" in task.splits:
+            measured[number] = measure(state, "validation")
         return measured.get(number, {})
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
@@ -146,13 +142,12 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             config.output,
             hosts=hosts,
             total_steps=steps,
-            tokens_per_step=config.batch_size * config.max_length,
+            tokens_per_step=round(config.batch_size * float(train_split.lengths.mean())),
             every=config.log_every,
         ) as reporter,
     ):
-        for name, examples in encoded.items():
-            cut = f", {examples.truncated} cut to {config.max_length} tokens" if examples.truncated else ""
-            reporter.message(f"{name}: {len(examples.lengths)} examples{cut}")
+        for name, split in task.splits.items():
+            reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
         state = train(
             state,
             plan=Plan(
@@ -163,7 +158,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
                 profile=config.profile,
             ),
             step=step,
-            batches=FinetuneBatches(encoded["train"], batch_size=config.batch_size, seed=config.seed, rows=rows),
+            batches=batches,
             place=lambda batch: place_batch(batch, mesh),
             figures=training_figures,
             evaluate=evaluate,
@@ -174,9 +169,9 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
         )
 
         # ------------------------------------------------------------ results and model
-        others = {name: examples for name, examples in encoded.items() if name not in ("train", "validation")}
-        results = {"validation": evaluate(state)} if "validation" in encoded else {}
-        results |= {name: measure(state, examples) for name, examples in others.items()}
+        others = [name for name in task.splits if name not in ("train", "validation")]
+        results = {"validation": evaluate(state)} if "validation" in task.splits else {}
+        results |= {name: measure(state, name) for name in others}
         if hosts.first:
             (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for name, figures in results.items():
@@ -188,49 +183,50 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
     return results
 
 
+def apply(model: Any, params: Params, batch: dict[str, jax.Array], **options: Any) -> Any:
+    """The model's output for a batch; options go to `model.apply`."""
+    variables = {"params": params, **options.pop("variables", {})}
+    return model.apply(
+        variables, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"], **options
+    )
+
+
 def build_step(
-    model: DebertaForSequenceClassification,
+    model: Any,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     config: FinetuneConfig,
     *,
     total_steps: int,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """The update of one batch (input_ids, attention_mask, token_type_ids [B, S]; labels [B])."""
+    """The update of one batch (see `tasks.base.Encoded.batch`) by a model of `deberta_jax.models`."""
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
     def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
-        def logits_of(params: Params, key: jax.Array, **perturbed: Any) -> jax.Array:
-            out: Any = model.apply(
-                {"params": params, **perturbed},
-                chunk["input_ids"],
-                chunk["attention_mask"],
-                token_type_ids=chunk["token_type_ids"],
-                train=True,
-                rngs={"dropout": key},
-            )
-            return out.logits
+        def forward(params: Params, key: jax.Array, **perturbed: Any) -> Any:
+            return apply(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})
 
-        logits = logits_of(params, key)
-        if model.config.num_labels == 1:
-            total, _ = losses.regression(logits[:, 0], chunk["labels"])
-        else:
-            total, _ = losses.classification(logits, chunk["labels"])
+        out = forward(params, key)
+        total, _ = objective.loss(out, chunk)
         if config.sift.weight == 0:
             return total / weight, {"loss_sum": total}
         noise_key, sift_key = jax.random.split(jax.random.fold_in(key, 1))  # the plain forward drops as without SiFT
+        clean, counts = objective.answers(out, chunk)
+        tokens = (math.prod(chunk["input_ids"].shape[:-1]), chunk["input_ids"].shape[-1])
         adversarial, _ = adversarial_loss(
-            lambda params, delta, key: logits_of(params, key, **perturbation(delta)),
+            lambda params, delta, key: objective.answers(forward(params, key, **perturbation(delta)), chunk)[0],
             params,
-            logits,
-            initial_perturbation(noise_key, (*chunk["input_ids"].shape, model.config.hidden_size), config.sift),
+            clean,
+            initial_perturbation(noise_key, (*tokens, model.config.hidden_size), config.sift),
             config.sift,
             key=sift_key,
+            weight=counts,
         )
         sums = {"loss_sum": total, "adversarial_sum": adversarial}
         return (total + config.sift.weight * adversarial) / weight, sums
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        count = jnp.asarray(batch["labels"].shape[0], jnp.float32)
+        count = objective.count(batch)
         params, opt_state = state.params["model"], state.opt_state["model"]
         grads, sums = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
         params, opt_state, norm = apply_gradients(optimizer, grads, opt_state, params)
@@ -258,7 +254,7 @@ def training_figures(sums: Sums) -> dict[str, float]:
     }
 
 
-def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: TaskData) -> DebertaConfig:
+def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
     """The model's configuration with the task's classes; one output without names for a regression."""
     changes: dict[str, Any] = {"num_labels": max(1, len(task.label_names)), "label_names": task.label_names}
     if config.classifier_dropout is not None:
@@ -276,16 +272,17 @@ def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
 
 
 def identity(
-    config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: TaskData
+    config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task
 ) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it."""
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     kept = (
-        "model random_weights train max_length batch_size accumulation epochs steps optimizer sift dtype seed".split()
-    )
+        "model random_weights train kind text_column pair_column label_column max_length group_by_length batch_size "
+        "accumulation epochs steps optimizer label_smoothing sift dtype seed"
+    ).split()
     return {
         "configuration": model_config.to_json(),
         "tokenizer": tokenizer.fingerprint,
-        "examples": len(task.train),
+        "examples": len(task.splits["train"].lengths),
         **{name: settings[name] for name in kept},
     }

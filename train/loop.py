@@ -88,11 +88,14 @@ def train(
     first = int(state.step) + 1
     reporter.resume_at(first - 1)
     unread: tuple[int, dict[str, jax.Array]] | None = None
+    compiled: set[tuple] = set()  # the shapes of batches that there is a program for
     with hosts.listening(), _profiler(plan.profile, profile_folder) as record:
         for number in range(first, plan.steps + 1):
             activity.enter("input", number)
             batch = next(batches)
-            activity.enter("compile" if number == first else "step")
+            shapes = tuple((name, value.shape) for name, value in batch.items())
+            activity.enter("step" if shapes in compiled else "compile")
+            compiled.add(shapes)
             record(number, unread)
             state, metrics = step(state, place(batch))
             if unread is not None:

@@ -22,6 +22,7 @@ from deberta_jax.train.configs import FinetuneConfig
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.optimizer import OptimizerConfig, build_optimizer
 from deberta_jax.train.state import TrainState
+from deberta_jax.train.tasks.classification import Classification
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 
@@ -91,7 +92,7 @@ def time_steps(config, model, params, theirs, ids: np.ndarray, rounds: int) -> t
     settings = OptimizerConfig(learning_rate=1e-5, max_grad_norm=1.0)
     optimizer = build_optimizer(settings, total_steps=1000)
     finetuning = FinetuneConfig(output=".", model=".", train="", optimizer=settings)  # type: ignore[arg-type]
-    step = jax.jit(build_step(model, optimizer, finetuning, total_steps=1000), donate_argnums=0)
+    step = jax.jit(build_step(model, Classification(), optimizer, finetuning, total_steps=1000), donate_argnums=0)
     copied = jax.tree.map(jnp.array, params)
     state = TrainState.create({"model": copied}, {"model": optimizer.init(copied)}, seed=0)
     batch = {

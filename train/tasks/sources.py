@@ -16,53 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from .published import PUBLISHED, PublishedTask
+
 Role = Literal["train", "validation", "test"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    text: str
-    pair: str | None
-    label: str
-
-
-@dataclasses.dataclass(frozen=True)
-class GlueTask:
-    """What is known of a GLUE task in tensorflow_datasets: columns, classes in the official order, metrics, splits.
-
-    Classes are in the order of the official DeBERTa tasks (`apps/tasks/glue_tasks.py`), which is that of the published
-    `-mnli` checkpoints; tensorflow_datasets numbers MNLI, AX, RTE and QNLI differently. No classes: regression.
-    `files` is what to download by hand.
-    """
-
-    text: str
-    pair: str | None
-    label_names: tuple[str, ...]
-    metrics: tuple[str, ...]
-    files: tuple[str, ...]
-    validation: tuple[str, ...] = ("validation",)
-    test: str = "test"
-
-
-_NLI = ("contradiction", "neutral", "entailment")
-_TWO_WAY_NLI = ("not_entailment", "entailment")
-_MRPC_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "data_mrpc_dev_ids.tsv")
-_MNLI_SPLITS = ("validation_matched", "validation_mismatched")
-
-GLUE: Mapping[str, GlueTask] = {
-    "cola": GlueTask("sentence", None, ("unacceptable", "acceptable"), ("matthews_correlation",), ("CoLA.zip",)),
-    "sst2": GlueTask("sentence", None, ("negative", "positive"), ("accuracy",), ("SST-2.zip",)),
-    "mrpc": GlueTask("sentence1", "sentence2", ("not_equivalent", "equivalent"), ("accuracy", "f1"), _MRPC_FILES),
-    "qqp": GlueTask("question1", "question2", ("not_duplicate", "duplicate"), ("accuracy", "f1"), ("QQP.zip",)),
-    "stsb": GlueTask("sentence1", "sentence2", (), ("pearson", "spearman"), ("STS-B.zip",)),
-    "mnli": GlueTask("premise", "hypothesis", _NLI, ("accuracy",), ("MNLI.zip",), _MNLI_SPLITS, "test_matched"),
-    "mnli_matched": GlueTask("premise", "hypothesis", _NLI, ("accuracy",), ("MNLI.zip",)),
-    "mnli_mismatched": GlueTask("premise", "hypothesis", _NLI, ("accuracy",), ("MNLI.zip",)),
-    "qnli": GlueTask("question", "sentence", _TWO_WAY_NLI, ("accuracy",), ("QNLIv2.zip",)),
-    "rte": GlueTask("sentence1", "sentence2", _TWO_WAY_NLI, ("accuracy",), ("RTE.zip",)),
-    "wnli": GlueTask("sentence1", "sentence2", _TWO_WAY_NLI, ("accuracy",), ("WNLI.zip",)),
-    "ax": GlueTask("premise", "hypothesis", _NLI, ("matthews_correlation",), ("tsvsWithoutLabels_AX.tsv",)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,23 +39,22 @@ class Source:
         return cls(given, name, split or None)
 
     @property
-    def glue(self) -> GlueTask | None:
+    def published(self) -> PublishedTask | None:
+        """What is known of it; None: a file, or a set that is not in the table."""
         name = (self.tfds_name or "").partition(":")[0]  # glue/mnli:2.0.0 names a version
-        if name.partition("/")[0] != "glue":
-            return None
-        if name.removeprefix("glue/") not in GLUE:
-            raise ValueError(
-                f"{self.given!r} is no GLUE task; there are {', '.join(f'tfds:glue/{task}' for task in GLUE)}"
-            )
-        return GLUE[name.removeprefix("glue/")]
+        family = name.partition("/")[0]
+        known = [task for task in PUBLISHED if task.partition("/")[0] == family]
+        if known and name not in known:
+            raise ValueError(f"{self.given!r} is not known; there are {', '.join(f'tfds:{task}' for task in known)}")
+        return PUBLISHED.get(name)
 
     def with_splits(self, role: Role) -> list[Self]:
         """This source once for every split that `role` reads."""
         if self.tfds_name is None or self.split:
             return [self]
         names = (role,)
-        if self.glue:
-            names = {"train": names, "validation": self.glue.validation, "test": (self.glue.test,)}[role]
+        if self.published:
+            names = {"train": names, "validation": self.published.validation, "test": (self.published.test,)}[role]
         return [dataclasses.replace(self, split=name) for name in names]
 
 
@@ -201,7 +156,21 @@ def _json_rows(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 # ------------------------------------------------------------------------------------------- tensorflow_datasets
 
 
-def open_tfds(source: Source, columns: Columns, data_dir: Path | None, manual_dir: Path | None) -> Table:
+def open_table(
+    source: Source, *, label_column: str, data_dir: Path | None = None, manual_dir: Path | None = None
+) -> Table:
+    """The rows of a file, or of one split of a set, which is downloaded and prepared where it is not yet.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it cannot be read, or has no such split.
+    """
+    if source.tfds_name is None:
+        return open_file(source.given)
+    return _open_tfds(source, label_column, data_dir, manual_dir)
+
+
+def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_dir: Path | None) -> Table:
     import tensorflow_datasets as tfds
 
     builder = _prepared_builder(source, data_dir, manual_dir)
@@ -215,7 +184,7 @@ def open_tfds(source: Source, columns: Columns, data_dir: Path | None, manual_di
             f"{source.given} has no split {source.split!r}; there are {', '.join(builder.info.splits)}: "
             f"write tfds:{source.tfds_name}@SPLIT"
         ) from None
-    label = dict(features.items()).get(columns.label)
+    label = dict(features.items()).get(label_column)
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
     return Table(
         f"tfds:{source.tfds_name}@{source.split}",
@@ -223,7 +192,7 @@ def open_tfds(source: Source, columns: Columns, data_dir: Path | None, manual_di
         ((number, records[number]) for number in range(len(records))),
         class_names,
         published=True,
-        hidden_label=bool(class_names or source.glue),
+        hidden_label=bool(class_names or source.published),
     )
 
 
@@ -243,11 +212,11 @@ def _prepared_builder(source: Source, data_dir: Path | None, manual_dir: Path | 
     manual = Path(manual_dir or downloads / "manual")
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
     try:
-        if source.glue and source.glue.files[0].endswith(".zip") and not builder.is_prepared():
+        if source.published and source.published.files[0].endswith(".zip") and not builder.is_prepared():
             _unpack(builder, downloads, manual)
         builder.download_and_prepare(download_dir=downloads, download_config=config)
     except Exception as error:  # builders raise whatever their downloads and parsers do
-        files = ", ".join(source.glue.files) if source.glue else "its files"
+        files = ", ".join(source.published.files) if source.published else "its files"
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"{source.given} could not be downloaded and prepared in {builder.data_dir_root} ({reason:.300}); "
