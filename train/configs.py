@@ -1,6 +1,7 @@
 """The settings of a run, as `deberta-jax pretrain` and `deberta-jax finetune` take them from the command line."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -142,6 +143,15 @@ class PretrainConfig(_RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Settings to try: every combination is run, with every seed."""
+
+    learning_rate: tuple[float, ...] = ()
+    batch_size: tuple[int, ...] = ()
+    epochs: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(_RunConfig):
     """Fine-tune a model: classes or scores of texts, choices, labels of words, answers to questions."""
 
@@ -184,9 +194,39 @@ class FinetuneConfig(_RunConfig):
     """share of every label that is spread over all classes"""
     classifier_dropout: float | None = None
     """default: the model's cls_dropout, else hidden_dropout_prob"""
+    layer_decay: float = 1.0
+    """of the learning rate, from each layer to the one below it; 1: none"""
+    freeze_layers: int = 0
+    """layers that stay as they are, counted from the first one, the embeddings with them; 0: nothing does"""
     sift: SiftConfig = SiftConfig()
 
     evaluate_every: int = 0
     """steps between evaluations; 0: once an epoch"""
+    select: Literal["last", "best"] = "last"
+    """which model is the result: that of the last step, or of the best evaluation on the validation split"""
+    patience: int = 0
+    """evaluations without a better one after which training ends; 0: it goes on to the last step"""
     save_every: int = 500
     keep: int = 2
+
+    seeds: tuple[int, ...] = ()
+    """one run with each, in seed-N/ of the output folder: the mean with its 95 % interval, and the best of them"""
+    grid: GridConfig = GridConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least, below in (
+            ("layer_decay", 0.0, math.inf),
+            ("label_smoothing", 0.0, 1.0),
+            ("freeze_layers", 0, math.inf),
+            ("patience", 0, math.inf),
+            ("epochs", 0.0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not least <= value < below:
+                upper = f" and below {below:g}" if below < math.inf else ""
+                raise ValueError(f"{name} is {value:g}; it must be at least {least:g}{upper}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} repeat one; give every seed once")
+        if self.grid.epochs and self.steps:
+            raise ValueError("grid.epochs and steps are given; leave steps out")
