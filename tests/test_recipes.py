@@ -8,13 +8,13 @@ from deberta_jax.train.recipes import RECIPES, SCORES, TASKS
 from deberta_jax.train.tasks.published import PUBLISHED
 
 from deberta_jax.__main__ import main
-from deberta_jax.config import NAMED
+from deberta_jax.config import RELEASED
 
 
 def test_every_recipe_is_of_a_released_model_and_a_known_set():
     for name, recipe in RECIPES.items():
         task, _, model = name.partition("/")
-        assert model in NAMED
+        assert model in RELEASED
         assert recipe.config.train.removeprefix("tfds:") in PUBLISHED
         assert "not measured here" in recipe.text.lower()
         assert f"deberta-jax recipe {name} " in recipe.text

@@ -74,7 +74,11 @@ def test_bad_settings():
 
 def test_patience_counts_evaluations_without_a_better_one():
     best = Best("f1", patience=2)
-    assert [best.record(step, {"f1": value}) for step, value in ((10, 0.2), (20, 0.5), (30, 0.5))] == [True, True, False]
+    assert [best.record(step, {"f1": value}) for step, value in ((10, 0.2), (20, 0.5), (30, 0.5))] == [
+        True,
+        True,
+        False,
+    ]
     assert not best.done
     resumed = Best("f1", patience=2)
     resumed.set_state(json.loads(json.dumps(best.get_state())))

@@ -182,7 +182,7 @@ class FinetuneConfig(_RunConfig):
     """archives of those sets that were downloaded by hand, for a machine without internet"""
 
     max_length: int = 128
-    """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... tokens, as its longest needs"""
+    """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... as its longest text needs"""
     group_by_length: bool = False
     """batches of texts of about the same length, for less padding"""
     batch_size: int = 32

@@ -299,17 +299,13 @@ def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
 def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> None:
     """Raises ValueError where settings do not go with the model or the task."""
     if config.freeze_layers > model.num_hidden_layers:
-        raise ValueError(
-            f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers"
-        )
+        raise ValueError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
     by_validation = config.patience or config.select == "best" or config.seeds or config.grid != GridConfig()
     if by_validation and "validation" not in task.splits:
         raise ValueError("patience, select 'best', seeds and grid go by the validation split; give --validation")
 
 
-def identity(
-    config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task
-) -> dict[str, Any]:
+def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it."""
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     kept = (

@@ -55,7 +55,7 @@ class Plan:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
-def train(
+def train(  # noqa: PLR0915 - reads as prose
     state: TrainState,
     *,
     plan: Plan,

@@ -217,8 +217,8 @@ def _recipe(task_name: str, model: str, settings: str) -> Recipe:
             f"         deberta-jax recipe {name} --model {start} --output runs/{task_name}-{model}",
             f"Starts from {start}"
             + (", which its authors had fine-tuned on MNLI before." if start != model else ", as pre-trained."),
-            "Hardware: 8 V100 with 32 GB at its authors' (MNLI with deberta-large: 2.5 hours); here a TPU slice, whose time",
-            "  `deberta-jax compile-ahead --task finetune` estimates. Not run here.",
+            "Hardware: its authors had 8 V100 with 32 GB (MNLI with deberta-large: 2.5 hours). Not run here; for a TPU",
+            "  slice `deberta-jax compile-ahead --task finetune` gives an estimate.",
             "Expected: "
             + (
                 f"{score} on the development set (README of microsoft/DeBERTa). Not measured here."

@@ -1,4 +1,4 @@
-"""Several fine-tuning runs from one command: over seeds, over a grid of settings; means with intervals, and the best."""
+"""Several fine-tuning runs from one command: over seeds and a grid of settings; means, intervals, and the best."""
 
 import dataclasses
 import itertools

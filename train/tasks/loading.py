@@ -22,3 +22,5 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
     match kind:
         case "classification" | "regression":
             return classification.load(config, tokenizer, kind=kind)
+        case _:
+            raise ValueError(f"kind is {kind!r}; it must be classification or regression")

@@ -1,4 +1,4 @@
-"""Published sets by their name in tensorflow_datasets: kind, columns, classes in the official order, metrics, splits."""
+"""Published sets by their name in tensorflow_datasets: kind, columns, classes in official order, metrics, splits."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -44,9 +44,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         metrics=("matthews_correlation",),
         files=("CoLA.zip",),
     ),
-    "glue/sst2": PublishedTask(
-        columns=_texts("sentence"), label_names=("negative", "positive"), files=("SST-2.zip",)
-    ),
+    "glue/sst2": PublishedTask(columns=_texts("sentence"), label_names=("negative", "positive"), files=("SST-2.zip",)),
     "glue/mrpc": PublishedTask(
         columns=_SENTENCES,
         label_names=("not_equivalent", "equivalent"),
@@ -71,9 +69,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
     ),
     "glue/mnli_matched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
     "glue/mnli_mismatched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
-    "glue/qnli": PublishedTask(
-        columns=_texts("question", "sentence"), label_names=_TWO_WAY_NLI, files=("QNLIv2.zip",)
-    ),
+    "glue/qnli": PublishedTask(columns=_texts("question", "sentence"), label_names=_TWO_WAY_NLI, files=("QNLIv2.zip",)),
     "glue/rte": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("RTE.zip",)),
     "glue/wnli": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("WNLI.zip",)),
     "glue/ax": PublishedTask(
