@@ -1,6 +1,7 @@
 """The settings of a run, as `deberta-jax pretrain` and `deberta-jax finetune` take them from the command line."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -158,14 +159,17 @@ class FinetuneConfig(_RunConfig):
     """as train; default for tfds: the set's own validation split"""
     test: str | None = None
     """as train"""
-    kind: Literal["classification", "regression"] | None = None
+    kind: Literal["classification", "regression", "span"] | None = None
     """what is asked; default: what the set is known for, else classification"""
     text_column: str | None = None
-    """of the text; default: text"""
+    """of the text, or of the question; default: text, question"""
     pair_column: str | None = None
-    """of the second text of a pair"""
+    """of the second text of a pair, or of the context of a question (default there: context)"""
     label_column: str | None = None
-    """default: label"""
+    """of the label, or of the answers; default: label, answers"""
+    start_column: str | None = None
+    """of the character of the context that an answer starts at, where answers are plain texts; default: answer_start,
+    without such a column where the text occurs first"""
     data_dir: Path | None = None
     """where tensorflow_datasets keeps prepared sets"""
     manual_dir: Path | None = None
@@ -173,6 +177,17 @@ class FinetuneConfig(_RunConfig):
 
     max_length: int = 128
     """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... tokens, as its longest needs"""
+    max_question_length: int = 64
+    """tokens of a question at most; its context gets the rest of max_length (give 384 for SQuAD)"""
+    doc_stride: int = 128
+    """a context that is too long for a row is read in several, each so many tokens further on; or fewer, so that they
+    overlap by max_answer_length"""
+    max_answer_length: int = 30
+    """tokens of a predicted answer at most"""
+    n_best: int = 20
+    """answers that predictions list for a question"""
+    null_threshold: float = 0.0
+    """no answer is predicted where its score is so far above that of the best span; evaluation reports the best one"""
     group_by_length: bool = False
     """batches of texts of about the same length, for less padding"""
     batch_size: int = 32
@@ -190,3 +205,11 @@ class FinetuneConfig(_RunConfig):
     """steps between evaluations; 0: once an epoch"""
     save_every: int = 500
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_question_length", "doc_stride", "max_answer_length", "n_best"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not math.isfinite(self.null_threshold):
+            raise ValueError(f"null_threshold is {self.null_threshold}; it must be a finite number")

@@ -3,7 +3,7 @@
 from deberta_jax.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
-from . import classification
+from . import classification, spans
 from .base import Kind, Task
 from .sources import Source
 
@@ -22,3 +22,5 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
     match kind:
         case "classification" | "regression":
             return classification.load(config, tokenizer, kind=kind)
+        case "span":
+            return spans.load(config, tokenizer)

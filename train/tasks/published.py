@@ -35,6 +35,7 @@ def _texts(text: str, pair: str | None = None) -> Columns:
 _NLI = ("contradiction", "neutral", "entailment")
 _TWO_WAY_NLI = ("not_entailment", "entailment")
 _MRPC_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "data_mrpc_dev_ids.tsv")
+_QUESTIONS, _SQUAD = {"text": "question", "pair": "context", "label": "answers"}, ("f1", "exact_match")
 _SENTENCES, _PREMISE = _texts("sentence1", "sentence2"), _texts("premise", "hypothesis")
 
 PUBLISHED: Mapping[str, PublishedTask] = {
@@ -44,9 +45,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         metrics=("matthews_correlation",),
         files=("CoLA.zip",),
     ),
-    "glue/sst2": PublishedTask(
-        columns=_texts("sentence"), label_names=("negative", "positive"), files=("SST-2.zip",)
-    ),
+    "glue/sst2": PublishedTask(columns=_texts("sentence"), label_names=("negative", "positive"), files=("SST-2.zip",)),
     "glue/mrpc": PublishedTask(
         columns=_SENTENCES,
         label_names=("not_equivalent", "equivalent"),
@@ -71,9 +70,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
     ),
     "glue/mnli_matched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
     "glue/mnli_mismatched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
-    "glue/qnli": PublishedTask(
-        columns=_texts("question", "sentence"), label_names=_TWO_WAY_NLI, files=("QNLIv2.zip",)
-    ),
+    "glue/qnli": PublishedTask(columns=_texts("question", "sentence"), label_names=_TWO_WAY_NLI, files=("QNLIv2.zip",)),
     "glue/rte": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("RTE.zip",)),
     "glue/wnli": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("WNLI.zip",)),
     "glue/ax": PublishedTask(
@@ -81,5 +78,11 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         label_names=_NLI,
         metrics=("matthews_correlation",),
         files=("tsvsWithoutLabels_AX.tsv",),
+    ),
+    "squad/v1.1": PublishedTask(
+        kind="span", columns=_QUESTIONS, metrics=_SQUAD, files=("train-v1.1.json", "dev-v1.1.json")
+    ),
+    "squad/v2.0": PublishedTask(
+        kind="span", columns=_QUESTIONS, metrics=_SQUAD, files=("train-v2.0.json", "dev-v2.0.json")
     ),
 }

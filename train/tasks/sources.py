@@ -77,11 +77,22 @@ class Table:
 
 
 def open_file(given: str) -> Table:
+    readers = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
+    suffix, text = read_text(given, suffixes=tuple(readers))
+    return Table(given, "line", readers[suffix](given, text))
+
+
+def read_text(given: str, *, suffixes: Sequence[str]) -> tuple[str, str]:
+    """The suffix of a file, without .gz, and its text, without line ends at its end.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another suffix, or not a text in UTF-8.
+    """
     path = Path(given).expanduser()
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    readers = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
-    if suffix not in readers:
-        raise ValueError(f"{given}: unknown suffix {suffix!r}; give {', '.join(readers)} (.gz allowed) or tfds:NAME")
+    if suffix not in suffixes:
+        raise ValueError(f"{given}: unknown suffix {suffix!r}; give {', '.join(suffixes)} (.gz allowed) or tfds:NAME")
     if not path.is_file():
         raise FileNotFoundError(f"{given}: no such file")
     data = path.read_bytes()
@@ -98,7 +109,7 @@ def open_file(given: str) -> Table:
     text = decode(data, given).removeprefix("\ufeff").rstrip("\r\n")
     if not text:
         raise ValueError(f"{given} is empty")
-    return Table(given, "line", readers[suffix](given, text))
+    return suffix, text
 
 
 def decode(data: bytes, name: str) -> str:
