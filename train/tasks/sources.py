@@ -77,22 +77,22 @@ class Table:
 
 
 def open_file(given: str) -> Table:
+    path = Path(given).expanduser()
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     readers = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
-    suffix, text = read_text(given, suffixes=tuple(readers))
-    return Table(given, "line", readers[suffix](given, text))
+    if suffix not in readers:
+        raise ValueError(f"{given}: unknown suffix {suffix!r}; give {', '.join(readers)} (.gz allowed) or tfds:NAME")
+    return Table(given, "line", readers[suffix](given, read_text(given)))
 
 
-def read_text(given: str, *, suffixes: Sequence[str]) -> tuple[str, str]:
-    """The suffix of a file, without .gz, and its text, without line ends at its end.
+def read_text(given: str) -> str:
+    """What a file says, unpacked if it ends in .gz, without line ends at its end.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another suffix, or not a text in UTF-8.
+      ValueError: it is damaged, empty, or no UTF-8.
     """
     path = Path(given).expanduser()
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in suffixes:
-        raise ValueError(f"{given}: unknown suffix {suffix!r}; give {', '.join(suffixes)} (.gz allowed) or tfds:NAME")
     if not path.is_file():
         raise FileNotFoundError(f"{given}: no such file")
     data = path.read_bytes()
@@ -109,7 +109,7 @@ def read_text(given: str, *, suffixes: Sequence[str]) -> tuple[str, str]:
     text = decode(data, given).removeprefix("\ufeff").rstrip("\r\n")
     if not text:
         raise ValueError(f"{given} is empty")
-    return suffix, text
+    return text
 
 
 def decode(data: bytes, name: str) -> str:

@@ -121,7 +121,7 @@ def _open_squad_file(source: Source) -> Table | None:
     if source.tfds_name is not None or not source.given.endswith((".json", ".json.gz")):
         return None
     try:
-        squad = json.loads(read_text(source.given, suffixes=(".json",))[1])
+        squad = json.loads(read_text(source.given))
     except json.JSONDecodeError:  # several objects, one a line
         return None
     if not isinstance(squad, dict) or "data" not in squad:
