@@ -392,7 +392,9 @@ def one_step(sift: SiftConfig, *, num_labels: int = 3, accumulation: int = 1) ->
     objective = Classification(regression=num_labels == 1)
     labels = jnp.array([0, 1, 2, 1], jnp.int32 if num_labels > 1 else jnp.float32)
     batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids), "token_type_ids": jnp.zeros_like(ids)}
-    state, metrics = jax.jit(build_step(model, objective, optimizer, config, total_steps=10))(state, batch | {"labels": labels})
+    state, metrics = jax.jit(build_step(model, objective, optimizer, config, total_steps=10))(
+        state, batch | {"labels": labels}
+    )
     return jax.device_get(metrics), jax.device_get(state.params["model"])
 
 

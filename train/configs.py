@@ -143,6 +143,15 @@ class PretrainConfig(_RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Settings to try: every combination is run, with every seed."""
+
+    learning_rate: tuple[float, ...] = ()
+    batch_size: tuple[int, ...] = ()
+    epochs: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(_RunConfig):
     """Fine-tune a model: classes or scores of texts, choices, labels of words, answers to questions."""
 
@@ -176,7 +185,7 @@ class FinetuneConfig(_RunConfig):
     """archives of those sets that were downloaded by hand, for a machine without internet"""
 
     max_length: int = 128
-    """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... tokens, as its longest needs"""
+    """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... as its longest text needs"""
     max_question_length: int = 64
     """tokens of a question at most; its context gets the rest of max_length (give 384 for SQuAD)"""
     doc_stride: int = 128
@@ -199,17 +208,45 @@ class FinetuneConfig(_RunConfig):
     """share of every label that is spread over all classes"""
     classifier_dropout: float | None = None
     """default: the model's cls_dropout, else hidden_dropout_prob"""
+    layer_decay: float = 1.0
+    """of the learning rate, from each layer to the one below it; 1: none"""
+    freeze_layers: int = 0
+    """layers that stay as they are, counted from the first one, the embeddings with them; 0: nothing does"""
     sift: SiftConfig = SiftConfig()
 
     evaluate_every: int = 0
     """steps between evaluations; 0: once an epoch"""
+    select: Literal["last", "best"] = "last"
+    """which model is the result: that of the last step, or of the best evaluation on the validation split"""
+    patience: int = 0
+    """evaluations without a better one after which training ends; 0: it goes on to the last step"""
     save_every: int = 500
     keep: int = 2
 
+    seeds: tuple[int, ...] = ()
+    """one run with each, in seed-N/ of the output folder: the mean with its 95 % interval, and the best of them"""
+    grid: GridConfig = GridConfig()
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_question_length", "doc_stride", "max_answer_length", "n_best"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least, below in (
+            ("layer_decay", 0.0, math.inf),
+            ("label_smoothing", 0.0, 1.0),
+            ("freeze_layers", 0, math.inf),
+            ("patience", 0, math.inf),
+            ("epochs", 0.0, math.inf),
+            ("max_question_length", 1, math.inf),
+            ("doc_stride", 1, math.inf),
+            ("max_answer_length", 1, math.inf),
+            ("n_best", 1, math.inf),
+        ):
+            value = getattr(self, name)
+            if not least <= value < below:
+                upper = f" and below {below:g}" if below < math.inf else ""
+                raise ValueError(f"{name} is {value:g}; it must be at least {least:g}{upper}")
         if not math.isfinite(self.null_threshold):
             raise ValueError(f"null_threshold is {self.null_threshold}; it must be a finite number")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} repeat one; give every seed once")
+        if self.grid.epochs and self.steps:
+            raise ValueError("grid.epochs and steps are given; leave steps out")

@@ -26,22 +26,27 @@ from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
 from .checkpointing import Checkpointer
-from .configs import FinetuneConfig
+from .configs import FinetuneConfig, GridConfig
+from .depth import by_depth, hold
 from .distributed import Hosts, join
 from .loop import Plan, Sums, train
 from .optimizer import apply_gradients, build_optimizer, schedule
+from .records import write_records
 from .report import open_log
+from .selection import Best
 from .state import TrainState, training_key
-from .tasks.base import Encoded, Found, Objective, Task
+from .sweep import Results, run_all
+from .tasks.base import Found, Objective, Task
 from .tasks.batches import FinetuneBatches, evaluation_batches
+from .tasks.classification import ClassificationTask
 from .tasks.loading import load_task
 
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
-    """Returns the metrics of each held-out split, which results.json holds as well.
+def main(config: FinetuneConfig) -> Results:
+    """Returns the metrics of each held-out split, which results.json holds as well; of several runs, the best one's.
 
     With several processes, see `distributed.join` for errors.
 
@@ -50,11 +55,13 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
       ValueError, OSError: what is wrong with the settings, the data or the machine.
     """
     with join(config) as hosts:
-        return run(config, hosts)
+        if not config.seeds and config.grid == GridConfig():
+            return run(config, hosts)[0]
+        return run_all(config, lambda one: run(one, hosts), report=hosts.first)
 
 
-def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  # noqa: PLR0915 - reads as prose
-    """Read from top to bottom; the same on every host."""
+def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: PLR0915 - reads as prose
+    """The metrics of each held-out split, and the name of the one that counts. The same on every host."""
     # ---------------------------------------------------------------- the task, the model it is done with
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
@@ -62,6 +69,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
     task = load_task(config, tokenizer)
     pretrained, weights = load_pretrained(config.model, mesh=mesh)
     model_config = task_config(config, pretrained, task)
+    check_settings(config, model_config, task)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
@@ -84,7 +92,12 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
     )
 
     # ---------------------------------------------------------------- state
-    optimizer = build_optimizer(config.optimizer, total_steps=steps)
+    optimizer = by_depth(
+        build_optimizer(config.optimizer, total_steps=steps),
+        decay=config.layer_decay,
+        frozen=config.freeze_layers,
+        layers=model_config.num_hidden_layers,
+    )
 
     def create(weights: Params) -> TrainState:
         key = training_key(config.seed)
@@ -107,30 +120,27 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))  # whole on every host
     def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        out = apply(model, params, batch)
-        return task.objective.predict(out, batch)
+        return task.objective.predict(apply(model, params, batch), batch)
 
-    def answer(state: TrainState, split: Encoded) -> Found:
+    def answer(params: Params, split: str) -> Found:
         """What the model makes of every example, in their order."""
-        found: list[dict[str, np.ndarray]] = [{}] * len(split.lengths)
+        encoded = task.splits[split]
+        found: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
         for numbers, batch in evaluation_batches(
-            split, batch_size=config.batch_size, max_length=config.max_length, rows=rows
+            encoded, batch_size=config.batch_size, max_length=config.max_length, rows=rows
         ):
-            arrays = jax.device_get(predict(state.params["model"], place_batch(batch, mesh)))
+            arrays = jax.device_get(predict(params, place_batch(batch, mesh)))
             for place, number in enumerate(numbers):
                 found[number] = {name: array[place] for name, array in arrays.items()}
         return found
 
-    def measure(state: TrainState, split: str) -> dict[str, float]:
-        return task.score(split, answer(state, task.splits[split]))
-
-    measured: dict[int, dict[str, float]] = {}  # of the validation split, by step
+    best = Best(task.main_metric, config.patience)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        number = int(state.step)
-        if number not in measured and "validation" in task.splits:
-            measured[number] = measure(state, "validation")
-        return measured.get(number, {})
+        figures = task.score("validation", answer(state.params["model"], "validation"))
+        if best.record(int(state.step), figures) and config.select == "best":
+            save_pretrained(config.output / "best", model_config, state.params["model"])
+        return figures
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
@@ -142,7 +152,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             config.output,
             hosts=hosts,
             total_steps=steps,
-            tokens_per_step=round(config.batch_size * float(train_split.lengths.mean())),
+            tokens_per_step=max(1, round(config.batch_size * float(train_split.lengths.mean()))),
             every=config.log_every,
         ) as reporter,
     ):
@@ -153,7 +163,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             plan=Plan(
                 steps=steps,
                 log_every=config.log_every,
-                evaluate_every=config.evaluate_every or epoch,
+                evaluate_every=(config.evaluate_every or epoch) if "validation" in task.splits else 0,
                 save_every=config.save_every,
                 profile=config.profile,
             ),
@@ -166,21 +176,34 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             reporter=reporter,
             hosts=hosts,
             profile_folder=config.output / "profile",
+            memory=best,
         )
 
         # ------------------------------------------------------------ results and model
-        others = [name for name in task.splits if name not in ("train", "validation")]
-        results = {"validation": evaluate(state)} if "validation" in task.splits else {}
-        results |= {name: measure(state, name) for name in others}
+        params = state.params["model"]
+        if config.select == "best":
+            reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
+            params = load_pretrained(config.output / "best", mesh=mesh)[1]
+        results: dict[str, dict[str, float]] = {}
+        for name, split in task.splits.items():
+            if name == "train":
+                continue
+            found = answer(params, name)
+            if split.labelled:
+                results[name] = task.score(name, found)
+                figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
+                reporter.message(f"{name}: {figures}")
+            if hosts.first:
+                write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, found))
+                if split.labelled and isinstance(task, ClassificationTask):
+                    task.plot(config.output / "predictions" / f"{name}.png", name, found)
         if hosts.first:
             (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        for name, figures in results.items():
-            reporter.message(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in figures.items()))
-        save_pretrained(config.output / "model", model_config, state.params["model"])
+        save_pretrained(config.output / "model", model_config, params)
         if hosts.first:
             tokenizer.save(config.output / "model")
         reporter.message(f"saved {config.output / 'model'}")
-    return results
+    return results, task.main_metric
 
 
 def apply(model: Any, params: Params, batch: dict[str, jax.Array], **options: Any) -> Any:
@@ -203,6 +226,8 @@ def build_step(
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
     def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
+        params = hold(params, frozen=config.freeze_layers, layers=model.config.num_hidden_layers)
+
         def forward(params: Params, key: jax.Array, **perturbed: Any) -> Any:
             return apply(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})
 
@@ -271,14 +296,21 @@ def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
         )
 
 
-def identity(
-    config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task
-) -> dict[str, Any]:
+def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> None:
+    """Raises ValueError where settings do not go with the model or the task."""
+    if config.freeze_layers > model.num_hidden_layers:
+        raise ValueError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
+    by_validation = config.patience or config.select == "best" or config.seeds or config.grid != GridConfig()
+    if by_validation and "validation" not in task.splits:
+        raise ValueError("patience, select 'best', seeds and grid go by the validation split; give --validation")
+
+
+def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it."""
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     kept = (
         "model random_weights train kind text_column pair_column label_column max_length group_by_length batch_size "
-        "accumulation epochs steps optimizer label_smoothing sift dtype seed"
+        "accumulation epochs steps optimizer label_smoothing layer_decay freeze_layers select patience sift dtype seed"
     ).split()
     return {
         "configuration": model_config.to_json(),

@@ -1,7 +1,7 @@
 """Examples of a split to batches: shuffled for training, in order for evaluation, padded no further than needed."""
 
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 import grain
 import numpy as np
@@ -94,7 +94,7 @@ class _Grouped(grain.MapDataset):
     def __len__(self) -> int:
         return len(self._parent)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
         if not self._first <= index < self._first + len(self._window):

@@ -19,6 +19,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizer import Tokenizer
 
+from ..answer_plots import plot_answers
 from ..configs import FinetuneConfig
 from ..metrics import compute_metrics
 from .base import Arrays, Batch, Found
@@ -343,6 +344,12 @@ class ClassificationTask:
                 known = {} if example.label is None else {"label": self.label_names[int(example.label)]}
                 shares = dict(zip(self.label_names, map(float, one["probabilities"]), strict=True))
                 yield record | known | {"prediction": self.label_names[prediction], "probabilities": shares}
+
+    def plot(self, path: Path, split: str, found: Found) -> None:
+        """Confusion and calibration of a labelled split as a PNG; nothing for a regression."""
+        labels = self.splits[split].labels
+        if labels is not None and not self.objective.regression:
+            plot_answers(path, np.stack([one["probabilities"] for one in found]), labels, self.label_names)
 
     def _predictions(self, found: Found) -> np.ndarray:
         """Scores, or the indices of the likeliest classes, [E]. Raises ValueError where one is not finite."""

@@ -24,3 +24,5 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
             return classification.load(config, tokenizer, kind=kind)
         case "span":
             return spans.load(config, tokenizer)
+        case _:
+            raise ValueError(f"kind is {kind!r}; it must be classification, regression or span")

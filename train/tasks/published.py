@@ -1,4 +1,4 @@
-"""Published sets by their name in tensorflow_datasets: kind, columns, classes in the official order, metrics, splits."""
+"""Published sets by their name in tensorflow_datasets: kind, columns, classes in official order, metrics, splits."""
 
 import dataclasses
 from collections.abc import Mapping
