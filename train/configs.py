@@ -163,19 +163,22 @@ class FinetuneConfig(_RunConfig):
     """folder with a tokenizer; default: the model's"""
 
     train: str
-    """a .tsv, .csv or .jsonl file, or tfds:NAME such as tfds:glue/sst2"""
+    """a .tsv, .csv, .jsonl or .parquet file (of words with labels also .conll or .txt); tfds:NAME such as
+    tfds:glue/sst2; or NAME:FILE, a published file of such a set, as in super_glue/copa:train.jsonl"""
     validation: str | None = None
     """as train; default for tfds: the set's own validation split"""
     test: str | None = None
     """as train"""
-    kind: Literal["classification", "regression"] | None = None
+    kind: Literal["classification", "regression", "choice", "tokens"] | None = None
     """what is asked; default: what the set is known for, else classification"""
     text_column: str | None = None
-    """of the text; default: text"""
+    """of the text; default: text. Of tokens a list, default: words, and in .conll and .txt files 0, the first"""
     pair_column: str | None = None
-    """of the second text of a pair"""
+    """of the second text of a pair; of a choice, of the question about the text"""
+    choices_columns: tuple[str, ...] = ()
+    """of the choices: one column of lists, or a column for every choice; default: choices"""
     label_column: str | None = None
-    """default: label"""
+    """default: label. Of tokens a list, default: labels, and in .conll and .txt files -1, the last"""
     data_dir: Path | None = None
     """where tensorflow_datasets keeps prepared sets"""
     manual_dir: Path | None = None
