@@ -24,8 +24,7 @@ def read_conll(path: str) -> Table:
       FileNotFoundError: no such file.
       ValueError: a file that `read_text` refuses, or a line with another number of columns than the first.
     """
-    _, text = read_text(path, suffixes=SUFFIXES)
-    lines = [line.strip(" \t\r") for line in text.split("\n")]
+    lines = [line.strip(" \t\r") for line in read_text(path).split("\n")]
     skipped = sum(line.startswith("-DOCSTART-") for line in lines)
     notes = (f"{skipped} -DOCSTART- lines skipped in {Path(path).name}",) if skipped else ()
     table = Table(path, "line", (), notes=notes)

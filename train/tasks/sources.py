@@ -12,7 +12,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -131,27 +131,25 @@ class Table:
 
 
 def open_file(given: str, *, label_column: str) -> Table:
+    path = Path(given).expanduser()
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     readers = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
-    if Path(given).suffix == ".parquet":
+    if path.suffix == ".parquet":
         return _open_parquet(given, label_column)
-    suffix, text = read_text(given, suffixes=tuple(readers), others=(".parquet", ".conll and .txt for words"))
-    return Table(given, "line", readers[suffix](given, text))
+    if suffix not in readers:
+        allowed = f"{', '.join(readers)} (.gz allowed), .parquet, .conll and .txt for words"
+        raise ValueError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
+    return Table(given, "line", readers[suffix](given, read_text(given)))
 
 
-def read_text(given: str, *, suffixes: Sequence[str], others: Sequence[str] = ()) -> tuple[str, str]:
-    """The suffix of a file, without .gz, and its text, without line ends at its end.
-
-    `others` are suffixes that the error names as well.
+def read_text(given: str) -> str:
+    """What a file says, unpacked if it ends in .gz, without line ends at its end.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another suffix, or not a text in UTF-8.
+      ValueError: it is damaged, empty, or no UTF-8.
     """
     path = Path(given).expanduser()
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in suffixes:
-        allowed = ", ".join([", ".join(suffixes) + " (.gz allowed)", *others])
-        raise ValueError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
     if not path.is_file():
         raise FileNotFoundError(f"{given}: no such file")
     data = path.read_bytes()
@@ -168,7 +166,7 @@ def read_text(given: str, *, suffixes: Sequence[str], others: Sequence[str] = ()
     text = decode(data, given).removeprefix("\ufeff").rstrip("\r\n")
     if not text:
         raise ValueError(f"{given} is empty")
-    return suffix, text
+    return text
 
 
 def _tsv_rows(name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
