@@ -169,6 +169,7 @@ BAD_ROWS = {
     "start is true": (line(answers="Emma", answer_start=True), r"starts at True, which is not a whole number"),
     "contradiction": (line(is_impossible=True), r"is_impossible is true, but column 'answers' has an answer"),
     "number": (line(answers=[{"text": 3, "answer_start": 0}]), r"column 'answers' holds 3, not text"),
+    "half pair": (line(id="\ud800"), r"line 1: column 'id' holds a NUL character or half a surrogate pair"),
     "with its id": (line(id="x7", answers="Mary"), r"line 1: question 'x7': the answer 'Mary' is not in the context"),
 }
 
@@ -870,6 +871,10 @@ def test_finetuning_learns_to_find_a_name_or_that_there_is_none(tokenizer, write
     assert results["HasAns_f1"] > 90
     assert results["NoAns_f1"] > 90
     assert results["best_exact"] >= results["exact_match"] > 90
+    records = [json.loads(line) for line in (tmp_path / "run/predictions/validation.jsonl").open(encoding="utf-8")]
+    assert [record["id"] for record in records] == [f"1-{number}" for number in range(48)]
+    final = squad_v2([record["answers"] for record in records], [record["prediction_text"] for record in records])
+    assert results == final | {name: value for name, value in results.items() if name.startswith("best")}
     saved, weights = load_pretrained(tmp_path / "run" / "model")
     assert saved.label_names == ()
     assert weights["span_classifier"]["kernel"].shape == (32, 2)

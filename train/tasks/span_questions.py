@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .fields import check_text, field, text_field
-from .sources import Role, Source, Table, decode, open_table, read_text
+from .sources import Role, Source, Table, open_table, read_text
 
 _LISTS = (list, tuple, np.ndarray)
 _START = "answer_start"
@@ -162,8 +162,10 @@ def _read(
     contexts: dict[str, str] = {}  # one text in memory, however many questions are about it
     moved = empty = 0
     for number, fields in table.rows:
+        named = ""
         try:
             name = _name(fields, number)
+            named = f"question {name!r}: " if fields.get("id") is not None else ""
             if name in seen:
                 raise ValueError(
                     f"the id occurs before, in {table.unit} {seen[name]}; predictions are told apart by it"
@@ -177,7 +179,6 @@ def _read(
                 answers = tuple(_placed(answer, start, context, within=within) for answer, start in given)
                 moved += sum(start not in (None, at.start) for at, (_, start) in zip(answers, given, strict=True))
         except ValueError as error:
-            named = f"question {_name(fields, number)!r}: " if fields.get("id") is not None else ""
             raise table.error(number, f"{named}{error}") from None
         if questions and (answers is None) != (questions[0].answers is None):
             raise table.error(number, "the first row and this one differ: give every row answers, or none")
@@ -197,7 +198,7 @@ def _name(fields: Mapping[str, Any], number: int) -> str:
     value = fields.get("id")
     if value is None:
         return str(number)
-    return decode(value, "column 'id'") if isinstance(value, bytes) else str(value)
+    return check_text(value if isinstance(value, bytes) else str(value), "id", allow_empty=True)
 
 
 def _given_answers(
