@@ -3,7 +3,7 @@
 from deberta_jax.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
-from . import choices, classification, token_labels
+from . import choices, classification, spans, token_labels
 from .base import Kind, Task
 from .sources import Source
 
@@ -26,5 +26,7 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
             return choices.load(config, tokenizer)
         case "tokens":
             return token_labels.load(config, tokenizer)
+        case "span":
+            return spans.load(config, tokenizer)
         case _:
-            raise ValueError(f"kind is {kind!r}; it must be classification, regression, choice or tokens")
+            raise ValueError(f"kind is {kind!r}; it must be classification, regression, choice, tokens or span")

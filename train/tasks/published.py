@@ -65,6 +65,7 @@ _NLI = ("contradiction", "neutral", "entailment")
 _TWO_WAY_NLI = ("not_entailment", "entailment")
 _MRPC_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "data_mrpc_dev_ids.tsv")
 _TRUTH: dict[str, Any] = {"label_names": ("false", "true"), "renamed": {"False": "false", "True": "true"}}
+_QUESTIONS, _SQUAD = {"text": "question", "pair": "context", "label": "answers"}, ("f1", "exact_match")
 _SENTENCES, _PREMISE = _texts("sentence1", "sentence2"), _texts("premise", "hypothesis")
 
 PUBLISHED: Mapping[str, PublishedTask] = {
@@ -184,5 +185,11 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         unchecked_url="https://data.deepai.org/conll2003.zip",
         validation=("dev",),
         file_records=formats.as_it_is,
+    ),
+    "squad/v1.1": PublishedTask(
+        kind="span", columns=_QUESTIONS, metrics=_SQUAD, files=("train-v1.1.json", "dev-v1.1.json")
+    ),
+    "squad/v2.0": PublishedTask(
+        kind="span", columns=_QUESTIONS, metrics=_SQUAD, files=("train-v2.0.json", "dev-v2.0.json")
     ),
 }
