@@ -13,9 +13,9 @@ from unittest import mock
 import numpy as np
 import pytest
 from deberta_jax.train.configs import FinetuneConfig
-from deberta_jax.train.metrics import exact_match
 from deberta_jax.train.tasks.classification import Example, load_examples
 from deberta_jax.train.tasks.formats import as_it_is
+from deberta_jax.train.tasks.grouped import answer_scores, exact_match
 from deberta_jax.train.tasks.loading import load_task
 from deberta_jax.train.tasks.prepared import _do_without_tensorflow
 from deberta_jax.train.tasks.published import PUBLISHED
@@ -71,6 +71,16 @@ MULTIRC = {
         ],
     },
 }
+RECORD = {
+    "idx": 5,
+    "passage": {
+        "text": "Paris and the Rhine in France.",
+        "entities": [{"start": 0, "end": 4}, {"start": 10, "end": 18}, {"start": 23, "end": 28}],
+    },
+    "qas": [
+        {"idx": 9, "query": "A river, @placeholder, flows", "answers": [{"start": 10, "end": 18, "text": "the Rhine"}]}
+    ],
+}
 RACE = {"id": "high1.txt", "article": "A b.", "questions": ["Q1 ?", "It is _ ."], "answers": ["B", "A"]}
 RACE["options"] = [["a", "b", "c", "d"], ["e", "f", "g", "h"]]
 ANLI = {"uid": "u", "context": "a", "hypothesis": "b", "label": "c"}
@@ -95,7 +105,10 @@ MULTIRC_TEST = json.loads(json.dumps(MULTIRC))
 for answer in MULTIRC_TEST["passage"]["questions"][0]["answers"]:
     del answer["label"]
 
+RECORD_TEST = {**RECORD, "qas": [{name: RECORD["qas"][0][name] for name in ("idx", "query")}]}
+
 ARCHIVES = {
+    "ReCoRD.zip": super_glue("ReCoRD", RECORD, test=RECORD_TEST),
     "BoolQ.zip": super_glue("BoolQ", BOOLQ, {**BOOLQ, "idx": 1, "label": False}, test=hidden(BOOLQ)),
     "COPA.zip": super_glue("COPA", COPA, COPA_CAUSE, test=hidden(COPA)),
     "WiC.zip": super_glue("WiC", WIC, {**WIC, "idx": 1, "label": True}, test=hidden(WIC)),
@@ -200,6 +213,7 @@ def test_the_table_agrees_with_tensorflow_datasets(name, tmp_path):
 
 def test_every_set_that_was_asked_for_is_there():
     names = {"super_glue/boolq", "super_glue/cb", "super_glue/copa", "super_glue/multirc", "super_glue/wic"}
+    names |= {"super_glue/record", "super_glue/rte"}
     names |= {"race", "race/high", "race/middle", "anli/r1", "anli/r2", "anli/r3", "conll2003"}
     assert names <= set(PUBLISHED)
     assert len(LANGUAGES) == 15
@@ -230,6 +244,19 @@ def test_multirc_counts_whole_questions(tfds_of_files):
     assert set(task.splits["train"]) == expected
     assert task.metrics == ("f1", "exact_match")
     assert {example.label for example in task.splits["test"]} == {None}
+
+
+RECORD_EXAMPLES = tuple(
+    Example(RECORD["passage"]["text"], f"A river, {entity}, flows", label, "5/9", entity)
+    for entity, label in (("France", 0), ("Paris", 0), ("the Rhine", 1))
+)
+
+
+def test_record_fills_the_gap(tfds_of_files):
+    task = load_examples("tfds:super_glue/record", test="tfds:super_glue/record", **tfds_of_files)
+    assert task.splits["train"] == task.splits["validation"] == RECORD_EXAMPLES
+    assert (task.label_names, task.metrics) == (("false", "true"), ("answer_f1", "answer_exact_match"))
+    assert task.splits["test"] == tuple(dataclasses.replace(example, label=None) for example in RECORD_EXAMPLES)
 
 
 def test_wic_marks_the_word(tfds_of_files):
@@ -296,6 +323,8 @@ def test_published_files_by_name(write, tmp_path):
     assert (boolq.name, boolq.label_names) == ("super_glue/boolq", ("false", "true"))
     multirc = load_examples("super_glue/multirc:" + write("multirc.jsonl", lines(MULTIRC)))
     assert multirc.splits["train"][0] == Example("A text.", "Who ? he", 1, "3/7")
+    record = load_examples("super_glue/record:" + write("record.jsonl", lines(RECORD)))
+    assert record.splits["train"] == RECORD_EXAMPLES
     wic = load_examples("super_glue/wic:" + write("wic.jsonl", lines(WIC, {**WIC, "label": True})))
     assert wic.splits["train"][0] == Example('bank: By the "banks".', 'bank: A "bank", a bank.', 0)
     anli = load_examples("anli/r1:" + write("anli.jsonl", lines(ANLI, {**ANLI, "label": "n"})))
@@ -319,6 +348,7 @@ def test_published_files_by_name(write, tmp_path):
             [{**COPA, "question": "why"}],
             r"line 1: column 'question' holds 'why'; it must be cause or",
         ),
+        ("super_glue/record", [{**RECORD, "qas": [{"idx": 1, "query": "Who ?"}]}], r"line 1: .* has no @placeholder"),
         ("super_glue/copa", [{"premise": "a"}], r"line 1: no column 'question'; the columns are 'premise'"),
         ("super_glue/copa", [{**COPA, "premise": 3}], r"line 1: column 'premise' holds 3, not text"),
         ("super_glue/wic", [{**WIC, "end1": 99}], r"line 1: characters 7 to 99 are not in sentence1, which has 13"),
@@ -403,3 +433,23 @@ def test_multirc_is_scored_by_both(write):
     figures = task.score("train", found)
     assert figures == {"f1": pytest.approx(f1_score([1, 0, 1, 0], [1, 0, 1, 1])), "exact_match": 0.5}
     assert task.main_metric == "f1"
+
+
+def test_record_is_scored_by_the_likeliest_answer_of_each_query():
+    """Source: ReCoRD's evaluation, which compares texts as SQuAD's does, with the best of the accepted ones."""
+    shares, labels = [0.2, 0.9, 0.3, 0.8, 0.1], np.array([0, 1, 1, 0, 1])
+    groups = ["a", "a", "b", "b", "b"]
+    figures = answer_scores(shares, labels, groups, ["Paris", "The Rhine", "New York", "York City", "Rome"])
+    assert figures == {"answer_f1": pytest.approx(75), "answer_exact_match": 50}  # York, of two words each: F1 1/2
+    exact = answer_scores([0.6, 0.4], np.array([0, 1]), ["a", "a"], ["the rhine!", "Rhine"])
+    assert exact == {"answer_f1": 100, "answer_exact_match": 100}
+    with pytest.raises(ValueError, match="a question has no answer"):
+        answer_scores([0.5], np.array([0]), ["a"], ["Paris"])
+
+
+def test_a_task_of_record_is_scored(write):
+    task = load("super_glue/record:" + write("record.jsonl", lines(RECORD)), {}, ".")
+    found = [{"probabilities": np.array([1 - share, share])} for share in (0.1, 0.3, 0.2)]
+    assert task.score("train", found) == {"answer_f1": 0, "answer_exact_match": 0}
+    assert task.main_metric == "answer_f1"
+    assert next(task.records("train", found))["group"] == "5/9"

@@ -75,12 +75,6 @@ def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(result.statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def exact_match(predictions: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> float:
-    """Share of the groups all of whose entries [E] are equal: MultiRC's EM, whose groups are questions."""
-    wrong = {group for group, one, other in zip(groups, predictions, labels, strict=True) if one != other}
-    return 1 - len(wrong) / len(set(groups))
-
-
 def _constant(values: np.ndarray) -> bool:
     return bool(np.all(values == values[0]))
 

@@ -21,9 +21,10 @@ from deberta_jax.tokenizer import Tokenizer
 
 from ..answer_plots import plot_answers
 from ..configs import FinetuneConfig
-from ..metrics import compute_metrics, exact_match
+from ..metrics import METRICS, compute_metrics
 from .base import Arrays, Batch, Found
 from .fields import class_name, field, score_value, text_field
+from .grouped import answer_scores, exact_match
 from .sources import Role, Source, Table, columns_of, named_splits, open_table
 
 
@@ -31,20 +32,21 @@ from .sources import Role, Source, Table, columns_of, named_splits, open_table
 class Example:
     """One text, or a pair of texts. `label` is a class index, or the score of a regression; None: not published.
 
-    `group`: what its "exact_match" is counted by, such as the question that it is an answer to.
+    `group`: what is counted as one, such as the question that it is an `answer` to.
     """
 
     text: str
     pair: str | None
     label: int | float | None
     group: str | None = None
+    answer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
     """The examples of one task. `label_names[i]` is the name of class i; empty for regression.
 
-    `metrics` are names of `metrics.compute_metrics`, or "exact_match", the usual ones of the task, the main one first.
+    `metrics` are names of `metrics.compute_metrics` or `grouped`, the usual ones of the task, the main one first.
     `splits` are "train" and, where there are any, "validation", further validation splits by name (MNLI's
     `validation_mismatched`), and "test".
     """
@@ -62,6 +64,7 @@ class _Row:
     pair: str | None
     label: str | float | None
     group: str | None = None
+    answer: str | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- examples
@@ -130,7 +133,7 @@ def _read_rows(table: Table, columns: Mapping[str, str], kind: str, *, labels_op
         try:
             text = text_field(fields, columns["text"], allow_empty=table.published)
             pair = text_field(fields, columns["pair"], allow_empty=table.published) if "pair" in columns else None
-            group = str(field(fields, columns["group"])) if "group" in columns else None
+            group, answer = (str(field(fields, columns[of])) if of in columns else None for of in ("group", "answer"))
             hidden = columns["label"] not in fields or (table.hidden_label and fields[columns["label"]] == -1)
             label = None
             if not (labels_optional and hidden):
@@ -140,7 +143,7 @@ def _read_rows(table: Table, columns: Mapping[str, str], kind: str, *, labels_op
             raise table.error(number, error) from None
         if rows and (label is None) != (rows[0].label is None):
             raise table.error(number, f"row {rows[0].number} and this one differ: give every row a label, or none")
-        rows.append(_Row(number, text, pair, label, group))
+        rows.append(_Row(number, text, pair, label, group, answer))
     if not rows:
         raise ValueError(f"{table.name} has no rows")
     return rows
@@ -171,7 +174,7 @@ def _to_examples(table: Table, rows: list[_Row], names: tuple[str, ...]) -> tupl
         label = index.get(row.label) if isinstance(row.label, str) else row.label
         if label is None and row.label is not None:
             raise table.error(row.number, f"label {row.label!r} is not a class of training: {', '.join(names)}")
-        examples.append(Example(row.text, row.pair, label, row.group))
+        examples.append(Example(row.text, row.pair, label, row.group, row.answer))
     return tuple(examples)
 
 
@@ -332,10 +335,13 @@ class ClassificationTask:
         if labels is None:
             raise ValueError(f"the {split} split has no labels to measure against; leave it out")
         predictions = self._predictions(found)
-        figures = compute_metrics([name for name in self.data.metrics if name != "exact_match"], predictions, labels)
+        figures = compute_metrics([name for name in self.data.metrics if name in METRICS], predictions, labels)
+        groups = [str(example.group) for example in self.data.splits[split]]
         if "exact_match" in self.data.metrics:
-            groups = [str(example.group) for example in self.data.splits[split]]
             figures["exact_match"] = exact_match(predictions, labels, groups)
+        if "answer_f1" in self.data.metrics:
+            answers = [str(example.answer) for example in self.data.splits[split]]
+            figures |= answer_scores([float(one["probabilities"][1]) for one in found], labels, groups, answers)
         return figures
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
@@ -344,6 +350,8 @@ class ClassificationTask:
             record: dict[str, Any] = {"text": example.text}
             if example.pair is not None:
                 record["pair"] = example.pair
+            if example.group is not None:
+                record["group"] = example.group
             if self.objective.regression:
                 known = {} if example.label is None else {"label": example.label}
                 yield record | known | {"prediction": float(prediction)}

@@ -56,6 +56,43 @@ def multirc_file(record: Record) -> Iterator[Record]:
             }
 
 
+def record(record: Record) -> Iterator[Record]:
+    """A query of tensorflow_datasets about a passage: for each of its entities, whether it belongs in the query's gap.
+
+    The entities of a query are a group. Deliberate difference: the official task pools the pieces of all mentions of an
+    entity; here, as in SuperGLUE's own baseline, a model reads the query once for each with the gap filled.
+    """
+    idx = _inner(field(record, "idx"), "idx")
+    entities, answers = ([_decoded(text) for text in field(record, name)] for name in ("entities", "answers"))
+    group = f"{field(idx, 'passage')}/{field(idx, 'query')}"
+    yield from _gap_filled(_text(record, "passage"), _text(record, "query"), group, entities, answers)
+
+
+def record_file(record: Record) -> Iterator[Record]:
+    """A passage of ReCoRD/train.jsonl with all of its queries."""
+    passage = _inner(field(record, "passage"), "passage")
+    text = _text(passage, "text")
+    spans = [(field(entity, "start"), field(entity, "end") + 1) for entity in _each(passage, "entities")]
+    entities = sorted({text[start:end] for start, end in spans})
+    for query in _each(record, "qas"):
+        answers = [_text(answer, "text") for answer in _each(query, "answers")] if "answers" in query else []
+        group = f"{field(record, 'idx')}/{field(query, 'idx')}"
+        yield from _gap_filled(text, _text(query, "query"), group, entities, answers)
+
+
+def _gap_filled(passage: str, query: str, group: str, entities: list[str], answers: list[str]) -> Iterator[Record]:
+    if "@placeholder" not in query:
+        raise ValueError(f"the query {query!r:.60} has no @placeholder")
+    for entity in entities:
+        yield {
+            "passage": passage,
+            "query": query.replace("@placeholder", entity),
+            "group": group,
+            "answer": entity,
+            **({"label": entity in answers} if answers else {}),
+        }
+
+
 def wic(record: Record) -> Iterator[Record]:
     """Two sentences, each behind the word that is asked about and with its occurrence in quotation marks.
 

@@ -24,7 +24,7 @@ from typing import Any
 from . import formats
 from .base import Kind
 
-Columns = Mapping[str, str | tuple[str, ...]]  # text, pair, choices, label, group -> what the column is called
+Columns = Mapping[str, str | tuple[str, ...]]  # text, pair, choices, label, group, answer -> what the column is called
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,14 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         records=formats.multirc,
         file_records=formats.multirc_file,
         **_TRUTH,
+    ),
+    "super_glue/record": PublishedTask(
+        columns={**_texts("passage", "query"), "group": "group", "answer": "answer"},
+        label_names=("false", "true"),
+        metrics=("answer_f1", "answer_exact_match"),
+        files=("ReCoRD.zip",),
+        records=formats.record,
+        file_records=formats.record_file,
     ),
     "super_glue/rte": PublishedTask(
         columns=_PREMISE, label_names=_TWO_WAY_NLI, files=("RTE.zip",), file_records=formats.as_it_is
