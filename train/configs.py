@@ -163,19 +163,25 @@ class FinetuneConfig(_RunConfig):
     """folder with a tokenizer; default: the model's"""
 
     train: str
-    """a .tsv, .csv or .jsonl file, or tfds:NAME such as tfds:glue/sst2"""
+    """a .tsv, .csv, .jsonl or .parquet file (of words with labels also .conll or .txt); tfds:NAME such as
+    tfds:glue/sst2; or NAME:FILE, a published file of such a set, as in super_glue/copa:train.jsonl"""
     validation: str | None = None
     """as train; default for tfds: the set's own validation split"""
     test: str | None = None
     """as train"""
-    kind: Literal["classification", "regression", "span"] | None = None
+    kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
     """what is asked; default: what the set is known for, else classification"""
     text_column: str | None = None
-    """of the text, or of the question; default: text, question"""
+    """of the text, or of the question that a span answers (default there: question); default: text. Of tokens a list,
+    default: words, and in .conll and .txt files 0, the first"""
     pair_column: str | None = None
-    """of the second text of a pair, or of the context of a question (default there: context)"""
+    """of the second text of a pair; of a choice, of the question about the text; of a span, of the context that it is
+    in (default there: context)"""
+    choices_columns: tuple[str, ...] = ()
+    """of the choices: one column of lists, or a column for every choice; default: choices"""
     label_column: str | None = None
-    """of the label, or of the answers; default: label, answers"""
+    """of the label, or of the answers (default there: answers); default: label. Of tokens a list, default: labels, and
+    in .conll and .txt files -1, the last"""
     start_column: str | None = None
     """of the character of the context that an answer starts at, where answers are plain texts; default: answer_start,
     without such a column where the text occurs first"""
