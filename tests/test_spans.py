@@ -122,6 +122,27 @@ def test_tables_by_columns(write):
     assert load_questions(named, **columns, start_column="at").splits["train"][0].answers == (Answer("was", 21),)
 
 
+def test_parquet_files_with_either_form_of_answers(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    for number, forms in enumerate((ROWS[0:1] + ROWS[2:3], ROWS[1:2] + ROWS[3:4])):
+        parquet.write_table(pyarrow.Table.from_pylist(forms), tmp_path / f"{number}.parquet")
+    first, second = (load_questions(str(tmp_path / f"{number}.parquet")).splits["train"] for number in (0, 1))
+    assert [one.answers for one in first] == [(Answer("Emma", 16), Answer("Anne", 0)), ()]
+    assert [one.answers for one in second] == [(Answer("was", 21),), ()]
+
+
+def test_a_published_file_by_the_name_of_its_set(write, tmp_path, tokenizer):
+    path = write("train-v2.0.json", squad(asked("a", ("Anne", 0)), asked("b", is_impossible=True)))
+    given = f"squad/v2.0:{path}"
+    data = load_questions(given, validation=given)
+    assert (data.name, set(data.splits)) == ("squad/v2.0", {"train", "validation"})
+    assert data.splits["validation"][1] == Question("b", "Who was happy?", CONTEXT, ())
+    task = load_task(FinetuneConfig(output=tmp_path, model=tmp_path, train=given), tokenizer)
+    assert (task.name, task.main_metric) == ("squad/v2.0", "f1")
+
+
 def test_a_test_file_may_leave_its_answers_out(write):
     train = write("a.json", squad(asked("a", ("Anne", 0))))
     hidden = write("t.jsonl", json.dumps({"question": "q", "context": "c"}))
@@ -208,7 +229,9 @@ def test_a_missing_start_column_and_a_set_of_another_kind(write):
     train = write("a.tsv", f"question\tcontext\tanswers\nwho\t{CONTEXT}\twas\n")
     with pytest.raises(ValueError, match=r"line 2: no column 'at'; the columns are 'question', 'context', 'answers'"):
         load_questions(train, start_column="at")
-    with pytest.raises(ValueError, match=r"tfds:glue/sst2 is a task of kind 'classification', not of questions"):
+    with pytest.raises(
+        ValueError, match=r"tfds:glue/sst2 is a set of kind 'classification', which does not go with .*'span'"
+    ):
         load_questions(train, validation="tfds:glue/sst2")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no such file"):
         load_questions("nowhere.json")

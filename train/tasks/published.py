@@ -5,6 +5,7 @@
     --train tfds:super_glue/copa
     --train super_glue/copa:COPA/train.jsonl --validation super_glue/copa:COPA/val.jsonl
     --train race/high:train_high.jsonl      # the files of RACE/train/high, one behind the other
+    --train squad/v2.0:train-v2.0.json --validation squad/v2.0:dev-v2.0.json
     --train conll2003:train.txt --validation conll2003:valid.txt --test conll2003:test.txt
 
 XNLI has no training split; its languages are read by name, `xnli` followed by a slash and the language:
@@ -195,9 +196,17 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         file_records=formats.as_it_is,
     ),
     "squad/v1.1": PublishedTask(
-        kind="span", columns=_QUESTIONS, metrics=_SQUAD, files=("train-v1.1.json", "dev-v1.1.json")
+        kind="span",
+        columns=_QUESTIONS,
+        metrics=_SQUAD,
+        files=("train-v1.1.json", "dev-v1.1.json"),
+        file_records=formats.as_it_is,
     ),
     "squad/v2.0": PublishedTask(
-        kind="span", columns=_QUESTIONS, metrics=_SQUAD, files=("train-v2.0.json", "dev-v2.0.json")
+        kind="span",
+        columns=_QUESTIONS,
+        metrics=_SQUAD,
+        files=("train-v2.0.json", "dev-v2.0.json"),
+        file_records=formats.as_it_is,
     ),
 }

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .fields import check_text, field, text_field
-from .sources import Role, Source, Table, open_table, read_text
+from .sources import Source, Table, columns_of, named_splits, open_table, read_text
 
 _LISTS = (list, tuple, np.ndarray)
 _START = "answer_start"
@@ -67,7 +67,7 @@ def load_questions(
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> QuestionData:
-    """Reads `train`, `validation` and `test`: files, `tfds:squad/v1.1`, `tfds:squad/v2.0`, or other sets by columns.
+    """Reads `train`, `validation` and `test`: files, `tfds:squad/v1.1`, `squad/v2.0:FILE`, or other sets by columns.
 
     A .json file that is one object with "data" is read in SQuAD's layout, whatever the columns. A `test` source may
     leave its answers out, all of them.
@@ -82,35 +82,19 @@ def load_questions(
       FileNotFoundError: no such file.
       ValueError: a source that cannot be read or used; one line with the file, the row and the reason.
     """
-    source = Source.parse(train)
     given = {"text": text_column, "pair": pair_column, "label": label_column}
-
-    def read(source: Source, role: Role) -> tuple[tuple[Question, ...], tuple[str, ...]]:
-        known = source.published
-        if known and known.kind != "span":
-            raise ValueError(f"{source.given} is a task of kind '{known.kind}', not of questions and spans")
-        columns = given if known is None else {name: str(column) for name, column in known.columns.items()}
+    splits, notes = {}, {}
+    for name, source, role in named_splits(train, validation, test):
+        columns = {of: str(column) for of, column in columns_of(source, "span", given).items()}
         table = _open_squad_file(source)
         if table is not None:
             columns = {"text": "question", "pair": "context", "label": "answers"}
         else:
             table = open_table(source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
-        return _read(table, columns, start_column, labels_optional=role == "test")
-
-    splits = {"train": read(source.with_splits("train")[0], "train")}
-    if not any(question.answers for question in splits["train"][0]):
+        splits[name], notes[name] = _read(table, columns, start_column, labels_optional=role == "test")
+    if not any(question.answers for question in splits["train"]):
         raise ValueError(f"{train}: not one question has an answer; training needs some")
-    if validation is None and source.published:
-        validation = f"tfds:{source.tfds_name}"
-    roles: tuple[tuple[str | None, Role], ...] = ((validation, "validation"), (test, "test"))
-    for held_out, role in roles:
-        for number, split in enumerate(Source.parse(held_out).with_splits(role) if held_out else ()):
-            splits[str(split.split) if number else role] = read(split, role)
-    return QuestionData(
-        name=source.tfds_name or Path(train).name.partition(".")[0],
-        splits={name: questions for name, (questions, _) in splits.items()},
-        notes={name: notes for name, (_, notes) in splits.items()},
-    )
+    return QuestionData(name=Source.parse(train).name, splits=splits, notes=notes)
 
 
 # ------------------------------------------------------------------------------------------------- SQuAD's own layout
@@ -118,10 +102,10 @@ def load_questions(
 
 def _open_squad_file(source: Source) -> Table | None:
     """The questions of a .json file in SQuAD's layout, in one line or many; None: it is something else."""
-    if source.tfds_name is not None or not source.given.endswith((".json", ".json.gz")):
+    if source.path is None or not source.path.endswith((".json", ".json.gz")):
         return None
     try:
-        squad = json.loads(read_text(source.given))
+        squad = json.loads(read_text(source.path))
     except json.JSONDecodeError:  # several objects, one a line
         return None
     if not isinstance(squad, dict) or "data" not in squad:
@@ -191,7 +175,7 @@ def _read(
         f"{empty} questions are blank" if empty else "",
         f"{moved} answers moved by up to {_SHIFT} characters to where their text stands" if moved else "",
     )
-    return tuple(questions), tuple(filter(None, notes))
+    return tuple(questions), tuple(filter(None, (*table.notes, *notes)))
 
 
 def _name(fields: Mapping[str, Any], number: int) -> str:
