@@ -187,6 +187,29 @@ def classification(
     return (losses * counts).sum(), counts.sum()
 
 
+def span(
+    logits: jax.Array, ends: jax.Array, choosable: jax.Array, *, smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy of the first and the last token of an answer.
+
+    Args:
+      logits: float32 [B, 2, S], `sift.span_logits`: start and end, very low where a token cannot be chosen.
+      ends: int [B, 2], the places of the two tokens.
+      choosable: [B, S], nonzero for the tokens that can be chosen, those of `ends` among them.
+      smoothing: share of every label that is spread evenly over the choosable tokens.
+
+    Returns:
+      Sum over both answers of all rows, and their number, 2 B.
+    """
+    log_probabilities = jax.nn.log_softmax(logits)
+    losses = -jnp.take_along_axis(log_probabilities, ends[..., None], axis=-1)[..., 0]
+    if smoothing:
+        chosen = choosable[:, None] != 0
+        means = jnp.where(chosen, log_probabilities, 0.0).sum(axis=-1) / chosen.sum(axis=-1)
+        losses = (1 - smoothing) * losses - smoothing * means
+    return losses.sum(), jnp.asarray(losses.size, jnp.float32)
+
+
 def regression(
     predictions: jax.Array, labels: jax.Array, weight: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:

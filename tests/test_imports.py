@@ -21,7 +21,7 @@ LEAVES = {
 }
 TORCH = {"torch", "transformers", "safetensors"}
 DATA = {"grain", "tensorflow_datasets", "array_record"}
-READS_DATA = {"data.py", "prepare.py", "batches.py", "sources.py"}
+READS_DATA = {"data.py", "prepare.py", "batches.py", "sources.py", "prepared.py"}
 FOLDERS = ("deberta_jax", "deberta_jax/kernels", "train", "train/tasks", "convert")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 

@@ -163,19 +163,28 @@ class FinetuneConfig(_RunConfig):
     """folder with a tokenizer; default: the model's"""
 
     train: str
-    """a .tsv, .csv or .jsonl file, or tfds:NAME such as tfds:glue/sst2"""
+    """a .tsv, .csv, .jsonl or .parquet file (of words with labels also .conll or .txt); tfds:NAME such as
+    tfds:glue/sst2; or NAME:FILE, a published file of such a set, as in super_glue/copa:train.jsonl"""
     validation: str | None = None
     """as train; default for tfds: the set's own validation split"""
     test: str | None = None
     """as train"""
-    kind: Literal["classification", "regression"] | None = None
+    kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
     """what is asked; default: what the set is known for, else classification"""
     text_column: str | None = None
-    """of the text; default: text"""
+    """of the text, or of the question that a span answers (default there: question); default: text. Of tokens a list,
+    default: words, and in .conll and .txt files 0, the first"""
     pair_column: str | None = None
-    """of the second text of a pair"""
+    """of the second text of a pair; of a choice, of the question about the text; of a span, of the context that it is
+    in (default there: context)"""
+    choices_columns: tuple[str, ...] = ()
+    """of the choices: one column of lists, or a column for every choice; default: choices"""
     label_column: str | None = None
-    """default: label"""
+    """of the label, or of the answers (default there: answers); default: label. Of tokens a list, default: labels, and
+    in .conll and .txt files -1, the last"""
+    start_column: str | None = None
+    """of the character of the context that an answer starts at, where answers are plain texts; default: answer_start,
+    without such a column where the text occurs first"""
     data_dir: Path | None = None
     """where tensorflow_datasets keeps prepared sets"""
     manual_dir: Path | None = None
@@ -183,6 +192,17 @@ class FinetuneConfig(_RunConfig):
 
     max_length: int = 128
     """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... as its longest text needs"""
+    max_question_length: int = 64
+    """tokens of a question at most; its context gets the rest of max_length (give 384 for SQuAD)"""
+    doc_stride: int = 128
+    """a context that is too long for a row is read in several, each so many tokens further on; or fewer, so that they
+    overlap by max_answer_length"""
+    max_answer_length: int = 30
+    """tokens of a predicted answer at most"""
+    n_best: int = 20
+    """answers that predictions list for a question"""
+    null_threshold: float = 0.0
+    """no answer is predicted where its score is so far above that of the best span; evaluation reports the best one"""
     group_by_length: bool = False
     """batches of texts of about the same length, for less padding"""
     batch_size: int = 32
@@ -221,11 +241,17 @@ class FinetuneConfig(_RunConfig):
             ("freeze_layers", 0, math.inf),
             ("patience", 0, math.inf),
             ("epochs", 0.0, math.inf),
+            ("max_question_length", 1, math.inf),
+            ("doc_stride", 1, math.inf),
+            ("max_answer_length", 1, math.inf),
+            ("n_best", 1, math.inf),
         ):
             value = getattr(self, name)
             if not least <= value < below:
                 upper = f" and below {below:g}" if below < math.inf else ""
                 raise ValueError(f"{name} is {value:g}; it must be at least {least:g}{upper}")
+        if not math.isfinite(self.null_threshold):
+            raise ValueError(f"null_threshold is {self.null_threshold}; it must be a finite number")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} repeat one; give every seed once")
         if self.grid.epochs and self.steps:

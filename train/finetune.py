@@ -309,8 +309,9 @@ def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tok
     """What a checkpoint must share with the run that goes on from it."""
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     kept = (
-        "model random_weights train kind text_column pair_column label_column max_length group_by_length batch_size "
-        "accumulation epochs steps optimizer label_smoothing layer_decay freeze_layers select patience sift dtype seed"
+        "model random_weights train kind text_column pair_column choices_columns label_column start_column max_length "
+        "max_question_length doc_stride max_answer_length group_by_length batch_size accumulation epochs steps "
+        "optimizer label_smoothing layer_decay freeze_layers select patience sift dtype seed"
     ).split()
     return {
         "configuration": model_config.to_json(),

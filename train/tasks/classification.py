@@ -21,27 +21,33 @@ from deberta_jax.tokenizer import Tokenizer
 
 from ..answer_plots import plot_answers
 from ..configs import FinetuneConfig
-from ..metrics import compute_metrics
+from ..metrics import METRICS, compute_metrics
 from .base import Arrays, Batch, Found
 from .fields import class_name, field, score_value, text_field
-from .sources import Role, Source, Table, open_table
+from .grouped import answer_scores, exact_match
+from .sources import Role, Source, Table, columns_of, named_splits, open_table
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """One text, or a pair of texts. `label` is a class index, or the score of a regression; None: not published."""
+    """One text, or a pair of texts. `label` is a class index, or the score of a regression; None: not published.
+
+    `group`: what is counted as one, such as the question that it is an `answer` to.
+    """
 
     text: str
     pair: str | None
     label: int | float | None
+    group: str | None = None
+    answer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
     """The examples of one task. `label_names[i]` is the name of class i; empty for regression.
 
-    `metrics` are names of `metrics.compute_metrics`, the usual ones of the task, the main one first. `splits` are
-    "train" and, where there are any, "validation", further validation splits by name (MNLI's
+    `metrics` are names of `metrics.compute_metrics` or `grouped`, the usual ones of the task, the main one first.
+    `splits` are "train" and, where there are any, "validation", further validation splits by name (MNLI's
     `validation_mismatched`), and "test".
     """
 
@@ -57,6 +63,8 @@ class _Row:
     text: str
     pair: str | None
     label: str | float | None
+    group: str | None = None
+    answer: str | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- examples
@@ -77,9 +85,9 @@ def load_examples(
 ) -> TaskData:
     """Reads a task's examples from `train`, `validation` and `test`, each a source (see `sources`).
 
-    A published source (`tfds:glue/sst2`, see `published`) knows its columns, kind, classes and splits; the column
-    arguments and `kind` describe every other source. With a published `train` and no `validation` the task's own
-    validation splits are read. A `test` source may leave its labels out, all of them.
+    A published source (`tfds:glue/sst2`, `super_glue/cb:train.jsonl`, see `published`) knows its columns, kind, classes
+    and splits; the column arguments and `kind` describe every other source. With a `train` from tensorflow_datasets and
+    no `validation` the set's own validation splits are read. A `test` source may leave its labels out, all of them.
 
     Args:
       label_names: the classes in the order of their indices. Default: the official order of a published set, else the
@@ -100,22 +108,18 @@ def load_examples(
 
     def read(source: Source, role: Role) -> tuple[Table, list[_Row]]:
         columns = {"text": text_column, "label": label_column} | ({"pair": pair_column} if pair_column else {})
-        if source.published:
-            columns = {name: str(column) for name, column in source.published.columns.items()}
+        columns = {name: str(column) for name, column in columns_of(source, kind, columns).items()}
         table = open_table(source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
         return table, _read_rows(table, columns, kind, labels_optional=role == "test")
 
-    table, rows = read(source.with_splits("train")[0], "train")
-    names = _label_names(table, rows, kind, label_names or (known.label_names if known else ()))
-    splits = {"train": _to_examples(table, rows, names)}
-    if validation is None and known:
-        validation = f"tfds:{source.tfds_name}"
-    roles: tuple[tuple[str | Path | None, Role], ...] = ((validation, "validation"), (test, "test"))
-    for given, role in roles:
-        for number, split in enumerate(Source.parse(str(given)).with_splits(role) if given else ()):
-            splits[str(split.split) if number else role] = _to_examples(*read(split, role), names)
+    splits, names = {}, ()
+    for name, split, role in named_splits(train, validation, test):
+        table, rows = read(split, role)
+        if role == "train":
+            names = _label_names(table, rows, kind, label_names or (known.label_names if known else ()))
+        splits[name] = _to_examples(table, rows, names)
     return TaskData(
-        name=source.tfds_name or Path(train).name.partition(".")[0],
+        name=source.name,
         label_names=names,
         metrics=known.metrics if known else ("accuracy", "macro_f1") if names else ("pearson", "spearman"),
         splits=splits,
@@ -129,6 +133,7 @@ def _read_rows(table: Table, columns: Mapping[str, str], kind: str, *, labels_op
         try:
             text = text_field(fields, columns["text"], allow_empty=table.published)
             pair = text_field(fields, columns["pair"], allow_empty=table.published) if "pair" in columns else None
+            group, answer = (str(field(fields, columns[of])) if of in columns else None for of in ("group", "answer"))
             hidden = columns["label"] not in fields or (table.hidden_label and fields[columns["label"]] == -1)
             label = None
             if not (labels_optional and hidden):
@@ -138,7 +143,7 @@ def _read_rows(table: Table, columns: Mapping[str, str], kind: str, *, labels_op
             raise table.error(number, error) from None
         if rows and (label is None) != (rows[0].label is None):
             raise table.error(number, f"row {rows[0].number} and this one differ: give every row a label, or none")
-        rows.append(_Row(number, text, pair, label))
+        rows.append(_Row(number, text, pair, label, group, answer))
     if not rows:
         raise ValueError(f"{table.name} has no rows")
     return rows
@@ -169,7 +174,7 @@ def _to_examples(table: Table, rows: list[_Row], names: tuple[str, ...]) -> tupl
         label = index.get(row.label) if isinstance(row.label, str) else row.label
         if label is None and row.label is not None:
             raise table.error(row.number, f"label {row.label!r} is not a class of training: {', '.join(names)}")
-        examples.append(Example(row.text, row.pair, label))
+        examples.append(Example(row.text, row.pair, label, row.group, row.answer))
     return tuple(examples)
 
 
@@ -329,7 +334,15 @@ class ClassificationTask:
         labels = self.splits[split].labels
         if labels is None:
             raise ValueError(f"the {split} split has no labels to measure against; leave it out")
-        return compute_metrics(self.data.metrics, self._predictions(found), labels)
+        predictions = self._predictions(found)
+        figures = compute_metrics([name for name in self.data.metrics if name in METRICS], predictions, labels)
+        groups = [str(example.group) for example in self.data.splits[split]]
+        if "exact_match" in self.data.metrics:
+            figures["exact_match"] = exact_match(predictions, labels, groups)
+        if "answer_f1" in self.data.metrics:
+            answers = [str(example.answer) for example in self.data.splits[split]]
+            figures |= answer_scores([float(one["probabilities"][1]) for one in found], labels, groups, answers)
+        return figures
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
         predictions = self._predictions(found)
@@ -337,6 +350,8 @@ class ClassificationTask:
             record: dict[str, Any] = {"text": example.text}
             if example.pair is not None:
                 record["pair"] = example.pair
+            if example.group is not None:
+                record["group"] = example.group
             if self.objective.regression:
                 known = {} if example.label is None else {"label": example.label}
                 yield record | known | {"prediction": float(prediction)}

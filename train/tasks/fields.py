@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .sources import decode
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 to text; `name` says in the error what it is of."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: byte {data[error.start]:#04x} at offset {error.start} is not UTF-8") from None
 
 
 def field(fields: Mapping[str, Any], column: str) -> Any:

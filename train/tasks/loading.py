@@ -3,7 +3,7 @@
 from deberta_jax.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
-from . import classification
+from . import choices, classification, spans, token_labels
 from .base import Kind, Task
 from .sources import Source
 
@@ -22,5 +22,11 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
     match kind:
         case "classification" | "regression":
             return classification.load(config, tokenizer, kind=kind)
+        case "choice":
+            return choices.load(config, tokenizer)
+        case "tokens":
+            return token_labels.load(config, tokenizer)
+        case "span":
+            return spans.load(config, tokenizer)
         case _:
-            raise ValueError(f"kind is {kind!r}; it must be classification or regression")
+            raise ValueError(f"kind is {kind!r}; it must be classification, regression, choice, tokens or span")
