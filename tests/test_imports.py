@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (  # each imports only what stands before it
-    "config positions layers attention encoder heads models rtd".split()
+    "released config positions layers attention encoder heads models rtd".split()
 )
 LEAVES = {
     "losses": {"sharding"},
@@ -16,7 +16,8 @@ LEAVES = {
     "vocabulary": set(),
     "spm": {"vocabulary"},
     "bpe": {"vocabulary"},
-    "tokenizer": {"bpe", "spm", "vocabulary"},
+    "wordpiece": {"vocabulary"},
+    "tokenizer": {"bpe", "spm", "vocabulary", "wordpiece"},
     "checkpoint": {"config", "sharding"},
 }
 TORCH = {"torch", "transformers", "safetensors"}
