@@ -67,8 +67,8 @@ _DELTA = (("_weight", "delta"),)  # GDES: what the discriminator adds to the gen
 # Prefixes, then one row per module: PyTorch's name, our path, leaves, the weight's dimensions in PyTorch's order (a
 # bias has the first of them) and when a model has it; a head's rows are needed once the head appears at all.
 # V vocabulary, E embedding size, D hidden size, N width of the embeddings' LayerNorm, P positions, T token types, R
-# rows of the relative table, A heads x head size, F feed-forward size, G hidden size / convolution groups, K convolution
-# kernel, C classes.
+# rows of the relative table, A heads x head size, F feed-forward size, G hidden size / convolution groups,
+# K convolution kernel, C classes.
 TABLE = (
     (
         ("deberta.embeddings.", "deberta/embeddings/"),

@@ -536,6 +536,7 @@ def write_tokenizer(folder: Path, kind: str) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["roberta", "electra"])  # either kind of tokenizer
 def test_pytorch_files_are_converted_fine_tuned_and_exported(tmp_path: Path, kind: str) -> None:
     """By the commands: two kinds of sentences that differ by a word."""
