@@ -155,7 +155,7 @@ def entries(config: DebertaConfig) -> list[Entry]:
         "V": config.vocab_size,
         "E": config.embedding_size,
         "D": config.hidden_size,
-        "N": config.embedding_size if config.projects_normalised_embeddings else config.hidden_size,
+        "N": config.normalised_embedding_size,
         "P": config.max_position_embeddings,
         "T": config.type_vocab_size,
         "R": 2 * config.att_span,

@@ -198,6 +198,11 @@ class DebertaConfig:
         return self.model_type == "electra"
 
     @property
+    def normalised_embedding_size(self) -> int:
+        """Width of the embeddings where they are normalised, and where SiFT disturbs them."""
+        return self.embedding_size if self.projects_normalised_embeddings else self.hidden_size
+
+    @property
     def rtd_reads_first_token(self) -> bool:
         """DeBERTa's replaced-token head normalises the sum with the first token; ELECTRA's reads the token alone."""
         return self.model_type != "electra"

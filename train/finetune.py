@@ -242,7 +242,7 @@ def build_step(
             lambda params, delta, key: objective.answers(forward(params, key, **perturbation(delta)), chunk)[0],
             params,
             clean,
-            initial_perturbation(noise_key, (*tokens, model.config.hidden_size), config.sift),
+            initial_perturbation(noise_key, (*tokens, model.config.normalised_embedding_size), config.sift),
             config.sift,
             key=sift_key,
             weight=counts,
