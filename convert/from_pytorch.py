@@ -26,13 +26,15 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "tokenizer_config.json")
+_TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer_config.json")
 
 
 def load_pytorch(
     source: str | os.PathLike[str], *, filename: str | None = None, include: Collection[str] | None = None
 ) -> tuple[DebertaConfig, Params]:
     """Reads a published or self-made PyTorch model; PyTorch itself is not needed.
+
+    It is a DeBERTa, or with the `model_type` in its config.json a BERT, a RoBERTa or an ELECTRA.
 
     Args:
       source: a folder with a configuration and weights (`*.safetensors` or `*.bin`, one file or shards with their

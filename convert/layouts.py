@@ -15,6 +15,8 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 
+from . import baselines
+
 State = dict[str, Callable[[], Any]]  # name -> reads the tensor when asked, so that a file is never in memory twice
 
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
@@ -30,6 +32,7 @@ V1_NAMES = {
     ".attention.self.pos_proj.": ".attention.self.pos_key_proj.",
     ".attention.self.pos_q_proj.": ".attention.self.pos_query_proj.",
 }
+_TENSORFLOW_NAMES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}  # of BERT's files
 
 
 class ConversionError(ValueError):
@@ -39,9 +42,12 @@ class ConversionError(ValueError):
 def masked_lm_form(names: Collection[str], config: DebertaConfig) -> DebertaConfig:
     """The configuration with the form of masked LM head that a file's own names tell; the same one without such a head.
 
-    transformers drops the position table where the input lacks it; without the table there is no enhanced mask decoder.
+    A baseline has one form only. transformers drops the position table where the input lacks it, and without the table
+    there is no enhanced mask decoder.
     """
     form = config.mlm_head
+    if config.model_type != "deberta":
+        return config
     if any("cls.predictions." in name for name in names):
         form = "legacy"
     elif any("lm_predictions." in name for name in names):
@@ -52,6 +58,8 @@ def masked_lm_form(names: Collection[str], config: DebertaConfig) -> DebertaConf
 
 def normalize(state: State, config: DebertaConfig) -> State:
     state = _drop_bookkeeping(state)
+    if config.model_type != "deberta":
+        state = _as_dict(baselines.to_table(state, config))
     state = _split_v1_projections(state, config)
     state = _rename_old(state)
     state = _drop_tied_decoder(state, config)
@@ -91,16 +99,26 @@ def _split_v1_projections(state: State, config: DebertaConfig) -> State:
 
 def _rename_old(state: State) -> State:
     """Prefixes and names of older releases and bare encoders, and of transformers' default masked LM head."""
-    anywhere = {**V1_NAMES, **LEGACY_MLM_HEAD, "mask_predictions.classifer.": "mask_predictions.classifier."}
-    renamed: State = {}
+    anywhere = {
+        **_TENSORFLOW_NAMES,
+        **V1_NAMES,
+        **LEGACY_MLM_HEAD,
+        "mask_predictions.classifer.": "mask_predictions.classifier.",
+    }
+    renamed = []
     for key, read in state.items():
         prefix = next((old for old in _OLD_PREFIXES if key.startswith(old)), "")
         name = _OLD_PREFIXES.get(prefix, "") + key.removeprefix(prefix)
         for old, new in anywhere.items():
             name = name.replace(old, new)
-        _refuse_doubles({name} & renamed.keys())
-        renamed[name] = read
-    return renamed
+        renamed.append((name, read))
+    return _as_dict(renamed)
+
+
+def _as_dict(items: Iterable[tuple[str, Callable[[], Any]]]) -> State:
+    items = list(items)
+    _refuse_doubles({name for name, count in Counter(name for name, _ in items).items() if count > 1})
+    return dict(items)
 
 
 def _refuse_doubles(names: Collection[str]) -> None:

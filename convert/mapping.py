@@ -1,7 +1,7 @@
 """One bijective table between PyTorch's parameter names and ours; the only transform is reversing a kernel's axes.
 
-Oddities of published files are straightened out before (`layouts`). The names are those of
-the official code and of transformers.
+Oddities of published files are straightened out before (`layouts`), and BERT's, RoBERTa's and ELECTRA's names replaced
+(`baselines`). The names are those of the official code and of transformers.
 """
 
 import functools
@@ -49,8 +49,11 @@ def _relative_norm(config: DebertaConfig) -> Need:
 
 _token_types = _only_if(lambda c: c.type_vocab_size > 0)
 _projected = _only_if(lambda c: c.embedding_size != c.hidden_size)
+_projected_with_bias = _only_if(lambda c: c.embedding_size != c.hidden_size and c.projects_normalised_embeddings)
 _relative = _only_if(lambda c: c.relative_attention)
 _convolution = _only_if(lambda c: c.conv_kernel_size > 0)
+_reads_first_token = _only_if(lambda c: c.rtd_reads_first_token)
+_next_sentence = _only_if(lambda c: c.model_type == "bert")
 _own_pos_key = _only_if(lambda c: c.relative_attention and not c.share_att_key and "c2p" in c.pos_att_type)
 _own_pos_query = _only_if(lambda c: c.relative_attention and not c.share_att_key and "p2c" in c.pos_att_type)
 
@@ -63,8 +66,9 @@ _DELTA = (("_weight", "delta"),)  # GDES: what the discriminator adds to the gen
 
 # Prefixes, then one row per module: PyTorch's name, our path, leaves, the weight's dimensions in PyTorch's order (a
 # bias has the first of them) and when a model has it; a head's rows are needed once the head appears at all.
-# V vocabulary, E embedding size, D hidden size, P positions, T token types, R rows of the relative table,
-# A heads x head size, F feed-forward size, G hidden size / convolution groups, K convolution kernel, C classes.
+# V vocabulary, E embedding size, D hidden size, N width of the embeddings' LayerNorm, P positions, T token types, R
+# rows of the relative table, A heads x head size, F feed-forward size, G hidden size / convolution groups,
+# K convolution kernel, C classes.
 TABLE = (
     (
         ("deberta.embeddings.", "deberta/embeddings/"),
@@ -74,7 +78,8 @@ TABLE = (
         ("position_embeddings", "position_embeddings", _DELTA, "PE", _maybe),
         ("token_type_embeddings", "token_type_embeddings", _LOOKUP, "TE", _token_types),
         ("embed_proj", "embed_proj", _KERNEL, "DE", _projected),
-        ("LayerNorm", "layer_norm", _NORM, "D", _always),
+        ("embed_proj", "embed_proj", _BIAS, "D", _projected_with_bias),
+        ("LayerNorm", "layer_norm", _NORM, "N", _always),
     ),
     (
         ("deberta.encoder.", "deberta/encoder/"),
@@ -101,16 +106,26 @@ TABLE = (
         ("lm_predictions.lm_head.dense", "mlm_head/dense", _LINEAR, "ED", _always),
         ("lm_predictions.lm_head.LayerNorm", "mlm_head/layer_norm", _NORM, "E", _always),
         ("lm_predictions.lm_head", "mlm_head", _BIAS, "V", _always),
-        ("mask_predictions.LayerNorm", "rtd_head/layer_norm", _NORM, "D", _always),
+        ("mask_predictions.LayerNorm", "rtd_head/layer_norm", _NORM, "D", _reads_first_token),
         ("mask_predictions.dense", "rtd_head/dense", _LINEAR, "DD", _always),
         ("mask_predictions.classifier", "rtd_head/classifier", _LINEAR, "1D", _always),
         ("pooler.dense", "pooler/dense", _LINEAR, "DD", _always),
         ("classifier", "classifier", _LINEAR, "CD", _always),
         ("proj", "token_proj", _LINEAR, "DD", _always),
         ("qa_outputs", "span_classifier", _LINEAR, "2D", _always),
+        ("cls.seq_relationship", "next_sentence_head/classifier", _LINEAR, "2D", _next_sentence),
     ),
 )
-PARTS = ("deberta", "mlm_head", "rtd_head", "pooler", "classifier", "token_proj", "span_classifier")
+PARTS = (
+    "deberta",
+    "mlm_head",
+    "rtd_head",
+    "pooler",
+    "classifier",
+    "token_proj",
+    "span_classifier",
+    "next_sentence_head",  # BERT's; no model here reads it, so that it only goes from file to file
+)
 
 
 class Entry(NamedTuple):
@@ -140,6 +155,7 @@ def entries(config: DebertaConfig) -> list[Entry]:
         "V": config.vocab_size,
         "E": config.embedding_size,
         "D": config.hidden_size,
+        "N": config.normalised_embedding_size,
         "P": config.max_position_embeddings,
         "T": config.type_vocab_size,
         "R": 2 * config.att_span,

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from deberta_jax.config import DebertaConfig
 
+from .baselines import TRANSFORMERS_CLASSES, from_table
 from .from_pytorch import copy_tokenizer, describe
 from .layouts import LEGACY_MLM_HEAD, V1_NAMES, ConversionError
 from .mapping import Params, to_state_dict
@@ -34,6 +35,13 @@ _ARCHITECTURES = {
     frozenset({"classifier"}): "ForTokenClassification",
     frozenset({"span_classifier"}): "ForQuestionAnswering",
 }
+_BASELINE_ARCHITECTURES = {
+    **_ARCHITECTURES,
+    frozenset({"pooler"}): "Model",
+    frozenset({"mlm_head", "pooler"}): "ForMaskedLM",
+    frozenset({"mlm_head", "pooler", "next_sentence_head"}): "ForPreTraining",
+    frozenset({"rtd_head"}): "ForPreTraining",
+}
 
 
 def save_pytorch(
@@ -47,6 +55,10 @@ def save_pytorch(
     both are written nevertheless, as in the published files, and `load_pytorch` reads them back. A masked LM head is
     written as `config.mlm_head` says: legacy with `legacy: true`, the others under the official names with
     `legacy: false`; transformers runs neither behind the enhanced mask decoder.
+
+    A BERT, RoBERTa or ELECTRA is written in its own layout. transformers' base class of the first two has a pooler, and
+    makes one up where `params` has none; RoBERTa's and ELECTRA's pooler and classifier are always written as those of
+    a sequence classification, of which multiple choice has others.
 
     Args:
       folder: made if need be; files of these names are replaced only once the new ones are complete.
@@ -64,14 +76,10 @@ def save_pytorch(
     _refuse_unrepresentable(config, params)
     state = to_state_dict(params, config)
     fields = _config_fields(config, params)
-    if _fits_v1_layout(config, state):
-        state = _join_v1_projections(config, state)
-        fields["model_type"] = "deberta"
-    # transformers' other head multiplies hidden states with the word embeddings, so their sizes must be equal.
-    legacy = config.mlm_head == "legacy" or config.embedding_size != config.hidden_size
-    if "mlm_head" in params and legacy:
-        state = _rename(state, {ours: theirs for theirs, ours in LEGACY_MLM_HEAD.items()})
-        fields |= {"legacy": True, "mlm_head": "legacy"}
+    if config.model_type == "deberta":
+        state, fields = _deberta_layout(config, params, state, fields)
+    else:
+        state = from_table(state, config)
     fields |= _architectures(fields["model_type"], params)
     fields["dtype"] = kind.name
     tensors = {key: _cast(array, kind, key) for key, array in state.items()}
@@ -97,7 +105,7 @@ def _refuse_unrepresentable(config: DebertaConfig, params: Params) -> None:
 
 
 def _config_fields(config: DebertaConfig, params: Params) -> dict[str, Any]:
-    fields = {**config.to_json(), "legacy": False, "pad_token_id": 0}
+    fields = {**config.to_json(), "pad_token_id": config.pad_token_id}
     for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
         fields[name] = _ACTIVATIONS.get(fields[name], fields[name])
     if "layer_norm" not in params["deberta"]["encoder"]:
@@ -111,13 +119,30 @@ def _config_fields(config: DebertaConfig, params: Params) -> dict[str, Any]:
 
 def _architectures(model_type: str, params: Params) -> dict[str, list[str]]:
     heads = frozenset(params) - {"deberta"}
+    known = _ARCHITECTURES if model_type.startswith("deberta") else _BASELINE_ARCHITECTURES
     unclear = "classifier" in heads and params["classifier"]["bias"].shape[0] == 1
-    if unclear or heads not in _ARCHITECTURES:
+    if unclear or heads not in known:
         return {}
-    return {"architectures": [("Deberta" if model_type == "deberta" else "DebertaV2") + _ARCHITECTURES[heads]]}
+    return {"architectures": [TRANSFORMERS_CLASSES[model_type] + known[heads]]}
 
 
 # ------------------------------------------------------------------------------------------------------- layouts
+
+
+def _deberta_layout(
+    config: DebertaConfig, params: Params, state: dict[str, np.ndarray], fields: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """State and fields of the version, and of the form of masked LM head, that transformers is to read."""
+    fields = {**fields, "legacy": False}
+    if _fits_v1_layout(config, state):
+        state = _join_v1_projections(config, state)
+        fields["model_type"] = "deberta"
+    # transformers' other head multiplies hidden states with the word embeddings, so their sizes must be equal.
+    legacy = config.mlm_head == "legacy" or config.embedding_size != config.hidden_size
+    if "mlm_head" in params and legacy:
+        state = _rename(state, {ours: theirs for theirs, ours in LEGACY_MLM_HEAD.items()})
+        fields |= {"legacy": True, "mlm_head": "legacy"}
+    return state, fields
 
 
 def _fits_v1_layout(config: DebertaConfig, state: Mapping[str, np.ndarray]) -> bool:

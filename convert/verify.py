@@ -18,6 +18,7 @@ from deberta_jax import models
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
 
+from .baselines import TRANSFORMERS_CLASSES
 from .from_pytorch import find_folder, load_pytorch
 from .layouts import ConversionError, shorten
 from .mapping import Params
@@ -34,6 +35,7 @@ class Head(NamedTuple):
     parts: tuple[str, ...]
     suffix: str
     row: str
+    suffix_here: str = ""  # where it is another
 
 
 # The first whose parts are all there is compared. transformers has no class for Microsoft's token_proj.
@@ -46,6 +48,9 @@ _HEADS = (
     Head(("span_classifier",), "ForQuestionAnswering", "start and end logits"),
     _ENCODER_ONLY,
 )
+_DISCRIMINATOR = Head(
+    ("rtd_head",), "ForPreTraining", "replaced token logits", "ForReplacedTokenDetection"
+)  # ELECTRA's
 
 
 class Difference(NamedTuple):
@@ -112,7 +117,8 @@ def compare(folder: Path, config: DebertaConfig, params: Params) -> list[Differe
     Raises:
       ConversionError: as `main`, but for differences.
     """
-    head = next(head for head in _HEADS if set(head.parts) <= params.keys())
+    heads = (_DISCRIMINATOR, *_HEADS) if config.model_type == "electra" else _HEADS
+    head = next(head for head in heads if set(head.parts) <= params.keys())
     inputs = make_inputs(config)
     theirs = run_transformers(folder, config, head, inputs)
     ours = run_ours(config, params, head, inputs)
@@ -125,7 +131,7 @@ def compare(folder: Path, config: DebertaConfig, params: Params) -> list[Differe
 
 def make_inputs(config: DebertaConfig) -> Inputs:
     """Random ids of rows of LENGTHS tokens, each as long as the model allows, padded right and left by turns."""
-    limit = config.max_position_embeddings
+    limit = config.max_position_embeddings - config.position_offset
     if config.relative_attention:
         limit = min(limit, config.relative_reach)  # beyond it transformers does not clamp distances, the original does
     lengths = [min(length, limit) for length in LENGTHS]
@@ -134,7 +140,8 @@ def make_inputs(config: DebertaConfig) -> Inputs:
     mask = np.stack(
         [index >= shape[1] - length if row % 2 else index < length for row, length in enumerate(lengths)]
     ).astype(np.int32)
-    ids = rng.integers(1, config.vocab_size, shape, np.int32) * mask
+    padding = config.pad_token_id  # RoBERTa in transformers knows padding by its id
+    ids = np.where(mask, rng.integers(padding + 1, config.vocab_size, shape, np.int32), padding)
     types = rng.integers(0, max(config.type_vocab_size, 1), shape, np.int32)
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
@@ -147,12 +154,12 @@ def run_ours(config: DebertaConfig, params: Params, head: Head, inputs: Inputs) 
     @jax.jit
     def run(params: Params) -> tuple[Any, Any]:
         encoder: Any = models.Deberta(config).apply({"params": params["deberta"]}, **inputs, output_hidden_states=True)
-        model = getattr(models, "Deberta" + head.suffix)(config) if head.row else None
+        model = getattr(models, "Deberta" + (head.suffix_here or head.suffix))(config) if head.row else None
         return encoder.hidden_states, model and model.apply({"params": params}, **inputs)
 
     with jax.default_matmul_precision("highest"):
         hidden_states, out = jax.device_get(run(params))
-    return [*hidden_states, *([_logits(out)] if head.row else [])]
+    return [*hidden_states, *([_logits(head, out)] if head.row else [])]
 
 
 def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: Inputs) -> list[np.ndarray]:
@@ -168,7 +175,8 @@ def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: In
     transformers.logging.disable_progress_bar()
     try:
         fields, _ = transformers.PreTrainedConfig.get_config_dict(folder)
-        version = "Deberta" if fields.get("model_type") == "deberta" else "DebertaV2"
+        version = TRANSFORMERS_CLASSES[fields.get("model_type", "deberta-v2")]
+        options = {"add_pooling_layer": False} if not head.row and version in ("Bert", "Roberta") else {}
         fields |= {"legacy": config.mlm_head == "legacy", "num_labels": config.num_labels}
         model, info = getattr(transformers, version + head.suffix).from_pretrained(
             folder,
@@ -176,6 +184,7 @@ def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: In
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # they are reported below, by name
             output_loading_info=True,
+            **options,
         )
     except Exception as error:  # whatever a file that it does not understand leads to
         reason = (str(error).splitlines() or ["no details"])[0]
@@ -189,12 +198,15 @@ def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: In
     with torch.no_grad():
         tensors = {name: torch.from_numpy(array).long() for name, array in inputs.items()}
         out = model.eval()(**tensors, output_hidden_states=True)
-    return [*(state.numpy() for state in out.hidden_states), *([_logits(out)] if head.row else [])]
+    return [*(state.numpy() for state in out.hidden_states), *([_logits(head, out)] if head.row else [])]
 
 
-def _logits(out: Any) -> np.ndarray:
-    spans = hasattr(out, "start_logits")
-    return np.stack([out.start_logits, out.end_logits], axis=-1) if spans else np.asarray(out.logits)
+def _logits(head: Head, out: Any) -> np.ndarray:
+    """[B, C], or of heads on every token [B, S, C]."""
+    if hasattr(out, "start_logits"):
+        return np.stack([out.start_logits, out.end_logits], axis=-1)
+    logits = np.asarray(out.logits)
+    return logits[..., None] if head is _DISCRIMINATOR else logits
 
 
 def _difference(name: str, theirs: np.ndarray, ours: np.ndarray, real: np.ndarray) -> Difference:

@@ -9,12 +9,13 @@ import importlib
 import os
 import sys
 
-# Command -> (module, configuration class, what it does).
+# Command -> (module, configuration class, what it does). Without a class `main` takes the options as they are.
 COMMANDS = {
     "tokenizer": ("deberta_jax.train.tokenizer", "TokenizerConfig", "train a SentencePiece model on text"),
     "prepare": ("deberta_jax.train.prepare", "PrepareConfig", "tokenise and pack text into rows on disk"),
     "pretrain": ("deberta_jax.train.pretrain", "PretrainConfig", "pre-train: replaced token detection or masked LM"),
-    "finetune": ("deberta_jax.train.finetune", "FinetuneConfig", "fine-tune to classify or score texts"),
+    "finetune": ("deberta_jax.train.finetune", "FinetuneConfig", "fine-tune on a task"),
+    "recipe": ("deberta_jax.train.recipes", None, "fine-tune with the published settings of a task and a model"),
     "convert": ("deberta_jax.convert.from_pytorch", "ConvertConfig", "PyTorch or safetensors files to our format"),
     "export": ("deberta_jax.convert.to_pytorch", "ExportConfig", "our format to files that transformers loads"),
     "verify": ("deberta_jax.convert.verify", "VerifyConfig", "PyTorch files here and in transformers, layer by layer"),
@@ -53,9 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         extra = "convert" if ".convert." in module_name else "train"
         print(f"deberta-jax {command}: needs the package {error.name!r}; install deberta-jax[{extra}]", file=sys.stderr)
         return 1
-    config = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
+    given = options
+    if class_name is not None:
+        given = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
     try:
-        module.main(config)
+        module.main(given)
     except (
         ValueError,
         OSError,

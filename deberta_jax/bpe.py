@@ -1,7 +1,7 @@
-"""Byte-level BPE: the vocabulary of DeBERTa v1 (`vocab.json` and `merges.txt`, or Microsoft's `bpe_encoder.bin`).
+"""Byte-level BPE: the vocabulary of RoBERTa and DeBERTa v1 (`vocab.json`, `merges.txt`; Microsoft's `bpe_encoder.bin`).
 
 The pieces are GPT-2's: a byte of UTF-8 is a visible character ("Ġ" the space), and every text has ids. The ids are
-those of RoBERTa's dictionary, with DeBERTa's special tokens around them.
+those of RoBERTa's dictionary, with RoBERTa's or DeBERTa's special tokens around them.
 """
 
 import functools
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 VOCAB_FILE, MERGES_FILE, ENCODER_FILE = "vocab.json", "merges.txt", "bpe_encoder.bin"
 FORMS = ((VOCAB_FILE, MERGES_FILE), (ENCODER_FILE,))  # either is a whole vocabulary
 
+_ROBERTA = {PAD: "<pad>", CLS: "<s>", SEP: "</s>", UNK: "<unk>", MASK: "<mask>"}
 _HEADER = "#version: 0.2"
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # what a file of torch.save begins with before PyTorch 1.6
 _PICKLE_LIMIT = 64 * 2**20  # bytes; the released file has 4 MB
 
 
 class ByteLevelBPE:
-    """GPT-2's byte-level BPE with the ids of DeBERTa v1; a `Vocabulary`.
+    """GPT-2's byte-level BPE with the ids of DeBERTa v1 or, where it has the names, of RoBERTa; a `Vocabulary`.
 
     [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3, then the pieces, then [MASK]: 50264 in the released models, whose file names it.
-    Source: `deberta/gpt2_tokenizer.py`, GPT2Tokenizer.
+    RoBERTa: <s> 0, <pad> 1, </s> 2, <unk> 3, the same pieces, <mask> 50264; two </s> between the texts of a pair.
+    Source: `deberta/gpt2_tokenizer.py`, GPT2Tokenizer; fairseq's `models/roberta/hub_interface.py`.
     """
-
-    vocab_type = "gpt2"
 
     def __init__(self, ids: Mapping[str, int], merges: Sequence[tuple[str, str]], *, source: str) -> None:
         """Takes the id of each piece, and the pairs to join, most urgent first; `source` names them in errors.
@@ -45,11 +45,16 @@ class ByteLevelBPE:
           ImportError: the package tokenizers is not installed.
           ValueError: ids that come twice or leave most numbers out, a merge of unknown pieces, or no special tokens.
         """
-        found = {name: ids[name] for name in (PAD, CLS, SEP, UNK, MASK) if name in ids}
-        if found.get(PAD) != 0 or not {CLS, SEP, UNK} <= found.keys():
+        roberta = CLS not in ids and set(_ROBERTA.values()) <= ids.keys()
+        self.vocab_type, self.pair_separators = ("roberta", 2) if roberta else ("gpt2", 1)
+        found = {name: ids[_ROBERTA[name] if roberta else name] for name in _ROBERTA if roberta or name in ids}
+        if roberta and found[PAD] != 1:
+            raise ValueError(f"{source} has <pad> {found[PAD]}; it must be 1, as in every RoBERTa")
+        if not roberta and (found.get(PAD) != 0 or not {CLS, SEP, UNK} <= found.keys()):
             present = ", ".join(f"{name} {i}" for name, i in found.items()) or "none of them"
             raise ValueError(
-                f"{source} has {present}; DeBERTa v1 needs the pieces [PAD] with id 0, [CLS], [SEP] and [UNK]"
+                f"{source} has {present}; DeBERTa v1 needs the pieces [PAD] with id 0, [CLS], [SEP] and [UNK], RoBERTa "
+                f"{', '.join(_ROBERTA.values())}"
             )
         # A few ids without a piece do no harm, but an id of 10**12 would ask for tables of that size.
         if min(ids.values()) < 0 or max(ids.values()) >= 2 * len(ids) or len(set(ids.values())) < len(ids):
@@ -60,10 +65,15 @@ class ByteLevelBPE:
                     raise ValueError(f"{source} is damaged: it merges {left!r} and {right!r}, but {piece!r} has no id")
         self._ids, self._merges = dict(ids), list(merges)
         self._pieces = {i: piece for piece, i in ids.items()}
-        self._bpe, self._bytes = _load(self._ids, self._merges)
+        self._bpe, self._bytes = _load(self._ids, self._merges, unknown=self._pieces[found[UNK]])
         highest = max(self._pieces)
         self.special_ids: Mapping[str, int] = {MASK: highest + 1} | found
         self.size = max(highest, self.special_ids[MASK]) + 1
+        self.settings: Mapping[str, object] = (
+            {"tokenizer_class": "RobertaTokenizer"}
+            if roberta
+            else {"tokenizer_class": "DebertaTokenizer", "do_lower_case": False, "split_by_punct": False}
+        )
         self.fingerprint = hashlib.sha256(b"".join(self.files().values())).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,13 +128,15 @@ class ByteLevelBPE:
 
 
 def _load(
-    ids: dict[str, int], merges: list[tuple[str, str]]
+    ids: dict[str, int], merges: list[tuple[str, str]], *, unknown: str
 ) -> "tuple[tokenizers.Tokenizer, tokenizers.decoders.ByteLevel]":
     try:
         import tokenizers
     except ImportError:
-        raise ImportError("DeBERTa v1's tokenizer needs the package tokenizers: pip install tokenizers") from None
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=merges, unk_token=UNK))
+        raise ImportError(
+            "byte-level BPE (DeBERTa v1, RoBERTa) needs the package tokenizers: pip install tokenizers"
+        ) from None
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=merges, unk_token=unknown))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return bpe, tokenizers.decoders.ByteLevel()
 

@@ -9,21 +9,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from .released import RELEASED
+
 PositionTerm = Literal["c2p", "p2c"]
 # Forms of the masked LM head. emd: behind the enhanced mask decoder, the official one of every DeBERTa. bert: straight
 # on the last hidden state, which is also transformers' legacy=False. legacy: as bert, under the names of transformers'
 # default head, `cls.predictions`.
 MaskedLMForm = Literal["emd", "bert", "legacy"]
+# Whose parameter names and config.json a model has: transformers' "deberta" and "deberta-v2", and the baselines of the
+# papers, which are the same encoder without relative attention.
+ModelType = Literal["deberta", "bert", "roberta", "electra"]
 
 # Fields of published config.json files that say nothing about the model (transformers' bookkeeping, of any version).
 _IGNORED = frozenset(
     "_name_or_path add_cross_attention architectures attn_implementation bos_token_id chunk_size_feed_forward "
     "cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task "
-    "gradient_checkpointing is_decoder is_encoder_decoder legacy max_length model_type num_choices output_attentions "
-    "output_hidden_states output_past pad_token_id pooler_hidden_size prefix problem_type pruned_heads "
+    "gradient_checkpointing is_decoder is_encoder_decoder legacy max_length num_choices output_attentions "
+    "output_hidden_states output_past pooler_hidden_size prefix problem_type pruned_heads "
     "return_dict sep_token_id summary_activation summary_first_dropout summary_last_dropout summary_type "
     "summary_use_proj talking_head task_specific_params tie_encoder_decoder tie_word_embeddings "
     "tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_return_dict label2id".split()
+)
+# The same of BERT, RoBERTa and ELECTRA.
+_IGNORED_OF_BASELINES = frozenset(
+    "_num_labels directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
+    "pooler_type use_cache".split()
 )
 
 
@@ -33,7 +43,8 @@ class DebertaConfig:
 
     Defaults are those of the original code for a key that a `config.json` leaves out, except that an encoder with
     `relative_attention` must say its `pos_att_type`. Build a released model with `DebertaConfig.named`, read a
-    published file with `DebertaConfig.from_json`.
+    published file with `DebertaConfig.from_json`. With a `model_type` of "bert", "roberta" or "electra" it describes
+    that encoder, and `BASELINES` says what it cannot be without.
 
     Raises:
       ValueError: when built with values that do not fit together; the message says which, what is allowed and what
@@ -70,6 +81,7 @@ class DebertaConfig:
     cls_dropout: float | None = None  # None: hidden_dropout_prob
     num_labels: int = 2
     label_names: tuple[str, ...] = ()  # of the classes, where known
+    model_type: ModelType = "deberta"
 
     def __post_init__(self) -> None:
         if self.attention_head_size == 0 and self.num_attention_heads > 0:
@@ -93,9 +105,11 @@ class DebertaConfig:
             *((name, ACTIVATIONS) for name in ("hidden_act", "conv_act", "pooler_hidden_act")),
             ("norm_rel_ebd", ("none", "layer_norm")),
             ("mlm_head", get_args(MaskedLMForm)),
+            ("model_type", get_args(ModelType)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        self._validate_baseline()
         if self.mlm_head == "emd" and self.position_biased_input:
             raise ValueError(
                 "mlm_head 'emd' adds absolute positions at the end, but position_biased_input already has them in the "
@@ -117,6 +131,16 @@ class DebertaConfig:
                 f"position_buckets {self.position_buckets} needs max_relative_positions above "
                 f"{self.position_buckets // 2}, not {self.relative_reach}"
             )
+
+    def _validate_baseline(self) -> None:
+        fixed = BASELINES.get(self.model_type, {})
+        if self.model_type in ("bert", "roberta"):
+            fixed = {**fixed, "embedding_size": self.hidden_size}
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; with model_type {self.model_type!r} it must be {value!r}"
+                )
 
     def _validate_numbers(self) -> None:
         sizes = (
@@ -153,6 +177,36 @@ class DebertaConfig:
         """Absolute positions that were kept out of the input enter in front of the masked LM head."""
         return self.mlm_head == "emd"
 
+    @property
+    def pad_token_id(self) -> int:
+        return 1 if self.model_type == "roberta" else 0
+
+    @property
+    def position_offset(self) -> int:
+        """Row of the position table that a sequence's first token reads.
+
+        RoBERTa's first rows belong to padding and what is before it, and its real tokens alone are counted.
+        """
+        return self.pad_token_id + 1 if self.model_type == "roberta" else 0
+
+    @property
+    def projects_normalised_embeddings(self) -> bool:
+        """Where embedding_size is another than hidden_size: ELECTRA projects behind the LayerNorm, with a bias.
+
+        DeBERTa projects in front of it, without one.
+        """
+        return self.model_type == "electra"
+
+    @property
+    def normalised_embedding_size(self) -> int:
+        """Width of the embeddings where they are normalised, and where SiFT disturbs them."""
+        return self.embedding_size if self.projects_normalised_embeddings else self.hidden_size
+
+    @property
+    def rtd_reads_first_token(self) -> bool:
+        """DeBERTa's replaced-token head normalises the sum with the first token; ELECTRA's reads the token alone."""
+        return self.model_type != "electra"
+
     @classmethod
     def named(cls, name: str) -> Self:
         """The configuration of a released model, such as "deberta-v3-small". Raises ValueError with the names."""
@@ -166,9 +220,12 @@ class DebertaConfig:
     def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
         """Reads the `config.json` of Microsoft or of transformers, or our own: a path, a folder or the parsed dict.
 
+        Its `model_type` is deberta, deberta-v2, bert, roberta or electra; without one it is a DeBERTa.
+
         Raises:
           FileNotFoundError: no such file.
-          ValueError: not JSON, an unknown field (with the nearest known one), or values that do not fit together.
+          ValueError: not JSON, another encoder, an unknown field (with the nearest known one), or values that do not
+            fit together.
         """
         if isinstance(source, Mapping):
             return cls._from_mapping(dict(source), where="the configuration")
@@ -187,6 +244,7 @@ class DebertaConfig:
     def _from_mapping(cls, fields: dict[str, Any], *, where: str) -> Self:
         if "discriminator" in fields or "generator" in fields:
             raise ValueError(f"{where} describes a generator and a discriminator; read it with RTDConfig.from_json")
+        fields = _of_model_type(fields, where)
         labels, pooling, label_names = fields.pop("id2label", None) or {}, fields.pop("pooling", None) or {}, ()
         if not isinstance(labels, Mapping) or not isinstance(pooling, Mapping):
             raise ValueError(f"{where}: id2label and pooling must be tables")
@@ -197,9 +255,6 @@ class DebertaConfig:
                 label_names = names
         fields.setdefault("pooler_dropout", pooling.get("dropout", 0.0))
         fields.setdefault("pooler_hidden_act", pooling.get("hidden_act", "gelu"))
-        padding = fields.pop("padding_idx", 0)
-        if padding != 0 or fields.get("pad_token_id") not in (None, 0):
-            raise ValueError(f"{where}: the padding id must be 0, as in every DeBERTa")
         known = {field.name for field in dataclasses.fields(cls)} - {"label_names"}
         fields = {key: value for key, value in fields.items() if key not in _IGNORED}
         unknown = sorted(fields.keys() - known)
@@ -222,7 +277,10 @@ class DebertaConfig:
         names = fields.pop("label_names")
         if names:
             fields |= {"id2label": dict(enumerate(names)), "label2id": {n: index for index, n in enumerate(names)}}
-        fields["model_type"] = "deberta-v2"
+        if self.model_type == "deberta":
+            fields["model_type"] = "deberta-v2"
+        else:
+            fields["classifier_dropout"] = self.cls_dropout  # as transformers calls it there
         return fields
 
     def replace(self, **changes: Any) -> Self:
@@ -237,6 +295,35 @@ class DebertaConfig:
 
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh")
+
+
+def _of_model_type(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields with `model_type` as ours, and for a baseline with what its files call otherwise or leave unsaid."""
+    kind = fields.get("model_type") or "deberta"
+    if kind == "deberta-v2":
+        kind = "deberta"
+    if kind not in get_args(ModelType):
+        raise ValueError(
+            f"{where}: model_type is {kind!r}; encoders that can be read are deberta, deberta-v2, bert, roberta and "
+            "electra"
+        )
+    name, padding = {"deberta": ("DeBERTa", 0), "roberta": ("RoBERTa", 1)}.get(kind, (kind.upper(), 0))
+    if any(fields.pop(field, None) not in (None, padding) for field in ("padding_idx", "pad_token_id")):
+        raise ValueError(f"{where}: the padding id must be {padding}, as in every {name}")
+    if kind == "deberta":
+        return fields | {"model_type": kind}
+    for field, supported in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+        value = fields.pop(field, None)
+        if value not in (None, supported):
+            raise ValueError(f"{where}: {field} is {value!r}; of {name} only {supported!r} can be read")
+    fields = {key: value for key, value in fields.items() if key not in _IGNORED_OF_BASELINES}
+    classifier_dropout = fields.pop("classifier_dropout", None)
+    fields.setdefault("cls_dropout", classifier_dropout)
+    fields = {**_UNSAID, **(_UNSAID_ELECTRA if kind == "electra" else {}), **BASELINES[kind], **fields}
+    if kind != "bert":  # their classification heads drop out on either side of the dense layer
+        dropout = fields["hidden_dropout_prob"] if fields["cls_dropout"] is None else fields["cls_dropout"]
+        fields.setdefault("pooler_dropout", dropout)
+    return fields
 
 
 def _position_terms(value: Any) -> tuple[PositionTerm, ...]:
@@ -270,25 +357,13 @@ def _nearest(name: str, known: Any) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-_RELATIVE = {"relative_attention": True, "pos_att_type": ("c2p", "p2c"), "position_biased_input": False}
-_V1 = {**_RELATIVE, "vocab_size": 50265}
-_V3 = {**_RELATIVE, "vocab_size": 128100, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
-_V2 = {**_V3, "hidden_size": 1536, "num_attention_heads": 24, "intermediate_size": 6144}
-_V2_CONV = {**_V2, "conv_kernel_size": 3, "conv_act": "gelu"}
-_BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-_LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
-_XSMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-
-# Every released size, as in the files of microsoft/deberta-* (reference: official_deberta.md, section 1.3).
-RELEASED: dict[str, dict[str, Any]] = {
-    "deberta-base": {**_V1, **_BASE, "num_hidden_layers": 12},
-    "deberta-large": {**_V1, **_LARGE, "num_hidden_layers": 24},
-    "deberta-xlarge": {**_V1, **_LARGE, "num_hidden_layers": 48},
-    "deberta-v2-xlarge": {**_V2_CONV, "num_hidden_layers": 24},
-    "deberta-v2-xxlarge": {**_V2_CONV, "num_hidden_layers": 48},
-    "deberta-v3-xsmall": {**_V3, **_XSMALL, "num_hidden_layers": 12},
-    "deberta-v3-small": {**_V3, **_BASE, "num_hidden_layers": 6},
-    "deberta-v3-base": {**_V3, **_BASE, "num_hidden_layers": 12},
-    "deberta-v3-large": {**_V3, **_LARGE, "num_hidden_layers": 24},
-    "mdeberta-v3-base": {**_V3, **_BASE, "num_hidden_layers": 12, "vocab_size": 251000},
+# The encoders of the papers' tables that are this one without relative attention, and what each cannot be without.
+_PLAIN = {"relative_attention": False, "conv_kernel_size": 0, "position_biased_input": True, "mlm_head": "bert"}
+BASELINES: dict[str, dict[str, Any]] = {
+    "bert": {**_PLAIN, "pooler_hidden_act": "tanh"},
+    "roberta": {**_PLAIN, "pooler_hidden_act": "tanh", "hidden_act": "gelu"},  # that of its masked LM head is fixed
+    "electra": {**_PLAIN, "pooler_hidden_act": "gelu", "hidden_act": "gelu"},
 }
+# transformers' defaults of their config.json, where they differ from ours.
+_UNSAID = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1}
+_UNSAID_ELECTRA = {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}

@@ -18,7 +18,7 @@ class Tokens(NamedTuple):
     """Where the tokens of a batch stand: the part of the input that every layer needs."""
 
     segments: jax.Array  # int [B, S], equal numbers see each other, 0 is padding
-    positions: jax.Array  # int [B, S], absolute position, from 0 in each segment
+    positions: jax.Array  # int [B, S], row of the position table
 
 
 class KeysValues(NamedTuple):
@@ -50,6 +50,8 @@ def perturb(embeddings: jax.Array, delta: jax.Array) -> jax.Array:
 class Embeddings(nn.Module):
     """Token (+ absolute position, + token type) embeddings, LayerNorm, zero at padding, dropout.
 
+    A projection to the hidden size stands in front of the LayerNorm, in ELECTRA behind the dropout.
+
     With a variable `delta` of the collection "perturbation" the LayerNorm reads `perturb` of the embeddings: that is
     how scale-invariant fine-tuning disturbs them (`sift.perturbation`).
     """
@@ -68,7 +70,9 @@ class Embeddings(nn.Module):
         if config.type_vocab_size > 0:
             self.token_type_embeddings = table(config.type_vocab_size)
         if config.embedding_size != config.hidden_size:
-            self.embed_proj = Dense(config, config.hidden_size, self.dtype, use_bias=False)
+            self.embed_proj = Dense(
+                config, config.hidden_size, self.dtype, use_bias=config.projects_normalised_embeddings
+            )
         self.layer_norm = layer_norm(config, self.dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -82,12 +86,19 @@ class Embeddings(nn.Module):
             if token_type_ids is None:
                 token_type_ids = jnp.zeros_like(input_ids)
             hidden = hidden + self.token_type_embeddings(token_type_ids)
-        if self.config.embedding_size != self.config.hidden_size:
+        projected, after = (
+            self.config.embedding_size != self.config.hidden_size,
+            self.config.projects_normalised_embeddings,
+        )
+        if projected and not after:
             hidden = self.embed_proj(hidden)
         if self.has_variable("perturbation", "delta"):
             hidden = perturb(hidden, self.get_variable("perturbation", "delta"))
-        hidden = self.layer_norm(hidden) * (tokens.segments != 0)[..., None].astype(self.dtype)
-        return constrain_batch(self.dropout(hidden, train))
+        real = (tokens.segments != 0)[..., None].astype(self.dtype)
+        hidden = self.dropout(self.layer_norm(hidden) * real, train)
+        if projected and after:
+            hidden = self.embed_proj(hidden) * real
+        return constrain_batch(hidden)
 
     def absolute_positions(self, positions: jax.Array) -> jax.Array:
         """Rows of the position table. Positions past its end read the last row; the official code fails there."""

@@ -73,25 +73,30 @@ class MaskedLMHead(nn.Module):
 
 
 class ReplacedTokenHead(nn.Module):
-    """One logit a token: was it replaced? (official `MaskedLayer` of `replaced_token_detection_model.py`)"""
+    """One logit a token: was it replaced? (official `MaskedLayer` of `replaced_token_detection_model.py`)
+
+    ELECTRA's does without the first token and the LayerNorm (its `get_discriminator_output`).
+    """
 
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.layer_norm = layer_norm(self.config, self.dtype)
+        if self.config.rtd_reads_first_token:
+            self.layer_norm = layer_norm(self.config, self.dtype)
         self.dense = Dense(self.config, self.config.hidden_size, self.dtype)
         self.classifier = Dense(self.config, 1, jnp.float32)
 
     def __call__(self, hidden: jax.Array, first_tokens: jax.Array) -> jax.Array:
         """hidden [B, S, D] and the first token of each token's segment [B, S or 1, D] -> float32 logits [B, S]."""
-        hidden = self.layer_norm(hidden + first_tokens)
+        if self.config.rtd_reads_first_token:
+            hidden = self.layer_norm(hidden + first_tokens)
         hidden = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.dense(hidden))
         return self.classifier(hidden)[..., 0]
 
 
 class ContextPooler(nn.Module):
-    """The first token: dropout, dense, activation."""
+    """The first token: dropout, dense, activation. BERT's pooler as well, and in front of RoBERTa's classifier."""
 
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32

@@ -160,7 +160,7 @@ def replaced_token(logits: jax.Array, replaced: jax.Array, real: jax.Array) -> t
 
 
 def classification(
-    logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None
+    logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None, *, smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy with hard or soft labels.
 
@@ -168,6 +168,7 @@ def classification(
       logits: float32 [..., C].
       labels: int [...], negative for "no label"; or float [..., C], a distribution.
       weight: [...], 0 leaves an example out; None: all count.
+      smoothing: share of every label that is spread evenly over all classes (PyTorch's label_smoothing).
 
     Returns:
       Sum over what counts, and the number (or weight) of it.
@@ -179,9 +180,34 @@ def classification(
     else:
         losses = -jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
         counts = (labels >= 0).astype(jnp.float32)
+    if smoothing:
+        losses = (1 - smoothing) * losses - smoothing * log_probabilities.mean(axis=-1)
     if weight is not None:
         counts = counts * weight
     return (losses * counts).sum(), counts.sum()
+
+
+def span(
+    logits: jax.Array, ends: jax.Array, choosable: jax.Array, *, smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy of the first and the last token of an answer.
+
+    Args:
+      logits: float32 [B, 2, S], `sift.span_logits`: start and end, very low where a token cannot be chosen.
+      ends: int [B, 2], the places of the two tokens.
+      choosable: [B, S], nonzero for the tokens that can be chosen, those of `ends` among them.
+      smoothing: share of every label that is spread evenly over the choosable tokens.
+
+    Returns:
+      Sum over both answers of all rows, and their number, 2 B.
+    """
+    log_probabilities = jax.nn.log_softmax(logits)
+    losses = -jnp.take_along_axis(log_probabilities, ends[..., None], axis=-1)[..., 0]
+    if smoothing:
+        chosen = choosable[:, None] != 0
+        means = jnp.where(chosen, log_probabilities, 0.0).sum(axis=-1) / chosen.sum(axis=-1)
+        losses = (1 - smoothing) * losses - smoothing * means
+    return losses.sum(), jnp.asarray(losses.size, jnp.float32)
 
 
 def regression(

@@ -58,9 +58,10 @@ class Deberta(_Model):
       attention_mask: [B, S], nonzero for real tokens; None: all are real. Padding positions get zero context.
       segment_ids: int [B, S] instead of attention_mask for packed rows: attention, absolute positions and the
         convolution stay inside a segment, a run of equal numbers; 0 is padding.
-      token_type_ids: int [B, S], only read by configurations with type_vocab_size.
-      position_ids: int [B, S], absolute positions; None: from 0, anew in every segment. Past the position table's end
-        its last row is read. Relative positions never depend on them.
+      token_type_ids: int [B, S], only read by configurations with type_vocab_size. A type past the table's end reads
+        its last row: RoBERTa has one, so that a pair's types do no harm.
+      position_ids: int [B, S], rows of the position table; None: from config.position_offset, anew in every segment.
+        Past the table's end its last row is read. Relative positions never depend on them.
       train: dropout on; needs a "dropout" rng.
 
     Raises:
@@ -83,7 +84,8 @@ class Deberta(_Model):
         output_attentions: bool = False,
         train: bool = False,
     ) -> EncoderOutput:
-        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids)
+        offset = self.config.position_offset
+        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
         embeddings = self.embeddings(input_ids, tokens, token_type_ids, train)
         hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train)
         return EncoderOutput(
@@ -168,7 +170,8 @@ class DebertaForMaskedLM(_Model):
         train: bool = False,
     ) -> BeforeLogits:
         """As a call, but for the last product: `losses.masked_lm_and_samples` does without logits [B, M, V]."""
-        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids)
+        offset = self.config.position_offset
+        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
         hidden = self.deberta.decode_masked(input_ids, tokens, token_type_ids, masked_positions, train)
         return self.mlm_head(hidden, self.deberta.embeddings.word_embeddings)
 
@@ -329,8 +332,13 @@ def locate_tokens(
     attention_mask: jax.Array | None,
     segment_ids: jax.Array | None,
     position_ids: jax.Array | None,
+    *,
+    position_offset: int = 0,
 ) -> Tokens:
-    """Segments and absolute positions of a batch from whichever of the masks was given."""
+    """Segments and absolute positions of a batch from whichever of the masks was given.
+
+    With a position_offset (RoBERTa) real tokens are counted from it, without one places in the row from 0.
+    """
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids has shape {input_ids.shape}; it must be [batch, sequence]")
     if attention_mask is not None and segment_ids is not None:
@@ -347,5 +355,5 @@ def locate_tokens(
         segments, positions = segment_ids, index - segment_starts(segment_ids)
     else:
         segments = jnp.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).astype(jnp.int32)
-        positions = index
-    return Tokens(segments, positions if position_ids is None else position_ids)
+        positions = jnp.cumsum(segments, axis=1) - 1 if position_offset else index
+    return Tokens(segments, positions + position_offset if position_ids is None else position_ids)

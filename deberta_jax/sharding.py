@@ -43,7 +43,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlm_head/bias", ("vocab",)),
     (r"(mlm_head/dense|rtd_head/dense|pooler/dense|token_proj)/kernel", ("embed", None)),
     (r"(span_)?classifier/kernel", (None, None)),
-    (r"(dense|(span_)?classifier|token_proj)/bias", (None,)),
+    (r"(dense|(span_)?classifier|token_proj|embed_proj)/bias", (None,)),
 )
 _TILE = (8, 128)  # float32 in a TPU's memory: what a shard holds beside whole tiles is padding
 

@@ -36,6 +36,7 @@ class SentencePiece:
     """
 
     vocab_type = "spm"
+    pair_separators = 1
 
     def __init__(self, model: bytes, *, source: str) -> None:
         """Takes the bytes of an `spm.model`; `source` names them in errors.
@@ -57,6 +58,11 @@ class SentencePiece:
             )
         self.special_ids: Mapping[str, int] = {MASK: self._pieces} | found
         self.size = max(self._pieces, self.special_ids[MASK] + 1)
+        self.settings: Mapping[str, object] = {
+            "tokenizer_class": "DebertaV2Tokenizer",
+            "do_lower_case": False,
+            "split_by_punct": False,
+        }
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,5 +1,5 @@
 """Text to ids and back, exactly as the released models were trained: SentencePiece for v2, v3 and mDeBERTa, byte-level
-BPE for v1.
+BPE for v1 and RoBERTa, WordPiece for BERT and ELECTRA.
 
 Why not transformers' tokenizers: that of v2 and v3 drops byte fallback and SentencePiece's own normalisation, so that
 text the released models were trained on ("ﬁ", "①", full-width letters, no-break spaces, emoji) becomes [UNK]; that of
@@ -11,24 +11,20 @@ import itertools
 import json
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bpe import FORMS, ByteLevelBPE
 from .spm import MODEL_FILE, SentencePiece
-from .vocabulary import CLS, MASK, PAD, SEP, UNK, Offset, Vocabulary
+from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Offset, Vocabulary
+from .wordpiece import VOCAB_FILE, WordPiece
 
-CONFIG_FILE = "tokenizer_config.json"
-
-# What transformers' tokenizers of DeBERTa read besides the vocabulary.
-_TRANSFORMERS_CLASSES = {"spm": "DebertaV2Tokenizer", "gpt2": "DebertaTokenizer"}
-_TRANSFORMERS_CONFIG = {
-    "do_lower_case": False,
-    "split_by_punct": False,
+# transformers' names of special tokens.
+_TRANSFORMERS_TOKENS = {
     "bos_token": CLS,
     "eos_token": SEP,
     "cls_token": CLS,
@@ -39,13 +35,32 @@ _TRANSFORMERS_CONFIG = {
 }
 
 
+class _Kind(NamedTuple):
+    """One kind of vocabulary in a folder."""
+
+    label: str
+    forms: tuple[tuple[str, ...], ...]  # the files of any of these are a whole vocabulary
+    vocab_types: tuple[str, ...]
+    read: Callable[[Path], Vocabulary]
+
+    def is_in(self, folder: Path) -> bool:
+        return any(all((folder / name).is_file() for name in form) for form in self.forms)
+
+
+_KINDS = (
+    _Kind(MODEL_FILE, ((MODEL_FILE,),), ("spm",), lambda folder: SentencePiece.from_file(folder / MODEL_FILE)),
+    _Kind("byte-level BPE", FORMS, ("gpt2", "roberta"), ByteLevelBPE.from_folder),
+    _Kind(f"WordPiece's {VOCAB_FILE}", ((VOCAB_FILE,),), ("wordpiece",), WordPiece.from_folder),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """One input of a model: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, not padded.
+    """One input of a model: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, not padded; before B, RoBERTa has two [SEP].
 
     Attributes:
       input_ids: the ids.
-      token_type_ids: as many; 0 up to the first [SEP], 1 for B and its [SEP]. The released models ignore them.
+      token_type_ids: as many; 0 up to the first [SEP], 1 for what follows. Released DeBERTas and RoBERTa ignore them.
       offsets: as many, if asked for: (start, end) of each piece, so that `text[start:end]` is what it came from; None
         for [CLS] and [SEP]. They count characters of the original text, of B where token_type_ids is 1. White space
         around a piece is left out: a piece that is nothing else has start == end. Pieces that share a character (the
@@ -58,15 +73,16 @@ class Encoding:
 
 
 class Tokenizer:
-    """A vocabulary with DeBERTa's special tokens: SentencePiece's (v2, v3, mDeBERTa) or byte-level BPE's (v1).
+    """A vocabulary with its special tokens: SentencePiece's (DeBERTa v2, v3, mDeBERTa), byte-level BPE's (v1, RoBERTa)
+    or WordPiece's (BERT, ELECTRA).
 
-    It can be pickled. The ids of the special tokens are those of the released models; see `SentencePiece` and
-    `ByteLevelBPE`.
+    It can be pickled. The ids of the special tokens are those of the released models; see `SentencePiece`,
+    `ByteLevelBPE` and `WordPiece`. Here they are [PAD], [CLS], [SEP], [UNK] and [MASK], whatever their pieces are.
 
     Attributes:
       vocab_size: the highest id + 1, [MASK] included. The tables of released models have spare rows beyond it.
       pad_id, cls_id, sep_id, unk_id, mask_id: ids of the special tokens.
-      fingerprint: SHA-256 of the model file, hexadecimal; of v1, that of what its files say.
+      fingerprint: SHA-256 of the model file, hexadecimal; of the others, that of what their files say.
     """
 
     def __init__(self, model: bytes | Vocabulary, *, source: str = "the model") -> None:
@@ -99,50 +115,49 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads what a folder has: `spm.model`, or v1's `vocab.json` and `merges.txt`, or its `bpe_encoder.bin`.
+        """Reads what a folder has: `spm.model`, `vocab.json` and `merges.txt`, `bpe_encoder.bin`, or `vocab.txt`.
 
-        Of a folder with both kinds, the `vocab_type` ("spm" or "gpt2") in its tokenizer_config.json says which is the
-        model's.
+        Of a folder with several kinds, the `vocab_type` ("spm", "gpt2", "roberta" or "wordpiece") in its
+        tokenizer_config.json says which is the model's. That file also says whether a WordPiece keeps capitals and
+        accents.
 
         Raises:
           FileNotFoundError: none of them is there.
-          ImportError: v1's files, but the package tokenizers is not installed.
-          ValueError: a damaged file, one that is not DeBERTa's, or both kinds and no word which.
+          ImportError: any but spm.model, and the package tokenizers is not installed.
+          ValueError: a damaged file, one of another model, or several kinds and no word which.
         """
         folder = Path(folder)
-        kinds = {"spm"} if (folder / MODEL_FILE).is_file() else set()
-        if any(all((folder / name).is_file() for name in form) for form in FORMS):
-            kinds.add("gpt2")
+        kinds = [kind for kind in _KINDS if kind.is_in(folder)]
         if not kinds:
             held = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+            wanted = " or ".join(" with ".join(form) for kind in _KINDS for form in kind.forms)
             raise FileNotFoundError(
-                f"{folder} has no {MODEL_FILE}, and no {' or '.join(' with '.join(form) for form in FORMS)} of a v1 "
-                f"(it holds: {held or 'nothing'}); copy it there from the released model, or train a SentencePiece "
-                "model with `deberta-jax tokenizer`"
+                f"{folder} has no {wanted} (it holds: {held or 'nothing'}); copy it there from the released model, or "
+                "train a SentencePiece model with `deberta-jax tokenizer`"
             )
         if len(kinds) > 1:
-            kinds = {kind for kind in kinds if kind == _vocab_type(folder / CONFIG_FILE)}
+            said = _vocab_type(folder / CONFIG_FILE)
+            labels = " as well as ".join(kind.label for kind in kinds)
+            choices = " or ".join(f'{{"vocab_type": "{name}"}}' for kind in kinds for name in kind.vocab_types)
+            kinds = [kind for kind in kinds if said in kind.vocab_types]
             if not kinds:
                 raise ValueError(
-                    f"{folder} has {MODEL_FILE} as well as v1's byte-level BPE; remove the one that is not the "
-                    f'model\'s, or write {{"vocab_type": "spm"}} or {{"vocab_type": "gpt2"}} to its {CONFIG_FILE}'
+                    f"{folder} has {labels}; remove the one that is not the model's, or write {choices} to its "
+                    f"{CONFIG_FILE}"
                 )
-        return cls(ByteLevelBPE.from_folder(folder)) if "gpt2" in kinds else cls.from_file(folder / MODEL_FILE)
+        return cls(kinds[0].read(folder))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files of the vocabulary, and the tokenizer_config.json that transformers reads.
 
-        These are spm.model, byte for byte as it was read; or vocab.json and merges.txt, written anew. The folder is
-        made if need be; files of these names are replaced, each at once or not at all.
+        These are spm.model, byte for byte as it was read; or vocab.json and merges.txt, or vocab.txt, written anew. The
+        folder is made if need be; files of these names are replaced, each at once or not at all.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        vocab_type = self._vocabulary.vocab_type
-        config = {
-            "tokenizer_class": _TRANSFORMERS_CLASSES[vocab_type],
-            "vocab_type": vocab_type,
-            **_TRANSFORMERS_CONFIG,
-        }
+        vocabulary = self._vocabulary
+        tokens = {token: vocabulary.piece(vocabulary.special_ids[name]) for token, name in _TRANSFORMERS_TOKENS.items()}
+        config = {**vocabulary.settings, "vocab_type": vocabulary.vocab_type, **tokens}
         files = self._vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
         for name, content in files.items():
             part = folder / f"{name}.part"
@@ -161,8 +176,8 @@ class Tokenizer:
     def starts_word(self) -> NDArray[np.bool_]:
         """[V] bool: a whole-word mask may begin at this piece. Read-only. Source: `part_of_whole_word`, negated.
 
-        True for pieces that begin with the space before a word ("▁", of v1 "Ġ"), for single punctuation, control and
-        white-space characters, and for special tokens.
+        True for pieces that begin with the space before a word ("▁", of v1 "Ġ"; WordPiece's that do not begin with
+        "##"), for single punctuation, control and white-space characters, and for special tokens.
         """
         starts = np.array([self._vocabulary.starts_word(i) for i in range(self.vocab_size)])
         starts |= self.is_special
@@ -170,7 +185,7 @@ class Tokenizer:
         return starts
 
     def encode(self, text: str, *, parse_mask: bool = False) -> list[int]:
-        """The ids of a text, without special tokens: what SentencePiece's own `encode` gives, or GPT-2's.
+        """The ids of a text, without special tokens: what SentencePiece's own `encode` gives, GPT-2's or BERT's.
 
         "[MASK]", "[CLS]" and the like in the text are plain characters (unless the model file itself declares them as
         user-defined symbols, which no released file does).
@@ -229,9 +244,10 @@ class Tokenizer:
           ValueError: max_length is too small for the special tokens alone.
         """
         a, a_offsets = self._encode(text, parse_mask=parse_mask, return_offsets=return_offsets)
+        separators = self._vocabulary.pair_separators
         b, b_offsets = self._encode(pair or "", parse_mask=parse_mask, return_offsets=return_offsets)
         if max_length is not None:
-            specials = 2 if pair is None else 3
+            specials = 2 if pair is None else 2 + separators
             if max_length < specials:
                 raise ValueError(
                     f"max_length is {max_length}; it must be at least {specials}, the special tokens around "
@@ -239,11 +255,12 @@ class Tokenizer:
                 )
             a, b = _truncate(a, b, max_length - specials)
         head = [self.cls_id, *a, self.sep_id]
-        tail = [] if pair is None else [*b, self.sep_id]
+        before_b = [self.sep_id] * (separators - 1)
+        tail = [] if pair is None else [*before_b, *b, self.sep_id]
         offsets = None
         if return_offsets:
             offsets = [None, *a_offsets[: len(a)], None]
-            offsets += [] if pair is None else [*b_offsets[: len(b)], None]
+            offsets += [] if pair is None else [*(None for _ in before_b), *b_offsets[: len(b)], None]
         return Encoding(input_ids=head + tail, token_type_ids=[0] * len(head) + [1] * len(tail), offsets=offsets)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

@@ -1,10 +1,11 @@
-"""What the two kinds of tokenizer file, SentencePiece and byte-level BPE, offer to `Tokenizer`."""
+"""What the kinds of tokenizer file, SentencePiece, byte-level BPE and WordPiece, offer to `Tokenizer`."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 PAD, CLS, SEP, UNK, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
+CONFIG_FILE = "tokenizer_config.json"
 
 Offset = tuple[int, int]
 
@@ -13,16 +14,20 @@ class Vocabulary(Protocol):
     """Pieces with ids, and the way from text to ids and back. Knows nothing of [CLS] A [SEP] B [SEP]; can be pickled.
 
     Attributes:
-      special_ids: ids of [PAD], [CLS], [SEP], [UNK] and [MASK].
+      special_ids: ids of [PAD], [CLS], [SEP], [UNK] and [MASK], whatever the vocabulary calls them.
       size: the highest id + 1.
       fingerprint: SHA-256 of what the files say, hexadecimal.
-      vocab_type: "spm" or "gpt2", the names of the official configurations.
+      vocab_type: "spm" or "gpt2", the names of the official configurations; "roberta" or "wordpiece".
+      pair_separators: how many separators stand between two texts.
+      settings: what transformers' tokenizer_config.json says besides the special tokens.
     """
 
     special_ids: Mapping[str, int]
     size: int
     fingerprint: str
     vocab_type: str
+    pair_separators: int
+    settings: Mapping[str, object]
 
     def encode(self, text: str, *, after_mask: bool = False) -> list[int]:
         """The ids of a text that begins a sentence, or follows a mask."""

@@ -242,7 +242,7 @@ def test_folder_with_both_kinds_must_say_which(tokenizer, tmp_path):
     assert Tokenizer.from_folder(tmp_path).fingerprint == tokenizer.fingerprint
     for content in ('{"vocab_type": "bert"}', '{"vocab_type": ["spm"]}', "{}", "[]", "no JSON"):
         config.write_text(content)
-        with pytest.raises(ValueError, match=r"has spm\.model as well as v1's byte-level BPE; remove the one"):
+        with pytest.raises(ValueError, match=r"has spm\.model as well as byte-level BPE; remove the one"):
             Tokenizer.from_folder(tmp_path)
     (tmp_path / "merges.txt").unlink()  # a vocab.json alone is of some other model
     assert Tokenizer.from_folder(tmp_path).fingerprint == spm.fingerprint

@@ -60,7 +60,7 @@ def test_encoders_have_the_published_numbers_of_parameters_and_tensors(name):
     assert published_count(config, shapes(Deberta, config)) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["deberta-base", "deberta-v2-xlarge", "deberta-v3-small"])  # one of each version
 def test_heads_add_what_their_files_hold(name):
     """Masked LM: the position table, a dense layer, a LayerNorm and a bias a word; its decoder is the word table.
     Replaced tokens: a LayerNorm, a dense layer and one row."""

@@ -11,6 +11,7 @@ from deberta_jax.train.configs import FinetuneConfig
 from deberta_jax.train.finetune import build_step, training_figures
 from deberta_jax.train.optimizer import OptimizerConfig, build_optimizer
 from deberta_jax.train.state import TrainState
+from deberta_jax.train.tasks.classification import Classification
 
 from deberta_jax import (
     DebertaConfig,
@@ -388,9 +389,12 @@ def one_step(sift: SiftConfig, *, num_labels: int = 3, accumulation: int = 1) ->
     ids = jax.random.randint(jax.random.key(1), (4, 9), 5, 60)
     params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
     state = TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=0)
+    objective = Classification(regression=num_labels == 1)
     labels = jnp.array([0, 1, 2, 1], jnp.int32 if num_labels > 1 else jnp.float32)
     batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids), "token_type_ids": jnp.zeros_like(ids)}
-    state, metrics = jax.jit(build_step(model, optimizer, config, total_steps=10))(state, batch | {"labels": labels})
+    state, metrics = jax.jit(build_step(model, objective, optimizer, config, total_steps=10))(
+        state, batch | {"labels": labels}
+    )
     return jax.device_get(metrics), jax.device_get(state.params["model"])
 
 

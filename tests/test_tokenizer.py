@@ -420,9 +420,9 @@ def test_pickle_for_data_workers(tokenizer):
 
 
 def test_missing_model_lists_what_is_there(tmp_path):
-    (tmp_path / "vocab.txt").touch()
-    (tmp_path / "merges.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"holds: merges\.txt, vocab\.txt"):
+    (tmp_path / "vocab.json").touch()
+    (tmp_path / "words.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds: vocab\.json, words\.txt"):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Tokenizer.from_folder(tmp_path / "nowhere")

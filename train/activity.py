@@ -12,8 +12,9 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class Activity:
     """One phase at a time, entered by the main thread and read by others. Every moment belongs to one phase.
 
-    `compile` is the first step of a process, its compilation included; `step` the dispatch of the others and the wait
-    for results; `input` the wait for a batch; `finish` what comes after the last step.
+    `compile` is the first step of a process, and the first with batches of another length, compilation included;
+    `step` the dispatch of the others and the wait for results; `input` the wait for a batch; `finish` what comes after
+    the last step.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """The settings of a run, as `deberta-jax pretrain` and `deberta-jax finetune` take them from the command line."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -142,8 +143,17 @@ class PretrainConfig(_RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Settings to try: every combination is run, with every seed."""
+
+    learning_rate: tuple[float, ...] = ()
+    batch_size: tuple[int, ...] = ()
+    epochs: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(_RunConfig):
-    """Fine-tune a model to classify (or score) one text or a pair of texts."""
+    """Fine-tune a model: classes or scores of texts, choices, labels of words, answers to questions."""
 
     model: Path
     """folder of a model: the discriminator/ of a pre-training run, or what `deberta-jax convert` wrote"""
@@ -153,32 +163,96 @@ class FinetuneConfig(_RunConfig):
     """folder with a tokenizer; default: the model's"""
 
     train: str
-    """a .tsv, .csv or .jsonl file, or tfds:NAME such as tfds:glue/sst2"""
+    """a .tsv, .csv, .jsonl or .parquet file (of words with labels also .conll or .txt); tfds:NAME such as
+    tfds:glue/sst2; or NAME:FILE, a published file of such a set, as in super_glue/copa:train.jsonl"""
     validation: str | None = None
     """as train; default for tfds: the set's own validation split"""
     test: str | None = None
     """as train"""
-    text_column: str = "text"
+    kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
+    """what is asked; default: what the set is known for, else classification"""
+    text_column: str | None = None
+    """of the text, or of the question that a span answers (default there: question); default: text. Of tokens a list,
+    default: words, and in .conll and .txt files 0, the first"""
     pair_column: str | None = None
-    label_column: str = "label"
-    kind: Literal["classification", "regression"] = "classification"
+    """of the second text of a pair; of a choice, of the question about the text; of a span, of the context that it is
+    in (default there: context)"""
+    choices_columns: tuple[str, ...] = ()
+    """of the choices: one column of lists, or a column for every choice; default: choices"""
+    label_column: str | None = None
+    """of the label, or of the answers (default there: answers); default: label. Of tokens a list, default: labels, and
+    in .conll and .txt files -1, the last"""
+    start_column: str | None = None
+    """of the character of the context that an answer starts at, where answers are plain texts; default: answer_start,
+    without such a column where the text occurs first"""
     data_dir: Path | None = None
     """where tensorflow_datasets keeps prepared sets"""
     manual_dir: Path | None = None
     """archives of those sets that were downloaded by hand, for a machine without internet"""
 
     max_length: int = 128
-    """tokens a row; longer texts are cut"""
+    """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... as its longest text needs"""
+    max_question_length: int = 64
+    """tokens of a question at most; its context gets the rest of max_length (give 384 for SQuAD)"""
+    doc_stride: int = 128
+    """a context that is too long for a row is read in several, each so many tokens further on; or fewer, so that they
+    overlap by max_answer_length"""
+    max_answer_length: int = 30
+    """tokens of a predicted answer at most"""
+    n_best: int = 20
+    """answers that predictions list for a question"""
+    null_threshold: float = 0.0
+    """no answer is predicted where its score is so far above that of the best span; evaluation reports the best one"""
+    group_by_length: bool = False
+    """batches of texts of about the same length, for less padding"""
     batch_size: int = 32
     epochs: float = 3.0
     steps: int | None = None
     """optimiser steps, instead of epochs"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
+    label_smoothing: float = 0.0
+    """share of every label that is spread over all classes"""
     classifier_dropout: float | None = None
     """default: the model's cls_dropout, else hidden_dropout_prob"""
+    layer_decay: float = 1.0
+    """of the learning rate, from each layer to the one below it; 1: none"""
+    freeze_layers: int = 0
+    """layers that stay as they are, counted from the first one, the embeddings with them; 0: nothing does"""
     sift: SiftConfig = SiftConfig()
 
     evaluate_every: int = 0
     """steps between evaluations; 0: once an epoch"""
+    select: Literal["last", "best"] = "last"
+    """which model is the result: that of the last step, or of the best evaluation on the validation split"""
+    patience: int = 0
+    """evaluations without a better one after which training ends; 0: it goes on to the last step"""
     save_every: int = 500
     keep: int = 2
+
+    seeds: tuple[int, ...] = ()
+    """one run with each, in seed-N/ of the output folder: the mean with its 95 % interval, and the best of them"""
+    grid: GridConfig = GridConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least, below in (
+            ("layer_decay", 0.0, math.inf),
+            ("label_smoothing", 0.0, 1.0),
+            ("freeze_layers", 0, math.inf),
+            ("patience", 0, math.inf),
+            ("epochs", 0.0, math.inf),
+            ("max_question_length", 1, math.inf),
+            ("doc_stride", 1, math.inf),
+            ("max_answer_length", 1, math.inf),
+            ("n_best", 1, math.inf),
+        ):
+            value = getattr(self, name)
+            if not least <= value < below:
+                upper = f" and below {below:g}" if below < math.inf else ""
+                raise ValueError(f"{name} is {value:g}; it must be at least {least:g}{upper}")
+        if not math.isfinite(self.null_threshold):
+            raise ValueError(f"null_threshold is {self.null_threshold}; it must be a finite number")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} repeat one; give every seed once")
+        if self.grid.epochs and self.steps:
+            raise ValueError("grid.epochs and steps are given; leave steps out")

@@ -1,4 +1,4 @@
-"""Fine-tuning on one text or a pair of texts: classification or regression.
+"""Fine-tuning on a task of any kind that `tasks` knows.
 
     deberta-jax finetune --output runs/sst2 --model runs/first/discriminator --train tfds:glue/sst2
 
@@ -18,31 +18,35 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deberta_jax import losses
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
 from .checkpointing import Checkpointer
-from .configs import FinetuneConfig
+from .configs import FinetuneConfig, GridConfig
+from .depth import by_depth, hold
 from .distributed import Hosts, join
 from .loop import Plan, Sums, train
-from .metrics import compute_metrics
 from .optimizer import apply_gradients, build_optimizer, schedule
+from .records import write_records
 from .report import open_log
+from .selection import Best
 from .state import TrainState, training_key
-from .tasks import EncodedExamples, FinetuneBatches, TaskData, encode_examples, evaluation_batches, load_task
+from .sweep import Results, run_all
+from .tasks.base import Encoded, Found, Objective, Task
+from .tasks.batches import FinetuneBatches, evaluation_batches
+from .tasks.classification import ClassificationTask
+from .tasks.loading import load_task
 
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
-    """Returns the metrics of each held-out split, which results.json holds as well.
+def main(config: FinetuneConfig) -> Results:
+    """Returns the metrics of each held-out split, which results.json holds as well; of several runs, the best one's.
 
     With several processes, see `distributed.join` for errors.
 
@@ -51,52 +55,54 @@ def main(config: FinetuneConfig) -> dict[str, dict[str, float]]:
       ValueError, OSError: what is wrong with the settings, the data or the machine.
     """
     with join(config) as hosts:
-        return run(config, hosts)
+        if not config.seeds and config.grid == GridConfig():
+            return run(config, hosts)[0]
+        return run_all(config, lambda one: run(one, hosts), report=hosts.first)
 
 
-def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  # noqa: PLR0915 - reads as prose
-    """Read from top to bottom; the same on every host."""
+def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: PLR0915 - reads as prose
+    """The metrics of each held-out split, and the name of the one that counts. The same on every host."""
     # ---------------------------------------------------------------- the task, the model it is done with
-    task = load_task(
-        config.train,
-        validation=config.validation,
-        test=config.test,
-        text_column=config.text_column,
-        pair_column=config.pair_column,
-        label_column=config.label_column,
-        kind=config.kind,
-        data_dir=config.data_dir,
-        manual_dir=config.manual_dir,
-    )
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    check_sizes(config, devices=batch_devices(mesh))
+    task = load_task(config, tokenizer)
     pretrained, weights = load_pretrained(config.model, mesh=mesh)
     model_config = task_config(config, pretrained, task)
+    check_settings(config, model_config, task)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
             f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
         )
-    model = DebertaForSequenceClassification(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    check_sizes(config, devices=batch_devices(mesh))
+    model = task.objective.model(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
 
     # ---------------------------------------------------------------- data
-    splits = {"train": task.train, "validation": task.validation, **task.extra_validation, "test": task.test}
-    encoded = {
-        name: encode_examples(examples, tokenizer, max_length=config.max_length)
-        for name, examples in splits.items()
-        if examples
-    }
+    train_split = task.splits["train"]
     rows = local_rows(mesh, config.batch_size)
-    epoch = math.ceil(len(task.train) / config.batch_size)
+    epoch = math.ceil(len(train_split.lengths) / config.batch_size)
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
+    batches = FinetuneBatches(
+        train_split,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        seed=config.seed,
+        group=config.group_by_length,
+        rows=rows,
+    )
 
     # ---------------------------------------------------------------- state
-    optimizer = build_optimizer(config.optimizer, total_steps=steps)
+    optimizer = by_depth(
+        build_optimizer(config.optimizer, total_steps=steps),
+        decay=config.layer_decay,
+        frozen=config.freeze_layers,
+        layers=model_config.num_hidden_layers,
+    )
 
     def create(weights: Params) -> TrainState:
         key = training_key(config.seed)
-        fresh: Any = model.init(key, jnp.ones((1, 8), jnp.int32))["params"]
+        one = train_split.batch(np.zeros(1, np.int64), length=int(train_split.lengths[0]))
+        fresh: Any = model.init(key, one["input_ids"])["params"]
         params = fresh if config.random_weights else start_from(weights, fresh)
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
@@ -107,34 +113,34 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
 
     # ---------------------------------------------------------------- step and evaluation
     step = jax.jit(
-        build_step(model, optimizer, config, total_steps=steps), donate_argnums=0, out_shardings=(placement, None)
+        build_step(model, task.objective, optimizer, config, total_steps=steps),
+        donate_argnums=0,
+        out_shardings=(placement, None),
     )
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))  # whole on every host
-    def predict(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-        out: Any = model.apply(
-            {"params": params}, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"]
-        )
-        logits = out.logits
-        return logits[:, 0] if task.kind == "regression" else logits.argmax(axis=-1)
+    def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return task.objective.predict(apply(model, params, batch), batch)
 
-    def measure(state: TrainState, examples: EncodedExamples) -> dict[str, float]:
-        found = []
-        for batch in evaluation_batches(examples, batch_size=config.batch_size, rows=rows):
-            predictions = predict(state.params["model"], place_batch(batch, mesh))
-            found.append(np.asarray(jax.device_get(predictions)))
-        predictions = np.concatenate(found)[: len(examples.lengths)]
-        if examples.labels is None:
-            raise ValueError("the test split has no labels to measure against; leave it out")
-        return compute_metrics(task.metrics, predictions, examples.labels)
+    def answer(params: Params, split: str) -> Found:
+        """What the model makes of every example, in their order."""
+        encoded = task.splits[split]
+        found: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
+        for numbers, batch in evaluation_batches(
+            encoded, batch_size=config.batch_size, max_length=config.max_length, rows=rows
+        ):
+            arrays = jax.device_get(predict(params, place_batch(batch, mesh)))
+            for place, number in enumerate(numbers):
+                found[number] = {name: array[place] for name, array in arrays.items()}
+        return found
 
-    measured: dict[int, dict[str, float]] = {}  # of the validation split, by step
+    best = Best(task.main_metric, config.patience)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        number = int(state.step)
-        if number not in measured and "validation" in encoded:
-            measured[number] = measure(state, encoded["validation"])
-        return measured.get(number, {})
+        figures = task.score("validation", answer(state.params["model"], "validation"))
+        if best.record(int(state.step), figures) and config.select == "best":
+            save_pretrained(config.output / "best", model_config, state.params["model"])
+        return figures
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
@@ -146,24 +152,23 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             config.output,
             hosts=hosts,
             total_steps=steps,
-            tokens_per_step=config.batch_size * config.max_length,
+            tokens_per_step=max(1, round(config.batch_size * tokens_of_an_example(train_split))),
             every=config.log_every,
         ) as reporter,
     ):
-        for name, examples in encoded.items():
-            cut = f", {examples.truncated} cut to {config.max_length} tokens" if examples.truncated else ""
-            reporter.message(f"{name}: {len(examples.lengths)} examples{cut}")
+        for name, split in task.splits.items():
+            reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
         state = train(
             state,
             plan=Plan(
                 steps=steps,
                 log_every=config.log_every,
-                evaluate_every=config.evaluate_every or epoch,
+                evaluate_every=(config.evaluate_every or epoch) if "validation" in task.splits else 0,
                 save_every=config.save_every,
                 profile=config.profile,
             ),
             step=step,
-            batches=FinetuneBatches(encoded["train"], batch_size=config.batch_size, seed=config.seed, rows=rows),
+            batches=batches,
             place=lambda batch: place_batch(batch, mesh),
             figures=training_figures,
             evaluate=evaluate,
@@ -171,66 +176,82 @@ def run(config: FinetuneConfig, hosts: Hosts) -> dict[str, dict[str, float]]:  #
             reporter=reporter,
             hosts=hosts,
             profile_folder=config.output / "profile",
+            memory=best,
         )
 
         # ------------------------------------------------------------ results and model
-        others = {name: examples for name, examples in encoded.items() if name not in ("train", "validation")}
-        results = {"validation": evaluate(state)} if "validation" in encoded else {}
-        results |= {name: measure(state, examples) for name, examples in others.items()}
+        params = state.params["model"]
+        if config.select == "best":
+            reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
+            params = load_pretrained(config.output / "best", mesh=mesh)[1]
+        results: dict[str, dict[str, float]] = {}
+        for name, split in task.splits.items():
+            if name == "train":
+                continue
+            found = answer(params, name)
+            if split.labelled:
+                results[name] = task.score(name, found)
+                figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
+                reporter.message(f"{name}: {figures}")
+            if hosts.first:
+                write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, found))
+                if split.labelled and isinstance(task, ClassificationTask):
+                    task.plot(config.output / "predictions" / f"{name}.png", name, found)
         if hosts.first:
             (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        for name, figures in results.items():
-            reporter.message(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in figures.items()))
-        save_pretrained(config.output / "model", model_config, state.params["model"])
+        save_pretrained(config.output / "model", model_config, params)
         if hosts.first:
             tokenizer.save(config.output / "model")
         reporter.message(f"saved {config.output / 'model'}")
-    return results
+    return results, task.main_metric
+
+
+def apply(model: Any, params: Params, batch: dict[str, jax.Array], **options: Any) -> Any:
+    """The model's output for a batch; options go to `model.apply`."""
+    variables = {"params": params, **options.pop("variables", {})}
+    return model.apply(
+        variables, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"], **options
+    )
 
 
 def build_step(
-    model: DebertaForSequenceClassification,
+    model: Any,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     config: FinetuneConfig,
     *,
     total_steps: int,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """The update of one batch (input_ids, attention_mask, token_type_ids [B, S]; labels [B])."""
+    """The update of one batch (see `tasks.base.Encoded.batch`) by a model of `deberta_jax.models`."""
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
     def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
-        def logits_of(params: Params, key: jax.Array, **perturbed: Any) -> jax.Array:
-            out: Any = model.apply(
-                {"params": params, **perturbed},
-                chunk["input_ids"],
-                chunk["attention_mask"],
-                token_type_ids=chunk["token_type_ids"],
-                train=True,
-                rngs={"dropout": key},
-            )
-            return out.logits
+        params = hold(params, frozen=config.freeze_layers, layers=model.config.num_hidden_layers)
 
-        logits = logits_of(params, key)
-        if model.config.num_labels == 1:
-            total, _ = losses.regression(logits[:, 0], chunk["labels"])
-        else:
-            total, _ = losses.classification(logits, chunk["labels"])
+        def forward(params: Params, key: jax.Array, **perturbed: Any) -> Any:
+            return apply(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})
+
+        out = forward(params, key)
+        total, _ = objective.loss(out, chunk)
         if config.sift.weight == 0:
             return total / weight, {"loss_sum": total}
         noise_key, sift_key = jax.random.split(jax.random.fold_in(key, 1))  # the plain forward drops as without SiFT
+        clean, counts = objective.answers(out, chunk)
+        tokens = (math.prod(chunk["input_ids"].shape[:-1]), chunk["input_ids"].shape[-1])
         adversarial, _ = adversarial_loss(
-            lambda params, delta, key: logits_of(params, key, **perturbation(delta)),
+            lambda params, delta, key: objective.answers(forward(params, key, **perturbation(delta)), chunk)[0],
             params,
-            logits,
-            initial_perturbation(noise_key, (*chunk["input_ids"].shape, model.config.hidden_size), config.sift),
+            clean,
+            initial_perturbation(noise_key, (*tokens, model.config.normalised_embedding_size), config.sift),
             config.sift,
             key=sift_key,
+            weight=counts,
         )
         sums = {"loss_sum": total, "adversarial_sum": adversarial}
         return (total + config.sift.weight * adversarial) / weight, sums
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        count = jnp.asarray(batch["labels"].shape[0], jnp.float32)
+        count = objective.count(batch)
         params, opt_state = state.params["model"], state.opt_state["model"]
         grads, sums = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
         params, opt_state, norm = apply_gradients(optimizer, grads, opt_state, params)
@@ -258,12 +279,19 @@ def training_figures(sums: Sums) -> dict[str, float]:
     }
 
 
-def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: TaskData) -> DebertaConfig:
+def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
     """The model's configuration with the task's classes; one output without names for a regression."""
     changes: dict[str, Any] = {"num_labels": max(1, len(task.label_names)), "label_names": task.label_names}
     if config.classifier_dropout is not None:
         changes["cls_dropout"] = config.classifier_dropout
     return pretrained.replace(**changes)
+
+
+def tokens_of_an_example(encoded: Encoded) -> float:
+    """Real tokens, the mean of the first 256 examples; of a choice all rows count."""
+    first = np.arange(min(256, len(encoded.lengths)))
+    batch = encoded.batch(first, length=int(encoded.lengths[first].max()))
+    return float(batch["attention_mask"].sum()) / len(first)
 
 
 def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
@@ -275,17 +303,26 @@ def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
         )
 
 
-def identity(
-    config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: TaskData
-) -> dict[str, Any]:
+def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> None:
+    """Raises ValueError where settings do not go with the model or the task."""
+    if config.freeze_layers > model.num_hidden_layers:
+        raise ValueError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
+    by_validation = config.patience or config.select == "best" or config.seeds or config.grid != GridConfig()
+    if by_validation and "validation" not in task.splits:
+        raise ValueError("patience, select 'best', seeds and grid go by the validation split; give --validation")
+
+
+def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it."""
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     kept = (
-        "model random_weights train max_length batch_size accumulation epochs steps optimizer sift dtype seed".split()
-    )
+        "model random_weights train kind text_column pair_column choices_columns label_column start_column max_length "
+        "max_question_length doc_stride max_answer_length group_by_length batch_size accumulation epochs steps "
+        "optimizer label_smoothing layer_decay freeze_layers select patience sift dtype seed"
+    ).split()
     return {
         "configuration": model_config.to_json(),
         "tokenizer": tokenizer.fingerprint,
-        "examples": len(task.train),
+        "examples": len(task.splits["train"].lengths),
         **{name: settings[name] for name in kept},
     }

@@ -30,6 +30,15 @@ class Batches(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
+class Memory(Protocol):
+    """What evaluations have come to; saved with every checkpoint. `done`: training may end before its last step."""
+
+    @property
+    def done(self) -> bool: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """How long to train, and what happens every so many steps. 0: never, but for the last step's save."""
@@ -46,7 +55,7 @@ class Plan:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
-def train(
+def train(  # noqa: PLR0915 - reads as prose
     state: TrainState,
     *,
     plan: Plan,
@@ -59,17 +68,20 @@ def train(
     reporter: Log,
     hosts: Hosts,
     profile_folder: Path,
+    memory: Memory | None = None,
 ) -> TrainState:
     """Trains to the last step, from the newest good checkpoint if there is one.
 
-    Resuming restores, in this order: the state (parameters, optimisers, step, rng), the place in the data, and the
-    sums that the next line of the log averages. A resumed run is bit for bit the unbroken one.
+    Resuming restores, in this order: the state (parameters, optimisers, step, rng), the place in the data, the sums
+    that the next line of the log averages, and the memory of evaluations. A resumed run is bit for bit the unbroken
+    one; an evaluation that was due when it was stopped is made up for.
 
     Args:
       step: the jitted step, which donates its state. Its metrics are summed between two lines of the log.
       place: puts a batch onto the devices.
       figures: turns those sums, with "steps" among them, into the figures to report.
       evaluate: figures of held-out data.
+      memory: kept by `evaluate`; where it is `done`, the step is saved and training ends.
       profile_folder: where the steps of plan.profile are recorded.
 
     Raises:
@@ -85,32 +97,43 @@ def train(
         state = restored.state
         batches.set_state(restored.data["batches"])
         sums = restored.data["sums"]
+        if memory is not None:
+            memory.set_state(restored.data["memory"])
     first = int(state.step) + 1
     reporter.resume_at(first - 1)
     unread: tuple[int, dict[str, jax.Array]] | None = None
+    compiled: set[tuple] = set()  # the shapes of batches that there is a program for
     with hosts.listening(), _profiler(plan.profile, profile_folder) as record:
+        if restored is not None and restored.data.get("owes_evaluation"):
+            activity.enter("evaluate", first - 1)
+            reporter.evaluation(first - 1, evaluate(state))
         for number in range(first, plan.steps + 1):
+            if memory is not None and memory.done:
+                break
             activity.enter("input", number)
             batch = next(batches)
-            activity.enter("compile" if number == first else "step")
+            shapes = tuple((name, value.shape) for name, value in batch.items())
+            activity.enter("step" if shapes in compiled else "compile")
+            compiled.add(shapes)
             record(number, unread)
             state, metrics = step(state, place(batch))
             if unread is not None:
                 sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
             unread = (number, metrics)
             stopping = hosts.stop_requested(number) and number < plan.steps
-            evaluating = _due(number, plan.evaluate_every, plan.steps)
+            evaluating = plan.evaluate_every > 0 and _due(number, plan.evaluate_every, plan.steps)
             saving = stopping or _due(number, plan.save_every, plan.steps)
             if evaluating or saving:
                 # Nothing is saved, or measured, before this very step is known to be finite.
                 sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
                 unread = None
-            if evaluating and plan.evaluate_every and not stopping:
+            if evaluating and not stopping:
                 activity.enter("evaluate")
                 reporter.evaluation(number, evaluate(state))
-            if saving:
+            if saving or (memory is not None and memory.done):
                 activity.enter("save")
-                checkpointer.save(number, state, {"batches": batches.get_state(), "sums": sums})
+                data = {"batches": batches.get_state(), "sums": sums, "owes_evaluation": evaluating and stopping}
+                checkpointer.save(number, state, data | ({"memory": memory.get_state()} if memory else {}))
             if stopping:
                 checkpointer.wait()
                 stopped = hosts.stopped(number)

@@ -1,6 +1,7 @@
-"""The files of a run that hold one JSON object a line: metrics.jsonl and goodput.jsonl."""
+"""The files of a run that hold one JSON object a line: metrics.jsonl, goodput.jsonl and predictions."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +17,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and "step" in record:
             records.append(record)
     return records
+
+
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """One line each; the file is there at once, whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    partial.replace(path)

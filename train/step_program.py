@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.rtd import EmbeddingSharing, RTDModels, init_params
 from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, shardings
 
@@ -20,6 +19,7 @@ from .masking import MaskingConfig
 from .model_flops import classification_flops, masked_lm_flops, rtd_flops
 from .optimizer import build_optimizer
 from .state import TrainState, training_key
+from .tasks.classification import Classification
 
 _STEPS = 500_000  # the length of the schedule is a constant of the program: any will do
 
@@ -156,7 +156,8 @@ def _finetune(config: StepConfig) -> Parts:
     model_config = model_config.replace(num_labels=config.num_labels, label_names=())
     if config.vocab_size is not None:
         model_config = model_config.replace(vocab_size=config.vocab_size)
-    model = DebertaForSequenceClassification(model_config, dtype=jnp.dtype(run.dtype), remat=run.remat)
+    objective = Classification(regression=config.num_labels == 1)
+    model = objective.model(model_config, dtype=jnp.dtype(run.dtype), remat=run.remat)
     optimizer = build_optimizer(run.optimizer, total_steps=_STEPS)
 
     def create() -> TrainState:
@@ -167,7 +168,7 @@ def _finetune(config: StepConfig) -> Parts:
     fields = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), rows)
     labels = ((), jnp.float32 if config.num_labels == 1 else jnp.int32)
     return (
-        finetune.build_step(model, optimizer, run, total_steps=_STEPS),
+        finetune.build_step(model, objective, optimizer, run, total_steps=_STEPS),
         create,
         {**fields, "labels": labels},
         3 * classification_flops(model_config, config.sequence_length),

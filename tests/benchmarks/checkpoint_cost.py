@@ -25,6 +25,7 @@ from deberta_jax.train.configs import FinetuneConfig
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.optimizer import build_optimizer
 from deberta_jax.train.state import TrainState
+from deberta_jax.train.tasks.classification import Classification
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 
@@ -72,7 +73,9 @@ class Run:
             "labels": np.arange(batch, dtype=np.int32) % 3,
         }
         self.state = jax.jit(create)()
-        self.step = jax.jit(build_step(model, optimizer, finetuning, total_steps=1000), donate_argnums=0)
+        self.step = jax.jit(
+            build_step(model, Classification(), optimizer, finetuning, total_steps=1000), donate_argnums=0
+        )
         self.take_step()
         self.checksums()  # compiled here, as by a run's first save, and not counted
 

@@ -1,6 +1,7 @@
-"""CPU speed beside transformers' PyTorch model, in one run: v3-base shape, float32, the same weights on both sides.
+"""CPU speed beside transformers' PyTorch model, in one run: float32, the same weights on both sides.
 
-    python -m tests.benchmarks.cpu_speed [--rounds 5] [--layers 12] [--threads 2]
+    python -m tests.benchmarks.cpu_speed [--rounds 5] [--model deberta-v3-base] [--shapes 8x128 2x512] [--threads 2]
+    python -m tests.benchmarks.cpu_speed --model deberta-v3-small --shapes 16x128
 
 The two take turns, so that whatever else the machine does falls on both. Printed for each case: the minimum and the
 median of both, and the ratio of the minima (and of the medians). A training step is forward, backward and AdamW of a
@@ -22,11 +23,11 @@ from deberta_jax.train.configs import FinetuneConfig
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.optimizer import OptimizerConfig, build_optimizer
 from deberta_jax.train.state import TrainState
+from deberta_jax.train.tasks.classification import Classification
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 
-SHAPES = ((8, 128), (2, 512))
-ASKED = {("forward", 8, 128): 1.5, ("forward", 2, 512): 2.0, ("step", 8, 128): 1.5, ("step", 2, 512): 1.5}
+ASKED = {"forward B8 S128": "1.5", "forward B2 S512": "2.0", "step B8 S128": "1.5", "step B16 S128": "1.5"}
 
 
 def torch_model(config: DebertaConfig, params: dict) -> torch.nn.Module:
@@ -54,17 +55,19 @@ def take_turns(one: Callable[[], object], other: Callable[[], object], rounds: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--model", default="deberta-v3-base")
+    parser.add_argument("--shapes", nargs="+", default=["8x128", "2x512"], help="rows x tokens")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = DebertaConfig.named("deberta-v3-base").replace(num_hidden_layers=options.layers)
+    config = DebertaConfig.named(options.model)
+    shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
     model = DebertaForSequenceClassification(config)
     params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
     theirs = torch_model(config, params)
     forward = jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask).logits)
     print(f"{'':24}{'ours, s':>18}{'transformers, s':>18}{'ratio':>15}{'asked':>7}")
-    for batch, length in SHAPES:
+    for batch, length in shapes:
         rng = np.random.default_rng(0)
         ids = rng.integers(5, config.vocab_size, (batch, length)).astype(np.int32)
         mask = np.ones_like(ids)
@@ -81,7 +84,7 @@ def main() -> None:
         np.testing.assert_allclose(ours_forward(), theirs_forward(), atol=1e-4)
         show("forward", batch, length, *take_turns(ours_forward, theirs_forward, options.rounds))
 
-    for batch, length in SHAPES:
+    for batch, length in shapes:
         rng = np.random.default_rng(0)
         ids = rng.integers(5, config.vocab_size, (batch, length)).astype(np.int32)
         show("step", batch, length, *time_steps(config, model, params, theirs, ids, options.rounds))
@@ -91,7 +94,7 @@ def time_steps(config, model, params, theirs, ids: np.ndarray, rounds: int) -> t
     settings = OptimizerConfig(learning_rate=1e-5, max_grad_norm=1.0)
     optimizer = build_optimizer(settings, total_steps=1000)
     finetuning = FinetuneConfig(output=".", model=".", train="", optimizer=settings)  # type: ignore[arg-type]
-    step = jax.jit(build_step(model, optimizer, finetuning, total_steps=1000), donate_argnums=0)
+    step = jax.jit(build_step(model, Classification(), optimizer, finetuning, total_steps=1000), donate_argnums=0)
     copied = jax.tree.map(jnp.array, params)
     state = TrainState.create({"model": copied}, {"model": optimizer.init(copied)}, seed=0)
     batch = {
@@ -126,7 +129,7 @@ def show(kind: str, batch: int, length: int, ours: list[float], theirs: list[flo
     least = min(theirs) / min(ours)
     middle = statistics.median(theirs) / statistics.median(ours)
     label = f"{kind} B{batch} S{length}"
-    asked = ASKED[kind, batch, length]
+    asked = ASKED.get(label, "-")
     print(f"{label:24}{both(ours):>18}{both(theirs):>18}{f'{least:.2f} / {middle:.2f}':>15}{asked:>7}", flush=True)
 
 

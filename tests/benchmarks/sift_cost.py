@@ -22,6 +22,7 @@ from deberta_jax.train.configs import FinetuneConfig
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.optimizer import build_optimizer
 from deberta_jax.train.state import TrainState
+from deberta_jax.train.tasks.classification import Classification
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 from deberta_jax.sift import SiftConfig
@@ -39,7 +40,7 @@ def build_run(
     """A function that takes one step, compiled and warmed up."""
     finetuning = FinetuneConfig(output=".", model=".", train="", sift=sift)  # type: ignore[arg-type]
     optimizer = build_optimizer(finetuning.optimizer, total_steps=1000)
-    step = jax.jit(build_step(model, optimizer, finetuning, total_steps=1000), donate_argnums=0)
+    step = jax.jit(build_step(model, Classification(), optimizer, finetuning, total_steps=1000), donate_argnums=0)
     params = jax.tree.map(jnp.array, params)  # the step takes its state's memory
     state = TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=0)
 

@@ -1,0 +1,32 @@
+"""From the settings of a run to its task, of whatever kind."""
+
+from deberta_jax.tokenizer import Tokenizer
+
+from ..configs import FinetuneConfig
+from . import choices, classification, spans, token_labels
+from .base import Kind, Task
+from .sources import Source
+
+
+def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
+    """Reads and tokenizes the examples of config.train, .validation and .test.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a source that cannot be read or used, or that is of another kind; one line with the reason.
+    """
+    known = Source.parse(config.train).published
+    kind: Kind = config.kind or (known.kind if known else "classification")
+    if known and kind != known.kind:
+        raise ValueError(f"{config.train} is a task of kind '{known.kind}'; leave kind out, or set it to that")
+    match kind:
+        case "classification" | "regression":
+            return classification.load(config, tokenizer, kind=kind)
+        case "choice":
+            return choices.load(config, tokenizer)
+        case "tokens":
+            return token_labels.load(config, tokenizer)
+        case "span":
+            return spans.load(config, tokenizer)
+        case _:
+            raise ValueError(f"kind is {kind!r}; it must be classification, regression, choice, tokens or span")
