@@ -10,11 +10,11 @@ demo: $(VENV)/installed
 	$(BIN)/deberta-jax demo --output runs/demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow and not torch and not long" -n 2
+	$(BIN)/python -m pytest -m "not slow and not torch and not long" -n 2 --dist loadfile
 
 # What .ci/run adds: the slow tests, the kernels through the TPU compiler, and parity with transformers on torch.
 test-slow: $(VENV)/installed $(VENV)/peers
-	$(BIN)/python -m pytest -m "(slow or torch) and not long" -n 2
+	$(BIN)/python -m pytest -m "(slow or torch) and not long" -n 2 --dist loadfile
 
 # Twenty faults on a run of four processes; its report says what was lost (nothing) and whether the losses are the same.
 chaos: $(VENV)/installed

@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed; the other s
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is the other side")
 pytestmark = pytest.mark.torch
 
-LENGTHS = (1, 7, 40, 300, 512)
+LENGTHS = (1, pytest.param(7, marks=pytest.mark.long), 40, pytest.param(300, marks=pytest.mark.long), 512)
 V1 = {
     "vocab_size": 120,
     "hidden_size": 64,
