@@ -82,6 +82,7 @@ class Tokenizer:
     Attributes:
       vocab_size: the highest id + 1, [MASK] included. The tables of released models have spare rows beyond it.
       pad_id, cls_id, sep_id, unk_id, mask_id: ids of the special tokens.
+      pair_separators: how many [SEP] stand between two texts, 1 or, in RoBERTa, 2.
       fingerprint: SHA-256 of the model file, hexadecimal; of the others, that of what their files say.
     """
 
@@ -97,6 +98,7 @@ class Tokenizer:
         self.pad_id, self.cls_id, self.sep_id, self.unk_id, self.mask_id = (
             special[name] for name in (PAD, CLS, SEP, UNK, MASK)
         )
+        self.pair_separators = vocabulary.pair_separators
         self.vocab_size = vocabulary.size
         self.fingerprint = vocabulary.fingerprint
 
@@ -244,7 +246,7 @@ class Tokenizer:
           ValueError: max_length is too small for the special tokens alone.
         """
         a, a_offsets = self._encode(text, parse_mask=parse_mask, return_offsets=return_offsets)
-        separators = self._vocabulary.pair_separators
+        separators = self.pair_separators
         b, b_offsets = self._encode(pair or "", parse_mask=parse_mask, return_offsets=return_offsets)
         if max_length is not None:
             specials = 2 if pair is None else 2 + separators

@@ -25,7 +25,7 @@ from deberta_jax.sift import SiftConfig
 class Letters:
     """A piece a letter, its code as id; spaces have none."""
 
-    cls_id, sep_id = 1, 2
+    cls_id, sep_id, pair_separators = 1, 2, 1
 
     def encode_batch(self, texts):
         return [[ord(letter) for letter in text if letter != " "] for text in texts]

@@ -373,9 +373,11 @@ def test_bad_settings_and_shapes_are_named() -> None:
 # -------------------------------------------------------------------------------------------- fine-tuning
 
 
-def one_step(sift: SiftConfig, *, num_labels: int = 3, accumulation: int = 1) -> tuple[dict, dict]:
+def one_step(
+    sift: SiftConfig, *, num_labels: int = 3, accumulation: int = 1, encoder: DebertaConfig = ONE
+) -> tuple[dict, dict]:
     """Metrics and parameters after one step of fine-tuning with dropout."""
-    model = DebertaForSequenceClassification(ONE.replace(num_labels=num_labels))
+    model = DebertaForSequenceClassification(encoder.replace(num_labels=num_labels))
     settings = OptimizerConfig(schedule="warmup_constant", warmup=0.0)
     optimizer = build_optimizer(settings, total_steps=10)
     config = FinetuneConfig(
@@ -396,6 +398,14 @@ def one_step(sift: SiftConfig, *, num_labels: int = 3, accumulation: int = 1) ->
         state, batch | {"labels": labels}
     )
     return jax.device_get(metrics), jax.device_get(state.params["model"])
+
+
+def test_embeddings_that_are_projected_behind_their_norm_are_perturbed_in_their_own_width() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1}
+    electra = DebertaConfig.from_json({"model_type": "electra", "vocab_size": 64, "embedding_size": 16, **sizes})
+    metrics, after = one_step(PUBLISHED, encoder=electra)
+    assert metrics["adversarial_sum"] > 0
+    assert after["deberta"]["embeddings"]["embed_proj"]["kernel"].shape == (16, 32)
 
 
 @pytest.mark.parametrize("num_labels", [3, 1])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deberta_jax.train.tasks import choices, span_questions, span_windows
 
 from deberta_jax.bpe import ByteLevelBPE
 from deberta_jax.tokenizer import Tokenizer
@@ -76,6 +77,23 @@ def test_special_tokens_have_the_ids_of_their_files(bert: Tokenizer, roberta: To
 def test_text_gives_no_special_id_but_the_unknown_one(tokenizer: Tokenizer) -> None:
     for text in [*TEXTS, "<s> </s> <pad> <mask>"]:
         assert not {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id} & {*tokenizer.encode(text)}
+
+
+def test_choices_and_questions_are_the_tokenizers_pairs(tokenizer: Tokenizer) -> None:
+    choice = choices.Question("She was happy.", "He", ("is", "was not"), None)
+    batch = choices.encode_questions([choice], tokenizer, max_length=32).batch(np.array([0]), length=32)
+    asked = span_questions.Question("1", "Who was happy?", "She was happy.", None)
+    sizes = {"max_length": 32, "max_question_length": 16, "doc_stride": 8, "max_answer_length": 4}
+    spans = span_windows.encode_questions([asked], tokenizer, **sizes).batch(np.array([0]), length=32)
+    rows = {
+        ("She was happy.", "He is"): (batch["input_ids"][0, 0], batch["attention_mask"][0, 0]),
+        ("She was happy.", "He was not"): (batch["input_ids"][0, 1], batch["attention_mask"][0, 1]),
+        ("Who was happy?", "She was happy."): (spans["input_ids"][0], spans["attention_mask"][0]),
+    }
+    for (text, pair), (ids, mask) in rows.items():
+        expected = tokenizer(text, pair).input_ids
+        assert ids[: len(expected)].tolist() == expected
+        assert mask.tolist() == [1] * len(expected) + [0] * (32 - len(expected))
 
 
 def test_roberta_has_two_separators_in_a_pair(roberta: Tokenizer) -> None:

@@ -1,8 +1,8 @@
 """Multiple choice: which of several texts goes with a context and a question. Each choice is scored by itself.
 
-A model reads `[CLS] context [SEP] question choice [SEP]`; a blank in the question ("The man _ .") is filled by the
-choice instead. What is too long is cut from the end of the context. Nothing is dropped: a row that cannot be used stops
-the run and is named by file and line.
+A model reads `[CLS] context [SEP] question choice [SEP]`, RoBERTa two separators in the middle; a blank in the question
+("The man _ .") is filled by the choice instead. What is too long is cut from the end of the context. Nothing is
+dropped: a row that cannot be used stops the run and is named by file and line.
 """
 
 import dataclasses
@@ -38,6 +38,8 @@ class TextTokenizer(Protocol):
     def cls_id(self) -> int: ...
     @property
     def sep_id(self) -> int: ...
+    @property
+    def pair_separators(self) -> int: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
@@ -47,7 +49,7 @@ class EncodedQuestions:
 
     `contexts[e]` and `pairs[e][c]`: int32 ids without special tokens, of a context as much as a choice leaves room for,
     of a pair (question and choice) no more than fits. `lengths` int32 [E]; `labels` int32 [E], None for unlabelled
-    questions. `special`: the ids of [CLS] and [SEP].
+    questions. `special`: the ids of [CLS] and [SEP]; `separators`: how many [SEP] stand between context and pair.
     """
 
     contexts: Sequence[np.ndarray]
@@ -57,6 +59,7 @@ class EncodedQuestions:
     notes: tuple[str, ...]
     max_length: int
     special: tuple[int, int]
+    separators: int
 
     @property
     def labelled(self) -> bool:
@@ -78,9 +81,9 @@ class EncodedQuestions:
             real[place, : len(pairs)] = 1
             for choice in range(shape[1]):
                 pair = pairs[choice] if choice < len(pairs) else pairs[0]
-                context = self.contexts[row][: self.max_length - 3 - len(pair)]
-                second, size = len(context) + 2, len(context) + len(pair) + 3
-                ids[place, choice, :size] = [cls, *context, sep, *pair, sep]
+                context = self.contexts[row][: self.max_length - 2 - self.separators - len(pair)]
+                second, size = len(context) + 2, len(context) + len(pair) + 2 + self.separators
+                ids[place, choice, :size] = [cls, *context, *[sep] * self.separators, *pair, sep]
                 mask[place, choice, :size] = 1
                 types[place, choice, second:size] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "real": real}
@@ -96,9 +99,12 @@ def encode_questions(questions: Sequence[Question], tokenizer: TextTokenizer, *,
     Raises:
       ValueError: max_length leaves no room for a choice.
     """
-    budget = max_length - 3
+    special = 2 + tokenizer.pair_separators
+    budget = max_length - special
     if budget < 1:
-        raise ValueError(f"max_length is {max_length}; it must be at least 4, for a piece among three special tokens")
+        raise ValueError(
+            f"max_length is {max_length}; it must be at least {special + 1}, for a piece among {special} special tokens"
+        )
     texts = list(dict.fromkeys(question.context for question in questions))  # RACE asks some four of each
     of_text = dict(zip(texts, _ids(tokenizer, texts), strict=True))
     joined = iter(_ids(tokenizer, [join(one.question, choice) for one in questions for choice in one.choices]))
@@ -111,7 +117,7 @@ def encode_questions(questions: Sequence[Question], tokenizer: TextTokenizer, *,
         cut_choices += longest > budget
         contexts.append(context)
         pairs.append([pair[:budget] for pair in whole])
-        lengths[number] = min(len(context) + longest + 3, max_length)
+        lengths[number] = min(len(context) + longest + special, max_length)
     most = max(map(len, pairs))
     fewer = sum(len(one) < most for one in pairs)
     labels = [question.label for question in questions if question.label is not None]
@@ -129,6 +135,7 @@ def encode_questions(questions: Sequence[Question], tokenizer: TextTokenizer, *,
         tuple(note for note, count in counts.items() if count),
         max_length,
         (tokenizer.cls_id, tokenizer.sep_id),
+        tokenizer.pair_separators,
     )
 
 

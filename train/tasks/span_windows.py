@@ -1,4 +1,4 @@
-"""Questions and contexts to rows of tokens: [CLS] question [SEP] a window of the context [SEP].
+"""Questions and contexts to rows of tokens: [CLS] question [SEP] a window of the context [SEP], in RoBERTa [SEP] [SEP].
 
 A context that is too long for one row is read in windows that overlap, each a row of its own. In a window that does not
 hold the whole answer the answer is [CLS], as where there is none. Source: BERT's run_squad.py (`doc_spans`). Deliberate
@@ -43,6 +43,7 @@ class Windows:
     """
 
     special: tuple[int, int]  # ids of [CLS] and [SEP]
+    separators: int  # how many [SEP] stand between question and context
     questions: Sequence[NDArray[np.int32]]
     contexts: Sequence[Context]
     owner: NDArray[np.int32]
@@ -57,7 +58,7 @@ class Windows:
 
     def context_place(self, row: int) -> int:
         """Where in the row the context begins."""
-        return len(self.questions[self.owner[row]]) + 2
+        return len(self.questions[self.owner[row]]) + 1 + self.separators
 
     def characters(self, row: int, first: int, last: int) -> tuple[int, int]:
         """The characters of the context that the tokens at two places of a row, both within the context, span."""
@@ -76,8 +77,9 @@ class Windows:
             owner = int(self.owner[row])
             question, context = self.questions[owner], self.contexts[owner]
             begin, end = self.context_place(row), int(self.lengths[row]) - 1
-            input_ids[place, 0], input_ids[place, begin - 1], input_ids[place, end] = cls, sep, sep
-            input_ids[place, 1 : begin - 1] = question
+            after = begin - self.separators
+            input_ids[place, 0], input_ids[place, after:begin], input_ids[place, end] = cls, sep, sep
+            input_ids[place, 1:after] = question
             input_ids[place, begin:end] = context.ids[self.first[row] : self.first[row] + end - begin]
             types[place, begin : end + 1] = 1
             choosable[place, 0] = choosable[place, begin:end] = 1
@@ -124,12 +126,13 @@ def encode_questions(
     Raises:
       ValueError: max_length leaves too little room for a context.
     """
-    room = max_length - max_question_length - 3
+    special = 2 + tokenizer.pair_separators
+    room = max_length - max_question_length - special
     if room <= max_answer_length:
         raise ValueError(
             f"max_length {max_length} leaves {max(0, room)} tokens for the context, beside max_question_length "
-            f"{max_question_length} and three special tokens; max_answer_length {max_answer_length} needs more: raise "
-            "max_length (384 is usual for SQuAD) or lower the others"
+            f"{max_question_length} and {special} special tokens; max_answer_length {max_answer_length} needs more: "
+            "raise max_length (384 is usual for SQuAD) or lower the others"
         )
     texts: dict[str, Context] = {}
     rows: list[tuple[int, int, int, int, int]] = []  # owner, first, length, ends
@@ -149,7 +152,7 @@ def encode_questions(
             span = context.tokens(answer.start, answer.start + len(answer.text))
             several += len(question.answers) > 1
             long += span is not None and span[1] - span[0] >= max_answer_length
-        before, held = len(ids[-1]) + 2, False
+        before, held = len(ids[-1]) + special - 1, False
         room = max_length - before - 1
         stride = min(doc_stride, room - max_answer_length)
         for first, size in windows(len(context.ids), room=room, stride=stride):
@@ -168,6 +171,7 @@ def encode_questions(
     )
     return Windows(
         special=(tokenizer.cls_id, tokenizer.sep_id),
+        separators=tokenizer.pair_separators,
         questions=ids,
         contexts=contexts,
         owner=table[:, 0],
