@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from deberta_jax.train import finetune, tokenizer
 from deberta_jax.train.configs import FinetuneConfig, GridConfig
 from deberta_jax.train.distributed import Hosts
 from deberta_jax.train.exits import StoppedError
+from deberta_jax.train.finetune_start import heads_message
 from deberta_jax.train.optimizer import OptimizerConfig
 from deberta_jax.train.text import embedded_corpus, read_documents
 
@@ -68,7 +70,9 @@ def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_predictions_are_written_for_every_split_and_scores_where_there_are_labels(home: Path, tmp_path: Path) -> None:
+def test_predictions_are_written_for_every_split_and_scores_where_there_are_labels(
+    home: Path, tmp_path: Path, capsys
+) -> None:
     results = finetune.main(settings(home, tmp_path, test=str(home / "test.jsonl")))
     assert set(results) == {"validation"}
     assert results["validation"]["accuracy"] > 0.9
@@ -77,6 +81,9 @@ def test_predictions_are_written_for_every_split_and_scores_where_there_are_labe
     for record in written:
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert record["prediction"] == max(record["probabilities"], key=record["probabilities"].__getitem__)
+    assert (
+        "classifier fresh: the model's is 32 x 2, the task needs 32 x 3; pooler the model's" in capsys.readouterr().out
+    )
     right = np.mean([record["prediction"] == record["label"] for record in written])
     assert right == pytest.approx(results["validation"]["accuracy"])
     unlabelled = lines_of(tmp_path / "predictions" / "test.jsonl")
@@ -155,6 +162,22 @@ def test_seeds_and_a_grid_are_summed_up(home: Path, tmp_path: Path, capsys) -> N
     assert (Path(summary["best"]) / "config.json").exists()
     assert json.loads((Path(summary["best"]).parent / "results.json").read_text()) == results
     assert "± " in capsys.readouterr().out
+
+
+def test_what_a_head_starts_from_is_said() -> None:
+    """The model was trained on three classes."""
+    three = TINY.replace(num_labels=3, label_names=("no", "maybe", "yes"))
+    weights = DebertaForSequenceClassification(three).init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
+
+    def said(classes: tuple[str, ...], **parts) -> str:
+        task = mock.Mock(label_names=classes)
+        fresh = dict(weights, classifier={"kernel": np.ones((32, len(classes))), "bias": np.ones(len(classes))})
+        return heads_message(weights, fresh | parts, three, task)
+
+    assert said(three.label_names) == "head: classifier the model's; pooler the model's"
+    assert "classifier the model's, whose classes were no, maybe, yes, now a, b, c" in said(("a", "b", "c"))
+    assert "classifier fresh: the model's is 32 x 3, the task needs 32 x 4" in said(("a", "b", "c", "d"))
+    assert "span_classifier fresh" in said(three.label_names, span_classifier={"bias": np.ones(2)})
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from sklearn.metrics import f1_score
 class Letters:
     """A piece a letter, its code as id; spaces have none."""
 
-    cls_id, sep_id = 1, 2
+    cls_id, sep_id, pair_separators = 1, 2, 1
 
     def __call__(self, text, pair=None, *, max_length):
         [ids] = self.encode_batch([f"{text}{pair or ''}"])

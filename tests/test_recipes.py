@@ -38,6 +38,13 @@ def test_a_recipe_is_finetuning_with_other_defaults():
     assert (config.classifier_dropout, config.optimizer.schedule) == (0.3, "warmup_linear")
 
 
+def test_recipes_of_sift_have_its_weight():
+    weights = {name: recipe.config.sift.weight for name, recipe in RECIPES.items()}
+    assert weights["mnli-sift/deberta-v3-base"] == 5
+    assert weights["mnli-sift/deberta-v3-xsmall"] == 3
+    assert all(weight == 0 for name, weight in weights.items() if not name.startswith("mnli-sift/"))
+
+
 def test_the_list_and_what_is_not_on_it(capsys):
     assert main(["recipe"]) == 0
     listed = capsys.readouterr().out

@@ -19,7 +19,6 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
-from deberta_jax.config import DebertaConfig
 from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizer import Tokenizer
@@ -29,6 +28,7 @@ from .checkpointing import Checkpointer
 from .configs import FinetuneConfig, GridConfig
 from .depth import by_depth, hold
 from .distributed import Hosts, join
+from .finetune_start import check_settings, check_sizes, heads_message, identity, task_config
 from .loop import Plan, Sums, train
 from .optimizer import apply_gradients, build_optimizer, schedule
 from .records import write_records
@@ -36,7 +36,7 @@ from .report import open_log
 from .selection import Best
 from .state import TrainState, training_key
 from .sweep import Results, run_all
-from .tasks.base import Encoded, Found, Objective, Task
+from .tasks.base import Encoded, Found, Objective
 from .tasks.batches import FinetuneBatches, evaluation_batches
 from .tasks.classification import ClassificationTask
 from .tasks.loading import load_task
@@ -106,7 +106,13 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         params = fresh if config.random_weights else start_from(weights, fresh)
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
-    placement = shardings(jax.eval_shape(create, weights), mesh)
+    shapes = jax.eval_shape(create, weights)
+    placement = shardings(shapes, mesh)
+    head = (
+        "all weights fresh"
+        if config.random_weights
+        else heads_message(weights, shapes.params["model"], pretrained, task)
+    )
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(weights)
     del weights
@@ -158,6 +164,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
     ):
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
+        reporter.message(head)
         state = train(
             state,
             plan=Plan(
@@ -279,50 +286,8 @@ def training_figures(sums: Sums) -> dict[str, float]:
     }
 
 
-def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
-    """The model's configuration with the task's classes; one output without names for a regression."""
-    changes: dict[str, Any] = {"num_labels": max(1, len(task.label_names)), "label_names": task.label_names}
-    if config.classifier_dropout is not None:
-        changes["cls_dropout"] = config.classifier_dropout
-    return pretrained.replace(**changes)
-
-
 def tokens_of_an_example(encoded: Encoded) -> float:
     """Real tokens, the mean of the first 256 examples; of a choice all rows count."""
     first = np.arange(min(256, len(encoded.lengths)))
     batch = encoded.batch(first, length=int(encoded.lengths[first].max()))
     return float(batch["attention_mask"].sum()) / len(first)
-
-
-def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
-    """Raises ValueError where a batch does not divide."""
-    if config.batch_size % config.accumulation or config.batch_size // config.accumulation % devices:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation) over "
-            f"{devices} devices; give a multiple of {config.accumulation * devices}"
-        )
-
-
-def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> None:
-    """Raises ValueError where settings do not go with the model or the task."""
-    if config.freeze_layers > model.num_hidden_layers:
-        raise ValueError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
-    by_validation = config.patience or config.select == "best" or config.seeds or config.grid != GridConfig()
-    if by_validation and "validation" not in task.splits:
-        raise ValueError("patience, select 'best', seeds and grid go by the validation split; give --validation")
-
-
-def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
-    """What a checkpoint must share with the run that goes on from it."""
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    kept = (
-        "model random_weights train kind text_column pair_column choices_columns label_column start_column max_length "
-        "max_question_length doc_stride max_answer_length group_by_length batch_size accumulation epochs steps "
-        "optimizer label_smoothing layer_decay freeze_layers select patience sift dtype seed"
-    ).split()
-    return {
-        "configuration": model_config.to_json(),
-        "tokenizer": tokenizer.fingerprint,
-        "examples": len(task.splits["train"].lengths),
-        **{name: settings[name] for name in kept},
-    }
