@@ -120,15 +120,14 @@ def test_a_host_with_other_settings_is_refused_by_name(home: Path, tmp_path: Pat
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_fine_tuning_counts_every_example_once_on_two_hosts(home: Path, tmp_path: Path) -> None:
+def test_fine_tuning_counts_every_example_once_on_two_hosts(small_model: Path, tmp_path: Path) -> None:
     examples = [
         {"text": f"the {word} dog", "label": label} for word, label in zip("abcdefgh" * 4, "xyyx" * 8, strict=True)
     ]
     for name, part in (("train", examples), ("validation", examples[:13])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(example) for example in part))
-    pretrain.main(settings(home, tmp_path / "model", steps=1))
     options = {
-        "model": tmp_path / "model" / "discriminator",
+        "model": small_model,
         "train": str(tmp_path / "train.jsonl"),
         "validation": str(tmp_path / "validation.jsonl"),
         "max_length": 16,

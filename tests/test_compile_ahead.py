@@ -92,7 +92,7 @@ def model(tmp_path: Path) -> str:
     [
         {"task": "finetune", "num_labels": 3},
         pytest.param({"accumulation": 2, "remat": True}, marks=pytest.mark.slow),
-        pytest.param({"task": "mlm"}, marks=pytest.mark.slow),
+        pytest.param({"task": "mlm"}, marks=pytest.mark.long),
     ],
 )
 def test_the_step_runs_on_what_was_described(model: str, options: dict) -> None:

@@ -48,7 +48,7 @@ def assert_moments_are_split(got: Result, mesh: dict[str, int]) -> None:
         pytest.param({"data": 2}, 2, marks=pytest.mark.long),
         pytest.param({"data": 8}, 8, marks=pytest.mark.long),
         pytest.param({"fsdp": 4, "tensor": 2}, 8, marks=pytest.mark.long),
-        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 8, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 8, marks=pytest.mark.long),
         pytest.param({"zero": 8}, 8, marks=pytest.mark.long),
         ({"zero": 2, "fsdp": 2, "tensor": 2}, 8),
     ],
