@@ -141,9 +141,12 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         return found
 
     best = Best(task.main_metric, config.patience)
+    newest: dict[int, Found] = {}  # of the validation split, by step: after the last step the same answers are results
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        figures = task.score("validation", answer(state.params["model"], "validation"))
+        newest.clear()
+        newest[int(state.step)] = answer(state.params["model"], "validation")
+        figures = task.score("validation", newest[int(state.step)])
         if best.record(int(state.step), figures) and config.select == "best":
             save_pretrained(config.output / "best", model_config, state.params["model"])
         return figures
@@ -195,7 +198,8 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         for name, split in task.splits.items():
             if name == "train":
                 continue
-            found = answer(params, name)
+            known = newest.get(int(state.step)) if name == "validation" and config.select == "last" else None
+            found = answer(params, name) if known is None else known
             if split.labelled:
                 results[name] = task.score(name, found)
                 figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
