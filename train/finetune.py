@@ -191,7 +191,9 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
 
         # ------------------------------------------------------------ results and model
         params = state.params["model"]
-        if config.select == "best":
+        if config.select == "best" and best.step is None:
+            reporter.message(f"no evaluation gave a number for {best.metric}: the last model is the result")
+        elif config.select == "best":
             reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
             params = load_pretrained(config.output / "best", mesh=mesh)[1]
         results: dict[str, dict[str, float]] = {}
