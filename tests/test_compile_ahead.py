@@ -91,7 +91,7 @@ def model(tmp_path: Path) -> str:
     "options",
     [
         {"task": "finetune", "num_labels": 3},
-        pytest.param({"accumulation": 2, "remat": True}, marks=pytest.mark.slow),
+        pytest.param({"accumulation": 2, "remat": True}, marks=pytest.mark.long),
         pytest.param({"task": "mlm"}, marks=pytest.mark.long),
     ],
 )

@@ -223,10 +223,11 @@ def test_kill_9_then_the_same_command_gives_the_same_losses_bit_for_bit(
     assert list(unbroken) == list(range(1, 13))
 
 
+@pytest.mark.long  # `make test` has the stop by --max-seconds, which is as exact
 def test_stopping_in_process_and_going_on_equals_an_unbroken_run(
     home: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above without the kill, for `make test`: the interruption comes between two checkpoints."""
+    """As above without the kill: the interruption comes between two checkpoints."""
     config = settings(home, tmp_path, evaluate_every=6)
     from deberta_jax.train import loop
 
