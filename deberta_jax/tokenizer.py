@@ -246,24 +246,27 @@ class Tokenizer:
           ValueError: max_length is too small for the special tokens alone.
         """
         a, a_offsets = self._encode(text, parse_mask=parse_mask, return_offsets=return_offsets)
-        separators = self.pair_separators
         b, b_offsets = self._encode(pair or "", parse_mask=parse_mask, return_offsets=return_offsets)
         if max_length is not None:
-            specials = 2 if pair is None else 2 + separators
+            specials = 2 if pair is None else 2 + self.pair_separators
             if max_length < specials:
                 raise ValueError(
                     f"max_length is {max_length}; it must be at least {specials}, the special tokens around "
                     f"{'a text' if pair is None else 'a pair'}"
                 )
             a, b = _truncate(a, b, max_length - specials)
-        head = [self.cls_id, *a, self.sep_id]
-        before_b = [self.sep_id] * (separators - 1)
-        tail = [] if pair is None else [*before_b, *b, self.sep_id]
+        input_ids, token_type_ids = self.join(a, None if pair is None else b)
         offsets = None
         if return_offsets:
             offsets = [None, *a_offsets[: len(a)], None]
-            offsets += [] if pair is None else [*(None for _ in before_b), *b_offsets[: len(b)], None]
-        return Encoding(input_ids=head + tail, token_type_ids=[0] * len(head) + [1] * len(tail), offsets=offsets)
+            offsets += [] if pair is None else [*[None] * (self.pair_separators - 1), *b_offsets[: len(b)], None]
+        return Encoding(input_ids, token_type_ids, offsets)
+
+    def join(self, a: Iterable[int], b: Iterable[int] | None = None) -> tuple[list[int], list[int]]:
+        """The ids and the token types of a text, or of a pair, given as ids without special tokens."""
+        head = [self.cls_id, *a, self.sep_id]
+        tail = [] if b is None else [*[self.sep_id] * (self.pair_separators - 1), *b, self.sep_id]
+        return head + tail, [0] * len(head) + [1] * len(tail)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ids. Normalisation is not undone: "ﬁ" comes back as "fi".

@@ -24,16 +24,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deberta_jax.train import prepare, tokenizer
+from deberta_jax.train import prepare
 from deberta_jax.train.goodput import read_goodput
 from deberta_jax.train.records import read_records
-from deberta_jax.train.text import embedded_corpus, read_documents
 from rich.console import Console
 from rich.table import Table
 
 from deberta_jax.tokenizer import Tokenizer
 
 from .cluster import Process, cluster, wait_until
+from .novel import small_tokenizer
 from .test_pretrain import TINY
 
 COUNT = 4
@@ -46,10 +46,8 @@ RESTART = (42, -signal.SIGABRT)  # JAX aborts by itself where it loses process 0
 def prepare_home(folder: Path) -> None:
     """Text, tokenizer, corpus and model of a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    novel = next(read_documents((embedded_corpus(),), boundary="blank_line"))
     text = folder / "text.txt"
-    text.write_text("\n\n".join(novel.splitlines()[:600]), encoding="utf-8")
-    tokenizer.main(tokenizer.TokenizerConfig(output=folder / "tokenizer", text=(text,), vocab_size=600))
+    small_tokenizer(folder / "tokenizer", text, lines=600)
     spm = Tokenizer.from_folder(folder / "tokenizer")
     settings = {"sequence_length": 32, "boundary": "blank_line", "held_out_fraction": 0.05, "seed": 0}
     prepare.prepare((text,), spm, folder / "corpus", **settings)

@@ -22,18 +22,14 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny encoder that has learned nothing, and the tokenizer of a novel: to fine-tune in seconds."""
     import jax
     import jax.numpy as jnp
-    from deberta_jax.train import tokenizer
-    from deberta_jax.train.text import embedded_corpus, read_documents
 
     from deberta_jax import Deberta, save_pretrained
 
-    from .test_encoder import SMALL
+    from .novel import small_tokenizer
+    from .test_pretrain import TINY
 
     folder = tmp_path_factory.mktemp("model")
-    novel = next(read_documents((embedded_corpus(),), boundary="blank_line"))
-    (folder / "text.txt").write_text("\n\n".join(novel.splitlines()[:300]), encoding="utf-8")
-    tokenizer.main(tokenizer.TokenizerConfig(output=folder, text=(folder / "text.txt",), vocab_size=600))
-    config = SMALL.replace(vocab_size=640, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.02)
-    encoder = Deberta(config).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    save_pretrained(folder, config, {"deberta": encoder})
+    small_tokenizer(folder, folder / "text.txt")
+    encoder = Deberta(TINY).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    save_pretrained(folder, TINY, {"deberta": encoder})
     return folder

@@ -21,40 +21,13 @@ from deberta_jax import losses, sift
 from deberta_jax.models import HeadOutput
 from deberta_jax.sift import SiftConfig
 
-
-class Letters:
-    """A piece a letter, its code as id; spaces have none."""
-
-    cls_id, sep_id, pair_separators = 1, 2, 1
-
-    def encode_batch(self, texts):
-        return [[ord(letter) for letter in text if letter != " "] for text in texts]
+from .letters import Letters, task_reader
 
 
 @pytest.fixture
 def read(tmp_path):
     """Writes the files of a task and reads them."""
-
-    def read(train, name="train.jsonl", *, validation=None, test=None, max_length=32, **columns):
-        def write(name, content):
-            content = content if isinstance(content, str) else "\n".join(map(json.dumps, content))
-            (tmp_path / name).write_text(content, encoding="utf-8")
-            return str(tmp_path / name)
-
-        suffix = name.partition(".")[2]
-        config = FinetuneConfig(
-            output=tmp_path / "run",
-            model=tmp_path,
-            train=write(name, train),
-            validation=validation and write(f"validation.{suffix}", validation),
-            test=test and write(f"test.{suffix}", test),
-            kind="choice",
-            max_length=max_length,
-            **columns,
-        )
-        return choices.load(config, Letters())
-
-    return read
+    return task_reader(tmp_path, choices.load, Letters(), kind="choice", name="train.jsonl", max_length=32)
 
 
 def row(label, *, options=("x", "yy", "z"), **more):

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deberta_jax.train import finetune, tokenizer
+from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, GridConfig
 from deberta_jax.train.distributed import Hosts
 from deberta_jax.train.exits import StoppedError
 from deberta_jax.train.finetune_start import heads_message
 from deberta_jax.train.optimizer import OptimizerConfig
-from deberta_jax.train.text import embedded_corpus, read_documents
 
 from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 
-from .test_encoder import SMALL
+from . import test_pretrain
+from .novel import small_tokenizer
 
-TINY = SMALL.replace(vocab_size=640, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.05)
+TINY = test_pretrain.TINY.replace(initializer_range=0.05)
 COLOURS = ("red", "green", "blue")
 
 
@@ -36,9 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for thing in things
         for colour in COLOURS
     ]
-    novel = next(read_documents((embedded_corpus(),), boundary="blank_line")).splitlines()[:300]
-    (folder / "text.txt").write_text("\n\n".join([*novel, *(text for text, _ in rows)]), encoding="utf-8")
-    tokenizer.main(tokenizer.TokenizerConfig(output=folder / "model", text=(folder / "text.txt",), vocab_size=600))
+    small_tokenizer(folder / "model", folder / "text.txt", more=[text for text, _ in rows])
     order = np.random.default_rng(0).permutation(len(rows))
     for name, part in (("train", order[:80]), ("validation", order[80:107])):
         lines = [json.dumps({"text": rows[number][0], "label": rows[number][1]}) for number in part]

@@ -14,18 +14,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from deberta_jax.train import finetune, pretrain, tokenizer
+from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.configs import FinetuneConfig, PretrainConfig
 from deberta_jax.train.exits import StoppedError
 from deberta_jax.train.goodput import read_goodput
 from deberta_jax.train.loop import TrainingError
 from deberta_jax.train.optimizer import OptimizerConfig
-from deberta_jax.train.text import embedded_corpus, read_documents
 
 from deberta_jax import DebertaForReplacedTokenDetection, load_pretrained
 from deberta_jax.__main__ import main as command_line
 from deberta_jax.rtd import RTDConfig
 
+from .novel import small_tokenizer
 from .test_encoder import SMALL
 
 TINY = SMALL.replace(vocab_size=640, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.02)
@@ -35,10 +35,7 @@ TINY = SMALL.replace(vocab_size=640, num_hidden_layers=2, num_attention_heads=2,
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, a tokenizer and a model's configuration."""
     folder = tmp_path_factory.mktemp("home")
-    novel = next(read_documents((embedded_corpus(),), boundary="blank_line"))
-    lines = novel.splitlines()[:300]
-    (folder / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
-    tokenizer.main(tokenizer.TokenizerConfig(output=folder / "tokenizer", text=(folder / "text.txt",), vocab_size=600))
+    small_tokenizer(folder / "tokenizer", folder / "text.txt")
     (folder / "model.json").write_text(json.dumps(TINY.to_json()))
     return folder
 

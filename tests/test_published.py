@@ -7,7 +7,6 @@ import io
 import json
 import tarfile
 import zipfile
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -24,18 +23,7 @@ from deberta_jax.train.tasks.sentences import Sentence
 from deberta_jax.train.tasks.sources import Source
 from sklearn.metrics import f1_score
 
-
-class Letters:
-    """A piece a letter, its code as id; spaces have none."""
-
-    cls_id, sep_id, pair_separators = 1, 2, 1
-
-    def __call__(self, text, pair=None, *, max_length):
-        [ids] = self.encode_batch([f"{text}{pair or ''}"])
-        return SimpleNamespace(input_ids=ids[:max_length], token_type_ids=[0] * len(ids[:max_length]))
-
-    def encode_batch(self, texts):
-        return [[ord(letter) for letter in text if letter != " "] for text in texts]
+from .letters import Letters
 
 
 def lines(*rows):

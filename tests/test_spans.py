@@ -645,13 +645,12 @@ def test_no_answer_is_as_likely_as_in_the_window_that_doubts_it_most(tokenizer):
     assert len({entry["text"] for entry in record["n_best"]}) == len(record["n_best"]) == 6  # 5 and none
 
 
-def test_a_text_has_its_highest_score_and_no_white_space_around_it():
+def test_a_text_has_its_highest_score_and_no_white_space_around_it(tokenizer):
     """Offsets as those of v1's tokenizer, for which a piece may be one of two spaces."""
     offsets = np.array([[0, 1], [2, 2], [3, 4], [5, 6]], np.int32)
     context = Context(np.array([5, 6, 7, 5], np.int32), offsets)
-    two = Windows(
-        (1, 2), 1, [np.array([9], np.int32)], [context], *np.array([[0, 0], [0, 1], [8, 7]], np.int32), None, ()
-    )
+    rows = np.array([[0, 0], [0, 1], [8, 7]], np.int32)  # owner, first, lengths
+    two = Windows(tokenizer, [np.array([9], np.int32)], [context], *rows, None, ())
     rest = {"null_score": np.float32(1), "finite": np.bool_(True)}
     found = [
         {"starts": np.array([6, 4]), "ends": np.array([6, 5]), "scores": np.array([3, 2], np.float32), **rest},

@@ -18,6 +18,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from deberta_jax import load_pretrained
 
+from .letters import Letters, task_reader
+
 CONLL = """\
 -DOCSTART- -X- -X- O
 
@@ -31,38 +33,13 @@ Paris NNP B-NP B-LOC
 """
 
 
-class Letters:
-    """A piece a letter, its code as id; spaces and dots have none."""
-
-    cls_id, sep_id = 1, 2
-
-    def encode_batch(self, texts):
-        return [[ord(letter) for letter in text if letter not in " ."] for text in texts]
+SILENT = " ."  # spaces and dots have no piece
 
 
 @pytest.fixture
 def read(tmp_path):
     """Writes the files of a task and reads them."""
-
-    def read(train, name="train.conll", *, validation=None, test=None, max_length=16, **columns):
-        def write(name, content):
-            (tmp_path / name).write_text(content, encoding="utf-8")
-            return str(tmp_path / name)
-
-        suffix = name.partition(".")[2]
-        config = FinetuneConfig(
-            output=tmp_path / "run",
-            model=tmp_path,
-            train=write(name, train),
-            validation=validation and write(f"validation.{suffix}", validation),
-            test=test and write(f"test.{suffix}", test),
-            kind="tokens",
-            max_length=max_length,
-            **columns,
-        )
-        return token_labels.load(config, Letters())
-
-    return read
+    return task_reader(tmp_path, token_labels.load, Letters(SILENT), kind="tokens", name="train.conll", max_length=16)
 
 
 def answered(task, split, labels):
@@ -125,7 +102,7 @@ def test_parquet_with_the_class_names_of_hugging_face(read, tmp_path):
             text_column="tokens",
             label_column="ner_tags",
         )
-        task = token_labels.load(config, Letters())
+        task = token_labels.load(config, Letters(SILENT))
         assert task.label_names == expected
         assert task.sentences["train"] == (Sentence(("John", "ran"), (1, 0)),)
 
@@ -171,16 +148,16 @@ def test_bad_held_out_files(read, tmp_path):
         )
     config = FinetuneConfig(output=tmp_path, model=tmp_path, train="missing.conll", kind="tokens")
     with pytest.raises(FileNotFoundError, match=r"missing\.conll: no such file"):
-        token_labels.load(config, Letters())
+        token_labels.load(config, Letters(SILENT))
     with pytest.raises(ValueError, match=r"is a set of kind 'classification', which does not go with kind 'tokens'"):
-        token_labels.load(dataclasses.replace(config, train="tfds:glue/sst2"), Letters())
+        token_labels.load(dataclasses.replace(config, train="tfds:glue/sst2"), Letters(SILENT))
 
 
 # ---------------------------------------------------------------------------------------------------------- windows
 
 
 def test_a_label_stands_on_the_first_piece_of_its_word():
-    encoded = encode_sentences([Sentence(("ab", ".", "c"), (1, 2, 3))], Letters(), max_length=8)
+    encoded = encode_sentences([Sentence(("ab", ".", "c"), (1, 2, 3))], Letters(SILENT), max_length=8)
     batch = encoded.batch(np.array([0]), length=8)
     assert batch["input_ids"].tolist() == [[1, ord("a"), ord("b"), ord("c"), 2, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
@@ -225,7 +202,7 @@ def test_a_long_sentence_is_read_in_windows_and_scored_whole(read):
 
 def test_words_longer_than_a_row_and_empty_sentences_are_noted():
     sentences = [Sentence(("abcdefgh", "i"), (0, 1)), Sentence((), ())]
-    encoded = encode_sentences(sentences, Letters(), max_length=6, notes=("read",))
+    encoded = encode_sentences(sentences, Letters(SILENT), max_length=6, notes=("read",))
     assert encoded.notes == (
         "read",
         "1 of 2 sentences read in several windows of 6 tokens",
@@ -351,7 +328,7 @@ def test_answers_that_cannot_be_scored(read):
 
 def test_batches_of_windows():
     sentences = [Sentence(tuple("abc"[: 1 + number % 3]), tuple([0, 1, 0][: 1 + number % 3])) for number in range(7)]
-    encoded = encode_sentences(sentences, Letters(), max_length=8)
+    encoded = encode_sentences(sentences, Letters(SILENT), max_length=8)
     batch = next(FinetuneBatches(encoded, batch_size=4, max_length=8, seed=0))
     assert batch["labels"].shape == batch["input_ids"].shape == (4, 8)
     seen = [numbers for numbers, _ in evaluation_batches(encoded, batch_size=4, max_length=8)]

@@ -233,6 +233,11 @@ class FinetuneConfig(_RunConfig):
     """one run with each, in seed-N/ of the output folder: the mean with its 95 % interval, and the best of them"""
     grid: GridConfig = GridConfig()
 
+    @property
+    def several_runs(self) -> bool:
+        """Whether seeds or a grid ask for more than the run itself."""
+        return bool(self.seeds) or self.grid != GridConfig()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least, below in (

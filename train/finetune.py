@@ -25,7 +25,7 @@ from deberta_jax.tokenizer import Tokenizer
 
 from .accumulation import accumulate
 from .checkpointing import Checkpointer
-from .configs import FinetuneConfig, GridConfig
+from .configs import FinetuneConfig
 from .depth import by_depth, hold
 from .distributed import Hosts, join
 from .finetune_start import check_settings, check_sizes, heads_message, identity, task_config
@@ -55,7 +55,7 @@ def main(config: FinetuneConfig) -> Results:
       ValueError, OSError: what is wrong with the settings, the data or the machine.
     """
     with join(config) as hosts:
-        if not config.seeds and config.grid == GridConfig():
+        if not config.several_runs:
             return run(config, hosts)[0]
         return run_all(config, lambda one: run(one, hosts), report=hosts.first)
 

@@ -9,7 +9,7 @@ import jax
 from deberta_jax.config import DebertaConfig
 from deberta_jax.tokenizer import Tokenizer
 
-from .configs import FinetuneConfig, GridConfig
+from .configs import FinetuneConfig
 from .tasks.base import Task
 
 
@@ -68,7 +68,7 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> 
     """Raises ValueError where settings do not go with the model or the task."""
     if config.freeze_layers > model.num_hidden_layers:
         raise ValueError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
-    by_validation = config.patience or config.select == "best" or config.seeds or config.grid != GridConfig()
+    by_validation = config.patience or config.select == "best" or config.several_runs
     if by_validation and "validation" not in task.splits:
         raise ValueError("patience, select 'best', seeds and grid go by the validation split; give --validation")
 

@@ -18,6 +18,15 @@ Arrays = Mapping[str, jax.Array]
 Found = Sequence[Mapping[str, np.ndarray]]  # what `Objective.predict` made of each example of a split, in its order
 
 
+def stack_probabilities(found: Found, unit: str) -> np.ndarray:
+    """`probabilities` of every example, [E, C]. Raises ValueError where one is not finite; the `unit` is named."""
+    probabilities = np.stack([one["probabilities"] for one in found])
+    if not np.isfinite(probabilities).all():
+        row = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
+        raise ValueError(f"the probabilities of {unit} {row} are not finite; the model has diverged")
+    return probabilities
+
+
 class Encoded(Protocol):
     """Token ids of the E examples of a split, in memory.
 

@@ -7,7 +7,7 @@ dropped: a row that cannot be used stops the run and is named by file and line.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from deberta_jax.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
 from ..metrics import compute_metrics
-from .base import Arrays, Batch, Found
+from .base import Arrays, Batch, Found, stack_probabilities
 from .published import Columns
 from .questions import Question, join, read_questions
 from .sources import Source, columns_of, named_splits, open_table
@@ -34,13 +34,10 @@ _MASKED = -1e9  # the logit of a choice that an example does not have: finite, s
 
 
 class TextTokenizer(Protocol):
-    @property
-    def cls_id(self) -> int: ...
-    @property
-    def sep_id(self) -> int: ...
-    @property
-    def pair_separators(self) -> int: ...
+    pair_separators: int
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def join(self, a: Iterable[int], b: Iterable[int]) -> tuple[list[int], list[int]]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +46,7 @@ class EncodedQuestions:
 
     `contexts[e]` and `pairs[e][c]`: int32 ids without special tokens, of a context as much as a choice leaves room for,
     of a pair (question and choice) no more than fits. `lengths` int32 [E]; `labels` int32 [E], None for unlabelled
-    questions. `special`: the ids of [CLS] and [SEP]; `separators`: how many [SEP] stand between context and pair.
+    questions.
     """
 
     contexts: Sequence[np.ndarray]
@@ -58,8 +55,7 @@ class EncodedQuestions:
     labels: np.ndarray | None
     notes: tuple[str, ...]
     max_length: int
-    special: tuple[int, int]
-    separators: int
+    tokenizer: TextTokenizer
 
     @property
     def labelled(self) -> bool:
@@ -72,7 +68,6 @@ class EncodedQuestions:
     def batch(self, rows: np.ndarray, *, length: int) -> Batch:
         """Rows as int32 [B, C, length] `input_ids`, `attention_mask`, `token_type_ids`; int32 [B, C] `real`, 0 for a
         choice that a question does not have (a copy of its first); int32 [B] `labels` if there are any."""
-        cls, sep = self.special
         shape = (len(rows), self.most_choices, length)
         ids, mask, types = (np.zeros(shape, np.int32) for _ in range(3))
         real = np.zeros(shape[:2], np.int32)
@@ -81,11 +76,11 @@ class EncodedQuestions:
             real[place, : len(pairs)] = 1
             for choice in range(shape[1]):
                 pair = pairs[choice] if choice < len(pairs) else pairs[0]
-                context = self.contexts[row][: self.max_length - 2 - self.separators - len(pair)]
-                second, size = len(context) + 2, len(context) + len(pair) + 2 + self.separators
-                ids[place, choice, :size] = [cls, *context, *[sep] * self.separators, *pair, sep]
-                mask[place, choice, :size] = 1
-                types[place, choice, second:size] = 1
+                context = self.contexts[row][: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
+                joined, joined_types = self.tokenizer.join(context, pair)
+                ids[place, choice, : len(joined)] = joined
+                mask[place, choice, : len(joined)] = 1
+                types[place, choice, : len(joined)] = joined_types
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "real": real}
         return batch if self.labels is None else batch | {"labels": self.labels[rows]}
 
@@ -134,8 +129,7 @@ def encode_questions(questions: Sequence[Question], tokenizer: TextTokenizer, *,
         np.array(labels, np.int32) if labels else None,
         tuple(note for note, count in counts.items() if count),
         max_length,
-        (tokenizer.cls_id, tokenizer.sep_id),
-        tokenizer.pair_separators,
+        tokenizer,
     )
 
 
@@ -227,22 +221,13 @@ class ChoiceTask:
         labels = self.splits[split].labels
         if labels is None:
             raise ValueError(f"the {split} split has no labels to measure against; leave it out")
-        return compute_metrics(("accuracy",), np.array([one.argmax() for one in _probabilities(found)]), labels)
+        return compute_metrics(("accuracy",), stack_probabilities(found, "question").argmax(axis=1), labels)
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
-        for question, probabilities in zip(self.questions[split], _probabilities(found), strict=True):
+        for question, probabilities in zip(self.questions[split], stack_probabilities(found, "question"), strict=True):
             known: dict[str, Any] = {"text": question.context}
             known |= {} if question.question is None else {"question": question.question}
             known["choices"] = list(question.choices)
             known |= {} if question.label is None else {"label": question.label}
             shares = [float(share) for share in probabilities[: len(question.choices)]]
             yield known | {"prediction": int(probabilities.argmax()), "probabilities": shares}
-
-
-def _probabilities(found: Found) -> np.ndarray:
-    """[E, C]. Raises ValueError where one is not finite."""
-    probabilities = np.stack([one["probabilities"] for one in found])
-    if not np.isfinite(probabilities).all():
-        row = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
-        raise ValueError(f"the probabilities of question {row} are not finite; the model has diverged")
-    return probabilities

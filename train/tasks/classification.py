@@ -22,7 +22,7 @@ from deberta_jax.tokenizer import Tokenizer
 from ..answer_plots import plot_answers
 from ..configs import FinetuneConfig
 from ..metrics import METRICS, compute_metrics
-from .base import Arrays, Batch, Found
+from .base import Arrays, Batch, Found, stack_probabilities
 from .fields import class_name, field, score_value, text_field
 from .grouped import answer_scores, exact_match
 from .sources import Role, Source, Table, columns_of, named_splits, open_table
@@ -364,14 +364,10 @@ class ClassificationTask:
         """Confusion and calibration of a labelled split as a PNG; nothing for a regression."""
         labels = self.splits[split].labels
         if labels is not None and not self.objective.regression:
-            plot_answers(path, np.stack([one["probabilities"] for one in found]), labels, self.label_names)
+            plot_answers(path, stack_probabilities(found, "example"), labels, self.label_names)
 
     def _predictions(self, found: Found) -> np.ndarray:
-        """Scores, or the indices of the likeliest classes, [E]. Raises ValueError where one is not finite."""
+        """Scores, or the indices of the likeliest classes, [E]. Raises as `stack_probabilities`."""
         if self.objective.regression:
             return np.array([one["score"] for one in found])
-        probabilities = np.stack([one["probabilities"] for one in found])
-        if not np.isfinite(probabilities).all():
-            row = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
-            raise ValueError(f"the probabilities of example {row} are not finite; the model has diverged")
-        return probabilities.argmax(axis=1)
+        return stack_probabilities(found, "example").argmax(axis=1)

@@ -66,7 +66,7 @@ _NLI = ("contradiction", "neutral", "entailment")
 _TWO_WAY_NLI = ("not_entailment", "entailment")
 _MRPC_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "data_mrpc_dev_ids.tsv")
 _TRUTH: dict[str, Any] = {"label_names": ("false", "true"), "renamed": {"False": "false", "True": "true"}}
-_QUESTIONS, _SQUAD = {"text": "question", "pair": "context", "label": "answers"}, ("f1", "exact_match")
+_QUESTIONS = {"text": "question", "pair": "context", "label": "answers"}
 _SENTENCES, _PREMISE = _texts("sentence1", "sentence2"), _texts("premise", "hypothesis")
 
 PUBLISHED: Mapping[str, PublishedTask] = {
@@ -195,18 +195,14 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         validation=("dev",),
         file_records=formats.as_it_is,
     ),
-    "squad/v1.1": PublishedTask(
-        kind="span",
-        columns=_QUESTIONS,
-        metrics=_SQUAD,
-        files=("train-v1.1.json", "dev-v1.1.json"),
-        file_records=formats.as_it_is,
-    ),
-    "squad/v2.0": PublishedTask(
-        kind="span",
-        columns=_QUESTIONS,
-        metrics=_SQUAD,
-        files=("train-v2.0.json", "dev-v2.0.json"),
-        file_records=formats.as_it_is,
-    ),
+    **{
+        f"squad/{version}": PublishedTask(
+            kind="span",
+            columns=_QUESTIONS,
+            metrics=("f1", "exact_match"),
+            files=(f"train-{version}.json", f"dev-{version}.json"),
+            file_records=formats.as_it_is,
+        )
+        for version in ("v1.1", "v2.0")
+    },
 }

@@ -42,8 +42,7 @@ class Windows:
         where answers are not published.
     """
 
-    special: tuple[int, int]  # ids of [CLS] and [SEP]
-    separators: int  # how many [SEP] stand between question and context
+    tokenizer: Tokenizer
     questions: Sequence[NDArray[np.int32]]
     contexts: Sequence[Context]
     owner: NDArray[np.int32]
@@ -58,7 +57,7 @@ class Windows:
 
     def context_place(self, row: int) -> int:
         """Where in the row the context begins."""
-        return len(self.questions[self.owner[row]]) + 1 + self.separators
+        return len(self.questions[self.owner[row]]) + 1 + self.tokenizer.pair_separators
 
     def characters(self, row: int, first: int, last: int) -> tuple[int, int]:
         """The characters of the context that the tokens at two places of a row, both within the context, span."""
@@ -72,16 +71,12 @@ class Windows:
         """
         shape = (len(rows), length)
         input_ids, types, choosable = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        cls, sep = self.special
         for place, row in enumerate(rows.tolist()):
             owner = int(self.owner[row])
             question, context = self.questions[owner], self.contexts[owner]
             begin, end = self.context_place(row), int(self.lengths[row]) - 1
-            after = begin - self.separators
-            input_ids[place, 0], input_ids[place, after:begin], input_ids[place, end] = cls, sep, sep
-            input_ids[place, 1:after] = question
-            input_ids[place, begin:end] = context.ids[self.first[row] : self.first[row] + end - begin]
-            types[place, begin : end + 1] = 1
+            window = context.ids[self.first[row] : self.first[row] + end - begin]
+            input_ids[place, : end + 1], types[place, : end + 1] = self.tokenizer.join(question, window)
             choosable[place, 0] = choosable[place, begin:end] = 1
         real = np.arange(length) < self.lengths[rows, None]
         batch = {
@@ -170,8 +165,7 @@ def encode_questions(
         f"{long} answers have more than {max_answer_length} tokens and cannot be found" if long else "",
     )
     return Windows(
-        special=(tokenizer.cls_id, tokenizer.sep_id),
-        separators=tokenizer.pair_separators,
+        tokenizer=tokenizer,
         questions=ids,
         contexts=contexts,
         owner=table[:, 0],
