@@ -281,24 +281,19 @@ def _recipe(task_name: str, model: str, settings: str) -> Recipe:
     score = SCORES.get(model, {}).get(task_name)
     where = "sift/README of microsoft/DeBERTa, model cards" if task.sift else "README of microsoft/DeBERTa"
     name = f"{task_name}/{model}"
-    text = "\n".join(
-        [
-            f"Fine-tunes {model} on {task.source.removeprefix('tfds:')} with the published settings.",
-            "",
-            f"Command: deberta-jax convert microsoft/{start} {start}",
-            f"         deberta-jax recipe {name} --model {start} --output runs/{task_name}-{model}",
-            f"Starts from {start}"
-            + (", which its authors had fine-tuned on MNLI before." if start != model else ", as pre-trained."),
-            "Hardware: its authors had 8 V100 with 32 GB (MNLI with deberta-large: 2.5 hours). Not run here; for a TPU",
-            "  slice `deberta-jax compile-ahead --task finetune` gives an estimate.",
-            "Expected: "
-            + (
-                f"{score} on the development set ({where}). Not measured here."
-                if score
-                else "no published figure. Not measured here."
-            ),
-        ]
+    how = f" by SiFT with weight {config.sift.weight:g}" if task.sift else ""
+    expected = f"{score} on the development set ({where})" if score else "no published figure"
+    begin = ", which its authors had fine-tuned on MNLI before" if start != model else ", as pre-trained"
+    paragraphs = (  # empty lines between them, as tyro fills lines
+        f"Fine-tunes {model} on {task.source.removeprefix('tfds:')}{how} with the published settings.",
+        f"Command: deberta-jax convert microsoft/{start} {start}; "
+        f"deberta-jax recipe {name} --model {start} --output runs/{task_name}-{model}",
+        f"Starts from {start}{begin}.",
+        "Hardware: its authors had 8 V100 with 32 GB (MNLI with deberta-large: 2.5 hours). Not run here; for a TPU "
+        "slice `deberta-jax compile-ahead --task finetune` gives an estimate.",
+        f"Expected: {expected}. Not measured here.",
     )
+    text = "\n\n".join(paragraphs)
     return Recipe(name, config, text)
 
 
