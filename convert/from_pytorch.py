@@ -16,9 +16,9 @@ import tyro
 
 from deberta_jax.config import DebertaConfig
 
-from .layouts import ConversionError, masked_lm_form
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
+from .quirks import ConversionError, masked_lm_form
 
 _WEIGHT_FILES = (
     "model.safetensors",

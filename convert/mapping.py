@@ -13,7 +13,7 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 
-from .layouts import ConversionError, State, checked, normalize, shorten
+from .quirks import ConversionError, State, checked, normalize, shorten
 
 Params = dict[str, Any]  # nested dict of arrays
 Need = Literal["required", "optional", "absent"]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 import jax.numpy as jnp
 import numpy as np
 
-from .layouts import ConversionError
+from .quirks import ConversionError
 
 _PICKLE_LIMIT = 4 * 2**20  # bytes; that of the largest released model has 0.2 MB
 _MOST_AXES = 64  # of an array, in NumPy

@@ -16,10 +16,10 @@ from numpy.typing import DTypeLike
 
 from deberta_jax.config import DebertaConfig
 
-from .baselines import TRANSFORMERS_CLASSES, from_table
+from .baseline_names import TRANSFORMERS_CLASSES, from_table
 from .from_pytorch import copy_tokenizer, describe
-from .layouts import LEGACY_MLM_HEAD, V1_NAMES, ConversionError
 from .mapping import Params, to_state_dict
+from .quirks import LEGACY_MLM_HEAD, V1_NAMES, ConversionError
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 _ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # transformers' names where they differ from ours

@@ -18,10 +18,10 @@ from deberta_jax import models
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
 
-from .baselines import TRANSFORMERS_CLASSES
+from .baseline_names import TRANSFORMERS_CLASSES
 from .from_pytorch import find_folder, load_pytorch
-from .layouts import ConversionError, shorten
 from .mapping import Params
+from .quirks import ConversionError, shorten
 
 TOLERANCE = 1e-4  # of the largest entry on real tokens
 Inputs = dict[str, Any]  # NumPy arrays by the name of the argument

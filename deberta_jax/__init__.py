@@ -12,7 +12,7 @@ from .models import (
     DebertaForTokenClassification,
 )
 from .rtd import RTDConfig
-from .tokenizer import Tokenizer
+from .tokenizers.tokenizer import Tokenizer
 
 __all__ = [
     "Deberta",

@@ -11,18 +11,22 @@ import sys
 
 # Command -> (module, configuration class, what it does). Without a class `main` takes the options as they are.
 COMMANDS = {
-    "tokenizer": ("deberta_jax.train.tokenizer", "TokenizerConfig", "train a SentencePiece model on text"),
-    "prepare": ("deberta_jax.train.prepare", "PrepareConfig", "tokenise and pack text into rows on disk"),
+    "tokenizer": ("deberta_jax.train.data.train_tokenizer", "TokenizerConfig", "train a SentencePiece model on text"),
+    "prepare": ("deberta_jax.train.data.prepare", "PrepareConfig", "tokenise and pack text into rows on disk"),
     "pretrain": ("deberta_jax.train.pretrain", "PretrainConfig", "pre-train: replaced token detection or masked LM"),
     "finetune": ("deberta_jax.train.finetune", "FinetuneConfig", "fine-tune on a task"),
     "recipe": ("deberta_jax.train.recipes", None, "fine-tune with the published settings of a task and a model"),
     "convert": ("deberta_jax.convert.from_pytorch", "ConvertConfig", "PyTorch or safetensors files to our format"),
     "export": ("deberta_jax.convert.to_pytorch", "ExportConfig", "our format to files that transformers loads"),
     "verify": ("deberta_jax.convert.verify", "VerifyConfig", "PyTorch files here and in transformers, layer by layer"),
-    "fill-mask": ("deberta_jax.convert.fill_mask", "FillMaskConfig", "what a masked LM puts in the place of [MASK]"),
-    "detect": ("deberta_jax.convert.detect", "DetectConfig", "which tokens of a text look replaced"),
+    "fill-mask": (
+        "deberta_jax.convert.commands.fill_mask",
+        "FillMaskConfig",
+        "what a masked LM puts in the place of [MASK]",
+    ),
+    "detect": ("deberta_jax.convert.commands.detect", "DetectConfig", "which tokens of a text look replaced"),
     "compile-ahead": (
-        "deberta_jax.train.compile_ahead",
+        "deberta_jax.train.compile_ahead.command",
         "CompileAheadConfig",
         "memory, speed and bill of a training step on TPUs that are not there",
     ),

@@ -24,17 +24,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deberta_jax.train import prepare
-from deberta_jax.train.goodput import read_goodput
-from deberta_jax.train.records import read_records
 from rich.console import Console
 from rich.table import Table
 
-from deberta_jax.tokenizer import Tokenizer
+from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.train.data import prepare
+from deberta_jax.train.reporting.goodput import read_goodput
+from deberta_jax.train.reporting.jsonl import read_records
 
-from .cluster import Process, cluster, wait_until
-from .novel import small_tokenizer
-from .test_pretrain import TINY
+from .support.cluster import Process, cluster, wait_until
+from .support.novel import small_tokenizer
+from .support.small_models import TINY
 
 COUNT = 4
 BATCH = 8
@@ -59,7 +59,7 @@ def arguments(home: Path, output: Path, *, steps: int, save_every: int, options:
     records = output / "records"
     records.mkdir(parents=True, exist_ok=True)
     return [
-        *("-m", "tests.recorded_pretrain", str(records)),
+        *("-m", "tests.support.recorded_pretrain", str(records)),
         *("--output", str(output), "--tokenizer", str(home / "tokenizer"), "--corpus", str(home / "corpus")),
         *("--model", str(home / "model.json"), "--sequence-length", "32", "--batch-size", str(BATCH)),
         *("--steps", str(steps), "--save-every", str(save_every), "--evaluate-every", "0", "--log-every", "1"),

@@ -25,8 +25,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from deberta_jax import Deberta, save_pretrained
 
-    from .novel import small_tokenizer
-    from .test_pretrain import TINY
+    from .support.novel import small_tokenizer
+    from .support.small_models import TINY
 
     folder = tmp_path_factory.mktemp("model")
     small_tokenizer(folder, folder / "text.txt")

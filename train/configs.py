@@ -8,7 +8,7 @@ from typing import Literal
 from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
-from .optimizer import OptimizerConfig
+from .engine.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,11 @@ from rich.table import Table
 
 from deberta_jax.config import DebertaConfig
 
-from . import finetune, pretrain, tokenizer
+from . import finetune, pretrain
 from .configs import FinetuneConfig, PretrainConfig
-from .optimizer import OptimizerConfig
-from .text import embedded_corpus, is_heading, read_documents
+from .data import train_tokenizer as tokenizer
+from .data.text import embedded_corpus, is_heading, read_documents
+from .engine.optimizer import OptimizerConfig
 
 PASSAGE_WORDS = 80
 SPLITS = ("train", "validation", "test")

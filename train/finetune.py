@@ -21,24 +21,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
-from deberta_jax.tokenizer import Tokenizer
+from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-from .accumulation import accumulate
-from .checkpointing import Checkpointer
+from .checkpoints.checkpointer import Checkpointer
 from .configs import FinetuneConfig
-from .depth import by_depth, hold
-from .distributed import Hosts, join
-from .finetune_start import check_settings, check_sizes, heads_message, identity, task_config
-from .loop import Plan, Sums, train
-from .optimizer import apply_gradients, build_optimizer, schedule
-from .records import write_records
-from .report import open_log
-from .selection import Best
-from .state import TrainState, training_key
+from .engine.accumulation import accumulate
+from .engine.best import Best
+from .engine.layerwise import by_depth, hold
+from .engine.loop import Plan, Sums, train
+from .engine.optimizer import apply_gradients, build_optimizer, schedule
+from .engine.state import TrainState, training_key
+from .finetune_setup import check_settings, check_sizes, heads_message, identity, task_config
+from .hosts.join import Hosts, join
+from .reporting.jsonl import write_records
+from .reporting.reporter import open_log
 from .sweep import Results, run_all
 from .tasks.base import Encoded, Found, Objective
 from .tasks.batches import FinetuneBatches, evaluation_batches
-from .tasks.classification import ClassificationTask
+from .tasks.classification.task import ClassificationTask
 from .tasks.loading import load_task
 
 Params = dict[str, Any]

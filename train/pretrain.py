@@ -34,20 +34,20 @@ from deberta_jax.rtd import (
     standalone_discriminator,
 )
 from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
-from deberta_jax.tokenizer import Tokenizer
+from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-from .accumulation import accumulate
-from .checkpointing import Checkpointer
+from .checkpoints.checkpointer import Checkpointer
 from .configs import PretrainConfig
-from .curves import plot_curves
-from .data import TrainingBatches, evaluation_batches
-from .distributed import Hosts, join
-from .loop import Plan, Sums, train
-from .metrics import discriminator_sums, generator_sums, pretraining_figures
-from .optimizer import apply_gradients, build_optimizer, schedule
-from .report import Log, open_log
-from .resolve import check_sizes, identity, load_starts, resolve_corpus, resolve_masking, resolve_models
-from .state import TrainState, training_key
+from .data.batches import TrainingBatches, evaluation_batches
+from .engine.accumulation import accumulate
+from .engine.loop import Plan, Sums, train
+from .engine.optimizer import apply_gradients, build_optimizer, schedule
+from .engine.state import TrainState, training_key
+from .hosts.join import Hosts, join
+from .pretrain_setup import check_sizes, identity, load_starts, resolve_corpus, resolve_masking, resolve_models
+from .reporting.curves import plot_curves
+from .reporting.reporter import Log, open_log
+from .tasks.metrics import discriminator_sums, generator_sums, pretraining_figures
 
 Optimizers = dict[str, optax.GradientTransformation]
 Metrics = dict[str, jax.Array]

@@ -19,7 +19,7 @@ from deberta_jax.sift import SiftConfig
 
 from . import finetune
 from .configs import FinetuneConfig
-from .optimizer import OptimizerConfig
+from .engine.optimizer import OptimizerConfig
 
 _V1 = ("deberta-base", "deberta-large", "deberta-xlarge")
 _V2 = ("deberta-v2-xlarge", "deberta-v2-xxlarge")

@@ -9,8 +9,8 @@ import numpy as np
 
 from .backward import backward
 from .forward import forward
+from .forward_128 import forward_short
 from .scores import segment_codes
-from .short import forward_short
 from .tiles import LANES, Plan
 
 HEAD_SIZES = (32, 64, 128)  # what the kernels divide 128 lanes into; other sizes are padded

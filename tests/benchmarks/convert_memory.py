@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from deberta_jax.convert.mapping import entries
 
 from deberta_jax import DebertaConfig
-from tests.test_convert import bin_bytes, write_json
+from deberta_jax.convert.mapping import entries
+from tests.support.pytorch_files import bin_bytes, write_json
 
 CASES = {  # name: (released size, type of its numbers, kind of file, shards)
     "v3-base-bin": ("deberta-v3-base", np.float16, "bin", 1),

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from deberta_jax.convert.mapping import to_state_dict
-from deberta_jax.train.configs import FinetuneConfig
-from deberta_jax.train.finetune import build_step
-from deberta_jax.train.optimizer import OptimizerConfig, build_optimizer
-from deberta_jax.train.state import TrainState
-from deberta_jax.train.tasks.classification import Classification
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
+from deberta_jax.convert.mapping import to_state_dict
+from deberta_jax.train.configs import FinetuneConfig
+from deberta_jax.train.engine.optimizer import OptimizerConfig, build_optimizer
+from deberta_jax.train.engine.state import TrainState
+from deberta_jax.train.finetune import build_step
+from deberta_jax.train.tasks.classification.task import Classification
 
 ASKED = {"forward B8 S128": "1.5", "forward B2 S512": "2.0", "step B8 S128": "1.5", "step B16 S128": "1.5"}
 

@@ -24,11 +24,17 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 
 import jax
 import numpy as np
-from deberta_jax.train import tokenizer
+from jax.experimental.pallas import tpu as pltpu
+
+from deberta_jax import DebertaConfig, Tokenizer
+from deberta_jax.rtd import RTDConfig, RTDModels, init_params
 from deberta_jax.train.configs import PretrainConfig
-from deberta_jax.train.data import TrainingBatches
-from deberta_jax.train.optimizer import OptimizerConfig
-from deberta_jax.train.prepare import Corpus
+from deberta_jax.train.data import train_tokenizer as tokenizer
+from deberta_jax.train.data.batches import TrainingBatches
+from deberta_jax.train.data.prepare import Corpus
+from deberta_jax.train.data.text import embedded_corpus
+from deberta_jax.train.engine.optimizer import OptimizerConfig
+from deberta_jax.train.engine.state import TrainState, training_key
 from deberta_jax.train.pretrain import (
     BATCH_FIELDS,
     build_optimizers,
@@ -37,12 +43,6 @@ from deberta_jax.train.pretrain import (
     resolve_corpus,
     resolve_masking,
 )
-from deberta_jax.train.state import TrainState, training_key
-from deberta_jax.train.text import embedded_corpus
-from jax.experimental.pallas import tpu as pltpu
-
-from deberta_jax import DebertaConfig, Tokenizer
-from deberta_jax.rtd import RTDConfig, RTDModels, init_params
 
 WORDS = 4096
 ROWS = 11  # a prime number above 8: the kernel takes one sequence a grid step

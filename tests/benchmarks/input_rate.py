@@ -27,15 +27,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
-from deberta_jax.train import data
-from deberta_jax.train.masking import MaskingConfig
-from deberta_jax.train.prepare import Corpus, prepare
-from deberta_jax.train.pretrain import BATCH_FIELDS
-from deberta_jax.train.text import embedded_corpus, read_documents
-from deberta_jax.train.tokenizer import train_tokenizer
 
 from deberta_jax import Tokenizer
 from deberta_jax.sharding import make_mesh, place_batch
+from deberta_jax.train.data import batches as data
+from deberta_jax.train.data.masking import MaskingConfig
+from deberta_jax.train.data.prepare import Corpus, prepare
+from deberta_jax.train.data.text import embedded_corpus, read_documents
+from deberta_jax.train.data.train_tokenizer import train_tokenizer
+from deberta_jax.train.pretrain import BATCH_FIELDS
 
 LENGTH = 512
 GLOBAL_BATCH = 256 * 32  # rows of all chips

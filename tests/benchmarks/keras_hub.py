@@ -52,13 +52,13 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
 import jax.numpy as jnp
-from deberta_jax.train.tpu_compiler import compile_for_tpu, cost_of, topology, trace
-from deberta_jax.train.tpu_kernels import price_kernels, write_schedules
-from deberta_jax.train.tpu_program import Cost
 from jax.sharding import Mesh
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.sharding import make_mesh
+from deberta_jax.train.compile_ahead.hlo_costs import Cost
+from deberta_jax.train.compile_ahead.kernel_costs import price_kernels, write_schedules
+from deberta_jax.train.compile_ahead.tpu_compiler import compile_for_tpu, cost_of, topology, trace
 
 from .step_cost import elements, place
 

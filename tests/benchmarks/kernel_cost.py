@@ -32,8 +32,8 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
 
     from deberta_jax.kernels.backward import backward
     from deberta_jax.kernels.forward import forward
+    from deberta_jax.kernels.forward_128 import forward_short
     from deberta_jax.kernels.fused import tiling
-    from deberta_jax.kernels.short import forward_short
     from deberta_jax.kernels.tiles import Plan
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
@@ -82,8 +82,8 @@ class KernelCost:
 
 def kernel_cost(kernel: str, chip: str, length: int, rate: float) -> KernelCost:
     """Raises RuntimeError with the compiler's message where it does not compile."""
+    from deberta_jax.kernels.forward_128 import MAX_ROWS
     from deberta_jax.kernels.fused import tiling
-    from deberta_jax.kernels.short import MAX_ROWS
 
     with tempfile.TemporaryDirectory() as folder:
         environment = {

@@ -18,14 +18,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from deberta_jax.train.configs import FinetuneConfig
-from deberta_jax.train.finetune import build_step
-from deberta_jax.train.optimizer import build_optimizer
-from deberta_jax.train.state import TrainState
-from deberta_jax.train.tasks.classification import Classification
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 from deberta_jax.sift import SiftConfig
+from deberta_jax.train.configs import FinetuneConfig
+from deberta_jax.train.engine.optimizer import build_optimizer
+from deberta_jax.train.engine.state import TrainState
+from deberta_jax.train.finetune import build_step
+from deberta_jax.train.tasks.classification.task import Classification
 
 CASES = {
     "without": SiftConfig(),

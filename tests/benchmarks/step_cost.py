@@ -25,12 +25,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
-from deberta_jax.train.configs import PretrainConfig
-from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
-from deberta_jax.train.state import TrainState
-from deberta_jax.train.tpu_compiler import Chip, OutOfMemoryError, compile_for_tpu, cost_of, topology, trace
-from deberta_jax.train.tpu_kernels import find_kernels, kernel_cycles
-from deberta_jax.train.tpu_program import Cost
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax import Deberta, DebertaConfig
@@ -38,6 +32,19 @@ from deberta_jax.encoder import Encoder
 from deberta_jax.losses import masked_lm_and_samples
 from deberta_jax.rtd import RTDConfig, RTDModels, init_params, sample_replacements
 from deberta_jax.sharding import make_mesh
+from deberta_jax.train.compile_ahead.hlo_costs import Cost
+from deberta_jax.train.compile_ahead.kernel_costs import find_kernels, kernel_cycles
+from deberta_jax.train.compile_ahead.tpu_compiler import (
+    Chip,
+    OutOfMemoryError,
+    compile_for_tpu,
+    cost_of,
+    topology,
+    trace,
+)
+from deberta_jax.train.configs import PretrainConfig
+from deberta_jax.train.engine.state import TrainState
+from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
 
 BASE = DebertaConfig.named("deberta-v3-base")
 BATCH, LENGTH, MASKED = 32, 512, 77  # 15 % of 512

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+from ..support.paths import REPOSITORY
+
+README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- tests.benchmarks.table -->", "<!-- end -->"
 
 

@@ -23,9 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deberta_jax.train.tpu_compiler import sizes
-
 from deberta_jax import DebertaConfig
+from deberta_jax.train.compile_ahead.tpu_compiler import sizes
 
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 LENGTH = 512

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import GlobalBatches, own_rows
+from ..data.batches import GlobalBatches, own_rows
 from .base import Batch, Encoded
 
 _SHORTEST = 64  # tokens; every further length, twice the one before, costs a compilation

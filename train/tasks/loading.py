@@ -1,11 +1,14 @@
 """From the settings of a run to its task, of whatever kind."""
 
-from deberta_jax.tokenizer import Tokenizer
+from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
-from . import choices, classification, spans, token_labels
 from .base import Kind, Task
-from .sources import Source
+from .choices import task as choices
+from .classification import task as classification
+from .sources.source import Source
+from .spans import task as spans
+from .tokens import task as token_labels
 
 
 def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:

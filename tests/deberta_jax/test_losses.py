@@ -1,0 +1,135 @@
+"""Masked LM loss and samples over the vocabulary in chunks against the plain way, with logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deberta_jax import losses
+from deberta_jax.rtd import sample_replacements
+from deberta_jax.sharding import make_mesh
+
+from ..support.golden_cases import assert_close
+
+ROWS, SLOTS, WIDTH = 3, 5, 8
+
+
+def inputs(words: int, dtype=jnp.float32) -> tuple:
+    """hidden, table, bias, labels; some slots unused."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    labels = jax.random.randint(keys[3], (ROWS, SLOTS), 1, words).at[0, 2:].set(0)
+    return (
+        jax.random.normal(keys[0], (ROWS, SLOTS, WIDTH)).astype(dtype),
+        jax.random.normal(keys[1], (words, WIDTH)),
+        jax.random.normal(keys[2], (words,)),
+        labels.at[2, 0].set(words - 1),
+    )
+
+
+def plain_logits(hidden: jax.Array, table: jax.Array, bias: jax.Array) -> jax.Array:
+    table = table.astype(hidden.dtype)
+    return jnp.einsum("bme,ve->bmv", hidden, table, preferred_element_type=jnp.float32) + bias
+
+
+def chunked(*arguments, score=sample_replacements):
+    return losses.masked_lm_and_samples(*arguments, key=jax.random.key(1), score=score)
+
+
+@pytest.fixture(params=[7, 16, 40, 64], ids=lambda size: f"chunks of {size}")
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """40 words: several chunks and a rest, or not, or one chunk, or less than one."""
+    monkeypatch.setattr(losses, "_WORDS_PER_CHUNK", request.param)
+    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
+    return request.param
+
+
+def test_values_and_gradients_are_those_of_the_plain_way(chunk: int) -> None:
+    *arrays, labels = inputs(40)
+
+    def plain(*arrays):
+        return 0.7 * losses.masked_lm(plain_logits(*arrays), labels)[0]
+
+    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
+    got, grads = jax.jit(jax.value_and_grad(lambda *arrays: 0.7 * chunked(*arrays, labels)[0], argnums=(0, 1, 2)))(
+        *arrays
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for got, want, name in zip(grads, want_grads, ("hidden", "table", "bias"), strict=True):
+        assert_close(got, want, 1e-6, name)
+    assert chunked(*arrays, labels)[1] == losses.masked_lm(plain_logits(*arrays), labels)[1] == (labels > 0).sum()
+
+
+def test_bfloat16_is_within_its_rounding_of_the_plain_way(chunk: int) -> None:
+    *arrays, labels = inputs(40, jnp.bfloat16)
+
+    def plain(*arrays):
+        return losses.masked_lm(plain_logits(*arrays), labels)[0]
+
+    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
+    got, grads = jax.value_and_grad(lambda *arrays: chunked(*arrays, labels)[0], argnums=(0, 1, 2))(*arrays)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for got, want, name in zip(grads, want_grads, ("hidden", "table", "bias"), strict=True):
+        assert_close(got.astype(jnp.float32), want.astype(jnp.float32), 2**-7, name)
+
+
+def test_correct_counts_used_slots_whose_own_word_has_the_highest_logit(chunk: int) -> None:
+    *arrays, _ = inputs(40)
+    best = plain_logits(*arrays).argmax(axis=-1)
+    labels = best.at[0, 0].set(0).at[1, 1].set(best[1, 1] - 1)  # an unused slot and a wrong guess
+    assert chunked(*arrays, labels)[2] == (best > 0).sum() - 2
+
+
+def test_the_sample_is_the_word_of_the_highest_score_whatever_the_chunk(chunk: int) -> None:
+    *arrays, labels = inputs(40)
+    noise = jax.random.normal(jax.random.key(3), (ROWS, SLOTS, 40))
+
+    def score(logits: jax.Array, words: jax.Array, key: jax.Array) -> jax.Array:
+        return logits + jnp.take(noise, words, axis=-1)
+
+    want = (plain_logits(*arrays) + noise).argmax(axis=-1)
+    sampled = chunked(*arrays, labels, score=score)[3]
+    assert sampled.dtype == jnp.int32
+    np.testing.assert_array_equal(sampled, want)
+    level = chunked(*arrays, labels, score=lambda logits, words, key: jnp.zeros_like(logits))[3]
+    np.testing.assert_array_equal(level, 0)  # of equal scores the first
+
+
+def test_samples_follow_the_softmax_over_all_chunks(chunk: int) -> None:
+    """Each chunk has noise of its own: the same in two of them would tie words together."""
+    draws = 60_000
+    _, table, bias, _ = inputs(40)
+    hidden = jnp.broadcast_to(jax.random.normal(jax.random.key(4), (WIDTH,)) / 4, (1, draws, WIDTH))
+    sampled = jax.jit(chunked)(hidden, table, bias, jnp.ones((1, draws), jnp.int32))[3]
+    shares = np.bincount(np.asarray(sampled).ravel(), minlength=40) / draws
+    want = np.asarray(jax.nn.softmax(plain_logits(hidden[:, :1], table, bias)).ravel())
+    assert np.abs(shares - want).max() < 5 * np.sqrt(want * (1 - want) / draws).max()
+    chi_squared = (draws * (shares - want) ** 2 / want)[draws * want > 5].sum()
+    assert chi_squared < 39 + 5 * np.sqrt(2 * 39)
+
+
+def test_no_array_of_masked_positions_times_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
+    words = 3 * losses._WORDS_PER_CHUNK + 100
+    arguments = inputs(words)
+    program = jax.jit(jax.grad(lambda *arrays: chunked(*arrays)[0], argnums=(0, 1, 2))).lower(*arguments).as_text()
+    assert f"{ROWS}x{SLOTS}x{losses._WORDS_PER_CHUNK}xf32" in program
+    assert f"{ROWS}x{SLOTS}x{words}x" not in program
+
+
+def test_sharded_over_batch_table_and_vocabulary_it_is_the_same(chunk: int) -> None:
+    """Samples too: the noise is of an element's place in the whole array."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    hidden, table, bias, labels = inputs(40)
+    hidden, labels = jnp.concatenate([hidden, hidden[:1]]), jnp.concatenate([labels, labels[:1]])  # 4 rows
+    run = jax.jit(jax.value_and_grad(lambda *a: (chunked(*a)[0], chunked(*a)[1:]), argnums=(0, 1, 2), has_aux=True))
+    want = run(hidden, table, bias, labels)
+    specs = (("data", "fsdp"),), ("tensor", "fsdp"), ("tensor",), (("data", "fsdp"),)
+    placed = [
+        jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+        for array, spec in zip((hidden, table, bias, labels), specs, strict=True)
+    ]
+    got = run(*placed)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

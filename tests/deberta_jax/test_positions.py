@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from deberta_jax import DebertaConfig
+from deberta_jax.positions import live_rows, log_bucket, relative_index
+
+from ..support.golden_cases import load
+
+
+@pytest.mark.parametrize(("buckets", "reach"), [(256, 512), (128, 512), (32, 128), (8, 32), (16, 64)])
+def test_buckets_equal_the_official_ones_exactly(buckets: int, reach: int) -> None:
+    case = load("buckets")
+    distance = case.arrays["inputs/relative_pos"]
+    config = DebertaConfig(
+        vocab_size=8,
+        relative_attention=True,
+        pos_att_type="c2p|p2c",
+        position_buckets=buckets,
+        max_relative_positions=reach,
+    )
+    bucket = log_bucket(distance, buckets=buckets, reach=reach)
+    np.testing.assert_array_equal(bucket, case.arrays[f"outputs/bucket_{buckets}_{reach}"])
+    np.testing.assert_array_equal(relative_index(distance, config), case.arrays[f"outputs/index_{buckets}_{reach}"])
+
+
+@pytest.mark.parametrize("reach", [512, 64])
+def test_index_without_buckets(reach: int) -> None:
+    case = load("buckets")
+    config = DebertaConfig(vocab_size=8, relative_attention=True, pos_att_type="c2p", max_relative_positions=reach)
+    index = relative_index(case.arrays["inputs/relative_pos"], config)
+    np.testing.assert_array_equal(index, case.arrays[f"outputs/index_nobucket_{reach}"])
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 128, 512, 700])
+@pytest.mark.parametrize("name", ["deberta-base", "deberta-v3-base"])
+def test_live_rows_are_the_indices_of_every_distance(name: str, length: int) -> None:
+    config = DebertaConfig.named(name)
+    live, rows = live_rows(length, config)
+    distances = np.arange(length - 1, -length, -1)
+    np.testing.assert_array_equal(rows + live.start, relative_index(distances, config))
+    assert rows.min() == 0
+    assert rows.max() == live.stop - live.start - 1
+    assert live.start >= (1 if length <= 512 else 0)  # row 0 is never trained at 512 tokens

@@ -1,0 +1,105 @@
+"""The wheel: all three packages inside deberta_jax, nothing called "train" or "convert" beside it."""
+
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.pytorch_files import MLM, V3, random_state, write_safetensors
+
+from ..support.paths import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(REPOSITORY)],
+        check=True,
+        capture_output=True,
+    )
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_what_the_wheel_holds(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"deberta_jax", next(top for top in tops if top.endswith(".dist-info"))}
+    for inside in ("train/pretrain.py", "train/data/corpora/austen_novels.txt.xz", "convert/mapping.py", "models.py"):
+        assert f"deberta_jax/{inside}" in names
+
+
+@pytest.mark.slow
+def test_a_command_of_each_package_runs_from_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
+    """Dependencies come from this environment by a path file; deberta_jax itself only from the wheel."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    here = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    (site / "dependencies.pth").write_text(f"{here}\n")
+    program = tmp_path / "env" / "bin" / "deberta-jax"
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = subprocess.run(
+        [python, "-c", "import deberta_jax.train, deberta_jax.convert; print(deberta_jax.train.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert str(site) in where
+    run("tokenizer", "--output", "tokenizer", "--vocab-size", "1000")
+    assert (tmp_path / "tokenizer" / "spm.model").is_file()
+    assert "usage" in run("convert", "--help")
+
+
+CONVERTED = """
+import deberta_jax, numpy
+from deberta_jax import DebertaForMaskedLM, load_pretrained
+assert "site-packages" in deberta_jax.__file__, deberta_jax.__file__
+config, params = load_pretrained("converted")
+logits = DebertaForMaskedLM(config).apply({"params": params}, numpy.ones((1, 5), int)).logits
+assert logits.shape == (1, 5, config.vocab_size) and numpy.isfinite(logits).all()
+"""
+INPUTS = """
+import jax.numpy as jnp
+input_ids = jnp.arange(1, 11).reshape(2, 5)
+attention_mask = jnp.ones_like(input_ids)
+"""
+
+
+@pytest.mark.slow
+def test_conversion_and_the_readme_work_with_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    """In an environment with nothing but the wheel and what it asks for, in a folder with nothing but a model."""
+    venv.create(tmp_path / "env", with_pip=True)
+    bin_folder, here = tmp_path / "env" / "bin", tmp_path / "empty"
+    subprocess.run([bin_folder / "python", "-m", "pip", "install", "--quiet", f"{wheel}[convert]"], check=True)
+    here.mkdir()
+    write_safetensors(here / "deberta-v3-small", V3, random_state(V3, MLM))
+
+    def run(*command: object) -> str:
+        environment = {"PATH": str(bin_folder), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [str(part) for part in command], cwd=here, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "wrote converted" in run(bin_folder / "deberta-jax", "convert", "deberta-v3-small", "converted")
+    run(bin_folder / "python", "-c", CONVERTED)
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert snippet
+    run(bin_folder / "python", "-c", INPUTS + snippet[1])
+    assert (here / "for-transformers" / "model.safetensors").is_file()
+    assert (here / "my-model" / "config.json").is_file()

@@ -1,0 +1,47 @@
+"""`deberta-jax pretrain` that writes down which rows it trains on, and gets stuck where a test asks for it.
+
+    python -m tests.support.recorded_pretrain RECORDS OPTIONS...
+
+RECORDS/rows-I.jsonl of process I gets a line for every batch that it takes: the rows' numbers in the stream and a
+fingerprint of the tokens of each, before masking. A file RECORDS/stuck-I makes its next batch wait for ever, like a
+data loader whose storage hangs.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from deberta_jax.__main__ import main
+from deberta_jax.train import pretrain
+from deberta_jax.train.data.batches import Batch, TrainingBatches
+
+from .recorded_rows import fingerprints
+
+RECORDS = Path(sys.argv[1])
+
+
+class RecordedBatches(TrainingBatches):
+    """Writes down every batch with the place in the stream that it was taken at."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._global_batch = settings["global_batch"]
+
+    def __next__(self) -> Batch:
+        while (RECORDS / f"stuck-{jax.process_index()}").exists():
+            time.sleep(0.1)
+        step = self.get_state()["global_next_index"] // self._global_batch + 1
+        batch = super().__next__()
+        record = {"step": step, "rows": batch["row"].tolist(), "tokens": fingerprints(batch)}
+        with open(RECORDS / f"rows-{jax.process_index()}.jsonl", "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        return batch
+
+
+if __name__ == "__main__":
+    pretrain.TrainingBatches = RecordedBatches
+    sys.exit(main(["pretrain", *sys.argv[2:]]))

@@ -1,0 +1,194 @@
+"""The command `deberta-jax tokenizer`: trains a SentencePiece tokenizer for DeBERTa v2 and v3 on text files."""
+
+import dataclasses
+import io
+import itertools
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from deberta_jax.tokenizers.tokenizer import CLS, CONFIG_FILE, MODEL_FILE, PAD, SEP, UNK, Tokenizer
+
+from .text import embedded_corpus, read_documents
+
+_SAMPLE_BYTES = 1 << 20
+_SPECIAL_AND_BYTE_PIECES = 4 + 256
+_MAX_LINE_BYTES = 4192  # SentencePiece drops longer lines
+_RESERVED = "▅"  # U+2585, SentencePiece's own mark for the unknown; it drops lines that have it
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]")  # noqa: RUF001
+_THREADS = 16  # fixed, not the machine's cores: expectations are summed by thread, so the number changes the model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Train a SentencePiece tokenizer with DeBERTa's special tokens, and save it as spm.model.
+
+    The six novels of the package take seconds; a million lines of a large corpus take minutes and some GB of memory.
+    """
+
+    output: Path
+    """Folder for spm.model and tokenizer_config.json; made if need be."""
+    text: tuple[Path, ...] = ()
+    """Text files (.txt, .gz, .xz) or folders of them; none: the six novels that come with the package."""
+    vocab_size: int = 8000
+    """Pieces, the special and the 256 byte pieces included; [MASK] comes on top. DeBERTa-v3 has 128000."""
+    character_coverage: float = 0.9995
+    """Share of the text's characters that get a piece of their own (0.98 to 1); the rare others become bytes."""
+    input_sentence_size: int = 1_000_000
+    """Learn from a random sample of this many lines where the text has more."""
+    overwrite: bool = False
+    """Replace an spm.model that is already in the output folder and differs."""
+
+
+def main(config: TokenizerConfig) -> None:
+    """Trains, saves and prints a summary.
+
+    Raises:
+      ValueError: the text cannot be read or is too small, a setting is out of range, or another tokenizer is there.
+    """
+    if config.output.exists() and not config.output.is_dir():
+        raise ValueError(f"output {config.output} is a file; name a folder")
+    paths = config.text or (embedded_corpus(),)
+    began = time.monotonic()
+    # By line, which needs the least memory: SentencePiece learns from lines, so document boundaries change nothing.
+    model = train_tokenizer(
+        read_documents(paths, boundary="line"),
+        vocab_size=config.vocab_size,
+        character_coverage=config.character_coverage,
+        input_sentence_size=config.input_sentence_size,
+    )
+    seconds = time.monotonic() - began
+    saved = config.output / MODEL_FILE
+    if saved.exists() and saved.read_bytes() != model and not config.overwrite:
+        raise ValueError(
+            f"{saved} is another tokenizer, and data prepared with it would no longer fit; "
+            "name another output folder, or pass --overwrite"
+        )
+    tokenizer = Tokenizer(model)
+    tokenizer.save(config.output)
+    rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
+    print(
+        f"Trained {tokenizer.vocab_size} ids ({tokenizer.vocab_size - 1} pieces and [MASK]) in {seconds:.1f} s; "
+        f"{rate:.2f} bytes per token.\n"
+        f"Saved {saved} and {CONFIG_FILE}, fingerprint {tokenizer.fingerprint[:12]}."
+    )
+
+
+def _bytes_per_token(tokenizer: Tokenizer, lines: Iterable[str]) -> float:
+    """Of the first MiB of text: more is better compressed."""
+    sample, size = [], 0
+    for line in lines:
+        sample.append(line)
+        size += len(line.encode())
+        if size >= _SAMPLE_BYTES:
+            break
+    return size / sum(map(len, tokenizer.encode_batch(sample)))
+
+
+def train_tokenizer(
+    documents: Iterable[str],
+    *,
+    vocab_size: int,
+    character_coverage: float = 0.9995,
+    input_sentence_size: int = 1_000_000,
+) -> bytes:
+    """Trains a SentencePiece unigram model with DeBERTa's special pieces; `Tokenizer` takes the result.
+
+    As the released v3 file: normalisation nmt_nfkc, characters outside the vocabulary as bytes, [PAD] 0 [CLS] 1 [SEP] 2
+    [UNK] 3. The same documents give the same bytes, on any number of cores, for one release of sentencepiece.
+
+    Args:
+      documents: texts of any length. They are learned from by line; lines over 4192 bytes, which SentencePiece would
+        drop without a word, are split at sentence ends or spaces.
+      vocab_size: pieces of the model file, the 4 special and 256 byte pieces included. [MASK] comes on top: 128000 here
+        gives ids up to 128000, as for v3.
+      character_coverage: share of the text's characters that get a piece of their own; the rare others become bytes.
+      input_sentence_size: learn from a random sample of this many lines where there are more. All are kept in memory.
+
+    Raises:
+      ValueError: vocab_size does not fit the text (the message gives the limit), a setting is out of range, or there
+        is no text.
+    """
+    if isinstance(documents, str):
+        raise ValueError("documents is one string; give a list of strings")
+    if vocab_size <= _SPECIAL_AND_BYTE_PIECES:
+        raise ValueError(
+            f"vocab_size is {vocab_size}; it must be above {_SPECIAL_AND_BYTE_PIECES}, usually 8000-128000"
+        )
+    if not 0.98 <= character_coverage <= 1:
+        raise ValueError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
+    if input_sentence_size <= 100:
+        raise ValueError(f"input_sentence_size is {input_sentence_size}; it must be above 100")
+    model = io.BytesIO()
+    failures: list[BaseException] = []
+    lines = _training_lines(documents, failures)
+    first = next(lines, None)
+    if first is None:  # SentencePiece 0.2.1 would end the whole process
+        raise ValueError("there is no text to train on; give documents with at least one visible character")
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            input_sentence_size=input_sentence_size,
+            shuffle_input_sentence=True,
+            max_sentence_length=_MAX_LINE_BYTES,
+            normalization_rule_name="nmt_nfkc",
+            byte_fallback=True,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece=PAD,
+            bos_piece=CLS,
+            eos_piece=SEP,
+            unk_piece=UNK,
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except (RuntimeError, SystemError) as error:
+        raise (failures[0] if failures else _training_error(str(error), vocab_size)) from None
+    return model.getvalue()
+
+
+def _training_lines(documents: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
+    """The lines to learn from. Keeps the error that ends them, which SentencePiece turns into one of its own."""
+    try:
+        for document in documents:
+            for line in document.replace(_RESERVED, " ").splitlines():
+                if any(char.isprintable() and char not in " \ufffd" for char in line):
+                    yield from _split_line(line)
+    except (Exception, KeyboardInterrupt) as error:
+        failures.append(error)
+        raise
+
+
+def _split_line(line: str) -> Iterator[str]:
+    """The parts of a line, of at most _MAX_LINE_BYTES bytes, cut behind the last sentence end or space, or anywhere."""
+    start = 0
+    while start < len(line):
+        part = line[start : start + _MAX_LINE_BYTES].encode()[:_MAX_LINE_BYTES].decode(errors="ignore")
+        if start + len(part) < len(line):
+            ends = [match.end() for match in _SENTENCE_END.finditer(part)]
+            part = part[: ends[-1] if ends else part.rfind(" ") + 1 or len(part)]
+        yield part
+        start += len(part)
+
+
+def _training_error(message: str, vocab_size: int) -> ValueError:
+    """One line instead of a C++ check."""
+    if most := re.search(r"Vocabulary size too high.*<= (\d+)", message):
+        return ValueError(
+            f"vocab_size {vocab_size} is more than this text can fill; give at most {most[1]}, or more text"
+        )
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return ValueError(
+            f"vocab_size {vocab_size} is too small for the characters of this text; give at least {least[1]}, "
+            "or a lower character_coverage"
+        )
+    return ValueError(f"sentencepiece could not train on this text: {' '.join(message.split())}")

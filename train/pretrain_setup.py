@@ -1,0 +1,136 @@
+"""The settings of a pre-training run made into the things that they name: models, rows of text, masking."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from deberta_jax.checkpoint import load_pretrained
+from deberta_jax.config import DebertaConfig
+from deberta_jax.rtd import Params, RTDConfig
+from deberta_jax.tokenizers.tokenizer import Tokenizer
+
+from .configs import PretrainConfig
+from .data.masking import MaskingConfig
+from .data.prepare import Corpus, embedded_corpus, open_corpus, prepare
+
+
+def load_starts(config: PretrainConfig, mesh: Mesh) -> dict[str, tuple[DebertaConfig, Params]]:
+    """The models to go on from, by "generator" and "discriminator".
+
+    Raises:
+      FileNotFoundError: a folder that holds no model.
+      ValueError: one that the objective does not train.
+    """
+    if config.objective == "mlm" and config.init_discriminator is not None:
+        raise ValueError("--objective mlm trains no discriminator; give the model to go on from as --init-generator")
+    folders = {"generator": config.init_generator, "discriminator": config.init_discriminator}
+    return {name: load_pretrained(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
+
+
+def resolve_models(
+    config: PretrainConfig, tokenizer: Tokenizer, starts: Mapping[str, DebertaConfig] = MappingProxyType({})
+) -> RTDConfig:
+    """Generator and discriminator as asked for; a model to go on from (in `starts`) brings its own configuration.
+
+    Raises:
+      ValueError: no such model, a vocabulary smaller than the tokenizer's, or settings that exclude each other.
+    """
+    if config.model is None and "discriminator" in starts:
+        models = RTDConfig.half_depth(starts["discriminator"])
+    elif config.model is not None and config.model.endswith(".json"):
+        models = RTDConfig.from_json(config.model)
+    else:
+        models = RTDConfig.half_depth(DebertaConfig.named(config.model or "deberta-v3-small"))
+    if config.embedding_sharing is not None:
+        models = dataclasses.replace(models, embedding_sharing=config.embedding_sharing)
+    if config.vocab_size is not None:
+        models = dataclasses.replace(
+            models,
+            generator=models.generator.replace(vocab_size=config.vocab_size),
+            discriminator=models.discriminator.replace(vocab_size=config.vocab_size),
+        )
+    if config.objective == "mlm":
+        single = starts.get("generator", models.discriminator)
+        models = RTDConfig(discriminator=single, generator=single, embedding_sharing="nes")
+    else:
+        models = dataclasses.replace(models, **starts)
+    if tokenizer.vocab_size > models.generator.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {config.tokenizer} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
+            f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
+            f"a smaller tokenizer"
+        )
+    if config.objective == "mlm" and not config.decoupled:
+        raise ValueError("there is nothing to couple with --objective mlm; leave out --no-decoupled")
+    if models.embedding_sharing == "es" and config.decoupled and config.objective == "rtd":
+        raise ValueError(
+            "shared embeddings (es) with decoupled optimisers would lose the discriminator's gradient, as the official "
+            "code does; add --no-decoupled, or use --embedding-sharing gdes"
+        )
+    return models
+
+
+def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
+    """The packed rows: those of --corpus, or made from the text once and kept in the run's folder."""
+    if config.corpus is not None:
+        if config.text:
+            raise ValueError("give --text or --corpus, not both")
+        corpus = open_corpus(config.corpus)
+        corpus.check(tokenizer=tokenizer, sequence_length=config.sequence_length)
+        if config.evaluate_every and not corpus.held_out.rows:
+            raise ValueError(
+                f"{config.corpus} has no held-out rows to evaluate on; prepare it with a held_out_fraction above 0, or "
+                f"give --evaluate-every 0"
+            )
+        return corpus
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes cannot all prepare the text; run `deberta-jax prepare` once and give "
+            f"its folder with --corpus"
+        )
+    return prepare(
+        config.text or (embedded_corpus(),),
+        tokenizer,
+        config.output / "corpus",
+        sequence_length=config.sequence_length,
+        boundary=config.boundary or ("blank_line" if config.text else "chapter"),
+        held_out_fraction=config.held_out_fraction,
+        seed=config.seed,
+    )
+
+
+def resolve_masking(config: PretrainConfig) -> MaskingConfig:
+    ngram = config.max_ngram or (1 if config.objective == "rtd" else 3)
+    return MaskingConfig(rate=config.mask_rate, max_ngram=ngram, replace=config.objective)
+
+
+def check_sizes(config: PretrainConfig, *, devices: int) -> None:
+    """Raises ValueError where a batch does not divide."""
+    if config.batch_size % config.accumulation:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation)"
+        )
+    if config.batch_size // config.accumulation % devices:
+        raise ValueError(
+            f"a chunk of {config.batch_size // config.accumulation} rows (batch_size / accumulation) does not divide "
+            f"over {devices} devices; give a multiple"
+        )
+
+
+def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it."""
+    settings = dataclasses.asdict(config)
+    kept = (
+        "objective decoupled rtd_lambda sequence_length batch_size accumulation steps mask_rate max_ngram "
+        "optimizer discriminator_learning_rate dtype seed".split()
+    )
+    return {
+        "model": models.to_json(),
+        "corpus": corpus.fingerprint,
+        **{name: settings[name] for name in kept},
+        **{name: str(settings[name]) for name in ("init_generator", "init_discriminator") if settings[name]},
+    }

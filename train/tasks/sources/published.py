@@ -1,0 +1,208 @@
+"""Published sets by their name in tensorflow_datasets: kind, columns, classes in official order, metrics, splits.
+
+`tfds:NAME` reads a set from tensorflow_datasets, `NAME:FILE` a file as its authors publish it:
+
+    --train tfds:super_glue/copa
+    --train super_glue/copa:COPA/train.jsonl --validation super_glue/copa:COPA/val.jsonl
+    --train race/high:train_high.jsonl      # the files of RACE/train/high, one behind the other
+    --train squad/v2.0:train-v2.0.json --validation squad/v2.0:dev-v2.0.json
+    --train conll2003:train.txt --validation conll2003:valid.txt --test conll2003:test.txt
+
+XNLI has no training split; its languages are read by name, `xnli` followed by a slash and the language:
+
+    --train tfds:glue/mnli --validation tfds:xnli/de --test tfds:xnli/de
+
+tensorflow_datasets does not have SWAG; its train.csv and val.csv are read by their columns:
+
+    --kind choice --train train.csv --validation val.csv --text-column sent1 --pair-column sent2 \\
+    --choices-columns ending0 ending1 ending2 ending3
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..base import Kind
+from . import published_formats as formats
+
+Columns = Mapping[str, str | tuple[str, ...]]  # text, pair, choices, label, group, answer -> what the column is called
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedTask:
+    """What is known of a set.
+
+    Classes are in the order of the official DeBERTa tasks (`apps/tasks/glue_tasks.py`), which is that of the published
+    `-mnli` checkpoints; tensorflow_datasets numbers MNLI, AX, RTE and QNLI differently.
+
+    `validation` are its splits for validation, the first one being the main one; `test`: one whose labels may be
+    hidden. `files` is what to download by hand; `unchecked_url` where the first of them is from, if
+    tensorflow_datasets has no checksum of it and so would not look for it.
+
+    `builders` are what it is called in tensorflow_datasets: by default as in the table, and of several the records are
+    joined. `records` makes rows with the `columns` of a record there, `file_records` of a row of a published file;
+    None: its files are not read by name. `renamed`: what classes are called there -> here.
+    """
+
+    kind: Kind = "classification"
+    columns: Columns
+    label_names: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+    files: tuple[str, ...]
+    validation: tuple[str, ...] = ("validation",)
+    test: str = "test"
+    unchecked_url: str | None = None
+    builders: tuple[str, ...] = ()
+    records: formats.Convert = formats.as_it_is
+    file_records: formats.Convert | None = None
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _texts(text: str, pair: str | None = None) -> Columns:
+    return {"text": text, "label": "label"} | ({"pair": pair} if pair else {})
+
+
+_NLI = ("contradiction", "neutral", "entailment")
+_TWO_WAY_NLI = ("not_entailment", "entailment")
+_MRPC_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "data_mrpc_dev_ids.tsv")
+_TRUTH: dict[str, Any] = {"label_names": ("false", "true"), "renamed": {"False": "false", "True": "true"}}
+_QUESTIONS = {"text": "question", "pair": "context", "label": "answers"}
+_SENTENCES, _PREMISE = _texts("sentence1", "sentence2"), _texts("premise", "hypothesis")
+
+PUBLISHED: Mapping[str, PublishedTask] = {
+    "glue/cola": PublishedTask(
+        columns=_texts("sentence"),
+        label_names=("unacceptable", "acceptable"),
+        metrics=("matthews_correlation",),
+        files=("CoLA.zip",),
+    ),
+    "glue/sst2": PublishedTask(columns=_texts("sentence"), label_names=("negative", "positive"), files=("SST-2.zip",)),
+    "glue/mrpc": PublishedTask(
+        columns=_SENTENCES,
+        label_names=("not_equivalent", "equivalent"),
+        metrics=("accuracy", "f1"),
+        files=_MRPC_FILES,
+    ),
+    "glue/qqp": PublishedTask(
+        columns=_texts("question1", "question2"),
+        label_names=("not_duplicate", "duplicate"),
+        metrics=("accuracy", "f1"),
+        files=("QQP.zip",),
+    ),
+    "glue/stsb": PublishedTask(
+        kind="regression", columns=_SENTENCES, metrics=("pearson", "spearman"), files=("STS-B.zip",)
+    ),
+    "glue/mnli": PublishedTask(
+        columns=_PREMISE,
+        label_names=_NLI,
+        files=("MNLI.zip",),
+        validation=("validation_matched", "validation_mismatched"),
+        test="test_matched",
+    ),
+    "glue/mnli_matched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
+    "glue/mnli_mismatched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
+    "glue/qnli": PublishedTask(columns=_texts("question", "sentence"), label_names=_TWO_WAY_NLI, files=("QNLIv2.zip",)),
+    "glue/rte": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("RTE.zip",)),
+    "glue/wnli": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("WNLI.zip",)),
+    "glue/ax": PublishedTask(
+        columns=_PREMISE,
+        label_names=_NLI,
+        metrics=("matthews_correlation",),
+        files=("tsvsWithoutLabels_AX.tsv",),
+    ),
+    "super_glue/boolq": PublishedTask(
+        columns=_texts("passage", "question"), files=("BoolQ.zip",), file_records=formats.as_it_is, **_TRUTH
+    ),
+    "super_glue/cb": PublishedTask(
+        columns=_PREMISE,
+        label_names=_NLI,
+        metrics=("accuracy", "macro_f1"),
+        files=("CB.zip",),
+        file_records=formats.as_it_is,
+    ),
+    "super_glue/copa": PublishedTask(
+        kind="choice",
+        columns={"text": "premise", "pair": "joint", "choices": ("choices",), "label": "label"},
+        files=("COPA.zip",),
+        records=formats.copa,
+        file_records=formats.copa,
+    ),
+    "super_glue/multirc": PublishedTask(
+        columns={**_texts("passage", "answer"), "group": "group"},
+        metrics=("f1", "exact_match"),  # F1a: of all answers; exact match: of whole questions
+        files=("MultiRC.zip",),
+        records=formats.multirc,
+        file_records=formats.multirc_file,
+        **_TRUTH,
+    ),
+    "super_glue/record": PublishedTask(
+        columns={**_texts("passage", "query"), "group": "group", "answer": "answer"},
+        label_names=("false", "true"),
+        metrics=("answer_f1", "answer_exact_match"),
+        files=("ReCoRD.zip",),
+        records=formats.record,
+        file_records=formats.record_file,
+    ),
+    "super_glue/rte": PublishedTask(
+        columns=_PREMISE, label_names=_TWO_WAY_NLI, files=("RTE.zip",), file_records=formats.as_it_is
+    ),
+    "super_glue/wic": PublishedTask(
+        columns=_SENTENCES, files=("WiC.zip",), records=formats.wic, file_records=formats.wic, **_TRUTH
+    ),
+    **{
+        f"anli/{number}": PublishedTask(
+            columns=_texts("context", "hypothesis"),
+            label_names=_NLI,
+            files=("anli_v0.1.zip",),
+            file_records=formats.as_it_is,
+            renamed={"e": "entailment", "n": "neutral", "c": "contradiction"},
+        )
+        for number in ("r1", "r2", "r3")
+    },
+    **{
+        f"xnli/{language}": PublishedTask(
+            columns=_PREMISE,
+            label_names=_NLI,
+            files=("XNLI-1.0.zip",),
+            builders=("xnli",),
+            records=formats.xnli(language),
+            file_records=formats.xnli_file(language),
+        )
+        for language in "ar bg de el en es fr hi ru sw th tr ur vi zh".split()
+    },
+    **{
+        name: PublishedTask(
+            kind="choice",
+            columns={"text": "article", "pair": "questions", "choices": ("options",), "label": "answers"},
+            files=("RACE.tar.gz",),
+            validation=("dev",),
+            builders=builders,
+            file_records=formats.as_it_is,
+        )
+        for name, builders in {
+            "race": ("race/high", "race/middle"),
+            "race/high": ("race/high",),
+            "race/middle": ("race/middle",),
+        }.items()
+    },
+    "conll2003": PublishedTask(
+        kind="tokens",
+        columns={"text": "tokens", "label": "ner"},
+        label_names=("O", *(f"{place}-{kind}" for kind in ("MISC", "PER", "ORG", "LOC") for place in "BI")),
+        metrics=("f1", "precision", "recall", "accuracy"),
+        files=("conll2003.zip",),
+        unchecked_url="https://data.deepai.org/conll2003.zip",
+        validation=("dev",),
+        file_records=formats.as_it_is,
+    ),
+    **{
+        f"squad/{version}": PublishedTask(
+            kind="span",
+            columns=_QUESTIONS,
+            metrics=("f1", "exact_match"),
+            files=(f"train-{version}.json", f"dev-{version}.json"),
+            file_records=formats.as_it_is,
+        )
+        for version in ("v1.1", "v2.0")
+    },
+}
