@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import MissingFileError, UserError
 
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
@@ -59,7 +60,7 @@ def load_pytorch(
     """
     unknown = sorted(set(include or ()) - set(PARTS))
     if unknown:
-        raise ValueError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
+        raise UserError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     folder = find_folder(source, filename=filename)
     weights = _find_weights(folder, filename)
     state = _open_weights(weights)
@@ -83,13 +84,13 @@ def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) 
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise FileNotFoundError(f"{source} is a file; give its folder, and the file's name as filename")
+        raise MissingFileError(f"{source} is a file; give its folder, and the file's name as filename")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"no folder {source}; give one, or a hub name such as microsoft/deberta-v3-base")
+        raise MissingFileError(f"no folder {source}; give one, or a hub name such as microsoft/deberta-v3-base")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise FileNotFoundError(f"no folder {source}; to fetch it from the hub, pip install huggingface_hub") from None
+        raise MissingFileError(f"no folder {source}; to fetch it from the hub, pip install huggingface_hub") from None
     beside = ["*config.json", *_TOKENIZER_FILES]
     wanted = [[filename]] if filename else [["*.safetensors*"], ["pytorch_model*.bin*"]]
     try:
@@ -100,14 +101,14 @@ def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) 
                 break
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(f"no folder {source}, and the hub did not give it: {reason}") from None
+        raise MissingFileError(f"no folder {source}, and the hub did not give it: {reason}") from None
     return folder
 
 
 def _find_weights(folder: Path, filename: str | None) -> Path:
     if filename is not None:
         if not (folder / filename).is_file():
-            raise FileNotFoundError(f"no file {filename} in {folder}")
+            raise MissingFileError(f"no file {filename} in {folder}")
         return folder / filename
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
@@ -118,8 +119,8 @@ def _find_weights(folder: Path, filename: str | None) -> Path:
             return found[0]
         if found:
             names = ", ".join(path.name for path in found)
-            raise FileNotFoundError(f"{folder} has several weight files ({names}); name one as filename")
-    raise FileNotFoundError(f"{folder} has no weights; looked for {', '.join(_WEIGHT_FILES)}, *.safetensors and *.bin")
+            raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
+    raise MissingFileError(f"{folder} has no weights; looked for {', '.join(_WEIGHT_FILES)}, *.safetensors and *.bin")
 
 
 def _find_config(folder: Path, weights: Path) -> Path:
@@ -127,7 +128,7 @@ def _find_config(folder: Path, weights: Path) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{folder} has no {' or '.join(names)}, which {weights.name} needs")
+    raise MissingFileError(f"{folder} has no {' or '.join(names)}, which {weights.name} needs")
 
 
 def _open_weights(path: Path) -> Mapping[str, Any]:
@@ -154,7 +155,7 @@ def _open_shards(index: Path) -> Mapping[str, Any]:
     merged: dict[str, Any] = {}
     for name in names:
         if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index} names the shard {name}, which is not there")
+            raise MissingFileError(f"{index} names the shard {name}, which is not there")
         shard = _open_weights(index.parent / name)
         listed = {key for key in shard_of if shard_of[key] == name}
         if listed != set(shard):

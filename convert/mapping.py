@@ -49,7 +49,7 @@ def _relative_norm(config: DebertaConfig) -> Need:
 
 _token_types = _only_if(lambda c: c.type_vocab_size > 0)
 _projected = _only_if(lambda c: c.embedding_size != c.hidden_size)
-_projected_with_bias = _only_if(lambda c: c.embedding_size != c.hidden_size and c.projects_normalised_embeddings)
+_projected_with_bias = _only_if(lambda c: c.embedding_size != c.hidden_size and c.projects_normalized_embeddings)
 _relative = _only_if(lambda c: c.relative_attention)
 _convolution = _only_if(lambda c: c.conv_kernel_size > 0)
 _reads_first_token = _only_if(lambda c: c.rtd_reads_first_token)
@@ -155,7 +155,7 @@ def entries(config: DebertaConfig) -> list[Entry]:
         "V": config.vocab_size,
         "E": config.embedding_size,
         "D": config.hidden_size,
-        "N": config.normalised_embedding_size,
+        "N": config.normalized_embedding_size,
         "P": config.max_position_embeddings,
         "T": config.type_vocab_size,
         "R": 2 * config.att_span,

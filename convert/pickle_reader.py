@@ -19,6 +19,8 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 import jax.numpy as jnp
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 from .quirks import ConversionError
 
 _PICKLE_LIMIT = 4 * 2**20  # bytes; that of the largest released model has 0.2 MB
@@ -278,14 +280,14 @@ def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, 
     """`torch._utils._rebuild_tensor_v2`: a strided view of a storage, which must stay inside it."""
     numbers = (offset, *size, *stride)
     if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > _MOST_AXES:
-        raise ValueError(f"a tensor has {len(size)} axes and {len(stride)} strides")
+        raise UserError(f"a tensor has {len(size)} axes and {len(stride)} strides")
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"a tensor has offset {offset}, size {size} and stride {stride}")
+        raise UserError(f"a tensor has offset {offset}, size {size} and stride {stride}")
     count = math.prod(size)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     # More elements than the storage has means that they overlap: a few bytes would then stand for any amount of memory.
     if count and (last >= storage.size or count > storage.size):
-        raise ValueError(f"a tensor of size {size} and stride {stride} reaches beyond its {storage.size} elements")
+        raise UserError(f"a tensor of size {size} and stride {stride} reaches beyond its {storage.size} elements")
     tensor = _Tensor(storage, offset, size, stride)
     tensor.read()  # raises where NumPy has no room for such numbers; maps, and reads nothing
     return tensor
@@ -301,7 +303,7 @@ def _check_total(state: Any, file_size: int) -> None:
     tensors = [value for value in state.values() if isinstance(value, _Tensor)] if isinstance(state, dict) else []
     total = sum(math.prod(tensor.size) * tensor.storage.dtype.itemsize for tensor in tensors)
     if total > 2 * file_size:
-        raise ValueError(f"its tensors are {total} bytes, but the file has {file_size}")
+        raise UserError(f"its tensors are {total} bytes, but the file has {file_size}")
 
 
 def _read_with_torch(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 
 from . import baseline_names as baselines
 
@@ -35,7 +36,7 @@ V1_NAMES = {
 _TENSORFLOW_NAMES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}  # of BERT's files
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """Weights that do not fit: damaged, incomplete, of the wrong shape, or not expressible on the other side."""
 
 
@@ -74,7 +75,7 @@ def _drop_bookkeeping(state: State) -> State:
 def _split_v1_projections(state: State, config: DebertaConfig) -> State:
     """Version 1: takes `in_proj` apart and adds the biases of keys, which version 1 has not, as zeros.
 
-    Official code: `DisentangledSelfAttention._pre_load_hook`, which leaves those biases as they were initialised.
+    Official code: `DisentangledSelfAttention._pre_load_hook`, which leaves those biases as they were initialized.
     """
     heads, size = config.num_attention_heads, config.attention_head_size
     zeros = functools.partial(np.zeros, heads * size, np.float32)
@@ -143,7 +144,7 @@ def _drop_tied_decoder(state: State, config: DebertaConfig) -> State:
 
 
 def _drop_delta_beside_sum(state: State) -> State:
-    """Where a GDES discriminator's file has the materialised sum `weight`, nothing needs the difference `_weight`."""
+    """Where a GDES discriminator's file has the materialized sum `weight`, nothing needs the difference `_weight`."""
     deltas = {key for key in state if key.endswith("._weight") and key.replace("._weight", ".weight") in state}
     return {key: read for key, read in state.items() if key not in deltas}
 

@@ -15,6 +15,7 @@ import tyro
 from numpy.typing import DTypeLike
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 
 from .baseline_names import TRANSFORMERS_CLASSES, from_table
 from .from_pytorch import copy_tokenizer, describe
@@ -72,7 +73,7 @@ def save_pytorch(
     """
     kind = np.dtype(dtype)
     if kind.name not in _DTYPES:
-        raise ValueError(f"dtype is {kind.name}; it must be one of {', '.join(_DTYPES)}")
+        raise UserError(f"dtype is {kind.name}; it must be one of {', '.join(_DTYPES)}")
     _refuse_unrepresentable(config, params)
     state = to_state_dict(params, config)
     fields = _config_fields(config, params)

@@ -1,84 +1,126 @@
-"""The one entry point: `deberta-jax COMMAND ...`, also `python -m deberta_jax COMMAND ...`.
+"""The entry point of every command: `deberta-jax COMMAND ...`, also `python -m deberta_jax COMMAND ...`.
 
-Commands live in deberta_jax.train and deberta_jax.convert; each is imported only when it is asked for. Every one is
-a configuration dataclass, which tyro turns into options with help and typo hints, and a `main` that takes it.
+Commands live in deberta_jax.train and deberta_jax.convert; a command's module is imported only when it runs. A command
+consists of a configuration dataclass, which tyro turns into options with help and typo hints, and a `main` that takes
+it.
 """
 
 import difflib
 import importlib
+import importlib.metadata
 import os
 import sys
+import traceback
 
-# Command -> (module, configuration class, what it does). Without a class `main` takes the options as they are.
+from .errors import UserError
+
+ISSUES = "https://github.com/deberta-jax/deberta-jax/issues"
+
+# Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
     "tokenizer": ("deberta_jax.train.data.train_tokenizer", "TokenizerConfig", "train a SentencePiece model on text"),
-    "prepare": ("deberta_jax.train.data.prepare", "PrepareConfig", "tokenise and pack text into rows on disk"),
+    "prepare": ("deberta_jax.train.data.prepare", "PrepareConfig", "tokenize text and pack it into rows on disk"),
     "pretrain": ("deberta_jax.train.pretrain", "PretrainConfig", "pre-train: replaced token detection or masked LM"),
     "finetune": ("deberta_jax.train.finetune", "FinetuneConfig", "fine-tune on a task"),
     "recipe": ("deberta_jax.train.recipes", None, "fine-tune with the published settings of a task and a model"),
-    "convert": ("deberta_jax.convert.from_pytorch", "ConvertConfig", "PyTorch or safetensors files to our format"),
-    "export": ("deberta_jax.convert.to_pytorch", "ExportConfig", "our format to files that transformers loads"),
-    "verify": ("deberta_jax.convert.verify", "VerifyConfig", "PyTorch files here and in transformers, layer by layer"),
+    "convert": (
+        "deberta_jax.convert.from_pytorch",
+        "ConvertConfig",
+        "convert PyTorch files to our format",
+    ),
+    "export": ("deberta_jax.convert.to_pytorch", "ExportConfig", "write a model as files that transformers loads"),
+    "verify": (
+        "deberta_jax.convert.verify",
+        "VerifyConfig",
+        "compare a model with transformers, layer by layer",
+    ),
     "fill-mask": (
         "deberta_jax.convert.commands.fill_mask",
         "FillMaskConfig",
-        "what a masked LM puts in the place of [MASK]",
+        "predict the tokens behind [MASK]",
     ),
-    "detect": ("deberta_jax.convert.commands.detect", "DetectConfig", "which tokens of a text look replaced"),
+    "detect": ("deberta_jax.convert.commands.detect", "DetectConfig", "show which tokens of a text look replaced"),
     "compile-ahead": (
         "deberta_jax.train.compile_ahead.command",
         "CompileAheadConfig",
-        "memory, speed and bill of a training step on TPUs that are not there",
+        "estimate memory, speed and cost of a training step on TPUs, without a TPU",
     ),
-    "demo": ("deberta_jax.train.demo", "DemoConfig", "six novels to a classifier, in a quarter of an hour"),
+    "demo": (
+        "deberta_jax.train.demo",
+        "DemoConfig",
+        "go from six novels to a classifier in 15 minutes",
+    ),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0, 1 where the command failed, 2 for wrong usage.
+    """Runs a command.
 
-    Training that was stopped and wants to be started again raises SystemExit with 42 (`train/exits.py`).
+    Returns:
+      The exit status: 0, 1 if the command failed, 2 for wrong usage, 130 if it was interrupted.
+
+    Raises:
+      SystemExit: with 42 if training stopped early and the same command continues it (`train/hosts/exit_codes.py`).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"deberta-jax {importlib.metadata.version('deberta-jax')}")
+        return 0
     command, *options = arguments
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         print(f"deberta-jax: no command {command!r}.{hint}\n\n{usage()}", file=sys.stderr)
         return 2
+    return run(command, options)
+
+
+def run(command: str, options: list[str]) -> int:
+    """Runs one of COMMANDS and prints its errors. Returns the exit status, as `main` does."""
     module_name, class_name, _ = COMMANDS[command]
     try:
         import tyro
 
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("deberta_jax"):
+            raise
         extra = "convert" if ".convert." in module_name else "train"
         print(f"deberta-jax {command}: needs the package {error.name!r}; install deberta-jax[{extra}]", file=sys.stderr)
         return 1
-    given = options
-    if class_name is not None:
-        given = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
     try:
-        module.main(given)
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:  # a user's mistake or the machine's trouble: one line, no traceback
-        if os.environ.get("DEBERTA_JAX_TRACEBACK"):
-            raise
-        print(f"deberta-jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        config = options
+        if class_name is not None:
+            config = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
+        module.main(config)
     except KeyboardInterrupt:
         print(f"\ndeberta-jax {command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
+            traceback.print_exc()
+        if is_expected(error):
+            print(f"deberta-jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            print(
+                f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it at "
+                f"{ISSUES} with the command and the traceback above",
+                file=sys.stderr,
+            )
+        return 1
     return 0
 
 
+def is_expected(error: BaseException) -> bool:
+    """Whether an error needs one line, not a traceback: a user's mistake, or a failed call of the operating system."""
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def usage() -> str:
+    """Returns the list of commands."""
     lines = [f"  {name:13} {text}" for name, (_, _, text) in COMMANDS.items()]
     return "\n".join(
         [
@@ -86,7 +128,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "DEBERTA_JAX_TRACEBACK=1 shows where an error arose.",
+            "Set DEBERTA_JAX_TRACEBACK=1 to see the traceback of every error.",
         ]
     )
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from .errors import UserError
 from .kernels import fused_attention, unsupported
 from .layers import dropout
 from .sharding import BATCH_AXES, LOGICAL_AXES, MESH_AXES
@@ -82,7 +83,7 @@ def disentangled_attention(
     if implementation == "xla" or (implementation == "auto" and (reason is not None or "TPU" not in device_kind)):
         return _plain_attention(query, key, value, **arguments)
     if reason is not None:
-        raise ValueError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")
+        raise UserError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")
     _, probabilities = _plain_attention(query, key, value, **arguments)
     return _on_mesh(query, key, value, **arguments), probabilities
 
@@ -104,7 +105,7 @@ def _on_mesh(query: jax.Array, key: jax.Array, value: jax.Array, **arguments) ->
     if mesh.empty or mesh.are_all_axes_manual:  # in a shard_map of the caller's, the arrays are a device's own
         return _fused(query, key, value, first_row=0, first_head=0, **arguments)
     if mesh.size > 1 and not set(MESH_AXES) & set(mesh.axis_names):
-        raise ValueError(
+        raise UserError(
             f"the mesh in use has the axes {', '.join(mesh.axis_names)}, and the attention kernel splits its work over "
             f"{', '.join(MESH_AXES)}; name the mesh's axes so, or give attention_implementation 'xla'"
         )
@@ -186,12 +187,12 @@ def _plain_attention(
     scores = scores * scale + jnp.where(visible, 0.0, _MASKED)[None]
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     # Divided by their sum after the product with the values, which is smaller. Padding queries see nothing.
-    normaliser = (query_segments != 0)[None, :, :, None] / weights.sum(axis=-1, keepdims=True)
+    normalizer = (query_segments != 0)[None, :, :, None] / weights.sum(axis=-1, keepdims=True)
     dropped = weights
     if dropout_key is not None and dropout_rate > 0:
         dropped = dropout(weights, rate=dropout_rate, key=dropout_key)
-    context = _product("nbts,nbsh->nbth", dropped.astype(value.dtype), value) * normaliser
-    return context.astype(value.dtype).transpose(1, 2, 0, 3), (weights * normaliser).swapaxes(0, 1)
+    context = _product("nbts,nbsh->nbth", dropped.astype(value.dtype), value) * normalizer
+    return context.astype(value.dtype).transpose(1, 2, 0, 3), (weights * normalizer).swapaxes(0, 1)
 
 
 def _content_to_position(

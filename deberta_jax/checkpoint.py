@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .config import DebertaConfig
+from .errors import MissingFileError, UserError
 from .sharding import path_of, shardings
 
 CONFIG_FILE = "config.json"
@@ -60,7 +61,7 @@ def load_pretrained(
     folder = Path(folder).resolve()
     if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMETERS_FOLDER).is_dir():
         held = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} is not a model saved by save_pretrained: it needs {CONFIG_FILE} and {PARAMETERS_FOLDER}/, "
             f"and holds: {held}. For PyTorch files use `deberta-jax convert` or load_pytorch"
         )
@@ -88,7 +89,7 @@ def start_from(weights: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]
     for path, leaf in jax.tree.leaves_with_path(fresh["deberta"]):
         if path not in given or given[path].shape != leaf.shape:
             found = given[path].shape if path in given else "nothing"
-            raise ValueError(f"the model's weights have {found} at deberta/{path_of(path)}, which needs {leaf.shape}")
+            raise UserError(f"the model's weights have {found} at deberta/{path_of(path)}, which needs {leaf.shape}")
     encoder = jax.tree.map_with_path(lambda path, _: given[path], fresh["deberta"])
     heads = {name: weights[name] for name in fresh if name != "deberta" and _fits(weights.get(name), fresh[name])}
     return {**fresh, "deberta": encoder, **heads}

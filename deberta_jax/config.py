@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from .errors import UserError
 from .released import RELEASED
 
 PositionTerm = Literal["c2p", "p2c"]
@@ -86,7 +87,7 @@ class DebertaConfig:
     def __post_init__(self) -> None:
         if self.attention_head_size == 0 and self.num_attention_heads > 0:
             if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
+                raise UserError(
                     f"hidden_size {self.hidden_size} does not divide into num_attention_heads "
                     f"{self.num_attention_heads}; give a multiple, or set attention_head_size"
                 )
@@ -108,26 +109,26 @@ class DebertaConfig:
             ("model_type", get_args(ModelType)),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         self._validate_baseline()
         if self.mlm_head == "emd" and self.position_biased_input:
-            raise ValueError(
+            raise UserError(
                 "mlm_head 'emd' adds absolute positions at the end, but position_biased_input already has them in the "
                 "input; set mlm_head to 'bert' or 'legacy', or position_biased_input to false"
             )
         if self.relative_attention and not self.pos_att_type:
-            raise ValueError(
+            raise UserError(
                 "relative_attention is true but pos_att_type is empty; give 'c2p|p2c', 'c2p' or 'p2c', "
                 "or set relative_attention to false"
             )
         if self.label_names and len(self.label_names) != self.num_labels:
-            raise ValueError(f"num_labels is {self.num_labels}, but there are {len(self.label_names)} label names")
+            raise UserError(f"num_labels is {self.num_labels}, but there are {len(self.label_names)} label names")
         if self.hidden_size % self.conv_groups:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into conv_groups {self.conv_groups}")
+            raise UserError(f"hidden_size {self.hidden_size} does not divide into conv_groups {self.conv_groups}")
         if self.conv_kernel_size < 0 or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
-            raise ValueError(f"conv_kernel_size is {self.conv_kernel_size}; it must be 0 (no convolution) or odd")
+            raise UserError(f"conv_kernel_size is {self.conv_kernel_size}; it must be 0 (no convolution) or odd")
         if self.relative_attention and self.position_buckets > 0 and self.relative_reach <= self.position_buckets // 2:
-            raise ValueError(
+            raise UserError(
                 f"position_buckets {self.position_buckets} needs max_relative_positions above "
                 f"{self.position_buckets // 2}, not {self.relative_reach}"
             )
@@ -138,7 +139,7 @@ class DebertaConfig:
             fixed = {**fixed, "embedding_size": self.hidden_size}
         for name, value in fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {getattr(self, name)!r}; with model_type {self.model_type!r} it must be {value!r}"
                 )
 
@@ -149,14 +150,14 @@ class DebertaConfig:
         )
         for name, least in (*((size, 1) for size in sizes.split()), ("type_vocab_size", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("initializer_range", "layer_norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive and finite")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be positive and finite")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}; it must be at least 0 and below 1")
+                raise UserError(f"{name} is {rate}; it must be at least 0 and below 1")
 
     @property
     def relative_reach(self) -> int:
@@ -190,7 +191,7 @@ class DebertaConfig:
         return self.pad_token_id + 1 if self.model_type == "roberta" else 0
 
     @property
-    def projects_normalised_embeddings(self) -> bool:
+    def projects_normalized_embeddings(self) -> bool:
         """Where embedding_size is another than hidden_size: ELECTRA projects behind the LayerNorm, with a bias.
 
         DeBERTa projects in front of it, without one.
@@ -198,20 +199,20 @@ class DebertaConfig:
         return self.model_type == "electra"
 
     @property
-    def normalised_embedding_size(self) -> int:
-        """Width of the embeddings where they are normalised, and where SiFT disturbs them."""
-        return self.embedding_size if self.projects_normalised_embeddings else self.hidden_size
+    def normalized_embedding_size(self) -> int:
+        """Width of the embeddings where they are normalized, and where SiFT disturbs them."""
+        return self.embedding_size if self.projects_normalized_embeddings else self.hidden_size
 
     @property
     def rtd_reads_first_token(self) -> bool:
-        """DeBERTa's replaced-token head normalises the sum with the first token; ELECTRA's reads the token alone."""
+        """DeBERTa's replaced-token head normalizes the sum with the first token; ELECTRA's reads the token alone."""
         return self.model_type != "electra"
 
     @classmethod
     def named(cls, name: str) -> Self:
         """The configuration of a released model, such as "deberta-v3-small". Raises ValueError with the names."""
         if name not in RELEASED:
-            raise ValueError(
+            raise UserError(
                 f"no released model is called {name!r};{_nearest(name, RELEASED)} all: {', '.join(RELEASED)}"
             )
         return cls(**RELEASED[name])
@@ -235,19 +236,19 @@ class DebertaConfig:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+            raise UserError(f"{path} is not JSON: {error}") from None
         if not isinstance(fields, dict):
-            raise ValueError(f"{path} holds a {type(fields).__name__}, not a table of fields")
+            raise UserError(f"{path} holds a {type(fields).__name__}, not a table of fields")
         return cls._from_mapping(fields, where=str(path))
 
     @classmethod
     def _from_mapping(cls, fields: dict[str, Any], *, where: str) -> Self:
         if "discriminator" in fields or "generator" in fields:
-            raise ValueError(f"{where} describes a generator and a discriminator; read it with RTDConfig.from_json")
+            raise UserError(f"{where} describes a generator and a discriminator; read it with RTDConfig.from_json")
         fields = _of_model_type(fields, where)
         labels, pooling, label_names = fields.pop("id2label", None) or {}, fields.pop("pooling", None) or {}, ()
         if not isinstance(labels, Mapping) or not isinstance(pooling, Mapping):
-            raise ValueError(f"{where}: id2label and pooling must be tables")
+            raise UserError(f"{where}: id2label and pooling must be tables")
         if labels:
             names = tuple(str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0])))
             fields.setdefault("num_labels", len(names))
@@ -260,9 +261,9 @@ class DebertaConfig:
         unknown = sorted(fields.keys() - known)
         if unknown:
             hints = " ".join(f"{key!r}.{_nearest(key, known)}" for key in unknown)
-            raise ValueError(f"{where}: unknown field {hints} Remove it, or correct its name")
+            raise UserError(f"{where}: unknown field {hints} Remove it, or correct its name")
         if fields.get("vocab_size") is None:
-            raise ValueError(f"{where}: vocab_size is missing")
+            raise UserError(f"{where}: vocab_size is missing")
         if fields.get("hidden_act") == "gelu_pytorch_tanh":  # transformers' name for it
             fields["hidden_act"] = "gelu_tanh"
         _check_types(fields, where)
@@ -303,19 +304,19 @@ def _of_model_type(fields: dict[str, Any], where: str) -> dict[str, Any]:
     if kind == "deberta-v2":
         kind = "deberta"
     if kind not in get_args(ModelType):
-        raise ValueError(
+        raise UserError(
             f"{where}: model_type is {kind!r}; encoders that can be read are deberta, deberta-v2, bert, roberta and "
             "electra"
         )
     name, padding = {"deberta": ("DeBERTa", 0), "roberta": ("RoBERTa", 1)}.get(kind, (kind.upper(), 0))
     if any(fields.pop(field, None) not in (None, padding) for field in ("padding_idx", "pad_token_id")):
-        raise ValueError(f"{where}: the padding id must be {padding}, as in every {name}")
+        raise UserError(f"{where}: the padding id must be {padding}, as in every {name}")
     if kind == "deberta":
         return fields | {"model_type": kind}
     for field, supported in (("position_embedding_type", "absolute"), ("is_decoder", False)):
         value = fields.pop(field, None)
         if value not in (None, supported):
-            raise ValueError(f"{where}: {field} is {value!r}; of {name} only {supported!r} can be read")
+            raise UserError(f"{where}: {field} is {value!r}; of {name} only {supported!r} can be read")
     fields = {key: value for key, value in fields.items() if key not in _IGNORED_OF_BASELINES}
     classifier_dropout = fields.pop("classifier_dropout", None)
     fields.setdefault("cls_dropout", classifier_dropout)
@@ -329,11 +330,11 @@ def _of_model_type(fields: dict[str, Any], where: str) -> dict[str, Any]:
 def _position_terms(value: Any) -> tuple[PositionTerm, ...]:
     terms = value.split("|") if isinstance(value, str) else value or ()
     if not isinstance(terms, list | tuple) or not all(isinstance(term, str) for term in terms):
-        raise ValueError(f"pos_att_type is {value!r}; it must be a text such as 'c2p|p2c', or a list of such terms")
+        raise UserError(f"pos_att_type is {value!r}; it must be a text such as 'c2p|p2c', or a list of such terms")
     terms = sorted({term.strip().lower() for term in terms} - {"", "none"})
     unknown = [term for term in terms if term not in ("c2p", "p2c")]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"pos_att_type has {', '.join(unknown)}; allowed are c2p, p2c and both ('c2p|p2c'); "
             "p2p never worked in the original code and no released model has it"
         )
@@ -349,7 +350,7 @@ def _check_types(fields: dict[str, Any], where: str) -> None:
         if kind not in kinds or (kind == "float | None" and value is None):
             continue  # the others are checked when they are read
         if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "bool"):
-            raise ValueError(f"{where}: {field.name} is {value!r}; it must be of type {kind}")
+            raise UserError(f"{where}: {field.name} is {value!r}; it must be of type {kind}")
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .attention import IMPLEMENTATIONS, disentangled_attention
 from .config import DebertaConfig
+from .errors import UserError
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
 from .positions import live_rows
 from .sharding import constrain_batch
@@ -36,12 +37,12 @@ class Selection(NamedTuple):
 
 
 def perturb(embeddings: jax.Array, delta: jax.Array) -> jax.Array:
-    """The embeddings [B, S, D], normalised and held constant, plus delta (official `PerturbationLayer`).
+    """The embeddings [B, S, D], normalized and held constant, plus delta (official `PerturbationLayer`).
 
     float32, as bfloat16 has no room for a step of 1e-4 beside numbers around 1.
     """
     if delta.shape != embeddings.shape:
-        raise ValueError(f"the perturbation has shape {delta.shape}; it must be the embeddings', {embeddings.shape}")
+        raise UserError(f"the perturbation has shape {delta.shape}; it must be the embeddings', {embeddings.shape}")
     embeddings = jax.lax.stop_gradient(embeddings).astype(jnp.float32)
     variance = embeddings.var(axis=-1, keepdims=True)  # in two passes; the function's own is the fast one
     return jax.nn.standardize(embeddings, variance=variance, epsilon=1e-7) + delta
@@ -71,7 +72,7 @@ class Embeddings(nn.Module):
             self.token_type_embeddings = table(config.type_vocab_size)
         if config.embedding_size != config.hidden_size:
             self.embed_proj = Dense(
-                config, config.hidden_size, self.dtype, use_bias=config.projects_normalised_embeddings
+                config, config.hidden_size, self.dtype, use_bias=config.projects_normalized_embeddings
             )
         self.layer_norm = layer_norm(config, self.dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -88,7 +89,7 @@ class Embeddings(nn.Module):
             hidden = hidden + self.token_type_embeddings(token_type_ids)
         projected, after = (
             self.config.embedding_size != self.config.hidden_size,
-            self.config.projects_normalised_embeddings,
+            self.config.projects_normalized_embeddings,
         )
         if projected and not after:
             hidden = self.embed_proj(hidden)
@@ -115,7 +116,7 @@ class Attention(nn.Module):
     def setup(self) -> None:
         config = self.config
         if self.attention_implementation not in IMPLEMENTATIONS:
-            raise ValueError(
+            raise UserError(
                 f"attention_implementation is {self.attention_implementation!r}; "
                 f"it must be one of {', '.join(IMPLEMENTATIONS)}"
             )
@@ -149,7 +150,7 @@ class Attention(nn.Module):
         """
         key, value = self.keys_values(hidden) if keys_values is None else keys_values
         pos_key, pos_query = self._relative_projections(relative, train)
-        # Found here and not handed in, as a rematerialised layer makes every argument an unknown.
+        # Found here and not handed in, as a rematerialized layer makes every argument an unknown.
         rows = np.zeros(0, int) if relative is None else live_rows(key.shape[1], self.config)[1]
         drops = train and self.config.attention_probs_dropout_prob > 0
         context, probabilities = disentangled_attention(
@@ -254,7 +255,7 @@ class ConvolutionLayer(nn.Module):
 
 
 class SegmentConvolution(nn.Module):
-    """A convolution over the sequence that reads a neighbour of another segment as zero.
+    """A convolution over the sequence that reads a neighbor of another segment as zero.
 
     One tap of the kernel at a time: a product with the embeddings moved by the tap's offset. Without packing this
     is the plain convolution, for the embeddings of padding are zero anyway.
@@ -273,8 +274,8 @@ class SegmentConvolution(nn.Module):
         for tap in range(taps):
             offset = tap - taps // 2
             same = (_shift(segments, offset) == segments)[..., None].astype(self.dtype)
-            neighbour = (_shift(x, offset) * same).reshape(*x.shape[:-1], groups, width // groups)
-            total = total + jnp.einsum("bsgi,igo->bsgo", neighbour, kernel[tap]).reshape(x.shape)
+            neighbor = (_shift(x, offset) * same).reshape(*x.shape[:-1], groups, width // groups)
+            total = total + jnp.einsum("bsgi,igo->bsgo", neighbor, kernel[tap]).reshape(x.shape)
         return total
 
 
@@ -353,7 +354,7 @@ class Encoder(nn.Module):
         return constrain_batch(queries)
 
     def relative(self, length: int) -> jax.Array | None:
-        """The relative table's live rows [P, D] for `length` tokens, normalised; None without relative attention."""
+        """The relative table's live rows [P, D] for `length` tokens, normalized; None without relative attention."""
         if not self.config.relative_attention:
             return None
         live, _ = live_rows(length, self.config)

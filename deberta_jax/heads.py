@@ -28,7 +28,7 @@ def enhanced_mask_decoder(
 
     Args:
       hidden: [B, S, D], output of the last layer but one.
-      positions: [B, S, D], absolute position embeddings, neither normalised nor dropped out.
+      positions: [B, S, D], absolute position embeddings, neither normalized nor dropped out.
       masked_positions: int [B, M], or None for all S.
 
     Returns:

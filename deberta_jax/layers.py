@@ -68,7 +68,7 @@ class Dropout(nn.Module):
 
 
 class Dense(nn.Module):
-    """x . kernel + bias, initialised as the original's: N(0, initializer_range), zero bias.
+    """x . kernel + bias, initialized as the original's: N(0, initializer_range), zero bias.
 
     Unlike `nn.Dense`'s, the bias is added in float32. So its gradient, a sum over all tokens, is summed in float32
     too: more exact than in bfloat16, and on a TPU twice as fast.

@@ -86,20 +86,20 @@ def _visit_forward(score: Score, hidden, table, bias, labels, key) -> tuple[tupl
     zero = jnp.zeros(labels.shape, jnp.float32)
     start = (zero - jnp.inf, zero, zero, zero - jnp.inf, jnp.zeros(labels.shape, jnp.int32))
     largest, total, own, _, sampled = _in_chunks(visit, start, words=len(table), slots=labels.size)
-    normaliser = largest + jnp.log(total)
-    return (normaliser - own, own == largest, sampled), (hidden, table, bias, labels, normaliser)
+    normalizer = largest + jnp.log(total)
+    return (normalizer - own, own == largest, sampled), (hidden, table, bias, labels, normalizer)
 
 
 def _visit_backward(score: Score, residuals: tuple, cotangents: tuple) -> tuple:
     del score
-    hidden, table, bias, labels, normaliser = residuals
+    hidden, table, bias, labels, normalizer = residuals
     weights = cotangents[0][..., None]
 
     def visit(start: Any, size: int, carry: tuple) -> tuple:
         d_hidden, d_table, d_bias = carry
         words = start + jnp.arange(size)
         logits, rows = _chunk_of_logits(hidden, table, bias, start, size)
-        d_logits = weights * (jnp.exp(logits - normaliser[..., None]) - (words == labels[..., None]))
+        d_logits = weights * (jnp.exp(logits - normalizer[..., None]) - (words == labels[..., None]))
         narrow = d_logits.astype(hidden.dtype)
         d_hidden += _product("bmv,ve->bme", narrow, rows)
         d_rows = constrain_features(_product("bmv,bme->ve", narrow, hidden))

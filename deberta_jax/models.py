@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from .config import DebertaConfig
 from .encoder import Embeddings, Encoder, Tokens
+from .errors import UserError
 from .heads import BeforeLogits, ContextPooler, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout
 
@@ -36,7 +37,7 @@ class SpanOutput:
 
 
 class _Model(nn.Module):
-    """What every model takes: the configuration, the computation dtype, how attention is computed, rematerialisation.
+    """What every model takes: the configuration, the computation dtype, how attention is computed, rematerialization.
 
     Parameters are float32 whatever `dtype` says, and so are softmax, LayerNorm statistics, scores and logits.
     """
@@ -126,11 +127,11 @@ class DebertaForMaskedLM(_Model):
 
     def setup(self) -> None:
         if self.config.uses_enhanced_mask_decoder and self.config.num_hidden_layers < 2:
-            raise ValueError(
+            raise UserError(
                 "the enhanced mask decoder needs num_hidden_layers of at least 2; mlm_head 'bert' does without it"
             )
         if self.config.uses_enhanced_mask_decoder and self.config.embedding_size != self.config.hidden_size:
-            raise ValueError(
+            raise UserError(
                 "the enhanced mask decoder needs embedding_size equal to hidden_size; mlm_head 'bert' does without it"
             )
         self.deberta = self._encoder()
@@ -340,16 +341,16 @@ def locate_tokens(
     With a position_offset (RoBERTa) real tokens are counted from it, without one places in the row from 0.
     """
     if input_ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {input_ids.shape}; it must be [batch, sequence]")
+        raise UserError(f"input_ids has shape {input_ids.shape}; it must be [batch, sequence]")
     if attention_mask is not None and segment_ids is not None:
-        raise ValueError("give attention_mask or segment_ids, not both: segment_ids already mark padding with 0")
+        raise UserError("give attention_mask or segment_ids, not both: segment_ids already mark padding with 0")
     for name, array in (
         ("attention_mask", attention_mask),
         ("segment_ids", segment_ids),
         ("position_ids", position_ids),
     ):
         if array is not None and array.shape != input_ids.shape:
-            raise ValueError(f"{name} has shape {array.shape}; it must be that of input_ids, {input_ids.shape}")
+            raise UserError(f"{name} has shape {array.shape}; it must be that of input_ids, {input_ids.shape}")
     index = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
     if segment_ids is not None:
         segments, positions = segment_ids, index - segment_starts(segment_ids)

@@ -6,6 +6,7 @@ is computed once in float64.
 """
 
 import numpy as np
+from jaxtyping import Int
 
 from .config import DebertaConfig
 
@@ -28,7 +29,7 @@ def log_bucket(distance: np.ndarray, *, buckets: int, reach: int) -> np.ndarray:
     return np.where(np.abs(distance) <= middle, distance, np.sign(distance) * far).astype(np.int32)
 
 
-def relative_index(distance: np.ndarray, config: DebertaConfig) -> np.ndarray:
+def relative_index(distance: Int[np.ndarray, "*shape"], config: DebertaConfig) -> Int[np.ndarray, "*shape"]:
     """Row of `rel_embeddings` for each distance: int32, within [0, 2 * att_span)."""
     if config.position_buckets > 0:
         distance = log_bucket(distance, buckets=config.position_buckets, reach=config.relative_reach)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from . import losses
 from .checkpoint import start_from
 from .config import DebertaConfig
+from .errors import UserError
 from .layers import random_bits
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 
@@ -45,14 +46,14 @@ class RTDConfig:
 
     def __post_init__(self) -> None:
         if self.embedding_sharing not in get_args(EmbeddingSharing):
-            raise ValueError(f"embedding_sharing is {self.embedding_sharing!r}; it must be gdes, es or nes")
+            raise UserError(f"embedding_sharing is {self.embedding_sharing!r}; it must be gdes, es or nes")
         shared = ["vocab_size"]
         if self.embedding_sharing != "nes":
             shared += ["embedding_size", "max_position_embeddings"]
         for name in shared:
             ours, theirs = getattr(self.generator, name), getattr(self.discriminator, name)
             if ours != theirs:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {ours} in the generator and {theirs} in the discriminator; "
                     f"with embedding_sharing {self.embedding_sharing!r} they must be equal"
                 )
@@ -76,7 +77,7 @@ class RTDConfig:
         unknown = sorted(fields.keys() - {"embedding_sharing", "generator", "discriminator"})
         missing = sorted({"generator", "discriminator"} - fields.keys())
         if unknown or missing:
-            raise ValueError(
+            raise UserError(
                 f"an RTD configuration has the fields embedding_sharing, generator and discriminator; "
                 f"unknown: {unknown}, missing: {missing}"
             )
@@ -137,7 +138,7 @@ def init_params(
     if discriminator is not None:
         if "delta" in discriminator["deberta"]["embeddings"]["word_embeddings"]:
             if generator is None:
-                raise ValueError("the discriminator's embeddings are differences (GDES): give its generator as well")
+                raise UserError("the discriminator's embeddings are differences (GDES): give its generator as well")
             discriminator = standalone_discriminator(
                 {"generator": generator_params, "discriminator": discriminator}, "gdes"
             )

@@ -1,4 +1,4 @@
-"""Scale-invariant fine-tuning (SiFT): a model should answer alike when its normalised embeddings are a little off.
+"""Scale-invariant fine-tuning (SiFT): a model should answer alike when its normalized embeddings are a little off.
 
 DeBERTa, "Scale invariant fine-tuning"; official `sift.py`. With t the logits of a plain forward:
 
@@ -10,7 +10,7 @@ DeBERTa, "Scale invariant fine-tuning"; official `sift.py`. With t the logits of
 Where the original has faults, the default here differs; `official` is the original to the letter:
 
     official                                                  default
-    t is trained as well, towards logits(d')                  t is held constant
+    t is trained as well, toward logits(d')                  t is held constant
     symmetric_kl, kl: cross entropies of probabilities held   divergences, 0 where both answers agree; the gradient
       constant, whose lowest value is an entropy                of symmetric_kl is that of all of it
     the loss is symmetric_kl whatever was chosen for d'       one choice for both
@@ -19,7 +19,7 @@ Where the original has faults, the default here differs; `official` is the origi
 
 For answers close to each other symmetric_kl draws the two together at the same rate in both columns. In both, nothing
 of the adversarial loss reaches the embedding tables through the perturbed forward, and dropout differs between the
-forwards. The original normalises twice in the plain forward, too: the same, but for epsilon.
+forwards. The original normalizes twice in the plain forward, too: the same, but for epsilon.
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+
+from .errors import UserError
 
 SiftLoss = Literal["symmetric_kl", "kl", "mse"]
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]  # logits and target [..., C] -> [...]
@@ -54,11 +56,11 @@ class SiftConfig:
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(SiftLoss):
-            raise ValueError(f"the loss of SiFT is {self.loss!r}; it must be one of {', '.join(get_args(SiftLoss))}")
+            raise UserError(f"the loss of SiFT is {self.loss!r}; it must be one of {', '.join(get_args(SiftLoss))}")
         for name in ("weight", "learning_rate", "init_perturbation"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise ValueError(f"{name} of SiFT is {value}; it must be a finite number, not negative")
+                raise UserError(f"{name} of SiFT is {value}; it must be a finite number, not negative")
 
 
 # -------------------------------------------------------------------------------------------- divergences

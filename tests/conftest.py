@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from .support import shape_checks
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Level 0 halves compile times. In one piece: of the many pieces of an interpreted kernel, XLA's CPU compiler compiles
 # one inside another until its stack is full. Programs are kept, as many tests compile the same ones.
@@ -15,6 +17,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+shape_checks.install()
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,45 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from deberta_jax.errors import UserError
 from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
-from .engine.optimizer import OptimizerConfig
+ScheduleName = Literal[
+    "warmup_linear_shift",
+    "warmup_linear",
+    "warmup_cosine",
+    "warmup_constant",
+    "warmup_linear_cosine",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW as the original trains with: no bias correction, decay scaled by the learning rate, global-norm clip."""
+
+    learning_rate: float = 1e-4
+    schedule: ScheduleName = (
+        "warmup_linear_shift"  # the continuous one; "warmup_linear" is the original's, jump included
+    )
+    schedule_end: float = 0.0  # share of learning_rate left at the last step
+    warmup: float = 0.1  # below 1: a share of the steps; from 1 on: steps
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0  # 0: no clip
+    bias_correction: bool = False  # the original has none
+    decay_embedding_delta: bool = False  # the original decays GDES's delta toward zero, by oversight (B10)
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(ScheduleName):
+            raise UserError(f"schedule is {self.schedule!r}; it must be one of {', '.join(get_args(ScheduleName))}")
+        for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm", "schedule_end"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +49,7 @@ class MeshConfig:
     """How many devices share what; data parallelism takes what is left."""
 
     zero: int = 1
-    """devices that share the optimiser's moments (ZeRO-1), and the batch"""
+    """devices that share the optimizer's moments (ZeRO-1), and the batch"""
     fsdp: int = 1
     """devices that split the parameters among them (and the batch)"""
     tensor: int = 1
@@ -48,14 +81,12 @@ class HostsConfig:
     def __post_init__(self) -> None:
         given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
         if len(given) not in (0, 3):
-            raise ValueError(f"hosts: {' and '.join(given)} given; give coordinator, count and index, or none of them")
+            raise UserError(f"hosts: {' and '.join(given)} given; give coordinator, count and index, or none of them")
         if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
-            raise ValueError(
-                f"hosts: index is {self.index}; it must be 0 to {self.count - 1}, count being {self.count}"
-            )
+            raise UserError(f"hosts: index is {self.index}; it must be 0 to {self.count - 1}, count being {self.count}")
         for name in ("start_within", "dead_after", "stall_after", "slow_after", "clock_within"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"hosts: {name} is {getattr(self, name)}; it must be above 0")
+                raise UserError(f"hosts: {name} is {getattr(self, name)}; it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,9 +115,9 @@ class _RunConfig:
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and self.max_seconds <= 0:
-            raise ValueError(f"max_seconds is {self.max_seconds:g}; it must be above 0")
+            raise UserError(f"max_seconds is {self.max_seconds:g}; it must be above 0")
         if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
-            raise ValueError(f"profile is {self.profile}; give the first and the last step, from 1 on")
+            raise UserError(f"profile is {self.profile}; give the first and the last step, from 1 on")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,11 +145,11 @@ class PretrainConfig(_RunConfig):
     vocab_size: int | None = None
     """rows of the word embeddings; default: what the model says"""
     objective: Literal["rtd", "mlm"] = "rtd"
-    """replaced token detection (DeBERTa v3), or masked language modelling (v1, v2)"""
+    """replaced token detection (DeBERTa v3), or masked language modeling (v1, v2)"""
     embedding_sharing: EmbeddingSharing | None = None
     """gradient-disentangled, shared, or not shared; default: what the JSON file says, else gdes"""
     decoupled: bool = True
-    """generator and discriminator updated one after the other, by optimisers of their own, as in the official code"""
+    """generator and discriminator updated one after the other, by optimizers of their own, as in the official code"""
     rtd_lambda: float = 10.0
     """weight of the discriminator's loss; 10 in the official code"""
 
@@ -127,7 +158,7 @@ class PretrainConfig(_RunConfig):
     batch_size: int = 256
     """rows a step, over all devices"""
     steps: int = 100_000
-    """optimiser steps"""
+    """optimizer steps"""
     mask_rate: float = 0.15
     """share of the tokens that is masked"""
     max_ngram: int | None = None
@@ -208,7 +239,7 @@ class FinetuneConfig(_RunConfig):
     batch_size: int = 32
     epochs: float = 3.0
     steps: int | None = None
-    """optimiser steps, instead of epochs"""
+    """optimizer steps, instead of epochs"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
     label_smoothing: float = 0.0
     """share of every label that is spread over all classes"""
@@ -254,10 +285,10 @@ class FinetuneConfig(_RunConfig):
             value = getattr(self, name)
             if not least <= value < below:
                 upper = f" and below {below:g}" if below < math.inf else ""
-                raise ValueError(f"{name} is {value:g}; it must be at least {least:g}{upper}")
+                raise UserError(f"{name} is {value:g}; it must be at least {least:g}{upper}")
         if not math.isfinite(self.null_threshold):
-            raise ValueError(f"null_threshold is {self.null_threshold}; it must be a finite number")
+            raise UserError(f"null_threshold is {self.null_threshold}; it must be a finite number")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} repeat one; give every seed once")
+            raise UserError(f"seeds {self.seeds} repeat one; give every seed once")
         if self.grid.epochs and self.steps:
-            raise ValueError("grid.epochs and steps are given; leave steps out")
+            raise UserError("grid.epochs and steps are given; leave steps out")

@@ -20,10 +20,9 @@ from rich.table import Table
 from deberta_jax.config import DebertaConfig
 
 from . import finetune, pretrain
-from .configs import FinetuneConfig, PretrainConfig
+from .configs import FinetuneConfig, OptimizerConfig, PretrainConfig
 from .data import train_tokenizer as tokenizer
 from .data.text import embedded_corpus, is_heading, read_documents
-from .engine.optimizer import OptimizerConfig
 
 PASSAGE_WORDS = 80
 SPLITS = ("train", "validation", "test")
@@ -133,7 +132,7 @@ def main(config: DemoConfig) -> None:
 def write_passages(folder: Path) -> dict[str, int]:
     """Writes {train,validation,test}.jsonl with text and label, and pretraining.txt without the test chapters.
 
-    Of every ten chapters of a novel two are for testing and one for validation: no passage has a neighbour in another
+    Of every ten chapters of a novel two are for testing and one for validation: no passage has a neighbor in another
     split. Returns the number of passages of each split.
     """
     passages: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}

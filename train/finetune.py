@@ -19,6 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
+from deberta_jax.errors import UserError
 from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -71,7 +72,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task)
     if tokenizer.vocab_size > model_config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
             f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
         )
@@ -202,13 +203,13 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
                 continue
             known = newest.get(int(state.step)) if name == "validation" and config.select == "last" else None
             found = answer(params, name) if known is None else known
-            if split.labelled:
+            if split.labeled:
                 results[name] = task.score(name, found)
                 figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
                 reporter.message(f"{name}: {figures}")
             if hosts.first:
                 write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, found))
-                if split.labelled and isinstance(task, ClassificationTask):
+                if split.labeled and isinstance(task, ClassificationTask):
                     task.plot(config.output / "predictions" / f"{name}.png", name, found)
         if hosts.first:
             (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -255,7 +256,7 @@ def build_step(
             lambda params, delta, key: objective.answers(forward(params, key, **perturbation(delta)), chunk)[0],
             params,
             clean,
-            initial_perturbation(noise_key, (*tokens, model.config.normalised_embedding_size), config.sift),
+            initial_perturbation(noise_key, (*tokens, model.config.normalized_embedding_size), config.sift),
             config.sift,
             key=sift_key,
             weight=counts,

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .configs import FinetuneConfig
@@ -58,7 +59,7 @@ def _sizes(part: Any) -> str:
 def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
     """Raises ValueError where a batch does not divide."""
     if config.batch_size % config.accumulation or config.batch_size // config.accumulation % devices:
-        raise ValueError(
+        raise UserError(
             f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation) over "
             f"{devices} devices; give a multiple of {config.accumulation * devices}"
         )
@@ -67,10 +68,10 @@ def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
 def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> None:
     """Raises ValueError where settings do not go with the model or the task."""
     if config.freeze_layers > model.num_hidden_layers:
-        raise ValueError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
+        raise UserError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
     by_validation = config.patience or config.select == "best" or config.several_runs
     if by_validation and "validation" not in task.splits:
-        raise ValueError("patience, select 'best', seeds and grid go by the validation split; give --validation")
+        raise UserError("patience, select 'best', seeds and grid go by the validation split; give --validation")
 
 
 def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pre-training by replaced token detection or masked language modelling, from text files to a saved model.
+"""Pre-training by replaced token detection or masked language modeling, from text files to a saved model.
 
     deberta-jax pretrain --output runs/first --tokenizer runs/tokenizer --text corpus/ --model deberta-v3-small
 
@@ -256,7 +256,7 @@ def build_evaluation(
 
 
 def build_optimizers(config: PretrainConfig) -> Optimizers:
-    """One optimiser a model, or one for both when they are not decoupled."""
+    """One optimizer a model, or one for both when they are not decoupled."""
     generator = build_optimizer(config.optimizer, total_steps=config.steps)
     if config.objective == "mlm":
         return {"generator": generator}

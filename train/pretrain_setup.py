@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.rtd import Params, RTDConfig
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -26,7 +27,7 @@ def load_starts(config: PretrainConfig, mesh: Mesh) -> dict[str, tuple[DebertaCo
       ValueError: one that the objective does not train.
     """
     if config.objective == "mlm" and config.init_discriminator is not None:
-        raise ValueError("--objective mlm trains no discriminator; give the model to go on from as --init-generator")
+        raise UserError("--objective mlm trains no discriminator; give the model to go on from as --init-generator")
     folders = {"generator": config.init_generator, "discriminator": config.init_discriminator}
     return {name: load_pretrained(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
 
@@ -59,16 +60,16 @@ def resolve_models(
     else:
         models = dataclasses.replace(models, **starts)
     if tokenizer.vocab_size > models.generator.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {config.tokenizer} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
             f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
             f"a smaller tokenizer"
         )
     if config.objective == "mlm" and not config.decoupled:
-        raise ValueError("there is nothing to couple with --objective mlm; leave out --no-decoupled")
+        raise UserError("there is nothing to couple with --objective mlm; leave out --no-decoupled")
     if models.embedding_sharing == "es" and config.decoupled and config.objective == "rtd":
-        raise ValueError(
-            "shared embeddings (es) with decoupled optimisers would lose the discriminator's gradient, as the official "
+        raise UserError(
+            "shared embeddings (es) with decoupled optimizers would lose the discriminator's gradient, as the official "
             "code does; add --no-decoupled, or use --embedding-sharing gdes"
         )
     return models
@@ -78,17 +79,17 @@ def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
     """The packed rows: those of --corpus, or made from the text once and kept in the run's folder."""
     if config.corpus is not None:
         if config.text:
-            raise ValueError("give --text or --corpus, not both")
+            raise UserError("give --text or --corpus, not both")
         corpus = open_corpus(config.corpus)
         corpus.check(tokenizer=tokenizer, sequence_length=config.sequence_length)
         if config.evaluate_every and not corpus.held_out.rows:
-            raise ValueError(
+            raise UserError(
                 f"{config.corpus} has no held-out rows to evaluate on; prepare it with a held_out_fraction above 0, or "
                 f"give --evaluate-every 0"
             )
         return corpus
     if jax.process_count() > 1:
-        raise ValueError(
+        raise UserError(
             f"{jax.process_count()} processes cannot all prepare the text; run `deberta-jax prepare` once and give "
             f"its folder with --corpus"
         )
@@ -111,11 +112,11 @@ def resolve_masking(config: PretrainConfig) -> MaskingConfig:
 def check_sizes(config: PretrainConfig, *, devices: int) -> None:
     """Raises ValueError where a batch does not divide."""
     if config.batch_size % config.accumulation:
-        raise ValueError(
+        raise UserError(
             f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation)"
         )
     if config.batch_size // config.accumulation % devices:
-        raise ValueError(
+        raise UserError(
             f"a chunk of {config.batch_size // config.accumulation} rows (batch_size / accumulation) does not divide "
             f"over {devices} devices; give a multiple"
         )

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 
 import tyro
 
+from deberta_jax.errors import UserError
 from deberta_jax.sift import SiftConfig
 
 from . import finetune
-from .configs import FinetuneConfig
-from .engine.optimizer import OptimizerConfig
+from .configs import FinetuneConfig, OptimizerConfig
 
 _V1 = ("deberta-base", "deberta-large", "deberta-xlarge")
 _V2 = ("deberta-v2-xlarge", "deberta-v2-xxlarge")
@@ -318,7 +318,7 @@ def main(arguments: Sequence[str]) -> None:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"no recipe {name!r}{hint} `deberta-jax recipe` lists them")
+        raise UserError(f"no recipe {name!r}{hint} `deberta-jax recipe` lists them")
     recipe = RECIPES[name]
     finetune.main(
         tyro.cli(

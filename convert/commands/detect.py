@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import tyro
 
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForReplacedTokenDetection
 
 from .open_model import OpenedModel, open_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """One token of a text.
 
     Attributes:
@@ -28,7 +29,7 @@ class Judgement:
     probability: float
 
 
-def detect(model: OpenedModel, text: str) -> list[Judgement]:
+def detect(model: OpenedModel, text: str) -> list[Judgment]:
     """The probability of being replaced, for every token of a text but [CLS] and [SEP].
 
     Raises:
@@ -38,13 +39,13 @@ def detect(model: OpenedModel, text: str) -> list[Judgement]:
     encoding = model.tokenizer(text, return_offsets=True)
     ids = np.array([encoding.input_ids])
     if ids.size <= 2:
-        raise ValueError(f"the text {text!r} has no tokens; give one with words in it")
+        raise UserError(f"the text {text!r} has no tokens; give one with words in it")
     network = DebertaForReplacedTokenDetection(model.config)
     out: Any = jax.jit(network.apply)({"params": model.head("rtd_head")}, ids)
     probabilities = np.asarray(jax.nn.sigmoid(out.logits[0]))
     pieces = model.tokenizer.pieces(ids[0])
     return [
-        Judgement(piece, *place, float(share))
+        Judgment(piece, *place, float(share))
         for piece, place, share in zip(pieces, encoding.offsets or (), probabilities, strict=True)
         if place is not None  # [CLS] and [SEP]
     ]
@@ -72,19 +73,19 @@ def main(config: DetectConfig) -> None:
     from rich.text import Text
 
     console = Console()
-    judgements = detect(open_model(config.model, filename=config.filename), config.text)
+    judgments = detect(open_model(config.model, filename=config.filename), config.text)
     table = Table("token", "replaced?")
-    for judgement in judgements:
-        style = _colour(judgement.probability)
-        table.add_row(Text(judgement.piece, style), Text(f"{judgement.probability:.4f}", style))
+    for judgment in judgments:
+        style = _color(judgment.probability)
+        table.add_row(Text(judgment.piece, style), Text(f"{judgment.probability:.4f}", style))
     console.print(table)
     line = Text(config.text)
-    for judgement in judgements:
-        line.stylize(_colour(judgement.probability), judgement.start, judgement.end)
+    for judgment in judgments:
+        line.stylize(_color(judgment.probability), judgment.start, judgment.end)
     console.print(line, soft_wrap=True)
 
 
-def _colour(probability: float) -> str:
-    """From the terminal's own colour over yellow to red, in steps that can be told apart."""
+def _color(probability: float) -> str:
+    """From the terminal's own color over yellow to red, in steps that can be told apart."""
     steps = ((0.5, "bold red"), (0.2, "dark_orange"), (0.05, "yellow"))
     return next((style for least, style in steps if probability >= least), "")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import tyro
 
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForMaskedLM
 
 from .open_model import OpenedModel, open_model
@@ -36,11 +37,11 @@ def fill_mask(model: OpenedModel, text: str, *, top_k: int = 5) -> list[list[Can
     """
     tokenizer = model.tokenizer
     if not 1 <= top_k <= tokenizer.vocab_size:
-        raise ValueError(f"top_k is {top_k}; it must be 1 to {tokenizer.vocab_size}, the size of the vocabulary")
+        raise UserError(f"top_k is {top_k}; it must be 1 to {tokenizer.vocab_size}, the size of the vocabulary")
     ids = np.array([tokenizer(text, parse_mask=True).input_ids])
     masked = np.flatnonzero(ids[0] == tokenizer.mask_id)
     if not masked.size:
-        raise ValueError(f"no [MASK] in {text!r}; write it where a token is to be filled in, as in 'Paris is [MASK].'")
+        raise UserError(f"no [MASK] in {text!r}; write it where a token is to be filled in, as in 'Paris is [MASK].'")
     network = DebertaForMaskedLM(model.config)
     out: Any = jax.jit(network.apply)({"params": model.head("mlm_head")}, ids, masked_positions=masked[None])
     probabilities, best = jax.lax.top_k(jax.nn.softmax(out.logits[0, :, : tokenizer.vocab_size]), top_k)

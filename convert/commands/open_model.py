@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deberta_jax.checkpoint import PARAMETERS_FOLDER, load_pretrained
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..from_pytorch import find_folder, load_pytorch
@@ -58,7 +59,7 @@ def open_model(source: str, *, filename: str | None = None) -> OpenedModel:
         raise ConversionError(f"{source} has only differences to its generator's embeddings (GDES), no model by itself")
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
             f"{config.vocab_size}; put the tokenizer there that the model was trained with"
         )

@@ -166,7 +166,7 @@ def _head(plan: Plan, head: int, visible, transposed, scalars, refs, out, scratc
     query, key, value, d_context = (refs[name][0] for name in ("query", "key", "value", "d_context"))
     lanes, dtype = plan.lanes(head), query.dtype
     query_t, key_t, d_context_t = (transposed[name][lanes] for name in ("query", "key", "d_context"))
-    # What the normalisation of softmax takes away from the gradient of each of a query's scores: [1, C].
+    # What the normalization of softmax takes away from the gradient of each of a query's scores: [1, C].
     mean = transposed["context"][lanes].astype(jnp.float32) * d_context_t.astype(jnp.float32)
     mean = jnp.sum(mean, axis=0, keepdims=True)
     own_key, own_query = own_lanes(plan, refs, head)

@@ -112,7 +112,7 @@ def _kernel(plan: Plan, scalars, lowest, highest, refs, context, lse, scratch) -
 
 
 def _tile(plan: Plan, scalars, refs, scratch, states: list, i, j) -> list:
-    """Takes the keys of one chunk into (maximum [1, C], sum [1, C], unnormalised context [head size, C]) a head."""
+    """Takes the keys of one chunk into (maximum [1, C], sum [1, C], unnormalized context [head size, C]) a head."""
     query, key = refs["query"][0], refs["key"][0]
     c2p_base, p2c_base = table_bases(plan, i, j)
 

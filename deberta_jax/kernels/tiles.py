@@ -138,7 +138,7 @@ def unskew(plan: Plan, x: jax.Array) -> jax.Array:
 
 
 def _mix(x):
-    """A 32-bit integer finaliser: every bit of the input reaches every bit of the output."""
+    """A 32-bit integer finalizer: every bit of the input reaches every bit of the output."""
     x = (x ^ jax.lax.shift_right_logical(x, 16)) * np.int32(0x7FEB352D)
     x = (x ^ jax.lax.shift_right_logical(x, 15)) * np.int32(0x846CA68B - 2**32)
     return x ^ jax.lax.shift_right_logical(x, 16)

@@ -1,8 +1,8 @@
 """ONE table: parameter path -> logical axes -> mesh axes. Modules know nothing of devices.
 
 Axes of a mesh, any of which may have size 1. The first three split the batch:
-  data    replicates parameters and optimiser moments; the only one that crosses slices
-  zero    replicates parameters and splits the optimiser's moments (ZeRO-1); best one axis of a TPU's torus
+  data    replicates parameters and optimizer moments; the only one that crosses slices
+  zero    replicates parameters and splits the optimizer's moments (ZeRO-1); best one axis of a TPU's torus
   fsdp    splits parameters and moments
   tensor  splits heads, feed-forward and vocabulary
 """
@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ..errors import UserError
 
 MESH_AXES = ("data", "zero", "fsdp", "tensor")
 BATCH_AXES = ("data", "zero", "fsdp")
@@ -64,19 +66,19 @@ def make_mesh(
     inner = zero * fsdp * tensor
     if data == -1:
         if len(devices) % inner:
-            raise ValueError(
+            raise UserError(
                 f"a mesh of zero {zero} x fsdp {fsdp} x tensor {tensor} does not divide {len(devices)} devices; give "
                 f"sizes whose product divides {len(devices)}"
             )
         data = len(devices) // inner
     if data * inner != len(devices):
-        raise ValueError(
+        raise UserError(
             f"a mesh of data {data} x zero {zero} x fsdp {fsdp} x tensor {tensor} needs {data * inner} devices, "
             f"there are {len(devices)}; give sizes that multiply to that, or data -1"
         )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if data % slices:
-        raise ValueError(
+        raise UserError(
             f"data {data} is not a multiple of the {slices} slices, which only the data axis crosses; give smaller "
             f"zero, fsdp or tensor axes"
         )
@@ -108,7 +110,7 @@ def path_of(key_path: tuple[Any, ...]) -> str:
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every array in a tree of parameters, or in a training state around them.
 
-    What lies under a state's `opt_state` is an optimiser's: its moments, at paths that end like their parameter's, are
+    What lies under a state's `opt_state` is an optimizer's: its moments, at paths that end like their parameter's, are
     sharded with it and over the axis `zero` as well. Scalars and keys, which no row of the table names, are replicated.
 
     Raises:
@@ -132,12 +134,12 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, *, m
     if not rows:
         if len(shape) <= 1:
             return PartitionSpec()
-        raise ValueError(f"no sharding rule for {path} of shape {shape}")
+        raise UserError(f"no sharding rule for {path} of shape {shape}")
     named = [LOGICAL_AXES.get(axis or "") for axis in RULES[rows[0]][1]]
     axes: list[Any] = [axis if axis in mesh.shape else None for axis in named]
     for size, axis in zip(shape, axes, strict=True):
         if axis is not None and size % mesh.shape[axis]:
-            raise ValueError(
+            raise UserError(
                 f"{path} has a dimension of {size}, which does not divide by the mesh axis {axis} of size "
                 f"{mesh.shape[axis]}; choose a smaller {axis} axis"
             )
@@ -317,7 +319,7 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
       ValueError: the batch does not divide.
     """
     if batch % batch_devices(mesh):
-        raise ValueError(
+        raise UserError(
             f"a batch of {batch} rows does not divide over {batch_devices(mesh)} devices (data x zero x fsdp); give a "
             f"multiple of {batch_devices(mesh)}"
         )
@@ -338,7 +340,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 
     def place(name: str, rows: np.ndarray) -> jax.Array:
         if len(rows) % local_parts:
-            raise ValueError(
+            raise UserError(
                 f"{name} has {len(rows)} rows, which do not divide over the {local_parts} parts of the batch that this "
                 f"process feeds; give a multiple of {local_parts}"
             )

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
+from ..errors import UserError
 from .vocabulary import CLS, MASK, PAD, SEP, UNK, Offset, stands_alone
 
 if TYPE_CHECKING:
@@ -49,20 +50,20 @@ class ByteLevelBPE:
         self.vocab_type, self.pair_separators = ("roberta", 2) if roberta else ("gpt2", 1)
         found = {name: ids[_ROBERTA[name] if roberta else name] for name in _ROBERTA if roberta or name in ids}
         if roberta and found[PAD] != 1:
-            raise ValueError(f"{source} has <pad> {found[PAD]}; it must be 1, as in every RoBERTa")
+            raise UserError(f"{source} has <pad> {found[PAD]}; it must be 1, as in every RoBERTa")
         if not roberta and (found.get(PAD) != 0 or not {CLS, SEP, UNK} <= found.keys()):
             present = ", ".join(f"{name} {i}" for name, i in found.items()) or "none of them"
-            raise ValueError(
+            raise UserError(
                 f"{source} has {present}; DeBERTa v1 needs the pieces [PAD] with id 0, [CLS], [SEP] and [UNK], RoBERTa "
                 f"{', '.join(_ROBERTA.values())}"
             )
         # A few ids without a piece do no harm, but an id of 10**12 would ask for tables of that size.
         if min(ids.values()) < 0 or max(ids.values()) >= 2 * len(ids) or len(set(ids.values())) < len(ids):
-            raise ValueError(f"{source} is damaged: the ids of its {len(ids)} pieces are not 0 to {len(ids) - 1}")
+            raise UserError(f"{source} is damaged: the ids of its {len(ids)} pieces are not 0 to {len(ids) - 1}")
         for left, right in merges:
             for piece in (left, right, left + right):
                 if piece not in ids:
-                    raise ValueError(f"{source} is damaged: it merges {left!r} and {right!r}, but {piece!r} has no id")
+                    raise UserError(f"{source} is damaged: it merges {left!r} and {right!r}, but {piece!r} has no id")
         self._ids, self._merges = dict(ids), list(merges)
         self._pieces = {i: piece for piece, i in ids.items()}
         self._bpe, self._bytes = _load(self._ids, self._merges, unknown=self._pieces[found[UNK]])
@@ -147,7 +148,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
     except (ValueError, RecursionError):  # not JSON, or not UTF-8
         ids = None
     if not _is_vocab(ids):
-        raise ValueError(
+        raise UserError(
             f"{path} is no table from pieces to ids ({path.stat().st_size} bytes); it may be damaged, "
             "or a Git LFS pointer instead of the file; fetch it again"
         )
@@ -162,14 +163,14 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_bytes().decode().split("\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is damaged: it is not UTF-8; fetch it again") from None
+        raise UserError(f"{path} is damaged: it is not UTF-8; fetch it again") from None
     merges = []
     for number, line in enumerate(lines, 1):
         pair = line.rstrip("\r").split(" ")
         if (number == 1 and line.startswith("#version")) or pair == [""]:
             continue
         if len(pair) != 2:
-            raise ValueError(f"{path} is damaged: line {number} is {line[:80]!r}, not two pieces; fetch it again")
+            raise UserError(f"{path} is damaged: line {number} is {line[:80]!r}, not two pieces; fetch it again")
         merges.append((pair[0], pair[1]))
     return merges
 
@@ -191,7 +192,7 @@ def _read_encoder(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         merges = [(left, right) for left, right in state["vocab"]]
     except Exception as error:  # whatever a damaged archive or pickle leads to is a damaged file
         reason = (str(error).splitlines() or ["no details"])[0][:200]
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged or no bpe_encoder.bin: {type(error).__name__}: {reason}; fetch it again"
         ) from None
     return ids, merges
@@ -203,7 +204,7 @@ def _unpickle(content: bytes) -> Any:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [info for info in archive.infolist() if info.filename.split("/")[-1] == "data.pkl"]
             if len(members) != 1 or members[0].file_size > _PICKLE_LIMIT:
-                raise ValueError("it is no archive of PyTorch")
+                raise UserError("it is no archive of PyTorch")
             content = archive.read(members[0])
     file = io.BytesIO(content)
     state = _load_pickle(file)
@@ -216,7 +217,7 @@ def _load_pickle(file: io.BytesIO) -> Any:
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("BINPUT", "LONG_BINPUT") and (argument or 0) > file.getbuffer().nbytes:
-            raise ValueError("it numbers more values than it has bytes")  # the table of them would fill the memory
+            raise UserError("it numbers more values than it has bytes")  # the table of them would fill the memory
     file.seek(start)
     return _PlainUnpickler(file).load()
 
@@ -225,4 +226,4 @@ class _PlainUnpickler(pickle.Unpickler):
     """Tables, lists, texts and numbers only, so that nothing of the file is run."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        raise ValueError(f"it asks for {module_name}.{global_name}, which no vocabulary needs; nothing of it was run")
+        raise UserError(f"it asks for {module_name}.{global_name}, which no vocabulary needs; nothing of it was run")

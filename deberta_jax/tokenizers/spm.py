@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import sentencepiece
 
+from ..errors import MissingFileError, UserError
 from .vocabulary import CLS, MASK, PAD, SEP, UNK, Offset, stands_alone
 
 MODEL_FILE = "spm.model"
 
 _WORD_START = "▁"
 _SPACES = "▁ "
-# Appended to a serialised model, this sets normalizer_spec.add_dummy_prefix to false: protocol buffers merge a message
+# Appended to a serialized model, this sets normalizer_spec.add_dummy_prefix to false: protocol buffers merge a message
 # field that comes twice (ModelProto field 3, length 2, NormalizerSpec field 3 = 0). No API does this in every release.
 _NO_WORD_START = b"\x1a\x02\x18\x00"
 
@@ -51,7 +52,7 @@ class SentencePiece:
         found = {name: i for name, i in ids.items() if self._spm.id_to_piece(i) == name}
         if found.get(PAD) != 0 or not {CLS, SEP} <= found.keys() or found.get(UNK) != self._spm.unk_id():
             present = ", ".join(f"{name} {i}" for name, i in found.items()) or "none of them"
-            raise ValueError(
+            raise UserError(
                 f"{source} has {present}; DeBERTa needs the pieces [PAD] with id 0, [CLS], [SEP], and [UNK] as the "
                 "unknown piece; train such a model with `deberta-jax tokenizer`, or spm_train --pad_id=0 --bos_id=1 "
                 "--eos_id=2 --unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] --unk_piece=[UNK]"
@@ -79,13 +80,13 @@ class SentencePiece:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file; give the spm.model of a DeBERTa v2, v3 or mDeBERTa")
+            raise MissingFileError(f"{path} is not a file; give the spm.model of a DeBERTa v2, v3 or mDeBERTa")
         model = path.read_bytes()
         if len(model) in _RELEASED:
             name, published = _RELEASED[len(model)]
             actual = hashlib.sha256(model).hexdigest()
             if actual != published:
-                raise ValueError(
+                raise UserError(
                     f"{path} is damaged: it has the size of {name}'s ({len(model)} bytes) but the SHA-256 "
                     f"{actual[:12]}..., not {published[:12]}...; fetch it again"
                 )
@@ -100,16 +101,16 @@ class SentencePiece:
     def offsets(self, text: str, *, after_mask: bool = False) -> list[Offset]:
         """SentencePiece's own begin and end give a character that it rewrote or split to the last of its pieces only.
 
-        Here every piece gets all of the characters that it has a part in: the pieces are laid along the normalised
+        Here every piece gets all of the characters that it has a part in: the pieces are laid along the normalized
         text, each of whose characters knows where the original ones begin.
         """
         processor = self._processor(text, after_mask)
-        normalised, starts = processor.normalize(text, with_offsets=True)  # len(normalised) + 1 starts
+        normalized, starts = processor.normalize(text, with_offsets=True)  # len(normalized) + 1 starts
         offsets, at, bytes_done = [], 0, 0
         for token, piece in zip(processor.encode(text), processor.encode(text, out_type=str), strict=True):
             if processor.is_byte(token):
                 first, behind, bytes_done = at, at + 1, bytes_done + 1
-                if bytes_done == len(normalised[at].encode()):
+                if bytes_done == len(normalized[at].encode()):
                     at, bytes_done = behind, 0
             else:
                 first = at + len(piece) - len(piece.lstrip(_SPACES))
@@ -158,20 +159,20 @@ def _load(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
         "or a Git LFS pointer instead of the file; fetch it again"
     )
     if not model:  # SentencePiece would take it and log to stderr
-        raise ValueError(damaged)
+        raise UserError(damaged)
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
-        raise ValueError(damaged) from None
+        raise UserError(damaged) from None
     if not _has_normalizer(model):
-        raise ValueError(damaged)
+        raise UserError(damaged)
     return processor
 
 
 def _has_normalizer(model: bytes) -> bool:
     """Whether anything follows the pieces and trainer_spec; `model` can be parsed.
 
-    SentencePiece takes a file that was cut between two pieces, and does without its normalisation and other pieces.
+    SentencePiece takes a file that was cut between two pieces, and does without its normalization and other pieces.
     """
     at = 0
     while at < len(model) and model[at] in (0x0A, 0x12):  # fields 1 and 2 of ModelProto, each with a length

@@ -1,7 +1,7 @@
 """Text to ids and back, exactly as the released models were trained: SentencePiece for v2, v3 and mDeBERTa, byte-level
 BPE for v1 and RoBERTa, WordPiece for BERT and ELECTRA.
 
-Why not transformers' tokenizers: that of v2 and v3 drops byte fallback and SentencePiece's own normalisation, so that
+Why not transformers' tokenizers: that of v2 and v3 drops byte fallback and SentencePiece's own normalization, so that
 text the released models were trained on ("ﬁ", "①", full-width letters, no-break spaces, emoji) becomes [UNK]; that of
 v1 puts two [SEP] between the texts of a pair, where the models saw one.
 """
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import MissingFileError, UserError
 from .bpe import FORMS, ByteLevelBPE
 from .spm import MODEL_FILE, SentencePiece
 from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Offset, Vocabulary
@@ -133,7 +134,7 @@ class Tokenizer:
         if not kinds:
             held = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
             wanted = " or ".join(" with ".join(form) for kind in _KINDS for form in kind.forms)
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder} has no {wanted} (it holds: {held or 'nothing'}); copy it there from the released model, or "
                 "train a SentencePiece model with `deberta-jax tokenizer`"
             )
@@ -143,7 +144,7 @@ class Tokenizer:
             choices = " or ".join(f'{{"vocab_type": "{name}"}}' for kind in kinds for name in kind.vocab_types)
             kinds = [kind for kind in kinds if said in kind.vocab_types]
             if not kinds:
-                raise ValueError(
+                raise UserError(
                     f"{folder} has {labels}; remove the one that is not the model's, or write {choices} to its "
                     f"{CONFIG_FILE}"
                 )
@@ -219,7 +220,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores. Raises ValueError for a single string, whose letters are not texts."""
         if isinstance(texts, str):
-            raise ValueError("encode_batch was given one string; give a list of strings, or call encode")
+            raise UserError("encode_batch was given one string; give a list of strings, or call encode")
         return self._vocabulary.encode_batch(texts)
 
     def __call__(
@@ -250,7 +251,7 @@ class Tokenizer:
         if max_length is not None:
             specials = 2 if pair is None else 2 + self.pair_separators
             if max_length < specials:
-                raise ValueError(
+                raise UserError(
                     f"max_length is {max_length}; it must be at least {specials}, the special tokens around "
                     f"{'a text' if pair is None else 'a pair'}"
                 )
@@ -269,7 +270,7 @@ class Tokenizer:
         return head + tail, [0] * len(head) + [1] * len(tail)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of ids. Normalisation is not undone: "ﬁ" comes back as "fi".
+        """The text of ids. Normalization is not undone: "ﬁ" comes back as "fi".
 
         Args:
           skip_special: leave the special tokens out, [UNK] included; otherwise they are written by name, with a space
@@ -299,7 +300,7 @@ class Tokenizer:
         known = [operator.index(i) for i in ids]
         for i in known:
             if not 0 <= i < self.vocab_size:
-                raise ValueError(f"id {i} has no piece; ids of this tokenizer are 0 to {self.vocab_size - 1}")
+                raise UserError(f"id {i} has no piece; ids of this tokenizer are 0 to {self.vocab_size - 1}")
         return known
 
 

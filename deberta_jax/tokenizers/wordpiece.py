@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ..errors import UserError
 from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Offset, stands_alone
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ class WordPiece:
         found = {name: ids[name] for name in (PAD, CLS, SEP, UNK, MASK) if name in ids}
         if found.get(PAD) != 0 or len(found) < 5:
             present = ", ".join(f"{name} {i}" for name, i in found.items()) or "none of them"
-            raise ValueError(
+            raise UserError(
                 f"{source} has {present}; BERT and ELECTRA need the pieces [PAD] with id 0, [CLS], [SEP], [UNK] and "
                 "[MASK]; it may be damaged, or a Git LFS pointer instead of the file; fetch it again"
             )
         for name, value in settings.items():
             if not isinstance(value, bool) and not (name == "strip_accents" and value is None):
-                raise ValueError(f"{source}: {name} is {value!r}; it must be true or false")
+                raise UserError(f"{source}: {name} is {value!r}; it must be true or false")
         self._pieces, self._settings = list(pieces), {**_SETTINGS, **settings}
         self._wordpiece, self._decoder = _load(ids, self._settings)
         self.special_ids: Mapping[str, int] = found
@@ -76,7 +77,7 @@ class WordPiece:
         try:
             lines = path.read_bytes().decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
         except UnicodeDecodeError:
-            raise ValueError(f"{path} is damaged: it is not UTF-8; fetch it again") from None
+            raise UserError(f"{path} is damaged: it is not UTF-8; fetch it again") from None
         return cls(lines, _read_settings(folder / CONFIG_FILE), source=str(path))
 
     def encode(self, text: str, *, after_mask: bool = False) -> list[int]:
@@ -133,5 +134,5 @@ def _read_settings(path: Path) -> dict[str, bool | None]:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is no table of settings; it says whether letters are made small; fetch it again")
+        raise UserError(f"{path} is no table of settings; it says whether letters are made small; fetch it again")
     return {name: config[name] for name in _SETTINGS if name in config}

@@ -39,7 +39,7 @@ def clock(do) -> float:
 
 
 def noisy(tree, key):
-    """Every array of `tree` with noise that an optimiser can go on from: Adam's second moments are not negative."""
+    """Every array of `tree` with noise that an optimizer can go on from: Adam's second moments are not negative."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(

@@ -21,8 +21,8 @@ import transformers
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 from deberta_jax.convert.mapping import to_state_dict
-from deberta_jax.train.configs import FinetuneConfig
-from deberta_jax.train.engine.optimizer import OptimizerConfig, build_optimizer
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
+from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.tasks.classification.task import Classification

@@ -26,11 +26,11 @@ from scipy import stats
 
 from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
 from deberta_jax.train.data import train_tokenizer as tokenizer
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.demo import SMALL, novel_chapters
-from deberta_jax.train.engine.optimizer import OptimizerConfig, schedule
+from deberta_jax.train.engine.optimizer import schedule
 from deberta_jax.train.reporting.jsonl import read_records
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.loading import load_task

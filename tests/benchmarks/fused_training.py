@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Of the many pieces of interpreted kernels, XLA's CPU compiler compiles one inside another until its stack is full
-# (jax 0.10.2). Unoptimised, in one piece, and with ROWS, the program of this step is small enough.
+# (jax 0.10.2). Unoptimized, in one piece, and with ROWS, the program of this step is small enough.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1")
 
 import jax
@@ -28,12 +28,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from deberta_jax import DebertaConfig, Tokenizer
 from deberta_jax.rtd import RTDConfig, RTDModels, init_params
-from deberta_jax.train.configs import PretrainConfig
+from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.data import train_tokenizer as tokenizer
 from deberta_jax.train.data.batches import TrainingBatches
 from deberta_jax.train.data.prepare import Corpus
 from deberta_jax.train.data.text import embedded_corpus
-from deberta_jax.train.engine.optimizer import OptimizerConfig
 from deberta_jax.train.engine.state import TrainState, training_key
 from deberta_jax.train.pretrain import (
     BATCH_FIELDS,

@@ -7,7 +7,7 @@ are the medians over the rounds, of the seconds and of the ratio, by the clock a
 where other work takes turns, too; and between which values half of the ratios lie. By counting matrix products it is
 8 / 3, and less with all that a step does besides: a step is a forward and twice that backward; SiFT adds a forward and
 once that backward, to the perturbation alone, and a forward and twice that backward of the perturbed answer. The
-vocabulary is small, as the optimiser's work on its table is the same in both and would outweigh that of so few layers.
+vocabulary is small, as the optimizer's work on its table is the same in both and would outweigh that of so few layers.
 """
 
 import argparse

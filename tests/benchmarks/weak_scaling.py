@@ -173,7 +173,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Bytes sent and times against the chips, a colour for each mesh."""
+    """Bytes sent and times against the chips, a color for each mesh."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -62,16 +62,13 @@ def test_each_mask_gets_the_likeliest_tokens_of_the_enhanced_mask_decoder(model:
 
 def test_detection_gives_a_probability_for_each_token_of_the_text(model: OpenedModel) -> None:
     text = "It was  a fine house."
-    judgements = detect(model, text)
+    judgments = detect(model, text)
     ids = np.array([model.tokenizer(text).input_ids])
     out = DebertaForReplacedTokenDetection(model.config).apply({"params": model.head("rtd_head")}, ids)
     want = 1 / (1 + np.exp(-np.asarray(out.logits, np.float64)[0, 1:-1]))
-    np.testing.assert_allclose([judgement.probability for judgement in judgements], want, rtol=1e-4)
-    assert [judgement.piece for judgement in judgements] == model.tokenizer.pieces(ids[0, 1:-1])
-    assert (
-        "".join(text[judgement.start : judgement.end] for judgement in judgements).replace(" ", "")
-        == "Itwasafinehouse."
-    )
+    np.testing.assert_allclose([judgment.probability for judgment in judgments], want, rtol=1e-4)
+    assert [judgment.piece for judgment in judgments] == model.tokenizer.pieces(ids[0, 1:-1])
+    assert "".join(text[judgment.start : judgment.end] for judgment in judgments).replace(" ", "") == "Itwasafinehouse."
 
 
 @pytest.mark.parametrize("name", ["ours", "generator"])

@@ -486,7 +486,7 @@ def test_a_configuration_of_no_known_kind_is_refused() -> None:
         DebertaConfig(vocab_size=100, model_type="albert")  # type: ignore[arg-type]
 
 
-# -------------------------------------------------------------------------------------------------------- behaviour
+# -------------------------------------------------------------------------------------------------------- behavior
 
 
 def last_hidden(kind: str, ids: np.ndarray, **given: Any) -> np.ndarray:

@@ -231,8 +231,8 @@ def test_dropout_is_at_its_rate_unbiased_and_uncorrelated(rate: float) -> None:
     for axis in range(3):  # every slice at its rate: no stripes
         shares = 1 - np.moveaxis(kept, axis, 0).reshape(kept.shape[axis], -1).mean(axis=1)
         assert np.abs(shares - rate).max() < 6 * (rate * (1 - rate) * kept.shape[axis] / one.size) ** 0.5
-    centred = kept - kept.mean()
+    centerd = kept - kept.mean()
     for lag in (1, 2, 255, 256, 257, 128 * 256):
-        flat = centred.ravel()
+        flat = centerd.ravel()
         assert abs((flat[:-lag] * flat[lag:]).mean()) < 6 * rate * (1 - rate) / one.size**0.5
-    assert abs((centred * ((other != 0) - (other != 0).mean())).mean()) < 6 * rate * (1 - rate) / one.size**0.5
+    assert abs((centerd * ((other != 0) - (other != 0).mean())).mean()) < 6 * rate * (1 - rate) / one.size**0.5

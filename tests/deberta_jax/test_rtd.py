@@ -20,8 +20,7 @@ from deberta_jax.rtd import (
     sample_replacements,
     standalone_discriminator,
 )
-from deberta_jax.train.configs import PretrainConfig
-from deberta_jax.train.engine.optimizer import OptimizerConfig
+from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
 

@@ -27,8 +27,8 @@ from deberta_jax.sift import (
     perturbation,
     span_logits,
 )
-from deberta_jax.train.configs import FinetuneConfig
-from deberta_jax.train.engine.optimizer import OptimizerConfig, build_optimizer
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
+from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step, training_figures
 from deberta_jax.train.tasks.classification.task import Classification
@@ -83,11 +83,11 @@ def classifier(case):
     return case.params("weights/", config), logits_of, lambda params: apply({"params": params})
 
 
-def test_golden_normalised_embeddings_and_initial_perturbation(golden, monkeypatch) -> None:
+def test_golden_normalized_embeddings_and_initial_perturbation(golden, monkeypatch) -> None:
     arrays, config = golden.arrays, official(golden, "kl")
     words = arrays["weights/deberta.embeddings.word_embeddings.weight"][arrays["inputs/input_ids"]]
     got = perturb(jnp.asarray(words), jnp.zeros(words.shape))
-    assert_close(got, arrays["outputs/normalized_embeddings"], 1e-5, "normalised embeddings")
+    assert_close(got, arrays["outputs/normalized_embeddings"], 1e-5, "normalized embeddings")
     normal = arrays["inputs/delta_normal"]
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: normal / config.init_perturbation)
     assert np.abs(normal).max() > 2 * config.init_perturbation
@@ -223,7 +223,7 @@ def test_every_task_is_disturbed_and_padding_is_nothing_to_it(name: str) -> None
     np.testing.assert_allclose(got, (summed, weight), rtol=1e-3)
 
 
-def test_the_step_is_towards_the_worse() -> None:
+def test_the_step_is_toward_the_worse() -> None:
     task = Task.build("classification")
     stood, went = (
         jax.jit(lambda params, config=config: task.adversarial(params, config)[0])(task.params)

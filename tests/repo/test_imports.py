@@ -86,7 +86,7 @@ def test_imports_run_one_way(path: Path) -> None:
         assert not tops & TORCH
     if str(path.relative_to(REPOSITORY)) not in READS_DATA:
         assert not tops & DATA
-    floors = {"deberta_jax": FLOORS}.get(part)
+    floors = {"deberta_jax": FLOORS, "train": TRAIN_FLOORS}.get(part)
     if floors and inside not in ("__init__", "__main__"):
         own = floor_of(inside, floors)
         assert own is not None, f"{inside} has no floor: add it to FLOORS or TRAIN_FLOORS"

@@ -34,8 +34,7 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
     from deberta_jax.rtd import RTDConfig, RTDModels, init_params
     from deberta_jax.sharding import local_rows, make_mesh, path_of, place_batch, shardings
     from deberta_jax.train import pretrain
-    from deberta_jax.train.configs import PretrainConfig
-    from deberta_jax.train.engine.optimizer import OptimizerConfig
+    from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
     from deberta_jax.train.engine.state import TrainState, training_key
 
     from .small_models import SMALL

@@ -12,8 +12,7 @@ import pytest
 
 from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig, GridConfig
-from deberta_jax.train.engine.optimizer import OptimizerConfig
+from deberta_jax.train.configs import FinetuneConfig, GridConfig, OptimizerConfig
 from deberta_jax.train.finetune_setup import heads_message
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.hosts.join import Hosts
@@ -22,27 +21,27 @@ from ..support.novel import small_tokenizer
 from . import test_pretrain
 
 TINY = test_pretrain.TINY.replace(initializer_range=0.05)
-COLOURS = ("red", "green", "blue")
+COLORS = ("red", "green", "blue")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a fresh model and its tokenizer, and sentences that name a colour."""
+    """A folder with a fresh model and its tokenizer, and sentences that name a color."""
     folder = tmp_path_factory.mktemp("home")
     things = ["house", "dog", "old car", "garden gate that nobody had painted for years", "hat"]
     rows = [
-        (f"the {thing} of number {number} is {colour}", colour)
+        (f"the {thing} of number {number} is {color}", color)
         for number in range(8)
         for thing in things
-        for colour in COLOURS
+        for color in COLORS
     ]
     small_tokenizer(folder / "model", folder / "text.txt", more=[text for text, _ in rows])
     order = np.random.default_rng(0).permutation(len(rows))
     for name, part in (("train", order[:80]), ("validation", order[80:107])):
         lines = [json.dumps({"text": rows[number][0], "label": rows[number][1]}) for number in part]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    unlabelled = [json.dumps({"text": f"my {colour} book"}) for colour in COLOURS]
-    (folder / "test.jsonl").write_text("\n".join(unlabelled) + "\n")
+    unlabeled = [json.dumps({"text": f"my {color} book"}) for color in COLORS]
+    (folder / "test.jsonl").write_text("\n".join(unlabeled) + "\n")
     params = DebertaForSequenceClassification(TINY).init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
     save_pretrained(folder / "model", TINY, params)
     return folder
@@ -84,9 +83,9 @@ def test_predictions_are_written_for_every_split_and_scores_where_there_are_labe
     )
     right = np.mean([record["prediction"] == record["label"] for record in written])
     assert right == pytest.approx(results["validation"]["accuracy"])
-    unlabelled = lines_of(tmp_path / "predictions" / "test.jsonl")
-    assert [record["text"] for record in unlabelled] == ["my red book", "my green book", "my blue book"]
-    assert all("label" not in record for record in unlabelled)
+    unlabeled = lines_of(tmp_path / "predictions" / "test.jsonl")
+    assert [record["text"] for record in unlabeled] == ["my red book", "my green book", "my blue book"]
+    assert all("label" not in record for record in unlabeled)
     assert (tmp_path / "predictions" / "validation.png").exists()
     assert not (tmp_path / "predictions" / "test.png").exists()
 

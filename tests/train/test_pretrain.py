@@ -19,9 +19,8 @@ from deberta_jax import DebertaForReplacedTokenDetection, load_pretrained
 from deberta_jax.__main__ import main as command_line
 from deberta_jax.rtd import RTDConfig
 from deberta_jax.train import finetune, pretrain
-from deberta_jax.train.configs import FinetuneConfig, PretrainConfig
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig, PretrainConfig
 from deberta_jax.train.engine.loop import TrainingError
-from deberta_jax.train.engine.optimizer import OptimizerConfig
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.reporting.goodput import read_goodput
 

@@ -3,7 +3,7 @@
 Orbax writes asynchronously, keeps the newest steps and commits each by renaming a directory, so a killed save never
 looks finished. It does not notice a flipped byte in array data. Every checkpoint therefore carries a checksum of each
 leaf, computed on the device from the arrays that are saved, and independent of how they are sharded. It also carries
-the identity of the run (model, tokenizer, optimiser), so that a run cannot silently resume another one's state.
+the identity of the run (model, tokenizer, optimizer), so that a run cannot silently resume another one's state.
 
 With Orbax alone, storage that fails for a moment ends the run, and where it fails on one process the others wait for
 that one. Here every process learns at its next call that a save has failed on any, and what is then saved is tried
@@ -32,21 +32,13 @@ from typing import Any, NoReturn, Self
 import jax
 import orbax.checkpoint as ocp
 
+from deberta_jax.errors import UserError
+
+from ..hosts.processes import coordinator, gather
 from . import manifest
+from .commit_barrier import CommitBarrier
 from .restore import DamagedError, Reader, Restored
-from .storage_faults import (
-    CheckpointError,
-    CommitBarrier,
-    Fault,
-    Retries,
-    StuckError,
-    agree,
-    attempt,
-    coordinator,
-    gather,
-    one_line,
-    write_fault,
-)
+from .storage_faults import CheckpointError, Fault, Retries, StuckError, agree, attempt, one_line, write_fault
 
 __all__ = ["CheckpointError", "Checkpointer", "Restored"]
 
@@ -98,7 +90,7 @@ class Checkpointer:
         timeout: int = 300,
     ) -> None:
         if keep < 1:
-            raise ValueError(f"keep is {keep}; at least 1 checkpoint has to be kept")
+            raise UserError(f"keep is {keep}; at least 1 checkpoint has to be kept")
         self._folder = str(folder)
         self._local = None if "://" in self._folder else Path(self._folder).absolute()
         self._identity = manifest.as_json(identity)

@@ -27,7 +27,7 @@ def leaf_name(path: tuple) -> str:
 def checksum(x: jax.Array) -> jax.Array:
     """Checksum of an array of any shape with 1-, 2- or 4-byte elements: uint32 scalar.
 
-    Each element's bits are mixed with its row-major index by an invertible hash (the finaliser of MurmurHash3) and
+    Each element's bits are mixed with its row-major index by an invertible hash (the finalizer of MurmurHash3) and
     added modulo 2^32. Adding integers commutes, so the value does not depend on the mesh; a change of one
     element always changes it, and a change of several goes unseen once in 2^32.
 

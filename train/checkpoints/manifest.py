@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from deberta_jax.errors import UserError
+
 from .checksums import describe_leaves
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
@@ -34,7 +36,7 @@ def check(manifest: Mapping[str, Any]) -> dict:
       LookupError: it is not a manifest.
     """
     if manifest["crc32"] != _crc32(manifest["content"]):
-        raise ValueError("wrong checksum of meta")
+        raise UserError("wrong checksum of meta")
     return manifest["content"]
 
 

@@ -12,20 +12,12 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from deberta_jax.errors import UserError
+
+from ..hosts.processes import gather, host_name
 from . import manifest
 from .checksums import describe_leaves, leaf_name
-from .storage_faults import (
-    CheckpointError,
-    Fault,
-    Result,
-    Retries,
-    agree,
-    attempt,
-    gather,
-    host_name,
-    read_fault,
-    write_fault,
-)
+from .storage_faults import CheckpointError, Fault, Result, Retries, agree, attempt, read_fault, write_fault
 
 _LISTING_SECONDS = 60  # in which every host comes to see a step that process 0 lists
 
@@ -160,7 +152,7 @@ class Reader:
                 if type(error) is not Exception:
                     raise
                 # How Orbax reports an array of several processes of which a part cannot be read.
-                raise ValueError(str(error)) from error
+                raise UserError(str(error)) from error
 
     def _require_same(self, what: str, there: dict, here: dict) -> None:
         if differences := manifest.differences(there, here):

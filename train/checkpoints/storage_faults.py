@@ -5,21 +5,21 @@ Functions marked "collective" are called by all processes at the same point, or 
 
 import errno
 import functools
-import itertools
-import json
 import logging
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from deberta_jax.errors import UserError
+
+from ..hosts.exit_codes import RestartError
+from ..hosts.processes import gather, host_name
 
 # tensorstore raises ValueError with the system's or the service's words inside.
 _DENIED = re.compile(r"Permission denied|Operation not permitted|PERMISSION_DENIED|UNAUTHENTICATED")
@@ -34,11 +34,11 @@ _LONGEST_PAUSE = 30.0
 Result = TypeVar("Result")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or used; the message is one line that says what to do."""
 
 
-class StorageDownError(CheckpointError):
+class StorageDownError(CheckpointError, RestartError):
     """Storage that failed for longer than anyone was ready to wait; it may be back at the next start."""
 
 
@@ -123,17 +123,6 @@ def attempt(
         return None, error
 
 
-def gather(value: Any) -> list[Any]:
-    """The JSON value of every process, in their order. Collective."""
-    if jax.process_count() == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(data.size))
-    width = max(64, 1 << int(sizes.max() - 1).bit_length())  # few widths, as each is compiled
-    rows = multihost_utils.process_allgather(np.pad(data, (0, width - data.size)))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
-
-
 def agree(error: Exception | None, judge: Callable[[Exception], Kind]) -> Fault | None:
     """The worst of what went wrong on any process, or None where nothing did. Collective."""
     mine = None
@@ -148,10 +137,6 @@ def agree(error: Exception | None, judge: Callable[[Exception], Kind]) -> Fault 
     # A reason before its consequence, and what is final first.
     _, kind, text = min(faults, key=lambda fault: (fault[0], not Fault(fault[1], "").final))
     return Fault(kind, text)
-
-
-def host_name() -> str:
-    return f"{socket.gethostname()} (process {jax.process_index()})"
 
 
 class Retries:
@@ -180,76 +165,6 @@ class Retries:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             fault = again()
         return fault
-
-
-class Coordinator(Protocol):
-    """What is used of jaxlib's DistributedRuntimeClient."""
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
-    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
-    def key_value_delete(self, key: str) -> None: ...
-    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
-    def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
-
-
-def coordinator() -> Coordinator:
-    """The client of JAX's coordination service, which has a key-value store and no public name."""
-    from jax._src import distributed
-
-    client: Any = distributed.global_state.client
-    if client is None:
-        raise RuntimeError("several processes without jax.distributed.initialize(); call it first")
-    return client
-
-
-class CommitBarrier:
-    """The barrier of Orbax's background threads, at which nobody waits for a process whose write failed.
-
-    Orbax's threads meet when every process has written, when process 0 has committed, and then, whatever happened, at
-    the two ends of a flag's change. A process that fails goes right to the last two: with an ordinary barrier the
-    others wait for it at the first two until their time is over. Here all meet at whatever barrier comes next, say
-    which one they mean, and who still waits for a write or a commit learns that there will be none.
-
-    Called by one thread of a process at a time, in the same order on all; a thread that was given up after `timeout_ms`
-    may come late.
-    """
-
-    _numbers = itertools.count()
-
-    def __init__(self, client: Coordinator) -> None:
-        self._client = client
-        self._prefix = (
-            f"deberta_jax/checkpointing/{next(self._numbers)}"  # the same on all: each opens the same folders
-        )
-        self._meetings = itertools.count()
-
-    def __call__(self, *, key: str, timeout_ms: int) -> None:
-        skipped_by_failure = "async_write_complete" in key or "async_commit_complete" in key
-        end = time.monotonic() + timeout_ms / 1000
-        while True:
-            left = max(int(1000 * (end - time.monotonic())), 1)
-            try:
-                together = self._meet(key, left)
-            except jax.errors.JaxRuntimeError:
-                # The others left this meeting when their time was over; they stand at the next.
-                if skipped_by_failure or time.monotonic() >= end:
-                    raise
-                continue
-            if together:
-                return
-            if skipped_by_failure:
-                raise ElsewhereError("the save failed on another process")
-
-    def _meet(self, key: str, timeout_ms: int) -> bool:
-        number = next(self._meetings)
-        place = f"{self._prefix}/{number}/"
-        mine = f"{place}{jax.process_index()}"
-        self._client.key_value_set(mine, key, allow_overwrite=True)
-        self._client.wait_at_barrier(f"{self._prefix}/{number}", timeout_ms)
-        together = len({said for _, said in self._client.key_value_dir_get(place)}) == 1
-        if number:  # all have read the meeting before, as they have come to this one
-            self._client.key_value_delete(f"{self._prefix}/{number - 1}/{jax.process_index()}")
-        return together
 
 
 def one_line(error: Exception) -> str:

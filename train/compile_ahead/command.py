@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 
+from deberta_jax.errors import UserError
+
 from .kernel_costs import find_kernels, kernel_cycles
 from .report import Report, Timing, describe, plot_sweep, print_report, print_sweep
 from .step_program import StepConfig, build, check_batch, lay_mesh
@@ -32,7 +34,7 @@ class CompileAheadConfig(StepConfig):
     """Compile a training step for a TPU slice that is not there, and say what it costs. Needs deberta-jax[tpu]."""
 
     slices: int = 1
-    """slices of that topology, joined by the data centre's network, which data parallelism alone crosses"""
+    """slices of that topology, joined by the data center's network, which data parallelism alone crosses"""
     xla_flags: str | None = None
     """flags of the TPU compiler, as LIBTPU_INIT_ARGS has them; default: those that tpu_scripts pass for this chip; ""
     for none"""
@@ -70,7 +72,7 @@ def main(config: CompileAheadConfig) -> None:
     else:
         print_report(report, chip, others)
     if not report.fits:
-        raise ValueError(shortfall(report, others))
+        raise UserError(shortfall(report, others))
 
 
 def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Report:
@@ -138,7 +140,7 @@ def search(config: CompileAheadConfig, report: Report, chip: Chip, devices: list
 def _changes(config: CompileAheadConfig, report: Report) -> Iterator[CompileAheadConfig]:
     """One change at a time, as large as the failed step says, then all together.
 
-    What is not parameters and optimiser is taken as proportional to the rows that a device works off at a time.
+    What is not parameters and optimizer is taken as proportional to the rows that a device works off at a time.
     """
     state = report.parameter_bytes + report.optimizer_bytes
     rest = report.needed_bytes - state

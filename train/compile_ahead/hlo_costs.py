@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
+from deberta_jax.errors import UserError
+
 Shapes = tuple[tuple[int, ...], ...]
 KernelKey = tuple[str, Shapes]  # name of a Pallas kernel, shapes of its results
 Network = Literal["ici", "dcn"]
@@ -32,7 +34,7 @@ class Collective:
     """Collectives of one kind and size over groups of one size, in one run of the program.
 
     Attributes:
-      network: ici, the links between the chips of a slice; dcn, the data centre's network between slices.
+      network: ici, the links between the chips of a slice; dcn, the data center's network between slices.
       group: devices that take part, or slices.
       asynchronous: computation stands beside it in the schedule, however little; beside_cycles says how much.
       bytes: of all their results (of a reduce-scatter: of its input), a device.
@@ -77,7 +79,7 @@ class Cost:
 
 
 def read_cost(text: str, *, kernels: Mapping[KernelKey, int], **memory: int) -> Cost:
-    """Adds up the instructions of an optimised program.
+    """Adds up the instructions of an optimized program.
 
     Args:
       text: what `compiled.as_text()` gives.
@@ -175,7 +177,7 @@ def _turns(computations: dict[str, list[_Instruction]], loop: _Instruction) -> i
     lines = [one.line for one in computations.get(condition[1] if condition else "", ())]
     constants = re.findall(r"= [su]32\[\]\S* constant\((\d+)\)", "\n".join(lines))
     if len(constants) != 1:
-        raise ValueError(f"cannot tell how often the loop {loop.name} of the compiled program runs")
+        raise UserError(f"cannot tell how often the loop {loop.name} of the compiled program runs")
     return int(constants[0])
 
 
@@ -298,7 +300,7 @@ def _between_slices(send: _Instruction, times: int) -> _Found:
     if kind == "ONE_TO_ONE":
         return _Found("collective-permute", "dcn", 2, times, size, size)
     if not slices or kind not in ("ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER", "ALL_TO_ALL"):
-        raise ValueError(f"cannot tell what {send.name} of the compiled program sends to other slices, {kind!r}")
+        raise UserError(f"cannot tell what {send.name} of the compiled program sends to other slices, {kind!r}")
     group = slices[1].count(",") + 1
     size *= group if kind == "ALL_GATHER" else 1  # of its result
     wire = size * (2 if kind == "ALL_REDUCE" else 1) * (group - 1) // group

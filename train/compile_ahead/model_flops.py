@@ -1,8 +1,8 @@
-"""Floating-point operations that a model's mathematics asks for: what model FLOP/s utilisation (MFU) counts.
+"""Floating-point operations that a model's mathematics asks for: what model FLOP/s utilization (MFU) counts.
 
 Matrix products alone, two operations a multiplication and addition, on real and padded positions alike. Each relative
 term is counted over the rows of the table in reach, once for every query or key; its projection, which a batch shares,
-the lookups and the recomputation of rematerialised layers are left out. Training is three times the forward pass.
+the lookups and the recomputation of rematerialized layers are left out. Training is three times the forward pass.
 """
 
 from deberta_jax.config import DebertaConfig

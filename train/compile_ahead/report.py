@@ -8,6 +8,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.table import Table
 
+from deberta_jax.errors import UserError
+
 from .hlo_costs import Cost
 from .tpu_compiler import GIB, Chip
 
@@ -20,7 +22,7 @@ class Timing:
       compute_seconds: cycles of the program and of its kernels, at the clock of the chip.
       unpriced_seconds: instructions without cycles, their results read and written once at HBM's speed.
       collective_seconds: what the chips wait for. Collectives are taken as rings: over all axes of the torus where a
-        group is the whole slice, over one otherwise; between slices at the speed of the data centre's network. The
+        group is the whole slice, over one otherwise; between slices at the speed of the data center's network. The
         computation beside the asynchronous ones is taken off: hidden_seconds.
       network_seconds: of both, the part between slices.
       step_seconds: the first three.
@@ -83,7 +85,7 @@ class Timing:
 
 def _network(chip: Chip) -> float:
     if chip.network is None:
-        raise ValueError("the speed between slices of this chip is not published")
+        raise UserError("the speed between slices of this chip is not published")
     return chip.network
 
 
@@ -165,7 +167,7 @@ def _memory_table(report: Report) -> Table:
     state = report.parameter_bytes + report.optimizer_bytes + report.batch_bytes
     rows = [
         ("parameters", report.parameter_bytes),
-        ("optimiser", report.optimizer_bytes),
+        ("optimizer", report.optimizer_bytes),
         ("batch", report.batch_bytes),
     ]
     if report.cost is None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.rtd import EmbeddingSharing, RTDModels, init_params
 from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, shardings
 
@@ -186,7 +187,7 @@ def lay_mesh(config: StepConfig, devices: list[Any]) -> Mesh:
         return make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     except NotImplementedError:  # jax finds no way to lay the axes on the torus
         asked = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items())
-        raise ValueError(
+        raise UserError(
             f"a mesh of {asked} cannot be laid on {config.topology}; give sizes that are products of its sides"
         ) from None
 
@@ -200,6 +201,6 @@ def check_batch(config: StepConfig, mesh: Mesh) -> None:
     ):
         if rows % size:
             least = config.accumulation * batch_devices(mesh)
-            raise ValueError(f"{left} {rows} does not divide by {name} of size {size}; give a multiple of {least}")
+            raise UserError(f"{left} {rows} does not divide by {name} of size {size}; give a multiple of {least}")
         if size > 1:
             rows, left = rows // size, f"{left} / {name.split()[-1]}"

@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from deberta_jax.errors import UserError
+
 from .hlo_costs import Cost, KernelKey, read_cost
 
 GIB = 1 << 30
@@ -122,14 +124,14 @@ def topology(name: str, *, slices: int = 1) -> tuple[Chip, list[Any]]:
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or shape not in CHIPS[kind].shapes:
         known = "; ".join(f"{kind}: {' '.join(chip.shapes)}" for kind, chip in CHIPS.items())
-        raise ValueError(f"no topology {name!r}; give one of these as CHIP:SHAPE: {known}")
+        raise UserError(f"no topology {name!r}; give one of these as CHIP:SHAPE: {known}")
     if slices < 1:
-        raise ValueError(f"slices is {slices}; give 1 or more")
+        raise UserError(f"slices is {slices}; give 1 or more")
     if slices > 1 and CHIPS[kind].network is None:
         known = ", ".join(kind for kind, chip in CHIPS.items() if chip.network)
-        raise ValueError(f"the speed between slices of {kind} is not published; several slices are for {known}")
+        raise UserError(f"the speed between slices of {kind} is not published; several slices are for {known}")
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("compiling for a TPU needs its compiler, libtpu: pip install deberta-jax[tpu]")
+        raise UserError("compiling for a TPU needs its compiler, libtpu: pip install deberta-jax[tpu]")
     for variable, value in _ENVIRONMENT.items():  # libtpu reads it once, when it is loaded
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
@@ -186,7 +188,7 @@ def compile_for_tpu(traced: Any, *, flags: Mapping[str, str] | None = None) -> A
             return traced.lower().compile(compiler_options=dict(flags or {}))
     except jax.errors.JaxRuntimeError as error:
         if unknown := re.search(r"No such compile option: '?(\w+)", str(error)):
-            raise ValueError(
+            raise UserError(
                 f"the TPU compiler does not know the flag {unknown[1]}; leave it out or install another libtpu"
             ) from None
         needed = out_of_memory(str(error))

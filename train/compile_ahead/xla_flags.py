@@ -3,6 +3,8 @@
 tpu_scripts/xla_flags.sh has the same table for shells and says what each flag does; a test holds the two equal.
 """
 
+from deberta_jax.errors import UserError
+
 _OVERLAPPED_REDUCTION = {
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
@@ -27,6 +29,6 @@ def parse_flags(text: str) -> dict[str, str]:
     for word in text.split():
         name, separator, value = word.removeprefix("--").partition("=")
         if not (word.startswith("--") and separator and name):
-            raise ValueError(f"{word!r} is not a flag of the compiler; give --name=value, several with spaces between")
+            raise UserError(f"{word!r} is not a flag of the compiler; give --name=value, several with spaces between")
         options[name] = value
     return options

@@ -12,6 +12,8 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from numpy.typing import NDArray
 
+from deberta_jax.errors import UserError
+
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
 from .prepare import Corpus
 from .text import SupportsEncoding
@@ -70,7 +72,7 @@ class GlobalBatches:
         """Goes to a place that `get_state` gave. Raises ValueError for anything else."""
         index = state.get("global_next_index")
         if set(state) != {"global_next_index"} or not isinstance(index, int) or index < 0:
-            raise ValueError(f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n >= 0")
+            raise UserError(f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n >= 0")
         self.close()
         self._next = index
 
@@ -84,11 +86,11 @@ class GlobalBatches:
 def own_rows(global_batch: int, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """The rows of a batch that are a host's, None being all of them. Raises ValueError for others than it has."""
     if global_batch < 1:
-        raise ValueError(f"the global batch is {global_batch} rows; it must be at least 1")
+        raise UserError(f"the global batch is {global_batch} rows; it must be at least 1")
     if rows is None:
         return np.arange(global_batch)
     if not len(rows) or rows[0] < 0 or rows[-1] >= global_batch:
-        raise ValueError(f"a batch of {global_batch} rows has rows 0 to {global_batch - 1}; asked for {rows.tolist()}")
+        raise UserError(f"a batch of {global_batch} rows has rows 0 to {global_batch - 1}; asked for {rows.tolist()}")
     return rows
 
 
@@ -139,7 +141,7 @@ class TrainingBatches:
     ) -> None:
         corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
         if seed < 0:
-            raise ValueError(f"seed is {seed}; it must not be negative")
+            raise UserError(f"seed is {seed}; it must not be negative")
         self._tables = MaskingTables.of(tokenizer)
         self._masking = masking
         self._seed = seed
@@ -191,7 +193,7 @@ def evaluation_batches(
     """
     corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
     if not corpus.held_out.rows:
-        raise ValueError(f"{corpus.folder} has no held-out rows; prepare it with a held_out_fraction above 0")
+        raise UserError(f"{corpus.folder} has no held-out rows; prepare it with a held_out_fraction above 0")
     own = own_rows(global_batch, rows)
     source = _Rows(corpus, "held_out")
     tables = MaskingTables.of(tokenizer)
@@ -219,7 +221,7 @@ class _Rows:
             path = str(corpus.folder / file.name)
             rows = _count(path)
             if rows != file.rows:
-                raise ValueError(
+                raise UserError(
                     f"{path} has {rows} rows instead of {file.rows}; copy it again, or prepare the corpus again"
                 )
         self._source = ArrayRecordDataSource([str(corpus.folder / file.name) for file in files])
@@ -231,7 +233,7 @@ class _Rows:
         try:
             record = self._source[index]
         except RuntimeError as error:  # ArrayRecord found that a checksum is wrong; it does not say in which file
-            raise ValueError(
+            raise UserError(
                 f"{self._folder}: row {index} is damaged: {error}; copy the folder again, or prepare the corpus again"
             ) from None
         return np.frombuffer(record, self._dtype)
@@ -242,7 +244,7 @@ def _count(path: str) -> int:
     try:
         return len(ArrayRecordDataSource(path))
     except RuntimeError as error:
-        raise ValueError(f"{path} is damaged: {error}; copy it again, or prepare the corpus again") from None
+        raise UserError(f"{path} is damaged: {error}; copy it again, or prepare the corpus again") from None
 
 
 def _keys(seed: int, stream: int, row: NDArray[np.int64]) -> NDArray[np.uint64]:

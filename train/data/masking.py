@@ -13,6 +13,8 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from deberta_jax.errors import UserError
+
 Replacement = Literal["rtd", "mlm"]
 # Of the chosen tokens, the share that becomes [MASK] and the share that becomes a random token; the rest is kept.
 _SHARES: dict[Replacement, tuple[float, float]] = {"rtd": (1.0, 0.0), "mlm": (0.8, 0.1)}
@@ -53,11 +55,11 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise ValueError(f"masking rate is {self.rate}; it must be above 0 and below 1, usually 0.15")
+            raise UserError(f"masking rate is {self.rate}; it must be above 0 and below 1, usually 0.15")
         if not 1 <= self.max_ngram <= 16:
-            raise ValueError(f"max_ngram is {self.max_ngram}; it must be 1 (sub-words) to 16 (words), usually 1 or 3")
+            raise UserError(f"max_ngram is {self.max_ngram}; it must be 1 (sub-words) to 16 (words), usually 1 or 3")
         if self.replace not in _SHARES:
-            raise ValueError(f"replace is {self.replace!r}; it must be one of {', '.join(_SHARES)}")
+            raise UserError(f"replace is {self.replace!r}; it must be one of {', '.join(_SHARES)}")
 
     def slots(self, sequence_length: int) -> int:
         """M, the fixed number of masked positions that a row of this length has room for."""

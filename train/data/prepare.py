@@ -1,6 +1,6 @@
 """Text to rows of token ids on disk: `deberta-jax prepare`.
 
-Documents are tokenised, packed into rows of one length, and written unmasked into ArrayRecord files that are read in
+Documents are tokenized, packed into rows of one length, and written unmasked into ArrayRecord files that are read in
 any order. A row holds one or more segments `[CLS] ... [SEP]`, each a document or a piece of one, then padding (0).
 """
 
@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deberta_jax.errors import MissingFileError, UserError
 
 from .masking import hash_uint64
 from .text import (
@@ -106,31 +108,31 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}; make a corpus with `deberta-jax prepare`")
+        raise MissingFileError(f"{folder} holds no {MANIFEST}; make a corpus with `deberta-jax prepare`")
     try:
         fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:
-            raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
+            raise UserError(f"its format is {fields['format']}, not {FORMAT}")
         fields["sources"] = tuple(Source(**source) for source in fields["sources"])
         for split in ("train", "held_out"):
             files = tuple(RowFile(**file) for file in fields[split].pop("files"))
             fields[split] = Split(**fields[split], files=files)
         corpus = Corpus(folder=folder, **fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / MANIFEST} cannot be used: {error}; prepare the corpus again") from None
+        raise UserError(f"{folder / MANIFEST} cannot be used: {error}; prepare the corpus again") from None
     for file in (*corpus.train.files, *corpus.held_out.files):
         path = folder / file.name
         size = path.stat().st_size if path.is_file() else None
         if size != file.bytes:
             found = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
-            raise ValueError(f"{path} {found}; copy it again, or delete {folder} and prepare the corpus again")
+            raise UserError(f"{path} {found}; copy it again, or delete {folder} and prepare the corpus again")
     return corpus
 
 
 def _check_identity(corpus: Corpus, wanted: Mapping[str, Any], advice: str) -> None:
     for name, value in wanted.items():
         if (found := getattr(corpus, name)) != value:
-            raise ValueError(f"{corpus.folder} holds a corpus with {name} {found!r}, not {value!r}; {advice}")
+            raise UserError(f"{corpus.folder} holds a corpus with {name} {found!r}, not {value!r}; {advice}")
 
 
 class _SplitWriter:
@@ -187,9 +189,9 @@ def prepare(
     held_out_fraction: float = 0.02,
     seed: int = 0,
 ) -> Corpus:
-    """Tokenises and packs text files into `folder`, or takes what is there if it came from the same text and settings.
+    """Tokenizes and packs text files into `folder`, or takes what is there if it came from the same text and settings.
 
-    A document is tokenised line by line and its lines' tokens are joined, so that a long one needs no more than its
+    A document is tokenized line by line and its lines' tokens are joined, so that a long one needs no more than its
     own memory. Whether a document is held out is a hash of `seed` and its number. The folder appears under its name
     only when it is complete; a run that was killed leaves a hidden `.NAME.*.tmp` folder beside it, which may be
     deleted.
@@ -225,7 +227,7 @@ def prepare(
     if (folder / MANIFEST).exists():
         return _existing(corpus, files)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no prepared corpus; delete it or choose another folder")
+        raise UserError(f"{folder} exists and is no prepared corpus; delete it or choose another folder")
     with _writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
@@ -239,13 +241,13 @@ def prepare(
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
     if corpus.sequence_length < 8:
-        raise ValueError(f"sequence_length is {corpus.sequence_length}; it must be at least 8, usually 128 or 512")
+        raise UserError(f"sequence_length is {corpus.sequence_length}; it must be at least 8, usually 128 or 512")
     if not 0 <= corpus.held_out_fraction < 1:
-        raise ValueError(f"held_out_fraction is {corpus.held_out_fraction}; it must be at least 0 and below 1")
+        raise UserError(f"held_out_fraction is {corpus.held_out_fraction}; it must be at least 0 and below 1")
     if corpus.seed < 0:
-        raise ValueError(f"seed is {corpus.seed}; it must not be negative")
+        raise UserError(f"seed is {corpus.seed}; it must not be negative")
     if tokenizer.pad_id != 0:
-        raise ValueError(f"the tokenizer's padding id is {tokenizer.pad_id}; it must be 0, as in every DeBERTa")
+        raise UserError(f"the tokenizer's padding id is {tokenizer.pad_id}; it must be 0, as in every DeBERTa")
 
 
 def _existing(wanted: Corpus, files: Sequence[Path]) -> Corpus:
@@ -254,12 +256,12 @@ def _existing(wanted: Corpus, files: Sequence[Path]) -> Corpus:
     advice = "delete the folder or choose another one"
     _check_identity(corpus, wanted.identity, advice)
     if len(files) != len(corpus.sources):
-        raise ValueError(f"{corpus.folder} holds {len(corpus.sources)} text files, not {len(files)}; {advice}")
+        raise UserError(f"{corpus.folder} holds {len(corpus.sources)} text files, not {len(files)}; {advice}")
     for path, source in zip(files, corpus.sources, strict=True):
         stat = path.stat()
         untouched = (path.name, stat.st_size, stat.st_mtime_ns) == (source.name, source.bytes, source.mtime_ns)
         if not untouched and (sha256 := content_sha256(path)) != source.sha256:
-            raise ValueError(
+            raise UserError(
                 f"{corpus.folder} holds other text: {path} has sha256 {sha256}, {source.name} there has "
                 f"{source.sha256}; {advice}"
             )
@@ -303,12 +305,12 @@ def _check_splits(corpus: Corpus) -> None:
         names = ", ".join(source.name for source in corpus.sources)
         raise TextError(f"no text in {names}; give files with at least one line that is not blank")
     if corpus.held_out_fraction and not corpus.held_out.rows:
-        raise ValueError(
+        raise UserError(
             f"held_out_fraction {corpus.held_out_fraction} of {documents} documents holds none out; give a larger "
             "fraction, a boundary that makes more documents, another seed, or 0 for no held-out rows"
         )
     if not corpus.train.rows:
-        raise ValueError(
+        raise UserError(
             f"held_out_fraction {corpus.held_out_fraction} of {documents} documents leaves none to train on; give a "
             "smaller fraction, a boundary that makes more documents, or another seed"
         )

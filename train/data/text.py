@@ -12,6 +12,8 @@ from typing import IO, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deberta_jax.errors import UserError
+
 Boundary = Literal["blank_line", "line", "file", "chapter"]
 BOUNDARIES: tuple[Boundary, ...] = ("blank_line", "line", "file", "chapter")
 MAX_DOCUMENT_BYTES = 32 << 20
@@ -46,7 +48,7 @@ class SupportsEncoding(Protocol):
     def encode_batch(self, texts: list[str], /) -> list[list[int]]: ...
 
 
-class TextError(ValueError):
+class TextError(UserError):
     """A text file that cannot be used; the message names the file, the place in it, and what to do."""
 
 
@@ -118,7 +120,7 @@ def file_documents(
 ) -> Iterator[str]:
     """The documents of one file, see `read_documents`. `digest` is fed the bytes of the (uncompressed) text."""
     if boundary not in BOUNDARIES:
-        raise ValueError(f"boundary is {boundary!r}; it must be one of {', '.join(BOUNDARIES)}")
+        raise UserError(f"boundary is {boundary!r}; it must be one of {', '.join(BOUNDARIES)}")
     lines: list[str] = []
     size = 0
     only_headings = False  # all lines so far are headings, so one more belongs to the same document

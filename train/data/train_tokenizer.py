@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import CLS, CONFIG_FILE, MODEL_FILE, PAD, SEP, UNK, Tokenizer
 
 from .text import embedded_corpus, read_documents
@@ -50,7 +51,7 @@ def main(config: TokenizerConfig) -> None:
       ValueError: the text cannot be read or is too small, a setting is out of range, or another tokenizer is there.
     """
     if config.output.exists() and not config.output.is_dir():
-        raise ValueError(f"output {config.output} is a file; name a folder")
+        raise UserError(f"output {config.output} is a file; name a folder")
     paths = config.text or (embedded_corpus(),)
     began = time.monotonic()
     # By line, which needs the least memory: SentencePiece learns from lines, so document boundaries change nothing.
@@ -63,7 +64,7 @@ def main(config: TokenizerConfig) -> None:
     seconds = time.monotonic() - began
     saved = config.output / MODEL_FILE
     if saved.exists() and saved.read_bytes() != model and not config.overwrite:
-        raise ValueError(
+        raise UserError(
             f"{saved} is another tokenizer, and data prepared with it would no longer fit; "
             "name another output folder, or pass --overwrite"
         )
@@ -97,7 +98,7 @@ def train_tokenizer(
 ) -> bytes:
     """Trains a SentencePiece unigram model with DeBERTa's special pieces; `Tokenizer` takes the result.
 
-    As the released v3 file: normalisation nmt_nfkc, characters outside the vocabulary as bytes, [PAD] 0 [CLS] 1 [SEP] 2
+    As the released v3 file: normalization nmt_nfkc, characters outside the vocabulary as bytes, [PAD] 0 [CLS] 1 [SEP] 2
     [UNK] 3. The same documents give the same bytes, on any number of cores, for one release of sentencepiece.
 
     Args:
@@ -113,21 +114,19 @@ def train_tokenizer(
         is no text.
     """
     if isinstance(documents, str):
-        raise ValueError("documents is one string; give a list of strings")
+        raise UserError("documents is one string; give a list of strings")
     if vocab_size <= _SPECIAL_AND_BYTE_PIECES:
-        raise ValueError(
-            f"vocab_size is {vocab_size}; it must be above {_SPECIAL_AND_BYTE_PIECES}, usually 8000-128000"
-        )
+        raise UserError(f"vocab_size is {vocab_size}; it must be above {_SPECIAL_AND_BYTE_PIECES}, usually 8000-128000")
     if not 0.98 <= character_coverage <= 1:
-        raise ValueError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
+        raise UserError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
     if input_sentence_size <= 100:
-        raise ValueError(f"input_sentence_size is {input_sentence_size}; it must be above 100")
+        raise UserError(f"input_sentence_size is {input_sentence_size}; it must be above 100")
     model = io.BytesIO()
     failures: list[BaseException] = []
     lines = _training_lines(documents, failures)
     first = next(lines, None)
     if first is None:  # SentencePiece 0.2.1 would end the whole process
-        raise ValueError("there is no text to train on; give documents with at least one visible character")
+        raise UserError("there is no text to train on; give documents with at least one visible character")
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.chain([first], lines),

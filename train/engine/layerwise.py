@@ -1,4 +1,4 @@
-"""Parameters by their depth in the model: layers that stay as they are, learning rates that fall towards the input."""
+"""Parameters by their depth in the model: layers that stay as they are, learning rates that fall toward the input."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def hold(params: Any, *, frozen: int, layers: int) -> Any:
 def by_depth(
     optimizer: optax.GradientTransformation, *, decay: float, frozen: int, layers: int
 ) -> optax.GradientTransformation:
-    """The optimiser with learning rates by depth: full above the layers, `decay` times it in the last one, and so on.
+    """The optimizer with learning rates by depth: full above the layers, `decay` times it in the last one, and so on.
 
     The embeddings and the first `frozen` layers stay as they are, weight decay included. `decay` is ELECTRA's and
     BEiT's layer-wise learning-rate decay.

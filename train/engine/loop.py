@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 from ..checkpoints.checkpointer import Checkpointer
 from ..hosts.join import Hosts
 from ..reporting.reporter import Log
@@ -18,7 +20,7 @@ from .state import TrainState
 Sums = dict[str, float]
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """Training cannot go on; the message says why, at which step and what is left on disk."""
 
 
@@ -52,7 +54,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("steps", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def train(  # noqa: PLR0915 - reads as prose
@@ -72,7 +74,7 @@ def train(  # noqa: PLR0915 - reads as prose
 ) -> TrainState:
     """Trains to the last step, from the newest good checkpoint if there is one.
 
-    Resuming restores, in this order: the state (parameters, optimisers, step, rng), the place in the data, the sums
+    Resuming restores, in this order: the state (parameters, optimizers, step, rng), the place in the data, the sums
     that the next line of the log averages, and the memory of evaluations. A resumed run is bit for bit the unbroken
     one; an evaluation that was due when it was stopped is made up for.
 

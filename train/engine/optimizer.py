@@ -1,48 +1,16 @@
-"""The official optimiser as one optax chain, and its schedules (official `xadam.py`, `lr_schedulers.py`)."""
+"""The official optimizer as one optax chain, and its schedules (official `xadam.py`, `lr_schedulers.py`)."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from deberta_jax.errors import UserError
 from deberta_jax.sharding import constrain
 
-ScheduleName = Literal[
-    "warmup_linear_shift",
-    "warmup_linear",
-    "warmup_cosine",
-    "warmup_constant",
-    "warmup_linear_cosine",
-]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW as the original trains with: no bias correction, decay scaled by the learning rate, global-norm clip."""
-
-    learning_rate: float = 1e-4
-    schedule: ScheduleName = (
-        "warmup_linear_shift"  # the continuous one; "warmup_linear" is the original's, jump included
-    )
-    schedule_end: float = 0.0  # share of learning_rate left at the last step
-    warmup: float = 0.1  # below 1: a share of the steps; from 1 on: steps
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-6
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0  # 0: no clip
-    bias_correction: bool = False  # the original has none
-    decay_embedding_delta: bool = False  # the original decays GDES's delta towards zero, by oversight (B10)
-
-    def __post_init__(self) -> None:
-        if self.schedule not in get_args(ScheduleName):
-            raise ValueError(f"schedule is {self.schedule!r}; it must be one of {', '.join(get_args(ScheduleName))}")
-        for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm", "schedule_end"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+from ..configs import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.GradientTransformation:
@@ -66,7 +34,7 @@ def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.Gradi
 def apply_gradients(
     optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any, jax.Array]:
-    """One update, inside jit -> the new parameters, the optimiser's new state, the norm of the gradients.
+    """One update, inside jit -> the new parameters, the optimizer's new state, the norm of the gradients.
 
     On a mesh every device updates the part of the parameters whose moments it has: gradients are summed where the
     moments lie (with the axis `zero` a reduce-scatter), and the new parameters are gathered from there.
@@ -113,11 +81,11 @@ def schedule(config: OptimizerConfig, *, total_steps: int) -> Callable[[jax.typi
     "warmup_linear_shift", our default, comes down from 1 without that jump.
     """
     if total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; it must be at least 1")
+        raise UserError(f"total_steps is {total_steps}; it must be at least 1")
     end = config.schedule_end
     warmup = config.warmup / total_steps if config.warmup >= 1 else config.warmup
     if warmup >= 1:
-        raise ValueError(f"warmup of {config.warmup:g} steps does not fit into {total_steps} steps; give fewer")
+        raise UserError(f"warmup of {config.warmup:g} steps does not fit into {total_steps} steps; give fewer")
 
     def after_warmup(x: jax.Array) -> jax.Array:
         left = (1 - x) / (1 - warmup)

@@ -11,7 +11,7 @@ KEY_IMPLEMENTATION = "threefry2x32"
 
 @flax.struct.dataclass
 class TrainState:
-    """params and opt_state have one entry for each model that is trained by an optimiser of its own.
+    """params and opt_state have one entry for each model that is trained by an optimizer of its own.
 
     `rng` is raw key data: every step folds its number into it, so a resumed run draws what an unbroken one would.
     """

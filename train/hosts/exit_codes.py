@@ -9,12 +9,18 @@ and on 127 to 255.
 import errno
 import re
 
+from deberta_jax.errors import UserError
+
 DONE, FAILED, RESTART = 0, 1, 42
 _MISTAKES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 _STATUS = re.compile(
     r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS|RESOURCE_EXHAUSTED): "
 )
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # of a device: again the next time
+
+
+class RestartError(UserError):
+    """An error that may be gone when the run is started again: the process exits with RESTART."""
 
 
 class StoppedError(SystemExit):
@@ -33,13 +39,11 @@ class StoppedError(SystemExit):
 
 def exit_code(error: BaseException) -> int:
     """FAILED for what starting again would not help, RESTART for what it may."""
-    from ..checkpoints.storage_faults import StorageDownError
-
     if from_runtime(error):
         return FAILED if _OUT_OF_MEMORY in str(error) else RESTART
     if isinstance(error, OSError) and error.errno is not None:
         return FAILED if error.errno in _MISTAKES else RESTART
-    return RESTART if isinstance(error, StorageDownError) else FAILED
+    return RESTART if isinstance(error, RestartError) else FAILED
 
 
 def from_runtime(error: BaseException) -> bool:

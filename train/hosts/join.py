@@ -29,10 +29,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ..checkpoints.storage_faults import Coordinator, coordinator
+from deberta_jax.errors import UserError
+
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
 from .exit_codes import DONE, RESTART, StoppedError, exit_code, from_runtime
 from .phases import Activity
+from .processes import Coordinator, coordinator
 from .watchdog import LastWords, Watchdog
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
@@ -52,7 +54,7 @@ class Hosts:
         self.first = self.index == 0
         self.activity = Activity()
         self._max_seconds = max_seconds
-        self._signalled = False
+        self._signaled = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -62,7 +64,7 @@ class Hosts:
             return
 
         def note(*_: object) -> None:
-            self._signalled = True
+            self._signaled = True
 
         before = signal.signal(signal.SIGTERM, note)
         try:
@@ -72,14 +74,14 @@ class Hosts:
 
     def stop_requested(self, step: int) -> bool:
         """Whether to save and stop after this step: the same answer on every process. Call it once every step."""
-        if self.first and not self._signalled and self._out_of_time():
+        if self.first and not self._signaled and self._out_of_time():
             # The way to stop all processes at one step is the one that a notice of preemption takes.
-            self._signalled = True
+            self._signaled = True
             if _preemption_service():
                 os.kill(os.getpid(), signal.SIGTERM)
         if _preemption_service():
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._signalled
+        return self._signaled
 
     def stopped(self, step: int) -> StoppedError:
         """What to raise once all is saved; collective."""
@@ -180,7 +182,7 @@ def agree(client: Coordinator, hosts: Hosts, facts: dict[str, Any], *, clock_wit
         if found:
             complaints.append(f"{name}: {', '.join(found[:5])}")
     if complaints:
-        raise ValueError(
+        raise UserError(
             f"the hosts of this run differ; nothing was trained. {'; '.join(complaints)}. Install the same wheel, give "
             f"the same command and let the clocks be set (NTP) on all of them"
         )

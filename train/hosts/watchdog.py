@@ -27,10 +27,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..checkpoints.storage_faults import Coordinator
 from ..configs import HostsConfig
 from .exit_codes import RESTART
 from .phases import Activity
+from .processes import Coordinator
 
 _QUICK = ("input", "step")  # phases that last as long as a step
 _ORDER = {"input": 0, "compile": 1, "step": 1, "save": 2, "evaluate": 2}  # within a step

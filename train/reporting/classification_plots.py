@@ -1,4 +1,4 @@
-"""What a classifier confuses, and whether its probabilities mean what they say: two plots of a labelled split."""
+"""What a classifier confuses, and whether its probabilities mean what they say: two plots of a labeled split."""
 
 from pathlib import Path
 

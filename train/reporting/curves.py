@@ -4,6 +4,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deberta_jax.errors import UserError
+
 from .jsonl import read_records
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
 
     records = read_records(Path(jsonl_path))
     if not records:
-        raise ValueError(f"{jsonl_path} holds no step, so there is nothing to draw; train first")
+        raise UserError(f"{jsonl_path} holds no step, so there is nothing to draw; train first")
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     generator, discriminator, shares, rate = figure.subplots(2, 2, sharex=True).flat
@@ -43,15 +45,15 @@ def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
 def _draw(axes: "Axes", records: list[dict[str, Any]], title: str, unit: str, names: dict[str, str]) -> None:
     """One panel: each metric as its values, faint, under their running mean, and its evaluations as dots."""
     for number, (key, name) in enumerate(names.items()):
-        colour = f"C{number}"
+        color = f"C{number}"
         steps, values = _series(records, key)
         if steps:
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _running_mean(values), color=colour, label=name)
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _running_mean(values), color=color, label=name)
         steps, values = _series(records, f"eval/{key}")
         if steps:
             label = "held-out" if len(names) == 1 else f"{name}, held-out"
-            axes.plot(steps, values, "o--", markersize=4, color="C1" if len(names) == 1 else colour, label=label)
+            axes.plot(steps, values, "o--", markersize=4, color="C1" if len(names) == 1 else color, label=label)
     axes.set_title(title)
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
@@ -65,7 +67,7 @@ def _series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[fl
 
 
 def _running_mean(values: list[float]) -> list[float]:
-    """Mean of the 2 % of the values around each: centred, so that the curve does not lag."""
+    """Mean of the 2 % of the values around each: centerd, so that the curve does not lag."""
     half = len(values) // 100
     sums = [0.0, *itertools.accumulate(values)]
     windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]

@@ -22,6 +22,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deberta_jax.errors import UserError
+
 from ..hosts.join import Hosts
 from .goodput import GoodputLog, read_goodput
 from .jsonl import read_records
@@ -120,7 +122,7 @@ class Reporter:
     ) -> None:
         for name, value in (("total_steps", total_steps), ("tokens_per_step", tokens_per_step), ("every", every)):
             if value < 1:
-                raise ValueError(f"{name} is {value}; it has to be at least 1")
+                raise UserError(f"{name} is {value}; it has to be at least 1")
         # Here, not at the first step: where PyTorch is installed tensorboardX imports it, for 5 to 15 seconds, and the
         # other processes would wait for this one. Not with this module, which every command imports.
         from tensorboardX import SummaryWriter

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 
 Kind = Literal["classification", "regression", "choice", "tokens", "span"]
 Batch = dict[str, np.ndarray]
@@ -23,7 +24,7 @@ def stack_probabilities(found: Found, unit: str) -> np.ndarray:
     probabilities = np.stack([one["probabilities"] for one in found])
     if not np.isfinite(probabilities).all():
         row = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
-        raise ValueError(f"the probabilities of {unit} {row} are not finite; the model has diverged")
+        raise UserError(f"the probabilities of {unit} {row} are not finite; the model has diverged")
     return probabilities
 
 
@@ -37,7 +38,7 @@ class Encoded(Protocol):
     @property
     def lengths(self) -> np.ndarray: ...
     @property
-    def labelled(self) -> bool: ...
+    def labeled(self) -> bool: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
 
@@ -45,7 +46,7 @@ class Encoded(Protocol):
         """Examples `rows` padded to `length` tokens, which is not less than their `lengths`.
 
         Has int32 [B, ..., S] `input_ids`, `attention_mask`, `token_type_ids`, and what the objective needs besides,
-        the labels only where the split is labelled.
+        the labels only where the split is labeled.
         """
         ...
 
@@ -92,7 +93,7 @@ class Task(Protocol):
     def splits(self) -> Mapping[str, Encoded]: ...
 
     def score(self, split: str, found: Found) -> dict[str, float]:
-        """The metrics of a labelled split. Raises ValueError where predictions are not finite."""
+        """The metrics of a labeled split. Raises ValueError where predictions are not finite."""
         ...
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,8 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
+from deberta_jax.errors import UserError
+
 from ..data.batches import GlobalBatches, own_rows
 from .base import Batch, Encoded
 
@@ -38,7 +40,7 @@ class FinetuneBatches:
         every example once.
 
     Raises:
-      ValueError: unlabelled examples, or rows that a batch does not have.
+      ValueError: unlabeled examples, or rows that a batch does not have.
     """
 
     def __init__(
@@ -51,8 +53,8 @@ class FinetuneBatches:
         group: bool = False,
         rows: NDArray[np.int64] | None = None,
     ) -> None:
-        if not encoded.labelled:
-            raise ValueError("training needs labels; these examples have none")
+        if not encoded.labeled:
+            raise UserError("training needs labels; these examples have none")
         self._encoded, self._max_length = encoded, max_length
         self._own = own_rows(batch_size, rows)
         examples = grain.MapDataset.range(len(encoded.lengths)).seed(seed).shuffle().repeat()

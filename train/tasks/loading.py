@@ -1,5 +1,6 @@
 """From the settings of a run to its task, of whatever kind."""
 
+from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
@@ -21,7 +22,7 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
     known = Source.parse(config.train).published
     kind: Kind = config.kind or (known.kind if known else "classification")
     if known and kind != known.kind:
-        raise ValueError(f"{config.train} is a task of kind '{known.kind}'; leave kind out, or set it to that")
+        raise UserError(f"{config.train} is a task of kind '{known.kind}'; leave kind out, or set it to that")
     match kind:
         case "classification" | "regression":
             return classification.load(config, tokenizer, kind=kind)
@@ -32,4 +33,4 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
         case "span":
             return spans.load(config, tokenizer)
         case _:
-            raise ValueError(f"kind is {kind!r}; it must be classification, regression, choice, tokens or span")
+            raise UserError(f"kind is {kind!r}; it must be classification, regression, choice, tokens or span")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from deberta_jax.errors import UserError
 from deberta_jax.rtd import DiscriminatorPass, GeneratorPass
 
 Score = Callable[[np.ndarray, np.ndarray], float]
@@ -30,7 +31,7 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
     others = set(np.unique(np.concatenate([predictions, labels])).tolist()) - {0, 1}
     if others:
-        raise ValueError(f"f1 is for the classes 0 and 1, found {sorted(others)}; use macro_f1")
+        raise UserError(f"f1 is for the classes 0 and 1, found {sorted(others)}; use macro_f1")
     # Its default, "warn", is all that the type checker sees of the type; numbers are documented.
     return float(f1_score(labels, predictions, pos_label=1, zero_division=0.0))  # pyright: ignore[reportArgumentType]
 
@@ -101,12 +102,12 @@ def compute_metrics(names: Sequence[str], predictions: np.ndarray, labels: np.nd
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if unknown := [name for name in names if name not in METRICS]:
-        raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+        raise UserError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
     if predictions.ndim != 1 or predictions.shape != labels.shape or not len(labels):
-        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must be of one shape [E], E > 0")
+        raise UserError(f"predictions {predictions.shape} and labels {labels.shape} must be of one shape [E], E > 0")
     if not np.all(np.isfinite(predictions)):
         row = int(np.argmin(np.isfinite(predictions)))
-        raise ValueError(f"the prediction of example {row} is {predictions[row]}; the model has diverged")
+        raise UserError(f"the prediction of example {row} is {predictions[row]}; the model has diverged")
     return {name: METRICS[name](predictions, labels) for name in names}
 
 
@@ -164,7 +165,7 @@ def pretraining_figures(sums: Mapping[str, float]) -> dict[str, float]:
     others = [name for name in sums if name not in needed and name != "steps"]
     missing = sorted(needed - set(sums)) + (["steps"] if others and "steps" not in sums else [])
     if missing:
-        raise ValueError(f"sums lack {', '.join(missing)}; they hold {', '.join(sums)}")
+        raise UserError(f"sums lack {', '.join(missing)}; they hold {', '.join(sums)}")
     loss = _ratio(sums["masked_loss_sum"], sums["masked_count"])
     figures = {
         "generator_loss": loss,

@@ -1,4 +1,4 @@
-"""The fused kernel against plain attention, in TPU interpret mode: uninitialised memory is NaN, stray reads raise."""
+"""The fused kernel against plain attention, in TPU interpret mode: uninitialized memory is NaN, stray reads raise."""
 
 import contextlib
 import functools
@@ -222,14 +222,14 @@ def test_dropout_mask_is_at_its_rate_and_uncorrelated(rate: float) -> None:
     for axis in range(3):  # every query, key and draw at the rate: no stripes
         shares = 1 - np.moveaxis(masks, axis, 0).reshape(masks.shape[axis], -1).mean(axis=1)
         assert np.abs(shares - share).max() < 6 * (share * (1 - share) * masks.shape[axis] / count) ** 0.5
-    centred = masks - masks.mean()
+    centerd = masks - masks.mean()
     bound = 6 * share * (1 - share)
     for query, key in ((0, 1), (1, 0), (1, 1), (0, 64), (0, 128), (64, 0), (512, 0), (0, 512)):
-        pairs = centred[:, query:, key:] * centred[:, : 1024 - query, : 1024 - key]
+        pairs = centerd[:, query:, key:] * centerd[:, : 1024 - query, : 1024 - key]
         assert abs(pairs.mean()) < bound / pairs.size**0.5
     for one in range(len(draws)):
         for other in range(one):
-            assert abs((centred[one] * centred[other]).mean()) < bound / 1024
+            assert abs((centerd[one] * centerd[other]).mean()) < bound / 1024
 
 
 @pytest.mark.slow

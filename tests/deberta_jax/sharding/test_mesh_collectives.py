@@ -8,7 +8,8 @@ from deberta_jax import losses
 from deberta_jax.sharding import batch_sharding, constrain_batch, lookup, make_mesh, shardings
 from deberta_jax.train.compile_ahead.hlo_costs import Collective, read_cost
 from deberta_jax.train.compile_ahead.tpu_compiler import compile_for_tpu, topology, trace
-from deberta_jax.train.engine.optimizer import OptimizerConfig, apply_gradients, build_optimizer
+from deberta_jax.train.configs import OptimizerConfig
+from deberta_jax.train.engine.optimizer import apply_gradients, build_optimizer
 from deberta_jax.train.engine.state import TrainState
 
 from ...support.tpu_topologies import needs_libtpu

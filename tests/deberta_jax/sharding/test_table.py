@@ -112,7 +112,7 @@ def test_only_the_data_axis_crosses_slices() -> None:
         make_mesh(zero=4, tensor=4, devices=devices)
 
 
-# ---------------------------------------------------------------- the optimiser's moments
+# ---------------------------------------------------------------- the optimizer's moments
 
 
 def abstract(**sizes: int) -> AbstractMesh:

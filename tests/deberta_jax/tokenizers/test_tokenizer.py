@@ -106,7 +106,7 @@ def test_text_never_gives_special_ids(tokenizer, text):
         ("a\t\n  b ", "a b"),
     ],
 )
-def test_normalisation_is_nmt_nfkc(tokenizer, text, same_as):
+def test_normalization_is_nmt_nfkc(tokenizer, text, same_as):
     assert tokenizer.encode(text) == tokenizer.encode(same_as)
 
 
@@ -387,7 +387,7 @@ def test_damaged_model_is_named(model, tmp_path, capfd, damage):
 
 @pytest.mark.parametrize("fields", [100, -2])
 def test_model_that_ends_between_two_fields_is_damaged(fields):
-    """SentencePiece itself loads these, and forgets the normalisation."""
+    """SentencePiece itself loads these, and forgets the normalization."""
     model = custom_model(**DEBERTA_PIECES)
     ends, at = [], 0
     while at < len(model):

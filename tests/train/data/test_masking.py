@@ -151,7 +151,7 @@ def test_span_lengths_fall_as_one_over_n():
     first_gap = np.diff(positions[:, :2], axis=1)[:, 0]
     last_gap = np.diff(positions[:, 1:], axis=1)[:, 0]
     adjacent = (first_gap == 1) & (last_gap == 1)
-    # All three in one span: the smallest priority drew n = 3, or a 2 was followed by the neighbouring word by chance.
+    # All three in one span: the smallest priority drew n = 3, or a 2 was followed by the neighboring word by chance.
     assert adjacent.mean() == pytest.approx((1 / 3) / (1 + 1 / 2 + 1 / 3), abs=0.03)
     alone = (first_gap > 1) & (last_gap > 1)
     # 1 + 1 + (cut) 1, 2 or 3: p(1)^2.
@@ -159,7 +159,7 @@ def test_span_lengths_fall_as_one_over_n():
 
 
 def test_spans_stay_inside_a_segment():
-    """Masks of neighbouring words go together; across a segment boundary they must not."""
+    """Masks of neighboring words go together; across a segment boundary they must not."""
     count = 20000
     ids = np.full((count, 42), 10)
     ids[:, [0, 21]], ids[:, [20, 41]] = CLS, SEP

@@ -40,7 +40,7 @@ def test_depth(path):
     assert depth(path, LAYERS) == DEPTHS[path]
 
 
-def test_rates_fall_towards_the_input_and_frozen_layers_stay():
+def test_rates_fall_toward_the_input_and_frozen_layers_stay():
     tree = params()
     optimizer = by_depth(
         optax.chain(optax.add_decayed_weights(0.5), optax.scale(-1.0)), decay=0.5, frozen=1, layers=LAYERS

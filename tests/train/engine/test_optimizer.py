@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.train.engine.optimizer import OptimizerConfig, build_optimizer, decay_mask, schedule
+from deberta_jax.train.configs import OptimizerConfig
+from deberta_jax.train.engine.optimizer import build_optimizer, decay_mask, schedule
 
 from ...support.golden_cases import assert_close, load
 

@@ -9,11 +9,10 @@ import pytest
 
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.train import finetune, pretrain
-from deberta_jax.train.configs import FinetuneConfig, PretrainConfig
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig, PretrainConfig
 from deberta_jax.train.data.batches import TrainingBatches
 from deberta_jax.train.data.masking import MaskingConfig
 from deberta_jax.train.data.prepare import open_corpus
-from deberta_jax.train.engine.optimizer import OptimizerConfig
 
 from ...chaos import BATCH, arguments, faulty_rows, losses, prepare_home, rows_of
 from ...support.cluster import Process, cluster, wait_until

@@ -14,8 +14,7 @@ from deberta_jax import losses, sift
 from deberta_jax.models import HeadOutput
 from deberta_jax.sift import SiftConfig
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig
-from deberta_jax.train.engine.optimizer import OptimizerConfig
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.choices import task as choices
 from deberta_jax.train.tasks.choices.questions import Question, join
@@ -82,7 +81,7 @@ def test_lists_of_questions_are_as_many_examples(read):
     expected = [("What ?", ("a", "b"), 1), ("It is _ .", ("c", "d", "e"), 0)]
     assert task.questions["train"] == tuple(Question("An article.", *rest) for rest in expected)
     assert [question.label for question in task.questions["test"]] == [None, None]
-    assert not task.splits["test"].labelled
+    assert not task.splits["test"].labeled
 
 
 @pytest.mark.parametrize(

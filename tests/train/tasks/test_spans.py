@@ -17,17 +17,17 @@ from deberta_jax import DebertaForQuestionAnswering, Tokenizer, load_pretrained,
 from deberta_jax.models import SpanOutput
 from deberta_jax.sift import SiftConfig, span_logits
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.data.train_tokenizer import train_tokenizer
-from deberta_jax.train.engine.optimizer import OptimizerConfig, build_optimizer
+from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.loading import load_task
 from deberta_jax.train.tasks.spans.answers import Candidate, best_spans, predictions
 from deberta_jax.train.tasks.spans.questions import Answer, Question, QuestionData, load_questions
-from deberta_jax.train.tasks.spans.squad_metrics import normalise, squad_v1, squad_v2
+from deberta_jax.train.tasks.spans.squad_metrics import normalize, squad_v1, squad_v2
 from deberta_jax.train.tasks.spans.task import Spans, SpanTask
 from deberta_jax.train.tasks.spans.windows import Context, Windows, encode_questions, windows
 
@@ -391,7 +391,7 @@ def test_a_context_that_fits_is_the_pair_that_the_tokenizer_makes(tokenizer):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_labelled_tokens_are_the_fewest_that_cover_the_answer(tokenizer, seed):
+def test_labeled_tokens_are_the_fewest_that_cover_the_answer(tokenizer, seed):
     question = random_question(seed)
     (answer,) = question.answers
     stride = 12 if seed % 2 else 100  # more than the overlap allows
@@ -573,7 +573,7 @@ def test_perfect_logits_give_the_answers_themselves(tokenizer, silent):
         assert any(entry["text"] == "" for entry in record["n_best"]) == silent
     figures = task.score("validation", found)
     # 1.1 gives a prediction without words ("…") no F1 even where it is right.
-    worded = sum(bool(normalise(question.answers[0].text)) for question in questions if question.answers)
+    worded = sum(bool(normalize(question.answers[0].text)) for question in questions if question.answers)
     assert figures["exact_match"] == 100
     assert figures["f1"] == pytest.approx(100 if silent else 100 * worded / len(questions))
     assert ("NoAns_f1" in figures, "best_f1_thresh" in figures) == (silent, silent)
@@ -706,8 +706,8 @@ def test_a_split_without_answers_is_predicted_but_not_scored(tokenizer):
         ("the", ""),
     ],
 )
-def test_texts_are_normalised_as_published(text, normal):
-    assert normalise(text) == normal
+def test_texts_are_normalized_as_published(text, normal):
+    assert normalize(text) == normal
 
 
 def test_worked_cases():
@@ -762,7 +762,7 @@ def random_texts(rng, count):
 
 
 def words_of(text):
-    """Another way to the words of a normalised text."""
+    """Another way to the words of a normalized text."""
     kept = re.sub("[!-/:-@[-`{-~]", "", text.lower())
     return re.sub(r"(?<!\w)(?:the|an|a)(?!\w)", "\t", kept).split()
 

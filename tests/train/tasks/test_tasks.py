@@ -94,8 +94,8 @@ def test_validation_and_test_share_the_classes_of_training(write):
     task = load_examples(write("a.tsv", TSV), validation=validation, test=write("test.tsv", "id\ttext\n0\tt\n"))
     assert task.splits["validation"] == (Example("v", None, 0),)
     assert task.splits["test"] == (Example("t", None, None),)  # a test set may leave its labels out
-    labelled = load_examples(write("a.tsv", TSV), test=validation)
-    assert labelled.splits["test"] == (Example("v", None, 0),)
+    labeled = load_examples(write("a.tsv", TSV), test=validation)
+    assert labeled.splits["test"] == (Example("v", None, 0),)
 
 
 BAD_FILES = {
@@ -399,7 +399,7 @@ def test_encode_examples():
     assert encoded.notes == ("1 cut to 6 tokens",)
 
 
-def test_encode_scores_and_unlabelled_examples():
+def test_encode_scores_and_unlabeled_examples():
     scores = encode_examples([Example("a", None, 0.5)], WordLengths(), max_length=4)
     assert scores.labels.dtype == np.float32
     hidden = encode_examples([Example("a", None, None)], WordLengths(), max_length=4)
@@ -466,7 +466,7 @@ def part(hosts):
     return np.arange(4).reshape(hosts, -1)
 
 
-def test_the_rows_of_a_host_need_not_be_neighbours():
+def test_the_rows_of_a_host_need_not_be_neighbors():
     """Nor are they on a torus of chips."""
     whole = drawn(FinetuneBatches(encoded_rows(9), max_length=2, batch_size=4, seed=3), 3)
     own = drawn(FinetuneBatches(encoded_rows(9), max_length=2, batch_size=4, seed=3, rows=np.array([0, 3])), 3)

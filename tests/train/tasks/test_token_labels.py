@@ -11,8 +11,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from deberta_jax import load_pretrained
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig
-from deberta_jax.train.engine.optimizer import OptimizerConfig
+from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.tokens import task as token_labels
 from deberta_jax.train.tasks.tokens.entities import Entity, entities, entity_scores, marks_entities
@@ -65,7 +64,7 @@ def test_conll_files(read, name):
     assert task.sentences["train"] == (Sentence(("John", "Smith", "sleeps"), (2, 3, 0)), Sentence(("Paris",), (1,)))
     assert task.splits["train"].notes == (f"2 -DOCSTART- lines skipped in {name}",)
     assert task.sentences["test"] == (Sentence(("John",), None), Sentence(("Paris",), None))
-    assert not task.splits["test"].labelled
+    assert not task.splits["test"].labeled
     assert (task.name, task.main_metric) == ("train", "f1")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 from ..sources.cells import check_text, decode, field
 from ..sources.published import Columns
 from ..sources.source import Table
@@ -62,12 +64,12 @@ def read_questions(table: Table, columns: Columns, *, labels_optional: bool) -> 
                 hidden = label_column not in fields or (table.hidden_label and fields[label_column] == -1)
                 label = None if labels_optional and hidden else _label(field(fields, label_column))
                 if rows and (label is None) != (rows[0].label is None):
-                    raise ValueError(f"row {rows[0].number} and this one differ: give every row a label, or none")
+                    raise UserError(f"row {rows[0].number} and this one differ: give every row a label, or none")
                 rows.append(_Row(number, context, question, _choices(fields, columns, table.published), label))
         except ValueError as error:
             raise table.error(number, error) from None
     if not rows:
-        raise ValueError(f"{table.name} has no rows")
+        raise UserError(f"{table.name} has no rows")
     return _to_questions(table, rows)
 
 
@@ -78,12 +80,12 @@ def _questions(record: Mapping[str, Any], columns: Columns) -> Iterator[Mapping[
         yield record
         return
     if choices is None or len(choices) != 1:
-        raise ValueError(f"column {pair!r} is a list of questions; their choices must be one column, a list of lists")
+        raise UserError(f"column {pair!r} is a list of questions; their choices must be one column, a list of lists")
     names = [pair, choices[0], *([label] if label in record else [])]
     lists = [list(field(record, str(name))) for name in names]
     if len({len(values) for values in lists}) > 1:
         sizes = ", ".join(f"{len(values)} in {name!r}" for name, values in zip(names, lists, strict=True))
-        raise ValueError(f"lists of different lengths: {sizes}")
+        raise UserError(f"lists of different lengths: {sizes}")
     for values in zip(*lists, strict=True):
         yield {**record, **dict(zip(names, values, strict=True))}
 
@@ -98,7 +100,7 @@ def _choices(fields: Mapping[str, Any], columns: Columns, published: bool) -> tu
     if len(names) == 1:
         values = field(fields, names[0])
         if not _is_list(values):
-            raise ValueError(f"column {names[0]!r} holds {values!r:.40}, not a list; name one column for every choice")
+            raise UserError(f"column {names[0]!r} holds {values!r:.40}, not a list; name one column for every choice")
         values = list(values)
     else:
         values = [field(fields, name) for name in names]
@@ -106,7 +108,7 @@ def _choices(fields: Mapping[str, Any], columns: Columns, published: bool) -> tu
             values.pop()
     where = ", ".join(names)
     if len(values) < 2:
-        raise ValueError(f"there is {len(values)} choice in {where}; give at least two")
+        raise UserError(f"there is {len(values)} choice in {where}; give at least two")
     return tuple(check_text(value, where, allow_empty=published) for value in values)
 
 
@@ -114,9 +116,9 @@ def _label(label: Any) -> str | int:
     if isinstance(label, bytes):
         label = decode(label, "the label")
     if isinstance(label, bool) or not isinstance(label, int | str):
-        raise ValueError(f"label {label!r:.40} is not the index, the letter or the text of a choice")
+        raise UserError(f"label {label!r:.40} is not the index, the letter or the text of a choice")
     if isinstance(label, str) and not label.strip():
-        raise ValueError("the label is empty")
+        raise UserError("the label is empty")
     return label
 
 
@@ -127,7 +129,7 @@ def _to_questions(table: Table, rows: list[_Row]) -> tuple[Question, ...]:
     letters = not indices and all(re.fullmatch("[A-Z]", str(label)) for label in labels)
     texts = all(row.label in row.choices for row in rows)
     if texts and (indices or letters):
-        raise ValueError(
+        raise UserError(
             f"{table.name}: its labels are {'indices' if indices else 'letters'} and also texts of choices; write "
             f"{'letters' if indices else 'indices from 0'}"
         )

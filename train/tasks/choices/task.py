@@ -17,6 +17,7 @@ import numpy as np
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForMultipleChoice
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class EncodedQuestions:
     """Token ids of E questions with at most C choices. A `base.Encoded`.
 
     `contexts[e]` and `pairs[e][c]`: int32 ids without special tokens, of a context as much as a choice leaves room for,
-    of a pair (question and choice) no more than fits. `lengths` int32 [E]; `labels` int32 [E], None for unlabelled
+    of a pair (question and choice) no more than fits. `lengths` int32 [E]; `labels` int32 [E], None for unlabeled
     questions.
     """
 
@@ -58,7 +59,7 @@ class EncodedQuestions:
     tokenizer: TextTokenizer
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return self.labels is not None
 
     @functools.cached_property
@@ -97,7 +98,7 @@ def encode_questions(questions: Sequence[Question], tokenizer: TextTokenizer, *,
     special = 2 + tokenizer.pair_separators
     budget = max_length - special
     if budget < 1:
-        raise ValueError(
+        raise UserError(
             f"max_length is {max_length}; it must be at least {special + 1}, for a piece among {special} special tokens"
         )
     texts = list(dict.fromkeys(question.context for question in questions))  # RACE asks some four of each
@@ -220,7 +221,7 @@ class ChoiceTask:
     def score(self, split: str, found: Found) -> dict[str, float]:
         labels = self.splits[split].labels
         if labels is None:
-            raise ValueError(f"the {split} split has no labels to measure against; leave it out")
+            raise UserError(f"the {split} split has no labels to measure against; leave it out")
         return compute_metrics(("accuracy",), stack_probabilities(found, "question").argmax(axis=1), labels)
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:

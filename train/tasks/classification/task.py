@@ -16,6 +16,7 @@ import numpy as np
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -103,7 +104,7 @@ def load_examples(
     source = Source.parse(str(train))
     known = source.published
     if known and kind == "regression" and known.kind != "regression":
-        raise ValueError(f"{train} is a classification task; leave kind at 'classification'")
+        raise UserError(f"{train} is a classification task; leave kind at 'classification'")
     kind = "regression" if known and known.kind == "regression" else kind
 
     def read(source: Source, role: Role) -> tuple[Table, list[_Row]]:
@@ -145,7 +146,7 @@ def _read_rows(table: Table, columns: Mapping[str, str], kind: str, *, labels_op
             raise table.error(number, f"row {rows[0].number} and this one differ: give every row a label, or none")
         rows.append(_Row(number, text, pair, label, group, answer))
     if not rows:
-        raise ValueError(f"{table.name} has no rows")
+        raise UserError(f"{table.name} has no rows")
     return rows
 
 
@@ -153,13 +154,13 @@ def _label_names(table: Table, rows: list[_Row], kind: str, given: Sequence[str]
     """Class names in the order of their indices; none for regression."""
     if kind == "regression":
         if given:
-            raise ValueError(f"label_names {tuple(given)} were given for a regression, which has no classes")
+            raise UserError(f"label_names {tuple(given)} were given for a regression, which has no classes")
         return ()
     if len(set(given)) != len(given):
-        raise ValueError(f"label_names {tuple(given)} repeat a name; give every class once")
+        raise UserError(f"label_names {tuple(given)} repeat a name; give every class once")
     found = {str(row.label) for row in rows}
     if len(found) == 1:
-        raise ValueError(f"{table.name} has only one class, {found.pop()!r}; training needs at least two")
+        raise UserError(f"{table.name} has only one class, {found.pop()!r}; training needs at least two")
     if given or table.class_names:
         return tuple(given) or table.class_names
     if all(re.fullmatch(r"-?[0-9]+", name) for name in found):
@@ -198,7 +199,7 @@ class EncodedExamples:
     """Token ids of E examples, padded with 0 to S = max_length.
 
     Shapes: `input_ids`, `token_type_ids` int32 [E, S]; `lengths` int32 [E], tokens in each row; `labels` int32 [E]
-    (class) or float32 [E] (score), None for unlabelled examples. `truncated`: how many examples were longer than S.
+    (class) or float32 [E] (score), None for unlabeled examples. `truncated`: how many examples were longer than S.
     A `base.Encoded`.
     """
 
@@ -209,7 +210,7 @@ class EncodedExamples:
     truncated: int
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return self.labels is not None
 
     @property
@@ -230,10 +231,10 @@ class EncodedExamples:
 def encode_examples(examples: Sequence[Example], tokenizer: PairTokenizer, *, max_length: int) -> EncodedExamples:
     """Tokenizes examples into rows of `max_length` ids. Raises ValueError if some have labels and others none."""
     if not examples:
-        raise ValueError("there are no examples to encode")
-    unlabelled = sum(example.label is None for example in examples)
-    if unlabelled not in (0, len(examples)):
-        raise ValueError(f"{unlabelled} of {len(examples)} examples have no label; give labels to all or to none")
+        raise UserError("there are no examples to encode")
+    unlabeled = sum(example.label is None for example in examples)
+    if unlabeled not in (0, len(examples)):
+        raise UserError(f"{unlabeled} of {len(examples)} examples have no label; give labels to all or to none")
     input_ids = np.zeros((len(examples), max_length), np.int32)
     token_type_ids = np.zeros_like(input_ids)
     lengths = np.zeros(len(examples), np.int32)
@@ -247,7 +248,7 @@ def encode_examples(examples: Sequence[Example], tokenizer: PairTokenizer, *, ma
             longer = tokenizer(example.text, example.pair, max_length=max_length + 1)
             truncated += len(longer.input_ids) > max_length
     labels = None
-    if not unlabelled:
+    if not unlabeled:
         score = isinstance(examples[0].label, float)
         labels = np.array([example.label for example in examples], np.float32 if score else np.int32)
     return EncodedExamples(input_ids, token_type_ids, lengths, labels, truncated)
@@ -333,7 +334,7 @@ class ClassificationTask:
     def score(self, split: str, found: Found) -> dict[str, float]:
         labels = self.splits[split].labels
         if labels is None:
-            raise ValueError(f"the {split} split has no labels to measure against; leave it out")
+            raise UserError(f"the {split} split has no labels to measure against; leave it out")
         predictions = self._predictions(found)
         figures = compute_metrics([name for name in self.data.metrics if name in METRICS], predictions, labels)
         groups = [str(example.group) for example in self.data.splits[split]]
@@ -361,7 +362,7 @@ class ClassificationTask:
                 yield record | known | {"prediction": self.label_names[prediction], "probabilities": shares}
 
     def plot(self, path: Path, split: str, found: Found) -> None:
-        """Confusion and calibration of a labelled split as a PNG; nothing for a regression."""
+        """Confusion and calibration of a labeled split as a PNG; nothing for a regression."""
         labels = self.splits[split].labels
         if labels is not None and not self.objective.regression:
             plot_answers(path, stack_probabilities(found, "example"), labels, self.label_names)

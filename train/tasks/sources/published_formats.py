@@ -6,6 +6,8 @@ Each takes one record and gives the rows that it makes. Raises ValueError for a 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from deberta_jax.errors import UserError
+
 from .cells import decode, field
 
 Record = Mapping[str, Any]
@@ -23,7 +25,7 @@ def copa(record: Record) -> Iterator[Record]:
     """
     asked = _text(record, "question")
     if asked not in ("cause", "effect"):
-        raise ValueError(f"column 'question' holds {asked!r:.40}; it must be cause or effect")
+        raise UserError(f"column 'question' holds {asked!r:.40}; it must be cause or effect")
     yield {
         "premise": _text(record, "premise"),
         "joint": "because" if asked == "cause" else "so",
@@ -82,7 +84,7 @@ def record_file(record: Record) -> Iterator[Record]:
 
 def _gap_filled(passage: str, query: str, group: str, entities: list[str], answers: list[str]) -> Iterator[Record]:
     if "@placeholder" not in query:
-        raise ValueError(f"the query {query!r:.60} has no @placeholder")
+        raise UserError(f"the query {query!r:.60} has no @placeholder")
     for entity in entities:
         yield {
             "passage": passage,
@@ -104,7 +106,7 @@ def wic(record: Record) -> Iterator[Record]:
         sentence = _text(record, f"sentence{number}")
         start, end = int(field(record, f"start{number}")), int(field(record, f"end{number}"))
         if not 0 <= start < end <= len(sentence):
-            raise ValueError(f"characters {start} to {end} are not in sentence{number}, which has {len(sentence)}")
+            raise UserError(f"characters {start} to {end} are not in sentence{number}, which has {len(sentence)}")
         marked = f'{sentence[:start]}"{sentence[start:end]}"{sentence[end:]}'
         sentences[f"sentence{number}"] = f"{word}: {marked}"
     yield {**sentences, **_label(record)}
@@ -143,21 +145,21 @@ def _label(record: Record) -> Record:
 
 def _inner(value: Any, column: str) -> Record:
     if not isinstance(value, Mapping):
-        raise ValueError(f"column {column!r} holds {value!r:.40}, not an object")
+        raise UserError(f"column {column!r} holds {value!r:.40}, not an object")
     return value
 
 
 def _each(record: Record, column: str) -> list[Record]:
     values = field(record, column)
     if not isinstance(values, list):
-        raise ValueError(f"column {column!r} holds {values!r:.40}, not a list")
+        raise UserError(f"column {column!r} holds {values!r:.40}, not a list")
     return [_inner(value, column) for value in values]
 
 
 def _text(record: Record, column: str) -> str:
     text = _decoded(field(record, column))
     if not isinstance(text, str):
-        raise ValueError(f"column {column!r} holds {text!r:.40}, not text")
+        raise UserError(f"column {column!r} holds {text!r:.40}, not text")
     return text
 
 

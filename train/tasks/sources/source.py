@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from deberta_jax.errors import MissingFileError, UserError
+
 from ..base import Kind
 from .cells import decode
 from .published import PUBLISHED, Columns, PublishedTask
@@ -44,11 +46,11 @@ class Source:
             if not colon or name not in PUBLISHED:
                 return cls(given, path=given)
             if not PUBLISHED[name].file_records:
-                raise ValueError(f"{given!r}: files of {name} are not read by its name; give {path!r} and its columns")
+                raise UserError(f"{given!r}: files of {name} are not read by its name; give {path!r} and its columns")
             return cls(given, format_name=name, path=path)
         name, at, split = given.removeprefix("tfds:").partition("@")
         if not name or (at and not split):
-            raise ValueError(f"{given!r} is not a source; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG@SPLIT")
+            raise UserError(f"{given!r} is not a source; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG@SPLIT")
         return cls(given, tfds_name=name, split=split or None)
 
     @property
@@ -65,7 +67,7 @@ class Source:
         family = name.partition("/")[0]
         known = [task for task in PUBLISHED if task.partition("/")[0] == family]
         if known and name not in known:
-            raise ValueError(f"{self.given!r} is not known; there are {', '.join(f'tfds:{task}' for task in known)}")
+            raise UserError(f"{self.given!r} is not known; there are {', '.join(f'tfds:{task}' for task in known)}")
         return PUBLISHED.get(name)
 
     @property
@@ -107,7 +109,7 @@ def columns_of(source: Source, kind: Kind, given: Columns) -> Columns:
     """The columns that a set is known for, else those given. Raises ValueError for a set of another kind."""
     known = source.published
     if known and known.kind != kind:
-        raise ValueError(f"{source.given} is a set of kind '{known.kind}', which does not go with kind '{kind}'")
+        raise UserError(f"{source.given} is a set of kind '{known.kind}', which does not go with kind '{kind}'")
     return known.columns if known else given
 
 
@@ -138,7 +140,7 @@ def open_file(given: str, *, label_column: str) -> Table:
         return _open_parquet(given, label_column)
     if suffix not in readers:
         allowed = f"{', '.join(readers)} (.gz allowed), .parquet, .conll and .txt for words"
-        raise ValueError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
+        raise UserError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
     return Table(given, "line", readers[suffix](given, read_text(given)))
 
 
@@ -151,21 +153,19 @@ def read_text(given: str) -> str:
     """
     path = Path(given).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{given}: no such file")
+        raise MissingFileError(f"{given}: no such file")
     data = path.read_bytes()
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{given}: not a whole gzip file ({error})") from None
+            raise UserError(f"{given}: not a whole gzip file ({error})") from None
     if (offset := data.find(b"\0")) >= 0:
-        raise ValueError(
-            f"{given}: NUL byte at offset {offset}, line {data.count(10, 0, offset) + 1}; save it as UTF-8"
-        )
+        raise UserError(f"{given}: NUL byte at offset {offset}, line {data.count(10, 0, offset) + 1}; save it as UTF-8")
     # Line ends at the very end hold nothing; elsewhere a blank line is a row with fields missing.
     text = decode(data, given).removeprefix("\ufeff").rstrip("\r\n")
     if not text:
-        raise ValueError(f"{given} is empty")
+        raise UserError(f"{given} is empty")
     return text
 
 
@@ -188,7 +188,7 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
             yield start, record
             start = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{name}, line {start}: {error}") from None
+        raise UserError(f"{name}, line {start}: {error}") from None
     finally:
         csv.field_size_limit(limit)
 
@@ -196,10 +196,10 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
 def _with_header(name: str, records: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, str]]]:
     _, header = next(records)
     if len(set(header)) != len(header):
-        raise ValueError(f"{name}, line 1: a column name occurs twice in the header {', '.join(map(repr, header))}")
+        raise UserError(f"{name}, line 1: a column name occurs twice in the header {', '.join(map(repr, header))}")
     for number, fields in records:
         if len(fields) != len(header):
-            raise ValueError(f"{name}, line {number}: {len(fields)} fields, but the header has {len(header)}")
+            raise UserError(f"{name}, line {number}: {len(fields)} fields, but the header has {len(header)}")
         yield number, dict(zip(header, fields, strict=True))
 
 
@@ -208,9 +208,9 @@ def _json_rows(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name}, line {number}: not JSON ({error}); write one object a line") from None
+            raise UserError(f"{name}, line {number}: not JSON ({error}); write one object a line") from None
         if not isinstance(fields, dict):
-            raise ValueError(f"{name}, line {number}: not a JSON object; write one object a line")
+            raise UserError(f"{name}, line {number}: not a JSON object; write one object a line")
         yield number, fields
 
 
@@ -220,18 +220,18 @@ def _open_parquet(given: str, label_column: str) -> Table:
 
     path = Path(given).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{given}: no such file")
+        raise MissingFileError(f"{given}: no such file")
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{given}: not a Parquet file ({' '.join(str(error).split()):.200})") from None
+        raise UserError(f"{given}: not a Parquet file ({' '.join(str(error).split()):.200})") from None
 
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             records = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
             yield from enumerate(records)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{given}: damaged ({' '.join(str(error).split()):.200})") from None
+            raise UserError(f"{given}: damaged ({' '.join(str(error).split()):.200})") from None
 
     names = _parquet_class_names(file.schema_arrow.metadata or {}, label_column)
     return Table(given, "record", rows(), names, hidden_label=bool(names))
@@ -300,11 +300,11 @@ def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_
         )
         features = builder.info.features
         if not isinstance(features, tfds.features.FeaturesDict):
-            raise ValueError(f"{source.given}: its records are not named columns; write it to a .jsonl file instead")
+            raise UserError(f"{source.given}: its records are not named columns; write it to a .jsonl file instead")
         try:
             records.append(builder.as_data_source(source.split))
         except (ValueError, KeyError):
-            raise ValueError(
+            raise UserError(
                 f"{source.given} has no split {source.split!r}; there are {', '.join(builder.info.splits)}: "
                 f"write tfds:{source.tfds_name}@SPLIT"
             ) from None

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 from .published import PublishedTask
 
 
@@ -35,7 +37,7 @@ def prepared_builder(
         reason = str(error).partition("\n")[0]
         if "File format is already set" in reason:
             reason = "was prepared as TFRecord, which only TensorFlow reads; give another data_dir"
-        raise ValueError(f"{given}: {reason} (tensorflow_datasets {tfds.__version__})") from None
+        raise UserError(f"{given}: {reason} (tensorflow_datasets {tfds.__version__})") from None
     downloads = Path(builder.data_dir_root) / "downloads"
     manual = Path(manual_dir or downloads / "manual")
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
@@ -46,7 +48,7 @@ def prepared_builder(
     except Exception as error:  # builders raise whatever their downloads and parsers do
         files = ", ".join(known.files) if known else "its files"
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
+        raise UserError(
             f"{given} could not be downloaded and prepared in {builder.data_dir_root} ({reason:.300}); "
             f"without internet, put {files} into {manual} or give manual_dir"
         ) from error

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 from ..base import Found
 from .questions import Question
 from .windows import Windows
@@ -80,7 +82,7 @@ def predictions(questions: Sequence[Question], windows: Windows, found: Found, *
     null_scores = [math.inf] * len(questions)
     for row, (owner, one) in enumerate(zip(windows.owner, found, strict=True)):
         if not one["finite"]:
-            raise ValueError(f"the logits of window {row} are not finite; the model has diverged")
+            raise UserError(f"the logits of window {row} are not finite; the model has diverged")
         null_scores[owner] = min(null_scores[owner], float(one["null_score"]))
         for score, first, last in zip(one["scores"], one["starts"], one["ends"], strict=True):
             if np.isfinite(score):

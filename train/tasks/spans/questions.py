@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 from ..sources.cells import check_text, field, text_field
 from ..sources.source import Source, Table, columns_of, named_splits, open_table, read_text
 
@@ -93,7 +95,7 @@ def load_questions(
             table = open_table(source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
         splits[name], notes[name] = _read(table, columns, start_column, labels_optional=role == "test")
     if not any(question.answers for question in splits["train"]):
-        raise ValueError(f"{train}: not one question has an answer; training needs some")
+        raise UserError(f"{train}: not one question has an answer; training needs some")
     return QuestionData(name=Source.parse(train).name, splits=splits, notes=notes)
 
 
@@ -121,13 +123,13 @@ def _squad_rows(name: str, squad: Any) -> Iterator[dict[str, Any]]:
             context = _part(paragraph, "context", str, place)
             for index, asked in enumerate(_part(paragraph, "qas", list, place)):
                 if not isinstance(asked, dict):
-                    raise ValueError(f"{place}.qas[{index}] is not an object with id, question and answers")
+                    raise UserError(f"{place}.qas[{index}] is not an object with id, question and answers")
                 yield {**asked, "context": context}
 
 
 def _part(whole: Any, key: str, kind: type, place: str) -> Any:
     if not isinstance(whole, dict) or not isinstance(whole.get(key), kind):
-        raise ValueError(
+        raise UserError(
             f"{place} has no {'list' if kind is list else 'text'} {key!r}; SQuAD's layout is "
             "data[].paragraphs[].context, and beside it qas[] with id, question, answers"
         )
@@ -151,9 +153,7 @@ def _read(
             name = _name(fields, number)
             named = f"question {name!r}: " if fields.get("id") is not None else ""
             if name in seen:
-                raise ValueError(
-                    f"the id occurs before, in {table.unit} {seen[name]}; predictions are told apart by it"
-                )
+                raise UserError(f"the id occurs before, in {table.unit} {seen[name]}; predictions are told apart by it")
             text = text_field(fields, columns["text"], allow_empty=table.published)
             context = text_field(fields, columns["pair"], allow_empty=False)
             answers = None
@@ -170,7 +170,7 @@ def _read(
         empty += not text.strip()
         questions.append(Question(name, text, contexts.setdefault(context, context), answers))
     if not questions:
-        raise ValueError(f"{table.name} has no questions")
+        raise UserError(f"{table.name} has no questions")
     notes = (
         f"{empty} questions are blank" if empty else "",
         f"{moved} answers moved by up to {_SHIFT} characters to where their text stands" if moved else "",
@@ -205,7 +205,7 @@ def _given_answers(
             for text, start in _pairs(value, column)
         ]
     if answers and isinstance(flag := fields.get("is_impossible"), bool | np.bool_) and flag:
-        raise ValueError(f"is_impossible is true, but column {column!r} has an answer")
+        raise UserError(f"is_impossible is true, but column {column!r} has an answer")
     return answers
 
 
@@ -213,11 +213,11 @@ def _pairs(value: Any, column: str) -> list[tuple[Any, Any]]:
     """Text and start of each answer of a row, in either of the forms that JSON has for them."""
     if isinstance(value, Mapping) and isinstance(value.get("text"), _LISTS) and isinstance(value.get(_START), _LISTS):
         if len(value["text"]) != len(value[_START]):
-            raise ValueError(f"column {column!r} has {len(value['text'])} texts but {len(value[_START])} starts")
+            raise UserError(f"column {column!r} has {len(value['text'])} texts but {len(value[_START])} starts")
         return list(zip(value["text"], value[_START], strict=True))
     if isinstance(value, _LISTS) and all(isinstance(one, Mapping) and {"text", _START} <= one.keys() for one in value):
         return [(one["text"], one[_START]) for one in value]
-    raise ValueError(
+    raise UserError(
         f"column {column!r} holds {value!r:.60}; give a text, a list of "
         f'{{"text": ..., "{_START}": ...}}, or {{"text": [...], "{_START}": [...]}}, empty where there is no answer'
     )
@@ -226,7 +226,7 @@ def _pairs(value: Any, column: str) -> list[tuple[Any, Any]]:
 def _answer_text(text: Any, column: str, *, allow_empty: bool) -> str:
     text = check_text(text, column, allow_empty=True)
     if not text.strip() and not allow_empty:
-        raise ValueError(f"column {column!r} has an answer without text; where there is none, leave the list empty")
+        raise UserError(f"column {column!r} has an answer without text; where there is none, leave the list empty")
     return text
 
 
@@ -236,7 +236,7 @@ def _integer(value: Any) -> int:
             raise TypeError
         return int(value) if isinstance(value, str | bytes) else operator.index(value)
     except (TypeError, ValueError):
-        raise ValueError(f"an answer starts at {value!r:.40}, which is not a whole number") from None
+        raise UserError(f"an answer starts at {value!r:.40}, which is not a whole number") from None
 
 
 def _placed(text: str, start: int | None, context: str, *, within: int) -> Answer:
@@ -245,16 +245,16 @@ def _placed(text: str, start: int | None, context: str, *, within: int) -> Answe
     if start is None and first >= 0:
         return Answer(text, first)
     if start is None:
-        raise ValueError(f"the answer {text!r:.60} is not in the context")
+        raise UserError(f"the answer {text!r:.60} is not in the context")
     for at in sorted(range(max(0, start - within), start + within + 1), key=lambda at: abs(at - start)):
         if context.startswith(text, at):
             return Answer(text, at)
     if not 0 <= start < len(context):
-        raise ValueError(
+        raise UserError(
             f"the answer {text!r:.60} starts at {start}, outside the context, which has {len(context)} characters"
         )
     found = f"it stands at {first}" if first >= 0 else "it is not in the context"
-    raise ValueError(
+    raise UserError(
         f"the answer {text!r:.60} is said to start at character {start}, where the context has "
         f"{context[start : start + len(text)]!r:.60}; {found}"
     )

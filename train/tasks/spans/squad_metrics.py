@@ -1,7 +1,7 @@
 """SQuAD's scores of answers as texts, in per cent; numerically those of its published scripts.
 
 `squad_v1` is evaluate-v1.1.py, `squad_v2` evaluate-v2.0.py with --na-prob-file and --na-prob-thresh. They differ where
-nothing is left of an answer once it is normalised ("The"): in 1.1 such a prediction has an F1 of 0 even if it is exact;
+nothing is left of an answer once it is normalized ("The"): in 1.1 such a prediction has an F1 of 0 even if it is exact;
 2.0 passes over such answers, and compares them as it does "no answer".
 """
 
@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 Golds = Sequence[Sequence[str]]  # the accepted texts of every question; none: the context has no answer
 Score = Callable[[str, str], float]  # an accepted text, the predicted one -> 0 to 1
 
@@ -19,18 +21,18 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, without ASCII punctuation, then without articles, every white space one space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact(gold: str, prediction: str) -> float:
-    return float(normalise(gold) == normalise(prediction))
+    return float(normalize(gold) == normalize(prediction))
 
 
 def overlap(gold: str, prediction: str) -> float:
     """F1 of the two bags of words; 0 where they share none."""
-    expected, found = normalise(gold).split(), normalise(prediction).split()
+    expected, found = normalize(gold).split(), normalize(prediction).split()
     shared = sum((collections.Counter(expected) & collections.Counter(found)).values())
     if not shared:
         return 0.0
@@ -40,7 +42,7 @@ def overlap(gold: str, prediction: str) -> float:
 
 def overlap_or_none(gold: str, prediction: str) -> float:
     """`overlap`, but 1 where both have no words."""
-    if not normalise(gold) or not normalise(prediction):
+    if not normalize(gold) or not normalize(prediction):
         return exact(gold, prediction)
     return overlap(gold, prediction)
 
@@ -52,7 +54,7 @@ def squad_v1(golds: Golds, predictions: Sequence[str]) -> dict[str, float]:
       ValueError: a question has no accepted text; that is for `squad_v2`.
     """
     if not all(golds):
-        raise ValueError("a question has no answer, which SQuAD 1.1 does not know; use squad_v2")
+        raise UserError("a question has no answer, which SQuAD 1.1 does not know; use squad_v2")
     pairs = list(zip(golds, predictions, strict=True))
     scores: dict[str, Score] = {"exact_match": exact, "f1": overlap}
     return {
@@ -102,7 +104,7 @@ def _best(score: Score, golds: Sequence[str], prediction: str) -> float:
 
 def _worded(golds: Sequence[str]) -> Sequence[str]:
     """The accepted texts that have words; only "" where none has."""
-    return [gold for gold in golds if normalise(gold)] or [""]
+    return [gold for gold in golds if normalize(gold)] or [""]
 
 
 def _mean(scores: np.ndarray) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForQuestionAnswering
 from deberta_jax.sift import span_logits
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -136,8 +137,8 @@ class SpanTask:
         """In per cent, as SQuAD's scripts: `squad_v2` where training or the split has questions without an answer, else
         `squad_v1`; see there for the figures."""
         questions = self.data.splits[split]
-        if not self.splits[split].labelled:
-            raise ValueError(f"the {split} split has no answers to measure against; leave it out")
+        if not self.splits[split].labeled:
+            raise UserError(f"the {split} split has no answers to measure against; leave it out")
         golds = [[answer.text for answer in question.answers or ()] for question in questions]
         answered = self._predictions(split, found)
         texts = [one.candidates[0].text if one.candidates else "" for one in answered]

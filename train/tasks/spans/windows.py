@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..base import Batch
@@ -52,7 +53,7 @@ class Windows:
     notes: tuple[str, ...]
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return self.ends is not None
 
     def context_place(self, row: int) -> int:
@@ -124,7 +125,7 @@ def encode_questions(
     special = 2 + tokenizer.pair_separators
     room = max_length - max_question_length - special
     if room <= max_answer_length:
-        raise ValueError(
+        raise UserError(
             f"max_length {max_length} leaves {max(0, room)} tokens for the context, beside max_question_length "
             f"{max_question_length} and {special} special tokens; max_answer_length {max_answer_length} needs more: "
             "raise max_length (384 is usual for SQuAD) or lower the others"

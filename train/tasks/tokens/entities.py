@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from deberta_jax.errors import UserError
+
 # BILOU's last and unit mean what IOBES calls end and single.
 _PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
 
@@ -47,7 +49,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
     right = found = wanted = 0
     for one, other in zip(predicted, labels, strict=True):
         if len(one) != len(other):
-            raise ValueError(f"{len(one)} predicted tags for a sentence of {len(other)} words")
+            raise UserError(f"{len(one)} predicted tags for a sentence of {len(other)} words")
         guess, truth = set(entities(one)), set(entities(other))
         right, found, wanted = right + len(guess & truth), found + len(guess), wanted + len(truth)
     return {

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from deberta_jax.errors import UserError
+
 from ..base import Batch
 
 _NO_LABEL = -1  # `losses.classification` leaves it out
@@ -49,7 +51,7 @@ class EncodedWords:
 
     windows: Sequence[Window]
     lengths: np.ndarray
-    labelled: bool
+    labeled: bool
     notes: tuple[str, ...]
 
     def batch(self, rows: np.ndarray, *, length: int) -> Batch:
@@ -57,7 +59,7 @@ class EncodedWords:
         of first pieces, and -1 elsewhere."""
         batch = {name: np.zeros((len(rows), length), np.int32) for name in ("input_ids", "attention_mask")}
         batch["token_type_ids"] = np.zeros((len(rows), length), np.int32)
-        if self.labelled:
+        if self.labeled:
             batch["labels"] = np.full((len(rows), length), _NO_LABEL, np.int32)
         for place, window in enumerate(self.windows[row] for row in rows):
             batch["input_ids"][place, : len(window.ids)] = window.ids
@@ -104,7 +106,7 @@ def encode_sentences(
     """
     budget = max_length - 2
     if budget < 1:
-        raise ValueError(f"max_length is {max_length}; it must be at least 3, for a piece between [CLS] and [SEP]")
+        raise UserError(f"max_length is {max_length}; it must be at least 3, for a piece between [CLS] and [SEP]")
     words = [f"{' ' * (place > 0)}{word}" for sentence in sentences for place, word in enumerate(sentence.words)]
     pieces = iter(tokenizer.encode_batch(words) if words else ())
     windows, silent, cut, several = [], 0, 0, 0
@@ -129,7 +131,7 @@ def encode_sentences(
             )
         several += len(windows) - before > 1
     if not windows:
-        raise ValueError(f"none of the {len(words)} words has a piece in the tokenizer's vocabulary")
+        raise UserError(f"none of the {len(words)} words has a piece in the tokenizer's vocabulary")
     counts = {
         f"{several} of {len(sentences)} sentences read in several windows of {max_length} tokens": several,
         f"{sum(not sentence.words for sentence in sentences)} empty sentences": any(not s.words for s in sentences),

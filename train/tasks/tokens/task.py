@@ -14,6 +14,7 @@ import numpy as np
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForTokenClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -56,27 +57,27 @@ def _read_rows(table: Table, columns: Mapping[str, str], *, labels_optional: boo
         try:
             words = _list(fields, columns["text"])
             if not words and not table.published:
-                raise ValueError(f"column {columns['text']!r} is an empty list; give words or take the row out")
+                raise UserError(f"column {columns['text']!r} is an empty list; give words or take the row out")
             words = tuple(check_text(word, columns["text"], allow_empty=table.published) for word in words)
             tags = None
             if not labels_optional or columns["label"] in fields:
                 tags = tuple(class_name(tag, table.class_names) for tag in _list(fields, columns["label"]))
                 if len(tags) != len(words):
-                    raise ValueError(f"{len(tags)} labels for {len(words)} words; give one a word")
+                    raise UserError(f"{len(tags)} labels for {len(words)} words; give one a word")
         except ValueError as error:
             raise table.error(number, error) from None
         if rows and (tags is None) != (rows[0].tags is None):
             raise table.error(number, f"row {rows[0].number} and this one differ: give every row labels, or none")
         rows.append(_Row(number, words, tags))
     if not rows:
-        raise ValueError(f"{table.name} has no rows")
+        raise UserError(f"{table.name} has no rows")
     return rows
 
 
 def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
     values = field(fields, column)
     if not isinstance(values, list | tuple | np.ndarray):
-        raise ValueError(f"column {column!r} holds {values!r:.40}, not a list with a value a word")
+        raise UserError(f"column {column!r} holds {values!r:.40}, not a list with a value a word")
     return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
@@ -84,7 +85,7 @@ def _label_names(table: Table, rows: list[_Row], known: tuple[str, ...]) -> tupl
     """In the official order, else in that of tensorflow_datasets, else "O" first and "B-X" next to "I-X"."""
     found = {tag for row in rows for tag in row.tags or ()}
     if len(found) < 2:
-        raise ValueError(
+        raise UserError(
             f"{table.name} has only {'one label, ' + repr(*found) if found else 'empty sentences'}; "
             "training needs at least two labels"
         )
@@ -182,8 +183,8 @@ class TokenLabelTask:
     def score(self, split: str, found: Found) -> dict[str, float]:
         """`f1`, `precision` and `recall` of entities if the labels mark any, and the `accuracy` of all words."""
         sentences = self.sentences[split]
-        if not self.splits[split].labelled:
-            raise ValueError(f"the {split} split has no labels to measure against; leave it out")
+        if not self.splits[split].labeled:
+            raise UserError(f"the {split} split has no labels to measure against; leave it out")
         predicted = [labels for labels, _ in self._predictions(split, found)]
         truth = [np.array(sentence.labels, np.int32) for sentence in sentences]
         figures = {"accuracy": accuracy(np.concatenate(predicted), np.concatenate(truth))}
@@ -221,7 +222,7 @@ class TokenLabelTask:
         for window, one in zip(self.splits[split].windows, found, strict=True):
             probabilities = one["probability"][window.places]
             if not np.isfinite(probabilities).all():
-                raise ValueError(
+                raise UserError(
                     f"the probabilities of sentence {window.sentence} are not finite; the model has diverged"
                 )
             answers[window.sentence][0][window.words] = one["label"][window.places]

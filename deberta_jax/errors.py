@@ -1,0 +1,17 @@
+"""Errors that a user can fix: the command line prints them as one line, everything else with its traceback."""
+
+
+class UserError(ValueError):
+    """A mistake in settings, files or the environment that the user can correct.
+
+    The message is one line: what was given, what is allowed and what to do. Any other exception that leaves a command
+    is a bug in the library, or a failure of the machine.
+    """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named does not exist or is not what it has to be."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package is not installed; the message names the extra that installs it."""
