@@ -38,7 +38,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import PretrainConfig
-from .data.batches import TrainingBatches, evaluation_batches
+from .data.batches import TrainingBatches, held_out_batches
 from .engine.accumulation import accumulate
 from .engine.loop import Plan, Sums, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
@@ -107,8 +107,8 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: Sums = {}
         size = config.batch_size // config.accumulation
-        batches = evaluation_batches(
-            corpus, global_batch=size, rows=local_rows(mesh, size), masking=masking, tokenizer=tokenizer
+        batches = held_out_batches(
+            corpus, global_batch=size, batch_indices=local_rows(mesh, size), masking=masking, tokenizer=tokenizer
         )
         for number, batch in enumerate(batches):
             key = jax.random.fold_in(training_key(config.seed), number)
@@ -146,7 +146,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             batches=TrainingBatches(
                 corpus,
                 global_batch=config.batch_size,
-                rows=local_rows(mesh, config.batch_size),
+                batch_indices=local_rows(mesh, config.batch_size),
                 seed=config.seed,
                 masking=masking,
                 tokenizer=tokenizer,

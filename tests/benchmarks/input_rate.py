@@ -69,7 +69,12 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, rows: int, times: int) -> Iter
 
     def batches(masking: MaskingConfig) -> data.TrainingBatches:
         return data.TrainingBatches(
-            corpus, tokenizer=tokenizer, masking=masking, global_batch=GLOBAL_BATCH, seed=0, rows=np.arange(rows)
+            corpus,
+            tokenizer=tokenizer,
+            masking=masking,
+            global_batch=GLOBAL_BATCH,
+            seed=0,
+            batch_indices=np.arange(rows),
         )
 
     def unmasked(ids: np.ndarray, row: np.ndarray, *_: Any) -> data.Batch:
