@@ -35,6 +35,7 @@ from deberta_jax.train.reporting.jsonl import read_records
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.loading import load_task
 
+from ..support.configs import finetune_config
 from .cpu_speed import torch_model
 
 TRAINING, HELD_OUT, NOVELS = 4000, 500, 3  # training: at most
@@ -93,7 +94,7 @@ def write_model(folder: Path, name: str, *, classes: int, dropout: float) -> Pat
 
 
 def settings(folder: Path, name: str, model: Path, *, steps: int, seed: int) -> FinetuneConfig:
-    return FinetuneConfig(
+    return finetune_config(
         output=folder / f"run-{model.name}-{seed}",
         model=model,
         train=str(folder / f"{name}-train.jsonl"),
@@ -136,7 +137,7 @@ def theirs(config: FinetuneConfig) -> tuple[list[float], float]:
     multiplier = schedule(given, total_steps=steps)
     rates = [given.learning_rate * float(multiplier(number)) for number in range(steps)]
     batches = FinetuneBatches(
-        task.splits["train"], batch_size=config.batch_size, max_length=config.max_length, seed=config.seed
+        task.splits["train"], batch_size=config.batch_size, max_length=config.data.max_length, seed=config.seed
     )
     losses = []
     model.train()
@@ -152,7 +153,7 @@ def theirs(config: FinetuneConfig) -> tuple[list[float], float]:
     model.eval()
     right = 0
     held_out = task.splits["validation"]
-    for numbers, batch in evaluation_batches(held_out, batch_size=config.batch_size, max_length=config.max_length):
+    for numbers, batch in evaluation_batches(held_out, batch_size=config.batch_size, max_length=config.data.max_length):
         with torch.no_grad():
             found = model(**as_torch(batch)).logits.argmax(-1).numpy()
         right += int((found == batch["labels"])[: len(numbers)].sum())

@@ -24,6 +24,7 @@ FLOORS = (
 )
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (
+    {"settings"},
     {"configs"},
     {"hosts", "data"},
     {"checkpoints", "reporting"},

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from deberta_jax import Tokenizer
-from deberta_jax.train.configs import FinetuneConfig
+
+from .configs import finetune_config
 
 
 class Letters:
@@ -39,7 +40,7 @@ def task_reader(
             return str(folder / name)
 
         suffix = name.partition(".")[2]
-        config = FinetuneConfig(
+        config = finetune_config(
             output=folder / "run",
             model=folder,
             train=write(name, train),

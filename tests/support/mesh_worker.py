@@ -34,17 +34,16 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
     from deberta_jax.rtd import RTDConfig, RTDModels, init_params
     from deberta_jax.sharding import local_rows, make_mesh, path_of, place_batch, shardings
     from deberta_jax.train import pretrain
-    from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
+    from deberta_jax.train.configs import OptimizerConfig
     from deberta_jax.train.engine.state import TrainState, training_key
 
+    from .configs import pretrain_config
     from .small_models import SMALL
 
     model = SMALL.replace(
         vocab_size=64, num_hidden_layers=2, max_position_embeddings=32, position_buckets=8, initializer_range=0.1
     )
-    config = PretrainConfig(
-        output=Path("unused"),
-        tokenizer=Path("unused"),
+    config = pretrain_config(
         batch_size=BATCH,
         sequence_length=LENGTH,
         steps=10,

@@ -15,7 +15,15 @@ from deberta_jax.rtd import EmbeddingSharing, RTDModels, init_params
 from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, shardings
 
 from .. import finetune, pretrain
-from ..configs import FinetuneConfig, MeshConfig, PretrainConfig
+from ..configs import (
+    FinetuneConfig,
+    MeshConfig,
+    ModelsConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    TaskDataConfig,
+    TextConfig,
+)
 from ..data.masking import MaskingConfig
 from ..engine.optimizer import build_optimizer
 from ..engine.state import TrainState, training_key
@@ -102,16 +110,16 @@ def _pretrain(config: StepConfig) -> Parts:
     run = PretrainConfig(
         output=Path(),
         tokenizer=Path(),
-        model=config.model,
-        vocab_size=config.vocab_size,
-        objective="mlm" if config.task == "mlm" else "rtd",
-        embedding_sharing=config.embedding_sharing,
-        decoupled=config.decoupled,
-        sequence_length=config.sequence_length,
+        data=TextConfig(sequence_length=config.sequence_length),
+        models=ModelsConfig(
+            model=config.model, vocab_size=config.vocab_size, embedding_sharing=config.embedding_sharing
+        ),
+        objective=ObjectiveConfig(
+            name="mlm" if config.task == "mlm" else "rtd", decoupled=config.decoupled, mask_rate=config.mask_rate
+        ),
         batch_size=config.global_batch,
         accumulation=config.accumulation,
         steps=_STEPS,
-        mask_rate=config.mask_rate,
         dtype=config.dtype,
         remat=config.remat,
     )
@@ -121,7 +129,7 @@ def _pretrain(config: StepConfig) -> Parts:
 
     def create() -> TrainState:
         params = init_params(models_config, training_key(run.seed))
-        if run.objective == "mlm":
+        if run.objective.name == "mlm":
             params = {"generator": params["generator"]}
         return TrainState.create(params, pretrain.init_optimizers(optimizers, params), seed=run.seed)
 
@@ -129,7 +137,7 @@ def _pretrain(config: StepConfig) -> Parts:
     widths = {"input_ids": length, "segment_ids": length, "masked_positions": masked, "masked_labels": masked}
     flops = (
         masked_lm_flops(models_config.generator, length, masked)
-        if run.objective == "mlm"
+        if run.objective.name == "mlm"
         else rtd_flops(models_config, length, masked)
     )
     return (
@@ -144,8 +152,7 @@ def _finetune(config: StepConfig) -> Parts:
     run = FinetuneConfig(
         output=Path(),
         model=Path(),
-        train="",
-        max_length=config.sequence_length,
+        data=TaskDataConfig(train="", max_length=config.sequence_length),
         batch_size=config.global_batch,
         accumulation=config.accumulation,
         steps=_STEPS,
