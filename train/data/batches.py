@@ -36,7 +36,7 @@ class GlobalBatches:
     Args:
       dataset: repeated without end.
       global_batch: rows of a batch, over all hosts.
-      rows: which of them are this host's, ascending (`sharding.local_rows`); None: all.
+      rows: which of them are this host's, ascending (`sharding.local_batch_indices`); None: all.
 
     Raises:
       ValueError: rows that a batch does not have.
@@ -122,7 +122,7 @@ class TrainingBatches:
       corpus: from `prepare.open_corpus` or `prepare.prepare`.
       global_batch: rows a step, over all hosts. It may be larger than the corpus.
       seed: of the order and of the masks.
-      rows: which rows of each global batch are this host's, ascending (`sharding.local_rows`); None: all.
+      rows: which rows of each global batch are this host's, ascending (`sharding.local_batch_indices`); None: all.
 
     Raises:
       ValueError: rows that a batch does not have, another tokenizer than the corpus was made with, or a missing or

@@ -47,7 +47,7 @@ def corpus(tmp_path_factory):
 
 
 def part(batch, host, hosts):
-    """The rows of one of several hosts, as `sharding.local_rows` gives them where hosts stand one after the other."""
+    """Indices of one host's rows, as `sharding.local_batch_indices` gives them where each host has consecutive ones."""
     return np.arange(batch).reshape(hosts, -1)[host]
 
 
