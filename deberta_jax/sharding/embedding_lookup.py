@@ -32,7 +32,7 @@ class _Exchange:
 
 
 def lookup(
-    table: Float[Array, "V D"], ids: Int[Array | np.ndarray, "*batch"], *, path: str
+    table: Float[Array | np.ndarray, "V D"], ids: Int[Array | np.ndarray, "*batch"], *, path: str
 ) -> Float[Array, "*batch D"]:
     """Looks up rows of an embedding table. An id outside the table reads the nearest row.
 
@@ -50,7 +50,7 @@ def lookup(
     mesh = mesh_in_use()
     if mesh is None or ids.ndim < 2 or ids.shape[0] % batch_devices(mesh) or not matching_rules(path):
         return jnp.take(table, ids, axis=0, mode="clip")
-    ids = jnp.clip(ids, 0, len(table) - 1)
+    table, ids = jnp.asarray(table), jnp.clip(ids, 0, len(table) - 1)
     batch = PartitionSpec(batch_axes(mesh))
     parameter, gradient = (partition_spec(path, table.shape, mesh, moment=moment) for moment in (False, True))
     vectors_per_device = ids.size // batch_devices(mesh)

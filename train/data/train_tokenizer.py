@@ -68,7 +68,7 @@ def main(config: TokenizerConfig) -> None:
             f"{saved} is another tokenizer, and data prepared with it would no longer fit; "
             "name another output folder, or pass --overwrite"
         )
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer.from_bytes(model)
     tokenizer.save(config.output)
     rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
     print(
