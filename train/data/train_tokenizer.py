@@ -11,7 +11,9 @@ from pathlib import Path
 import sentencepiece
 
 from deberta_jax.errors import UserError
-from deberta_jax.tokenizers.tokenizer import CLS, CONFIG_FILE, MODEL_FILE, PAD, SEP, UNK, Tokenizer
+from deberta_jax.tokenizers.spm import MODEL_FILE
+from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
 from .text import embedded_corpus, read_documents
 
