@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.errors import UserError
-from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
 
     # ---------------------------------------------------------------- data
     train_split = task.splits["train"]
-    rows = local_rows(mesh, config.batch_size)
+    rows = local_batch_indices(mesh, config.batch_size)
     epoch = math.ceil(len(train_split.lengths) / config.batch_size)
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
     batches = FinetuneBatches(
@@ -108,7 +108,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
     shapes = jax.eval_shape(create, weights)
-    placement = shardings(shapes, mesh)
+    placement = named_shardings(shapes, mesh)
     head = (
         "all weights fresh"
         if config.random_weights

@@ -33,7 +33,7 @@ from deberta_jax.rtd import (
     sample_replacements,
     standalone_discriminator,
 )
-from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checkpointer import Checkpointer
@@ -88,7 +88,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
 
     weights = {name: start[1] for name, start in starts.items()}
     origins = {name: f"going on from {', '.join(params)}" for name, params in weights.items()}
-    placement = shardings(jax.eval_shape(create, weights), mesh)
+    placement = named_shardings(jax.eval_shape(create, weights), mesh)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(weights)
     del starts, weights
@@ -108,7 +108,11 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
         sums: Sums = {}
         size = config.batch_size // config.accumulation
         batches = held_out_batches(
-            corpus, global_batch=size, batch_indices=local_rows(mesh, size), masking=masking, tokenizer=tokenizer
+            corpus,
+            global_batch=size,
+            batch_indices=local_batch_indices(mesh, size),
+            masking=masking,
+            tokenizer=tokenizer,
         )
         for number, batch in enumerate(batches):
             key = jax.random.fold_in(training_key(config.seed), number)
@@ -146,7 +150,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             batches=TrainingBatches(
                 corpus,
                 global_batch=config.batch_size,
-                batch_indices=local_rows(mesh, config.batch_size),
+                batch_indices=local_batch_indices(mesh, config.batch_size),
                 seed=config.seed,
                 masking=masking,
                 tokenizer=tokenizer,

@@ -44,7 +44,7 @@ MASKINGS = {"RTD: single pieces": MaskingConfig(), "MLM: words up to 3": Masking
 
 def make_corpus(folder: Path) -> tuple[Corpus, Tokenizer]:
     text = embedded_corpus()
-    tokenizer = Tokenizer(train_tokenizer(read_documents([text], boundary="line"), vocab_size=8000))
+    tokenizer = Tokenizer.from_bytes(train_tokenizer(read_documents([text], boundary="line"), vocab_size=8000))
     corpus = prepare([text], tokenizer, folder / "corpus", sequence_length=LENGTH, boundary="chapter")
     return corpus, tokenizer
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.rtd import EmbeddingSharing, RTDModels, init_params
-from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, shardings
+from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, named_shardings
 
 from .. import finetune, pretrain
 from ..configs import (
@@ -87,7 +87,7 @@ def build(config: StepConfig, devices: list[Any]) -> Program:
     check_batch(config, mesh)
     step, create, fields, flops = (_finetune if config.task == "finetune" else _pretrain)(config)
     state = jax.eval_shape(create)
-    placement = shardings(state, mesh)
+    placement = named_shardings(state, mesh)
     place = batch_sharding(mesh)
     return Program(
         step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
