@@ -17,7 +17,6 @@ from ...support.tpu_topologies import needs_libtpu
 pytestmark = [pytest.mark.slow, needs_libtpu]
 BATCH, LENGTH, SLOTS, WIDTH = 512, 128, 20, 512
 ROWS = BATCH * LENGTH * WIDTH * 4 // 16  # bytes of the activations of one of 16 chips, float32
-NO_MEMORY = {"argument_bytes": 0, "temporary_bytes": 0, "program_bytes": 0, "peak_bytes": 0}
 
 
 def sent(mesh: jax.sharding.Mesh, vocab: int, *, masked_lm: bool) -> list[Collective]:
@@ -62,7 +61,7 @@ def sent(mesh: jax.sharding.Mesh, vocab: int, *, masked_lm: bool) -> list[Collec
         )
     )
     text = compiled.as_text()
-    return list(read_cost(text, kernels={}, **NO_MEMORY).collectives)
+    return list(read_cost(text, kernels={}).collectives)
 
 
 def bytes_of(found: list[Collective], kind: str, *, group: int | None = None) -> int:
