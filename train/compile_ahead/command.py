@@ -52,10 +52,9 @@ class CompileAheadConfig(StepConfig):
     """
 
     xla_flags: str | None = None
-    """flags of the TPU compiler in the syntax of LIBTPU_INIT_ARGS, "" for none (default: the flags that tpu_scripts
-    set for the chip)"""
+    """flags of the TPU compiler as in LIBTPU_INIT_ARGS, "" for none (those of tpu_scripts if not given)"""
     tokens: float = 2.1e12
-    """tokens to train on, for days and chip-hours (default: 500,000 steps of 8,192 rows of 512 tokens)"""
+    """tokens to train on, for days and chip-hours; 2.1e12 are 500,000 steps of 8,192 rows of 512 tokens"""
     alternatives: int = 3
     """number of alternatives to compile if the step does not fit; 0 disables the search"""
     json: bool = False
@@ -63,9 +62,9 @@ class CompileAheadConfig(StepConfig):
     sweep: bool = False
     """compile all combinations of sweep_batches and sweep_fsdp instead, for a table and a plot"""
     sweep_batches: tuple[int, ...] = ()
-    """global batches of the sweep (default: a quarter, a half and the whole of global_batch)"""
+    """global batches of the sweep (a quarter, a half and the whole of global_batch if not given)"""
     sweep_fsdp: tuple[int, ...] = ()
-    """sizes of the fsdp axis in the sweep (default: that of mesh)"""
+    """sizes of the fsdp axis in the sweep (that of --mesh.fsdp if not given)"""
     plot: Path = Path("compile_ahead.png")
     """file for the plot of the sweep"""
 

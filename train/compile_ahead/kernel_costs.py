@@ -98,7 +98,8 @@ def price_kernels(jaxpr: Any, device: Any, folder: Path) -> dict[KernelKey, int]
         kernel = jax.jit(lambda *values, equation=equation: equation.primitive.bind(*values, **equation.params))
         with without_compilation_cache():
             kernel.lower(*arguments).compile()
-        # The compiler also schedules the copies around a kernel, and the program as a whole ("-TLP-").
+        # The compiler also writes the schedules of the program's start and end, which contain no kernel, and that of
+        # the whole program ("-TLP-"), which contains the kernel and the call.
         schedules = [path.read_text() for path in folder.glob(f"*{_SCHEDULE}") if "-TLP-" not in path.name]
         bundles = [int(_BUNDLES.findall(text)[0]) for text in schedules if _CALL in text]
         for path in folder.iterdir():  # the next kernel may have the same name

@@ -49,11 +49,11 @@ class StepConfig:
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
     vocab_size: int | None = None
-    """rows of the word embeddings (default: those of the model)"""
+    """rows of the word embeddings (those of the model if not given)"""
     mask_rate: float = 0.15
     """share of the tokens that is masked"""
     embedding_sharing: EmbeddingSharing | None = None
-    """embedding sharing between generator and discriminator (default: that of the JSON file, else gdes)"""
+    """embedding sharing of generator and discriminator (that of the JSON file, else gdes, if not given)"""
     decoupled: bool = True
     """update generator and discriminator one after the other (for the task rtd)"""
     num_labels: int = 2
