@@ -1,4 +1,4 @@
-"""A training step with shapes in place of arrays, built as `pretrain` and `finetune` build theirs."""
+"""Builds the training step of `pretrain` or `finetune` with abstract arrays, for compiling it ahead of time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,45 +30,60 @@ from ..engine.state import TrainState, training_key
 from ..tasks.classification.task import Classification
 from .model_flops import classification_flops, masked_lm_flops, rtd_flops
 
-_STEPS = 500_000  # the length of the schedule is a constant of the program: any will do
+_STEPS = 500_000  # length of the learning-rate schedule, a constant of the program that does not affect its cost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """What the program of a training step depends on."""
+    """The settings that the program of a training step depends on."""
 
     model: str = "deberta-v3-large"
-    """a released size, or a JSON file: one model's configuration, or generator and discriminator"""
+    """released size, or JSON file with the configuration of one model or of generator and discriminator"""
     topology: str = "v5e:16x16"
-    """the slice, CHIP:SHAPE; a wrong one lists those that exist"""
+    """TPU slice as CHIP:SHAPE; an unknown one prints a list"""
+    slices: int = 1
+    """number of such slices, connected by the data-center network, which only the data axis of the mesh crosses"""
     task: Literal["rtd", "mlm", "finetune"] = "rtd"
-    """pre-training by replaced token detection or masked LM, or fine-tuning a classifier"""
+    """replaced token detection, masked language modeling, or fine-tuning of a classifier"""
     global_batch: int = 8192
-    """rows a step, over all chips"""
+    """rows in a step, over all chips"""
     sequence_length: int = 512
-    """tokens a row"""
+    """tokens in a row"""
     accumulation: int = 1
-    """chunks that a batch is worked off in, to save memory"""
+    """number of gradient-accumulation steps"""
     mesh: MeshConfig = MeshConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """what activations are computed in"""
+    """dtype of activations"""
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
     vocab_size: int | None = None
-    """rows of the word embeddings; default: what the model says"""
+    """rows of the word embeddings (those of the model if not given)"""
     mask_rate: float = 0.15
     """share of the tokens that is masked"""
     embedding_sharing: EmbeddingSharing | None = None
-    """of rtd; default: what the JSON file says, else gdes"""
+    """embedding sharing of generator and discriminator (that of the JSON file, else gdes, if not given)"""
     decoupled: bool = True
-    """of rtd: generator and discriminator updated one after the other"""
+    """update generator and discriminator one after the other (for the task rtd)"""
     num_labels: int = 2
-    """of finetune: classes; 1 for regression"""
+    """number of classes for the task finetune; 1 is regression"""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "sequence_length", "accumulation", "num_labels"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A step as a run compiles it, and what it takes: shapes with shardings. flops: of a row, both passes."""
+class StepProgram:
+    """A training step as a run compiles it, and its arguments as shapes with shardings.
+
+    Attributes:
+      step: the jitted function; it takes `state` and `batch` and donates the state.
+      state: the training state.
+      batch: the global batch by field.
+      mesh: the mesh of the devices.
+      flops: floating-point operations of one row in both passes, see `model_flops`.
+    """
 
     step: Any
     state: TrainState
@@ -77,36 +92,50 @@ class Program:
     flops: int
 
 
-def build(config: StepConfig, devices: list[Any]) -> Program:
-    """The step of `pretrain` or `finetune`.
+def build(config: StepConfig, devices: list[Any]) -> StepProgram:
+    """Builds the step of `pretrain` or `finetune`.
 
     Raises:
-      ValueError: no such model, or a batch or a parameter that a mesh axis does not divide; it is named.
+      UserError: the model does not exist, or a mesh axis does not divide the batch or a parameter, which is named.
     """
-    mesh = lay_mesh(config, devices)
+    mesh = build_mesh(config, devices)
     check_batch(config, mesh)
-    step, create, fields, flops = (_finetune if config.task == "finetune" else _pretrain)(config)
-    state = jax.eval_shape(create)
+    parts = _finetune(config) if config.task == "finetune" else _pretrain(config)
+    state = jax.eval_shape(parts.create)
     placement = named_shardings(state, mesh)
-    place = batch_sharding(mesh)
-    return Program(
-        step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
+    sharding = batch_sharding(mesh)
+    return StepProgram(
+        step=jax.jit(parts.step, donate_argnums=0, out_shardings=(placement, None)),
         state=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, placement
         ),
         batch={
-            name: jax.ShapeDtypeStruct((config.global_batch, *shape), dtype, sharding=place)
-            for name, (shape, dtype) in fields.items()
+            name: jax.ShapeDtypeStruct((config.global_batch, *field.shape), field.dtype, sharding=sharding)
+            for name, field in parts.row.items()
         },
         mesh=mesh,
-        flops=flops,
+        flops=parts.flops,
     )
 
 
-Parts = tuple[Callable[..., Any], Callable[[], TrainState], dict[str, tuple[tuple[int, ...], Any]], int]
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What differs between the tasks.
+
+    Attributes:
+      step: the training step, not jitted.
+      create: builds the initial training state.
+      row: shape and dtype of each field of a batch, without the batch axis.
+      flops: floating-point operations of one row in both passes.
+    """
+
+    step: Callable[..., Any]
+    create: Callable[[], TrainState]
+    row: dict[str, jax.ShapeDtypeStruct]
+    flops: int
 
 
-def _pretrain(config: StepConfig) -> Parts:
+def _pretrain(config: StepConfig) -> _Parts:
     run = PretrainConfig(
         output=Path(),
         tokenizer=Path(),
@@ -140,15 +169,15 @@ def _pretrain(config: StepConfig) -> Parts:
         if run.objective.name == "mlm"
         else rtd_flops(models_config, length, masked)
     )
-    return (
+    return _Parts(
         pretrain.build_step(models, optimizers, run, sharing=models_config.embedding_sharing),
         create,
-        {name: ((widths[name],), jnp.int32) for name in pretrain.BATCH_FIELDS},
-        3 * flops,
+        {name: jax.ShapeDtypeStruct((widths[name],), jnp.int32) for name in pretrain.BATCH_FIELDS},
+        3 * flops,  # the backward pass takes twice the operations of the forward pass
     )
 
 
-def _finetune(config: StepConfig) -> Parts:
+def _finetune(config: StepConfig) -> _Parts:
     run = FinetuneConfig(
         output=Path(),
         model=Path(),
@@ -172,10 +201,10 @@ def _finetune(config: StepConfig) -> Parts:
         params: Any = model.init(training_key(run.seed), jnp.ones((1, 8), jnp.int32))["params"]
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=run.seed)
 
-    rows = ((config.sequence_length,), jnp.int32)
-    fields = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), rows)
-    labels = ((), jnp.float32 if config.num_labels == 1 else jnp.int32)
-    return (
+    tokens = jax.ShapeDtypeStruct((config.sequence_length,), jnp.int32)
+    fields = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
+    labels = jax.ShapeDtypeStruct((), jnp.float32 if config.num_labels == 1 else jnp.int32)
+    return _Parts(
         finetune.build_step(model, objective, optimizer, run, total_steps=_STEPS),
         create,
         {**fields, "labels": labels},
@@ -184,30 +213,39 @@ def _finetune(config: StepConfig) -> Parts:
 
 
 class _AnyTokenizer:
-    """For `resolve_models`, which compares the tokenizer's vocabulary with the model's: fits every model."""
+    """Stands in for a tokenizer in `resolve_models`, which rejects one with more pieces than the model has."""
 
     vocab_size = 0
 
 
-def lay_mesh(config: StepConfig, devices: list[Any]) -> Mesh:
+def build_mesh(config: StepConfig, devices: list[Any]) -> Mesh:
+    """Arranges the devices of a topology as the mesh of a run.
+
+    Raises:
+      UserError: the sizes of the axes do not fit the number of devices, or the torus.
+    """
     try:
         return make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    except NotImplementedError:  # jax finds no way to lay the axes on the torus
-        asked = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items())
+    except NotImplementedError:  # raised by jax for sizes that the torus of chips cannot be divided into
+        axes = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items())
         raise UserError(
-            f"a mesh of {asked} cannot be laid on {config.topology}; give sizes that are products of its sides"
+            f"a mesh of {axes} cannot be arranged on {config.topology}; give sizes that are products of its sides"
         ) from None
 
 
 def check_batch(config: StepConfig, mesh: Mesh) -> None:
-    """Raises ValueError where the batch does not divide; it says by what."""
-    rows, left = config.global_batch, "global_batch"
+    """Checks that accumulation and each batch axis of the mesh divide the batch.
+
+    Raises:
+      UserError: one of them does not; the message names it.
+    """
+    rows, divided = config.global_batch, "global_batch"
     for name, size in (
         ("accumulation", config.accumulation),
         *((f"the mesh axis {axis}", mesh.shape[axis]) for axis in BATCH_AXES),
     ):
         if rows % size:
             least = config.accumulation * batch_devices(mesh)
-            raise UserError(f"{left} {rows} does not divide by {name} of size {size}; give a multiple of {least}")
+            raise UserError(f"{divided} {rows} is not divisible by {name} of size {size}; give a multiple of {least}")
         if size > 1:
-            rows, left = rows // size, f"{left} / {name.split()[-1]}"
+            rows, divided = rows // size, f"{divided} / {name.split()[-1]}"
