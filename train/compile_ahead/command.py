@@ -52,7 +52,7 @@ class CompileAheadConfig(StepConfig):
     """
 
     xla_flags: str | None = None
-    """flags of the TPU compiler as in LIBTPU_INIT_ARGS, "" for none (those of tpu_scripts if not given)"""
+    """flags of the TPU compiler as in LIBTPU_INIT_ARGS, "" for none (default: those that tpu_scripts set)"""
     tokens: float = 2.1e12
     """tokens to train on, for days and chip-hours; 2.1e12 are 500,000 steps of 8,192 rows of 512 tokens"""
     alternatives: int = 3
@@ -62,9 +62,9 @@ class CompileAheadConfig(StepConfig):
     sweep: bool = False
     """compile all combinations of sweep_batches and sweep_fsdp instead, for a table and a plot"""
     sweep_batches: tuple[int, ...] = ()
-    """global batches of the sweep (a quarter, a half and the whole of global_batch if not given)"""
+    """global batches of the sweep (default: a quarter, a half and the whole of global_batch)"""
     sweep_fsdp: tuple[int, ...] = ()
-    """sizes of the fsdp axis in the sweep (that of --mesh.fsdp if not given)"""
+    """sizes of the fsdp axis in the sweep (default: that of mesh)"""
     plot: Path = Path("compile_ahead.png")
     """file for the plot of the sweep"""
 
@@ -114,6 +114,7 @@ def compile_step(config: CompileAheadConfig, hardware: Topology) -> Report:
     except OutOfMemoryError as error:
         needed, available = error.needed, error.available
     else:
+        # Pallas kernels are priced in another process, which traces the step again: a jaxpr cannot be pickled.
         cycles = kernel_cycles(functools.partial(_trace_step, config)) if find_kernels(traced.jaxpr) else {}
         cost, compiled_memory = cost_of(compiled, kernels=cycles), memory_of(compiled)
         needed, available = compiled_memory.peak_bytes + compiled_memory.program_bytes, hardware.chip.hbm

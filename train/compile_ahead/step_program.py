@@ -49,11 +49,11 @@ class StepConfig:
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
     vocab_size: int | None = None
-    """rows of the word embeddings (those of the model if not given)"""
+    """rows of the word embeddings (default: those of the model)"""
     mask_rate: float = 0.15
     """share of the tokens that is masked"""
     embedding_sharing: EmbeddingSharing | None = None
-    """embedding sharing of generator and discriminator (that of the JSON file, else gdes, if not given)"""
+    """embedding sharing of generator and discriminator (default: that of the JSON file, else gdes)"""
     decoupled: bool = True
     """update generator and discriminator one after the other (for the task rtd)"""
     num_labels: int = 2
@@ -96,6 +96,7 @@ def build(config: StepConfig, devices: list[Any]) -> StepProgram:
     state = jax.eval_shape(parts.create)
     placement = shardings(state, mesh)
     sharding = batch_sharding(mesh)
+    # As in a run, the state is donated and keeps its sharding: otherwise memory would hold the old and the new state.
     return StepProgram(
         step=jax.jit(parts.step, donate_argnums=0, out_shardings=(placement, None)),
         state=jax.tree.map(
