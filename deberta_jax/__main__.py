@@ -14,8 +14,6 @@ import traceback
 
 from .errors import UserError
 
-ISSUES = "https://github.com/deberta-jax/deberta-jax/issues"
-
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
     "tokenizer": ("deberta_jax.train.data.train_tokenizer", "TokenizerConfig", "train a SentencePiece model on text"),
@@ -106,8 +104,8 @@ def run(command: str, options: list[str]) -> int:
             print(f"deberta-jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
         else:
             print(
-                f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it at "
-                f"{ISSUES} with the command and the traceback above",
+                f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with "
+                "the command, the traceback above and the output of `deberta-jax --version`",
                 file=sys.stderr,
             )
         return 1

@@ -40,6 +40,7 @@ from deberta_jax.train.reporting.jsonl import read_records
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.loading import load_task
 
+from ..support.configs import finetune_config
 from .cpu_speed import torch_model
 
 MAX_TRAINING, HELD_OUT, NOVELS = 4000, 500, 3  # examples, examples, classes of `single`
@@ -101,7 +102,7 @@ def write_model(folder: Path, name: str, *, classes: int, dropout: float) -> Pat
 
 def build_config(folder: Path, name: str, model: Path, *, steps: int, seed: int) -> FinetuneConfig:
     """Returns the settings of a run, which both sides use."""
-    return FinetuneConfig(
+    return finetune_config(
         output=folder / f"run-{model.name}-{seed}",
         model=model,
         train=str(folder / f"{name}-train.jsonl"),
@@ -153,7 +154,7 @@ def train_with_torch(config: FinetuneConfig) -> Result:
     multiplier = schedule(settings, total_steps=steps)
     rates = [settings.learning_rate * float(multiplier(step)) for step in range(steps)]
     batches = FinetuneBatches(
-        task.splits["train"], batch_size=config.batch_size, max_length=config.max_length, seed=config.seed
+        task.splits["train"], batch_size=config.batch_size, max_length=config.data.max_length, seed=config.seed
     )
     losses = []
     model.train()
@@ -169,7 +170,7 @@ def train_with_torch(config: FinetuneConfig) -> Result:
     model.eval()
     correct = 0
     held_out = task.splits["validation"]
-    for indices, batch in evaluation_batches(held_out, batch_size=config.batch_size, max_length=config.max_length):
+    for indices, batch in evaluation_batches(held_out, batch_size=config.batch_size, max_length=config.data.max_length):
         with torch.no_grad():
             predictions = model(**as_torch(batch)).logits.argmax(-1).numpy()
         correct += int((predictions == batch["labels"])[: len(indices)].sum())  # the last batch is padded with rows

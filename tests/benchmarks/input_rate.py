@@ -46,7 +46,7 @@ MASKINGS = {"RTD: single pieces": MaskingConfig(), "MLM: words up to 3": Masking
 def make_corpus(folder: Path) -> tuple[Corpus, Tokenizer]:
     """Trains a tokenizer on the embedded novels and packs them into rows."""
     text = embedded_corpus()
-    tokenizer = Tokenizer(train_tokenizer(read_documents([text], boundary="line"), vocab_size=8000))
+    tokenizer = Tokenizer.from_bytes(train_tokenizer(read_documents([text], boundary="line"), vocab_size=8000))
     corpus = prepare([text], tokenizer, folder / "corpus", sequence_length=LENGTH, boundary="chapter")
     return corpus, tokenizer
 
@@ -73,14 +73,19 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, rows: int, times: int) -> Iter
 
     def batches(masking: MaskingConfig) -> data.TrainingBatches:
         return data.TrainingBatches(
-            corpus, tokenizer=tokenizer, masking=masking, global_batch=GLOBAL_BATCH, seed=0, rows=np.arange(rows)
+            corpus,
+            tokenizer=tokenizer,
+            masking=masking,
+            global_batch=GLOBAL_BATCH,
+            seed=0,
+            batch_indices=np.arange(rows),
         )
 
     def unmasked(ids: np.ndarray, row: np.ndarray, *_: Any) -> data.Batch:
         return {"ids": ids, "row": row}
 
     stream = batches(MaskingConfig())
-    with mock.patch.object(data, "_finish", unmasked):
+    with mock.patch.object(data, "_mask_batch", unmasked):
         yield "rows, not masked", cpu_seconds(stream.__next__, times=times)
     stream.close()
     for name, masking in MASKINGS.items():

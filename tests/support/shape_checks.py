@@ -3,6 +3,7 @@
 `install` must run before anything imports deberta_jax.
 """
 
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +18,26 @@ def install() -> None:
 
 
 def check_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function with its arguments checked, if any annotation names the shape of an array.
+    """Returns the function with its array arguments and results checked, if any annotation names the shape of an array.
 
-    Generated constructors of dataclasses are not checked: JAX rebuilds a dataclass that is a pytree with shapes,
+    Other annotations are left out: tests pass simple stand-ins for tokenizers, configurations and the like. Generated
+    constructors of dataclasses are not checked either, because JAX rebuilds a dataclass that is a pytree with shapes,
     shardings or `None` in place of its arrays.
     """
-    annotations = getattr(function, "__annotations__", {}).values()
-    if function.__name__ == "__init__" or not any(map(_names_a_shape, annotations)):
+    annotations = getattr(function, "__annotations__", {})
+    shapes = {name: annotation for name, annotation in annotations.items() if _names_a_shape(annotation)}
+    if function.__name__ == "__init__" or not shapes or not isinstance(function, types.FunctionType):
         return function
-    return beartype(function)
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__, copy.__qualname__, copy.__annotations__ = (
+        function.__kwdefaults__,
+        function.__qualname__,
+        shapes,
+    )
+    copy.__module__, copy.__doc__ = function.__module__, function.__doc__
+    return beartype(copy)
 
 
 def _names_a_shape(annotation: Any) -> bool:

@@ -12,13 +12,22 @@ from jax.sharding import Mesh
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.rtd import EmbeddingSharing, RTDModels, init_params
-from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, shardings
+from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, named_shardings
 
 from .. import finetune, pretrain
-from ..configs import FinetuneConfig, MeshConfig, PretrainConfig
+from ..configs import (
+    FinetuneConfig,
+    MeshConfig,
+    ModelsConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    TaskDataConfig,
+    TextConfig,
+)
 from ..data.masking import MaskingConfig
 from ..engine.optimizer import build_optimizer
 from ..engine.state import TrainState, training_key
+from ..settings import Positive, Settings
 from ..tasks.classification.task import Classification
 from .model_flops import classification_flops, masked_lm_flops, rtd_flops
 
@@ -26,29 +35,29 @@ _STEPS = 500_000  # length of the learning-rate schedule, a constant of the prog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepConfig:
+class StepConfig(Settings):
     """The settings that the program of a training step depends on."""
 
     model: str = "deberta-v3-large"
     """released size, or JSON file with the configuration of one model or of generator and discriminator"""
     topology: str = "v5e:16x16"
     """TPU slice as CHIP:SHAPE; an unknown one prints a list"""
-    slices: int = 1
+    slices: Positive = 1
     """number of such slices, connected by the data-center network, which only the data axis of the mesh crosses"""
     task: Literal["rtd", "mlm", "finetune"] = "rtd"
     """replaced token detection, masked language modeling, or fine-tuning of a classifier"""
-    global_batch: int = 8192
+    global_batch: Positive = 8192
     """rows in a step, over all chips"""
-    sequence_length: int = 512
+    sequence_length: Positive = 512
     """tokens in a row"""
-    accumulation: int = 1
+    accumulation: Positive = 1
     """number of gradient-accumulation steps"""
     mesh: MeshConfig = MeshConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """dtype of activations"""
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
-    vocab_size: int | None = None
+    vocab_size: Positive | None = None
     """rows of the word embeddings (default: those of the model)"""
     mask_rate: float = 0.15
     """share of the tokens that is masked"""
@@ -56,13 +65,8 @@ class StepConfig:
     """embedding sharing of generator and discriminator (default: that of the JSON file, else gdes)"""
     decoupled: bool = True
     """update generator and discriminator one after the other (for the task rtd)"""
-    num_labels: int = 2
+    num_labels: Positive = 2
     """number of classes for the task finetune; 1 is regression"""
-
-    def __post_init__(self) -> None:
-        for name in ("global_batch", "sequence_length", "accumulation", "num_labels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,7 @@ def build(config: StepConfig, devices: list[Any]) -> StepProgram:
     check_batch(config, mesh)
     parts = _finetune(config) if config.task == "finetune" else _pretrain(config)
     state = jax.eval_shape(parts.create)
-    placement = shardings(state, mesh)
+    placement = named_shardings(state, mesh)
     sharding = batch_sharding(mesh)
     # As in a run, the state is donated and keeps its sharding: otherwise memory would hold the old and the new state.
     return StepProgram(
@@ -132,16 +136,16 @@ def _pretrain(config: StepConfig) -> _Parts:
     run = PretrainConfig(
         output=Path(),
         tokenizer=Path(),
-        model=config.model,
-        vocab_size=config.vocab_size,
-        objective="mlm" if config.task == "mlm" else "rtd",
-        embedding_sharing=config.embedding_sharing,
-        decoupled=config.decoupled,
-        sequence_length=config.sequence_length,
+        data=TextConfig(sequence_length=config.sequence_length),
+        models=ModelsConfig(
+            model=config.model, vocab_size=config.vocab_size, embedding_sharing=config.embedding_sharing
+        ),
+        objective=ObjectiveConfig(
+            name="mlm" if config.task == "mlm" else "rtd", decoupled=config.decoupled, mask_rate=config.mask_rate
+        ),
         batch_size=config.global_batch,
         accumulation=config.accumulation,
         steps=_STEPS,
-        mask_rate=config.mask_rate,
         dtype=config.dtype,
         remat=config.remat,
     )
@@ -151,7 +155,7 @@ def _pretrain(config: StepConfig) -> _Parts:
 
     def create() -> TrainState:
         params = init_params(models_config, training_key(run.seed))
-        if run.objective == "mlm":
+        if run.objective.name == "mlm":
             params = {"generator": params["generator"]}
         return TrainState.create(params, pretrain.init_optimizers(optimizers, params), seed=run.seed)
 
@@ -159,7 +163,7 @@ def _pretrain(config: StepConfig) -> _Parts:
     widths = {"input_ids": length, "segment_ids": length, "masked_positions": masked, "masked_labels": masked}
     flops = (
         masked_lm_flops(models_config.generator, length, masked)
-        if run.objective == "mlm"
+        if run.objective.name == "mlm"
         else rtd_flops(models_config, length, masked)
     )
     return _Parts(
@@ -174,8 +178,7 @@ def _finetune(config: StepConfig) -> _Parts:
     run = FinetuneConfig(
         output=Path(),
         model=Path(),
-        train="",
-        max_length=config.sequence_length,
+        data=TaskDataConfig(train="", max_length=config.sequence_length),
         batch_size=config.global_batch,
         accumulation=config.accumulation,
         steps=_STEPS,

@@ -1,52 +1,58 @@
-"""Masks for masked LM and replaced token detection, on whole batches of packed rows; NumPy, no loop over rows or words.
+"""Masks batches of packed rows for masked LM and replaced token detection, in NumPy without a loop over rows or words.
 
-The official rule (`mlm_task.NGramMaskGenerator`): mask `rate` of a row's tokens, single sub-words when `max_ngram` is
-1, otherwise spans of n whole words with p(n) proportional to 1/n, n <= max_ngram. Deliberate difference: the official
-code scans a row from left to right in windows and stops when the budget is spent, so that in a full row of 512 the
-last 48 or so tokens are never masked. Here every word of the row may start a span, spans draw priorities, and the
-budget goes to the spans of the smallest ones, so every position is masked equally often.
+The official rule (`mlm_task.NGramMaskGenerator`) masks a share `rate` of the tokens of a row: single sub-words if
+`max_ngram` is 1, otherwise spans of n whole words with p(n) proportional to 1/n, n <= max_ngram.
+
+This module differs from the official code on purpose (B5 in docs/design.md). The official code scans a row from left to
+right and stops when the budget is spent, so that the last 48 or so tokens of a full row of 512 are never masked. Here
+each word may start a span, each span has a random priority, and the spans with the smallest priorities are masked until
+the budget is spent. All positions are masked equally often.
 """
 
 import dataclasses
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Int, Int32, Integer, UInt64
 
 from deberta_jax.errors import UserError
 
 Replacement = Literal["rtd", "mlm"]
-# Of the chosen tokens, the share that becomes [MASK] and the share that becomes a random token; the rest is kept.
+# Shares of the chosen tokens that become [MASK] and a random token. The others are unchanged.
 _SHARES: dict[Replacement, tuple[float, float]] = {"rtd": (1.0, 0.0), "mlm": (0.8, 0.1)}
 
-# Every use of the hash has its own stream. A span that starts p words in front of its segment has stream _BEFORE + p.
+# Each use of the hash has its own stream. A span that starts p words before its segment uses stream _BEFORE + p.
 _REPLACE, _SPAN, _BEFORE = 0, 1, 2
-_ROW_BITS = 20  # of a 64-bit sort key that name the row; the other 44 are its words' priorities
+_ROW_BITS = 20  # bits of the 64-bit sort key that hold the row; the other 44 hold the priority of the word
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 class SupportsMasking(Protocol):
-    """What masking needs of a tokenizer; `starts_word` and `is_special` are bool [V]."""
+    """The part of a tokenizer that masking uses."""
 
     @property
     def cls_id(self) -> int: ...
     @property
     def mask_id(self) -> int: ...
     @property
-    def starts_word(self) -> NDArray[np.bool_]: ...
+    def starts_word(self) -> Bool[np.ndarray, "V"]: ...
     @property
-    def is_special(self) -> NDArray[np.bool_]: ...
+    def is_special(self) -> Bool[np.ndarray, "V"]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """Which tokens are masked, and by what.
+    """Selects which tokens are masked and what replaces them.
 
     Attributes:
-      rate: share of a row's real tokens, [CLS] and [SEP] counted, that is masked.
-      max_ngram: 1 masks single sub-words (official RTD); above, spans of up to so many whole words (official MLM of
-        v1 and v2: 3).
-      replace: "rtd", always [MASK]; "mlm", 80 % [MASK], 10 % a random token that is not special, 10 % unchanged.
+      rate: share of the real tokens of a row, including [CLS] and [SEP], that is masked.
+      max_ngram: 1 masks single sub-words (official RTD). A larger value masks spans of up to that many whole words
+        (3 in the official MLM of v1 and v2).
+      replace: "rtd" always writes [MASK]. "mlm" writes [MASK] for 80 % of the tokens and a random token that is not
+        special for 10 %, and leaves 10 % unchanged.
+
+    Raises:
+      UserError: if a value is out of range.
     """
 
     rate: float = 0.15
@@ -62,22 +68,23 @@ class MaskingConfig:
             raise UserError(f"replace is {self.replace!r}; it must be one of {', '.join(_SHARES)}")
 
     def slots(self, sequence_length: int) -> int:
-        """M, the fixed number of masked positions that a row of this length has room for."""
+        """Returns M, the fixed number of masked positions of a row of this length."""
         return max(1, round(self.rate * sequence_length))
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingTables:
-    """A tokenizer's ids as masking sees them. `random_ids` [R]: the ids that may stand in for another."""
+    """Properties of a tokenizer's ids. `random_ids` are the ids that may replace another token."""
 
     cls_id: int
     mask_id: int
-    starts_word: NDArray[np.bool_]
-    is_special: NDArray[np.bool_]
-    random_ids: NDArray[np.int32]
+    starts_word: Bool[np.ndarray, "V"]
+    is_special: Bool[np.ndarray, "V"]
+    random_ids: Int32[np.ndarray, "ids"]
 
     @classmethod
     def of(cls, tokenizer: SupportsMasking) -> Self:
+        """Returns the tables of a tokenizer."""
         special = np.asarray(tokenizer.is_special, bool)
         return cls(
             cls_id=tokenizer.cls_id,
@@ -88,39 +95,51 @@ class MaskingTables:
         )
 
 
-def hash_uint64(key: NDArray[np.uint64] | np.uint64, counter: NDArray[np.integer] | int) -> NDArray[np.uint64]:
-    """64 random bits for every (key, counter): the SplitMix64 generator started at `key`, after `counter` steps.
+def hash_uint64(
+    key: UInt64[np.ndarray, "..."] | np.uint64, counter: Integer[np.ndarray, "..."] | int
+) -> UInt64[np.ndarray, "..."]:
+    """Returns 64 random bits for each pair of key and counter: output `counter` of SplitMix64 seeded with `key`.
 
-    Broadcasts. A pure function of its arguments, hence the same on any host and for any batch size.
+    Broadcasts its arguments. It is a pure function, so that results do not depend on the host or on the batch size.
     """
-    with np.errstate(over="ignore"):  # wrapping around is the arithmetic that is meant
+    with np.errstate(over="ignore"):  # SplitMix64 wraps around at 2^64
         z = key + (np.asarray(counter).astype(np.uint64) + np.uint64(1)) * _GAMMA
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+class MaskedRows(NamedTuple):
+    """A masked batch.
+
+    Attributes:
+      input_ids: the ids after masking.
+      masked_positions: positions of the masked tokens in ascending order, then 0.
+      masked_labels: original ids of the masked tokens, then 0.
+    """
+
+    input_ids: Int32[np.ndarray, "B S"]
+    masked_positions: Int32[np.ndarray, "B M"]
+    masked_labels: Int32[np.ndarray, "B M"]
 
 
 def mask_rows(
-    ids: NDArray[np.integer], keys: NDArray[np.uint64], tables: MaskingTables, config: MaskingConfig
-) -> dict[str, NDArray[np.int32]]:
+    ids: Integer[np.ndarray, "B S"], keys: UInt64[np.ndarray, "B"], tables: MaskingTables, config: MaskingConfig
+) -> MaskedRows:
     """Masks packed rows. Special tokens ([PAD], [CLS], [SEP], [UNK], [MASK]) are never masked.
 
-    A row's budget is max(1, round(rate * its real tokens)), as in the official code, and at most M. With
-    `max_ngram` > 1 only whole words are masked and spans stay inside a segment; a word that does not fit the rest of
-    the budget ends the choice, so a few tokens of the budget may stay unused.
+    The budget of a row is max(1, round(rate * number of real tokens)), as in the official code, and at most
+    M = `config.slots(S)`. If `max_ngram` > 1, only whole words are masked and spans stay inside a segment. The first
+    word that exceeds the remaining budget ends the selection, so that a few tokens of the budget may remain unused.
 
     Args:
-      ids: [B, S], rows of segments `[CLS] ... [SEP]`, 0 behind them.
-      keys: [B], one random key a row; all randomness of a row comes from its key.
-
-    Returns:
-      input_ids [B, S], masked; masked_positions [B, M], ascending, then 0; masked_labels [B, M], the original ids, 0
-      in an unused slot; all int32, with M = `config.slots(S)`.
+      ids: rows of segments `[CLS] ... [SEP]`, followed by 0.
+      keys: one random key per row. All randomness of a row comes from its key.
     """
     ids = ids.astype(np.int32)
     chosen = _choose(ids, keys, tables, config)
     rows, columns = np.nonzero(chosen)
-    first = np.searchsorted(rows, np.arange(len(ids)))
+    first = np.searchsorted(rows, np.arange(len(ids)))  # index of each row's first masked token
     slots = np.arange(len(rows)) - first[rows]
     positions = np.zeros((len(ids), config.slots(ids.shape[1])), np.int32)
     labels = np.zeros_like(positions)
@@ -128,29 +147,29 @@ def mask_rows(
     labels[rows, slots] = ids[rows, columns]
     masked = ids.copy()
     masked[rows, columns] = _replacements(ids[rows, columns], keys[rows], columns, tables, config)
-    return {"input_ids": masked, "masked_positions": positions, "masked_labels": labels}
+    return MaskedRows(masked, positions, labels)
 
 
 def _choose(
-    ids: NDArray[np.int32], keys: NDArray[np.uint64], tables: MaskingTables, config: MaskingConfig
-) -> NDArray[np.bool_]:
-    """Which tokens are masked, [B, S]. Works on the flat list of all words of the batch, in order of place."""
+    ids: Int32[np.ndarray, "B S"], keys: UInt64[np.ndarray, "B"], tables: MaskingTables, config: MaskingConfig
+) -> Bool[np.ndarray, "B S"]:
+    """Returns which tokens are masked. Works on the flat list of all words of the batch, ordered by position."""
     B, S = ids.shape
     begins = np.ones_like(ids, bool) if config.max_ngram == 1 else tables.starts_word[ids]
-    # The piece behind a special token begins a word, whatever the piece; so does a row.
+    # The piece after a special token always starts a word, and so does the first piece of a row.
     begins[:, 1:] |= tables.is_special[ids[:, :-1]]
     begins[:, 0] = True
-    place = np.flatnonzero(begins)  # of each word's first token in the flattened batch
-    length = np.diff(place, append=B * S)
-    row, column = np.divmod(place, S)
+    word_start = np.flatnonzero(begins)  # index of the first token of each word in the flattened batch
+    length = np.diff(word_start, append=B * S)
+    row, column = np.divmod(word_start, S)
 
     budget = np.rint(config.rate * np.count_nonzero(ids, axis=1)).astype(np.int64)
     budget = np.clip(budget, 1, config.slots(S))[row]
-    candidate = ~tables.is_special[ids.ravel()[place]] & (length <= budget)
+    candidate = ~tables.is_special[ids.ravel()[word_start]] & (length <= budget)
 
-    rank = _span_ranks(keys, row, column, ids.ravel()[place] == tables.cls_id, config.max_ngram)
-    # One key sorts by row, then by rank, words that cannot be masked last: three times faster than `lexsort`. Words of
-    # one span are equal and stay in order: the sort is stable, so that ties do not depend on the rest of the batch.
+    rank = _span_ranks(keys, row, column, ids.ravel()[word_start] == tables.cls_id, config.max_ngram)
+    # One key sorts by row and then by rank, with words that cannot be masked last. This is three times faster than
+    # `lexsort`. Words of one span have equal ranks; the sort is stable, so that ties do not depend on other rows.
     rank = np.where(candidate, rank, np.iinfo(np.uint64).max) >> np.uint64(_ROW_BITS)
     order = np.argsort(row.astype(np.uint64) << np.uint64(64 - _ROW_BITS) | rank, kind="stable")
     spent = np.cumsum(length[order])
@@ -164,20 +183,20 @@ def _choose(
 
 
 def _span_ranks(
-    keys: NDArray[np.uint64],
-    row: NDArray[np.int64],
-    column: NDArray[np.int64],
-    is_cls: NDArray[np.bool_],
+    keys: UInt64[np.ndarray, "B"],
+    row: Int[np.ndarray, "words"],
+    column: Int[np.ndarray, "words"],
+    is_cls: Bool[np.ndarray, "words"],
     max_ngram: int,
-) -> NDArray[np.uint64]:
-    """The smallest priority among the spans that cover each word; words of small rank are masked first.
+) -> UInt64[np.ndarray, "words"]:
+    """Returns the smallest priority among the spans that cover each word. Words of small rank are masked first.
 
-    Every word starts one span. So that the first words of a segment are covered as often as any other, spans also
-    start at the max_ngram - 1 places in front of it. A span ends with its segment at the latest.
+    Each word starts one span. Spans also start at the max_ngram - 1 positions before a segment, so that its first words
+    are covered as often as any other. A span never extends past its segment.
     """
-    own = hash_uint64(hash_uint64(keys, _SPAN)[row], column)
+    priority = hash_uint64(hash_uint64(keys, _SPAN)[row], column)
     if max_ngram == 1:
-        return own
+        return priority
     word = np.arange(len(row))
     opens = is_cls | (np.diff(row, prepend=-1) > 0)
     segment_start = np.maximum.accumulate(np.where(opens, word, 0))
@@ -185,30 +204,30 @@ def _span_ranks(
 
     weights = 1 / np.arange(1, max_ngram + 1)
     cumulative = np.cumsum(weights / weights.sum())[:-1]
-    rank = own
-    for distance in range(1, max_ngram):  # from the start of a covering span to the word
-        start = np.roll(own, distance)
+    rank = priority
+    for distance in range(1, max_ngram):  # words from the start of a span to the word that it covers
+        start = np.roll(priority, distance)
         outside = np.flatnonzero(ordinal < distance)
         stream = _BEFORE + distance - ordinal[outside]
         start[outside] = hash_uint64(hash_uint64(keys[row[outside]], stream), column[segment_start[outside]])
-        # The low bits draw the span's length, the high bits order the spans.
+        # The low bits of a priority select the length of its span, the high bits its order.
         covers = (start & np.uint64(0xFFFF)) >= np.uint64(cumulative[distance - 1] * 0x10000)
         rank = np.where(covers, np.minimum(rank, start), rank)
     return rank
 
 
 def _replacements(
-    ids: NDArray[np.int32],
-    keys: NDArray[np.uint64],
-    columns: NDArray[np.int64],
+    ids: Int32[np.ndarray, "chosen"],
+    keys: UInt64[np.ndarray, "chosen"],
+    columns: Int[np.ndarray, "chosen"],
     tables: MaskingTables,
     config: MaskingConfig,
-) -> NDArray[np.int32]:
-    """What stands in the place of the chosen tokens `ids` [K]."""
+) -> Int32[np.ndarray, "chosen"]:
+    """Returns the ids that replace the chosen tokens."""
     mask_share, random_share = _SHARES[config.replace]
     bits = hash_uint64(hash_uint64(keys, _REPLACE), columns)
     share = (bits >> np.uint64(40)) / (1 << 24)
-    # 32 fresh bits, scaled to the number of ids (at most 2^32): uniform to one part in 10^4.
+    # The other 32 bits, scaled to the number of ids: uniform to one part in 10^4 for vocabularies up to 2^18.
     pick = ((bits & np.uint64(0xFFFFFFFF)) * np.uint64(len(tables.random_ids))) >> np.uint64(32)
     random = tables.random_ids[pick.astype(np.int64)]
     return np.where(

@@ -1,11 +1,12 @@
-"""Text to rows of token ids on disk: `deberta-jax prepare`.
+"""The command `deberta-jax prepare`: tokenizes text and packs it into rows of token ids on disk.
 
-Documents are tokenized, packed into rows of one length, and written unmasked into ArrayRecord files that are read in
-any order. A row holds one or more segments `[CLS] ... [SEP]`, each a document or a piece of one, then padding (0).
+Rows have a fixed length and are written without masks into ArrayRecord files, which allow random access. A row contains
+one or more segments `[CLS] ... [SEP]`, each a document or a piece of one, followed by padding (0).
 """
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Integer
 
 from deberta_jax.errors import MissingFileError, UserError
 
@@ -40,6 +41,8 @@ SplitName = Literal["train", "held_out"]
 
 @dataclasses.dataclass(frozen=True)
 class RowFile:
+    """An ArrayRecord file of a prepared corpus: name, number of rows, and size in bytes."""
+
     name: str
     rows: int
     bytes: int
@@ -47,7 +50,7 @@ class RowFile:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """`tokens` are those of the documents, without [CLS], [SEP] and padding."""
+    """One split of a prepared corpus. `tokens` does not count [CLS], [SEP] and padding."""
 
     documents: int
     tokens: int
@@ -56,8 +59,8 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A text file that was read: size and time as on disk, digest of the uncompressed text."""
+class TextSource:
+    """A text file that was read: its size and modification time, and the digest of the uncompressed text."""
 
     name: str
     bytes: int
@@ -67,7 +70,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A prepared folder, as its manifest tells."""
+    """A prepared corpus: the content of its manifest. `tokenizer` is the fingerprint of the tokenizer."""
 
     folder: Path
     format: int
@@ -75,45 +78,45 @@ class Corpus:
     boundary: Boundary
     held_out_fraction: float
     seed: int
-    tokenizer: str  # fingerprint
+    tokenizer: str
     dtype: str
-    sources: tuple[Source, ...]
+    sources: tuple[TextSource, ...]
     train: Split
     held_out: Split
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the rows follow from, besides the text."""
+        """The settings that determine the rows, together with the text."""
         names = ("format", "sequence_length", "boundary", "held_out_fraction", "seed", "tokenizer")
         return {name: getattr(self, name) for name in names}
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal rows."""
-        told = [self.identity, [source.sha256 for source in self.sources]]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        """A digest that is equal for equal rows."""
+        content = [self.identity, [source.sha256 for source in self.sources]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def check(self, *, tokenizer: SupportsEncoding, sequence_length: int) -> None:
-        """Raises ValueError unless the rows are of this tokenizer and of this length."""
-        wanted = {"sequence_length": sequence_length, "tokenizer": tokenizer.fingerprint}
-        _check_identity(self, wanted, "prepare the text again with these settings, or use those of the corpus")
+        """Raises UserError if the rows have another tokenizer or length."""
+        expected = {"sequence_length": sequence_length, "tokenizer": tokenizer.fingerprint}
+        _check_identity(self, expected, "prepare the text again with these settings, or use those of the corpus")
 
 
 def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
-    """Reads a prepared folder's manifest and checks that every file is there in full length.
+    """Reads the manifest of a prepared corpus and checks that each file exists and has its full size.
 
     Raises:
-      FileNotFoundError: no manifest in the folder.
-      ValueError: a manifest that this version does not read, a missing or a truncated file.
+      MissingFileError: if the folder contains no manifest.
+      UserError: if the manifest is damaged or of another format, or if a file is missing or truncated.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
-        raise MissingFileError(f"{folder} holds no {MANIFEST}; make a corpus with `deberta-jax prepare`")
+        raise MissingFileError(f"{folder} contains no {MANIFEST}; create a corpus with `deberta-jax prepare`")
     try:
         fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:
-            raise UserError(f"its format is {fields['format']}, not {FORMAT}")
-        fields["sources"] = tuple(Source(**source) for source in fields["sources"])
+            raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
+        fields["sources"] = tuple(TextSource(**source) for source in fields["sources"])
         for split in ("train", "held_out"):
             files = tuple(RowFile(**file) for file in fields[split].pop("files"))
             fields[split] = Split(**fields[split], files=files)
@@ -124,19 +127,19 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
         path = folder / file.name
         size = path.stat().st_size if path.is_file() else None
         if size != file.bytes:
-            found = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
-            raise UserError(f"{path} {found}; copy it again, or delete {folder} and prepare the corpus again")
+            fault = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
+            raise UserError(f"{path} {fault}; copy it again, or delete {folder} and prepare the corpus again")
     return corpus
 
 
-def _check_identity(corpus: Corpus, wanted: Mapping[str, Any], advice: str) -> None:
-    for name, value in wanted.items():
-        if (found := getattr(corpus, name)) != value:
-            raise UserError(f"{corpus.folder} holds a corpus with {name} {found!r}, not {value!r}; {advice}")
+def _check_identity(corpus: Corpus, expected: Mapping[str, Any], advice: str) -> None:
+    for name, value in expected.items():
+        if (actual := getattr(corpus, name)) != value:
+            raise UserError(f"{corpus.folder} contains a corpus with {name} {actual!r}, not {value!r}; {advice}")
 
 
 class _SplitWriter:
-    """Packs one split's documents and writes its rows, a new file every ROWS_PER_FILE."""
+    """Packs the documents of one split and writes their rows. Starts a new file after ROWS_PER_FILE rows."""
 
     def __init__(self, folder: Path, name: SplitName, packer: RowPacker) -> None:
         self._folder, self._name, self._packer = folder, name, packer
@@ -145,13 +148,15 @@ class _SplitWriter:
         self._rows = 0
         self._documents = self._tokens = 0
 
-    def add(self, tokens: NDArray[np.integer]) -> None:
+    def add(self, tokens: Integer[np.ndarray, "tokens"]) -> None:
+        """Adds a document."""
         self._documents += 1
         self._tokens += len(tokens)
         for row in self._packer.add(tokens):
             self._write(row)
 
     def finish(self) -> Split:
+        """Writes the last row and returns the totals."""
         for row in self._packer.finish():
             self._write(row)
         self._close()
@@ -161,11 +166,11 @@ class _SplitWriter:
     def _path(self) -> Path:
         return self._folder / f"{self._name}-{len(self._files):05d}.array_record"
 
-    def _write(self, row: NDArray[np.integer]) -> None:
+    def _write(self, row: Integer[np.ndarray, "S"]) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         if self._writer is None:
-            self._writer = ArrayRecordWriter(str(self._path()), "group_size:1")  # one row a read, as grain wants it
+            self._writer = ArrayRecordWriter(str(self._path()), "group_size:1")  # grain reads single rows
         self._writer.write(row.tobytes())
         self._rows += 1
         if self._rows == ROWS_PER_FILE:
@@ -189,26 +194,24 @@ def prepare(
     held_out_fraction: float = 0.02,
     seed: int = 0,
 ) -> Corpus:
-    """Tokenizes and packs text files into `folder`, or takes what is there if it came from the same text and settings.
+    """Tokenizes and packs text files into `folder`, or opens `folder` if it has the same text and settings.
 
-    A document is tokenized line by line and its lines' tokens are joined, so that a long one needs no more than its
-    own memory. Whether a document is held out is a hash of `seed` and its number. The folder appears under its name
-    only when it is complete; a run that was killed leaves a hidden `.NAME.*.tmp` folder beside it, which may be
-    deleted.
+    Whether a document is held out is a hash of `seed` and the document's number. The folder gets its name only when it
+    is complete. A process that is killed leaves a hidden folder `.NAME.*.tmp` beside it, which can be deleted.
 
     Args:
       paths, boundary: see `text.read_documents`.
-      sequence_length: tokens a row, [CLS] and [SEP] counted, at least 8.
-      held_out_fraction: share of the documents kept for evaluation, 0 for none.
+      sequence_length: tokens per row including [CLS] and [SEP], at least 8.
+      held_out_fraction: share of the documents that is kept for evaluation; 0 disables it.
 
     Raises:
-      TextError: text that cannot be used (see `text.read_documents`).
-      ValueError: bad settings, nothing held out or nothing left, or a folder that holds something else.
-      OSError: writing failed, for instance on a full disk.
+      TextError: if the text cannot be used (see `text.read_documents`).
+      UserError: if a setting is invalid, if a split would be empty, or if the folder has other content.
+      OSError: if writing fails, for instance because the disk is full.
     """
     folder = Path(folder)
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    nothing = Split(0, 0, 0, ())
+    empty = Split(0, 0, 0, ())
     corpus = Corpus(
         folder=folder,
         format=FORMAT,
@@ -219,15 +222,15 @@ def prepare(
         tokenizer=tokenizer.fingerprint,
         dtype=dtype,
         sources=(),
-        train=nothing,
-        held_out=nothing,
+        train=empty,
+        held_out=empty,
     )
     _validate(corpus, tokenizer)
     files = text_files(paths)
     if (folder / MANIFEST).exists():
-        return _existing(corpus, files)
+        return _open_existing(corpus, files)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no prepared corpus; delete it or choose another folder")
+        raise UserError(f"{folder} exists and is not a prepared corpus; delete it or choose another folder")
     with _writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
@@ -250,26 +253,26 @@ def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
         raise UserError(f"the tokenizer's padding id is {tokenizer.pad_id}; it must be 0, as in every DeBERTa")
 
 
-def _existing(wanted: Corpus, files: Sequence[Path]) -> Corpus:
-    """The corpus that is in the folder already, if it is the wanted one. Raises ValueError with the difference."""
-    corpus = open_corpus(wanted.folder)
+def _open_existing(expected: Corpus, files: Sequence[Path]) -> Corpus:
+    """Opens the corpus in the folder. Raises UserError with the first difference if it is not the expected one."""
+    corpus = open_corpus(expected.folder)
     advice = "delete the folder or choose another one"
-    _check_identity(corpus, wanted.identity, advice)
+    _check_identity(corpus, expected.identity, advice)
     if len(files) != len(corpus.sources):
-        raise UserError(f"{corpus.folder} holds {len(corpus.sources)} text files, not {len(files)}; {advice}")
+        raise UserError(f"{corpus.folder} was made from {len(corpus.sources)} text files, not {len(files)}; {advice}")
     for path, source in zip(files, corpus.sources, strict=True):
         stat = path.stat()
         untouched = (path.name, stat.st_size, stat.st_mtime_ns) == (source.name, source.bytes, source.mtime_ns)
         if not untouched and (sha256 := content_sha256(path)) != source.sha256:
             raise UserError(
-                f"{corpus.folder} holds other text: {path} has sha256 {sha256}, {source.name} there has "
+                f"{corpus.folder} was made from other text: {path} has sha256 {sha256}, {source.name} had "
                 f"{source.sha256}; {advice}"
             )
     return corpus
 
 
 def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, folder: Path) -> Corpus:
-    """Writes all rows and the manifest into `folder`, a new one; returns the corpus with what was found in the text."""
+    """Creates `folder`, writes all rows and the manifest, and returns the corpus with its totals."""
     writers: dict[SplitName, _SplitWriter] = {}
     for name in ("train", "held_out"):
         packer = RowPacker(corpus.sequence_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, dtype=corpus.dtype)
@@ -287,7 +290,7 @@ def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, f
             number += 1
             with _writing(corpus.folder):
                 writers["held_out" if share < corpus.held_out_fraction else "train"].add(tokens)
-        sources.append(Source(path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()))
+        sources.append(TextSource(path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()))
     with _writing(corpus.folder):
         splits = {name: writer.finish() for name, writer in writers.items()}
     corpus = dataclasses.replace(corpus, sources=tuple(sources), **splits)
@@ -306,8 +309,8 @@ def _check_splits(corpus: Corpus) -> None:
         raise TextError(f"no text in {names}; give files with at least one line that is not blank")
     if corpus.held_out_fraction and not corpus.held_out.rows:
         raise UserError(
-            f"held_out_fraction {corpus.held_out_fraction} of {documents} documents holds none out; give a larger "
-            "fraction, a boundary that makes more documents, another seed, or 0 for no held-out rows"
+            f"held_out_fraction {corpus.held_out_fraction} of {documents} documents selects none; give a larger "
+            "fraction, a boundary that makes more documents, another seed, or 0 to disable evaluation"
         )
     if not corpus.train.rows:
         raise UserError(
@@ -318,34 +321,37 @@ def _check_splits(corpus: Corpus) -> None:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turns a failure to write into one line. ArrayRecord reports a full disk as a RuntimeError, on closing a file."""
+    """Reports a failure to write in one line. ArrayRecord raises RuntimeError if the disk is full when it closes."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise OSError(f"cannot write the corpus {folder}: {error}; free some space or choose another folder") from None
+        code = getattr(error, "errno", None) or errno.EIO
+        message = f"cannot write the corpus {folder}: {error}; free some space or choose another folder"
+        raise OSError(code, message) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn text into packed rows of token ids, once, for any number of pre-training runs."""
+    """Tokenize text and pack it into rows of token ids, once for any number of pre-training runs."""
 
     output: Path
-    """folder to make"""
+    """folder to create"""
     tokenizer: Path
-    """folder with spm.model, for instance from `deberta-jax tokenizer`, or with the files of v1's tokenizer"""
+    """folder of a tokenizer: spm.model, for instance from `deberta-jax tokenizer`, or the files of v1's tokenizer"""
     text: tuple[Path, ...] = ()
-    """text files or folders of them (.txt, .gz, .xz); none: the embedded corpus, six novels"""
+    """text files or folders of .txt, .gz and .xz files (default: the embedded corpus, six novels)"""
     boundary: Boundary | None = None
-    """what ends a document; default blank_line, and chapter for the embedded corpus"""
+    """what separates documents (default: blank_line, or chapter for the embedded corpus)"""
     sequence_length: int = 512
-    """tokens a row"""
+    """tokens per row"""
     held_out_fraction: float = 0.02
-    """share of the documents kept for evaluation"""
+    """share of the documents that is kept for evaluation"""
     seed: int = 0
-    """chooses the documents that are held out"""
+    """seed that selects the held-out documents"""
 
 
 def main(config: PrepareConfig) -> None:
+    """Prepares the corpus and prints its totals. Raises as `prepare` does."""
     from deberta_jax.tokenizers.tokenizer import Tokenizer
 
     corpus = prepare(

@@ -1,4 +1,4 @@
-"""Raw text files to documents, tokens and packed rows, as a stream. What cannot be read is an error, never skipped."""
+"""Reads text files as a stream of documents, tokens and packed rows. Unreadable text is an error, never skipped."""
 
 import gzip
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Integer, UInt32
 
 from deberta_jax.errors import UserError
 
@@ -18,20 +18,20 @@ Boundary = Literal["blank_line", "line", "file", "chapter"]
 BOUNDARIES: tuple[Boundary, ...] = ("blank_line", "line", "file", "chapter")
 MAX_DOCUMENT_BYTES = 32 << 20
 
-# A shorter remainder of a row is left as padding: a piece of fewer tokens has next to no context to learn from. At
-# 512 tokens a row this wastes 3 % of a row at worst. (A whole document that short is still packed.)
+# The shortest piece of a longer document: fewer tokens have too little context to learn from, so the end of the row is
+# padded instead. With 512 tokens per row this wastes at most 3 % of a row. Whole documents may be shorter.
 MINIMUM_PIECE = 16
-_ENCODE_CHARACTERS = 1 << 20  # text handed to the tokenizer at once, so that short documents do not cost a call each
+_ENCODE_CHARACTERS = 1 << 20  # characters per tokenizer call: one call per document would be slow for short documents
 
-_CHUNK_BYTES = 1 << 20  # how much text is taken from a file at a time
+_CHUNK_BYTES = 1 << 20  # bytes per read
 _SUFFIXES = (".txt", ".gz", ".xz")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# "CHAPTER XII", "Chapter 3", "VOLUME II", each perhaps with a title behind it; only a short line can be a heading.
+# Matches "CHAPTER XII", "Chapter 3" and "VOLUME II", optionally followed by a title of up to 80 characters.
 _HEADING = re.compile(r"(?:CHAPTER|Chapter|VOLUME|Volume)\s+(?:\d+|[IVXLCDM]+)(?:[.:\s—-].{0,80})?")
 
 
 class SupportsEncoding(Protocol):
-    """What the preparation of text needs of a tokenizer."""
+    """The part of a tokenizer that text preparation uses."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -49,40 +49,40 @@ class SupportsEncoding(Protocol):
 
 
 class TextError(UserError):
-    """A text file that cannot be used; the message names the file, the place in it, and what to do."""
+    """A text file cannot be used. The message names the file and the position in it."""
 
 
 def embedded_corpus() -> Path:
-    """Path of the packaged text: six novels by Jane Austen (public domain, 4 MB), one paragraph a line.
+    """Returns the path of the packaged text: six novels by Jane Austen (public domain, 4 MB), one paragraph per line.
 
-    It has hardly any blank lines; read it with boundary "chapter", which makes some 270 documents.
+    The text has almost no blank lines. The boundary "chapter" divides it into about 270 documents.
     """
     return Path(__file__).parent / "corpora" / "austen_novels.txt.xz"
 
 
 def is_heading(line: str) -> bool:
-    """Whether a line is a heading such as "CHAPTER XII" or "Volume 2"."""
+    """Returns whether a line is a heading such as "CHAPTER XII" or "Volume 2"."""
     return _HEADING.fullmatch(line.strip()) is not None
 
 
 def read_documents(
     paths: Sequence[str | Path], *, boundary: Boundary = "blank_line", max_document_bytes: int = MAX_DOCUMENT_BYTES
 ) -> Iterator[str]:
-    """The documents of text files, in order; a document's lines are joined by newlines.
+    """Yields the documents of text files in order. The lines of a document are joined by newlines.
 
-    Memory is bounded by one document, whatever the size of the files or of their lines. Lines end at a line feed, and
-    white space at the end of a line is dropped. A byte order mark is dropped. A document with no text is none.
+    Memory is bounded by one document, whatever the size of the files. Lines end at a line feed. White space at the end
+    of a line and byte order marks are removed. Empty documents are omitted.
 
     Args:
-      paths: plain, .gz or .xz files; a folder stands for its *.txt, *.gz and *.xz files, sorted by name.
-      boundary: where a document ends: "blank_line"; "line", every line is a document; "file", every file is one;
-        "chapter", a heading such as "CHAPTER XII" or "VOLUME II" begins the next document (headings that follow each
-        other begin one together), and blank lines do not matter.
-      max_document_bytes: the longest document, in bytes of UTF-8.
+      paths: plain, .gz or .xz files, or folders. Of a folder, its *.txt, *.gz and *.xz files are read, sorted by name.
+      boundary: what separates documents. "blank_line": a blank line. "line": each line is a document. "file": each file
+        is a document. "chapter": a heading such as "CHAPTER XII" or "VOLUME II" starts a document; consecutive headings
+        start one document, and blank lines are ignored.
+      max_document_bytes: maximum length of a document in UTF-8 bytes.
 
     Raises:
-      TextError: a missing or damaged file, bytes that are not UTF-8, NUL bytes, a document that is too long, or no
-        text at all.
+      TextError: if a file is missing or damaged or contains NUL or bytes that are not UTF-8, if a document is too long,
+        or if there is no text at all.
     """
     empty = True
     for path in text_files(paths):
@@ -94,20 +94,26 @@ def read_documents(
 
 
 def text_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that `read_documents` reads, in order. Raises TextError for a missing one or a folder without any."""
+    """Returns the files that `read_documents` reads, in order.
+
+    Raises:
+      TextError: if a file is missing, a folder contains no text file, or `paths` is empty.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
             if not inside:
-                raise TextError(f"folder {path} holds no file that ends in {', '.join(_SUFFIXES)}; name the files")
+                raise TextError(
+                    f"folder {path} contains no file ending in {', '.join(_SUFFIXES)}; pass the files themselves"
+                )
             files += inside
         elif path.exists():
             files.append(path)
         else:
             raise TextError(f"no such file or folder: {path}")
     if not files:
-        raise TextError("no text file was given; give at least one file or folder")
+        raise TextError("no text file was given; pass at least one file or folder")
     return files
 
 
@@ -118,12 +124,12 @@ def file_documents(
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     digest: "hashlib._Hash | None" = None,
 ) -> Iterator[str]:
-    """The documents of one file, see `read_documents`. `digest` is fed the bytes of the (uncompressed) text."""
+    """Yields the documents of one file as `read_documents` does, and updates `digest` with the uncompressed bytes."""
     if boundary not in BOUNDARIES:
         raise UserError(f"boundary is {boundary!r}; it must be one of {', '.join(BOUNDARIES)}")
     lines: list[str] = []
     size = 0
-    only_headings = False  # all lines so far are headings, so one more belongs to the same document
+    only_headings = False  # the document has only headings so far, so that another heading continues it
     for number, offset, raw in _lines(path, max_document_bytes, digest):
         line = _decode(raw, path, number, offset)
         heading = boundary == "chapter" and is_heading(line)
@@ -132,7 +138,7 @@ def file_documents(
             yield "\n".join(lines).rstrip("\n")
             lines, size = [], 0
         if not line and not lines:
-            continue  # blank lines in front of a document
+            continue  # a blank line before the document
         only_headings = (only_headings or not lines) and (heading or not line)
         size += len(raw) + 1
         if size > max_document_bytes:
@@ -143,7 +149,7 @@ def file_documents(
 
 
 def content_sha256(path: Path) -> str:
-    """The digest that `file_documents` computes while it reads. Raises TextError for a damaged file."""
+    """Returns the digest that `file_documents` computes. Raises TextError if the file is damaged."""
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         digest.update(chunk)
@@ -162,13 +168,13 @@ def _decode(raw: bytes, path: Path, number: int, offset: int) -> str:
 
 def _too_long(path: Path, number: int, offset: int, max_document_bytes: int) -> TextError:
     return TextError(
-        f"{path}: line {number}, byte {offset}: the document here is longer than {max_document_bytes} bytes; choose "
+        f"{path}: line {number}, byte {offset}: this document is longer than {max_document_bytes} bytes; choose "
         f"a boundary that makes shorter documents ({', '.join(BOUNDARIES)}) or break the text into lines"
     )
 
 
 def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> Iterator[tuple[int, int, bytes]]:
-    """Each line's number (from 1), byte offset in the (uncompressed) text, and bytes without the line feed."""
+    """Yields the number of each line (from 1), its offset in the uncompressed bytes, and its bytes without "\\n"."""
     pending = bytearray()
     number, line_start, position = 1, 0, 0
     for chunk in _chunks(path):
@@ -195,7 +201,7 @@ def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> I
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The uncompressed bytes of a file, a bounded piece at a time."""
+    """Yields the uncompressed bytes of a file in chunks of bounded size."""
     open_file: Callable[..., IO[bytes]] = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     done = 0
     try:
@@ -209,13 +215,15 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise TextError(f"{path} cannot be read, after {done} bytes of text: {error.strerror or error}") from None
 
 
-def encode_documents(documents: Iterable[str], tokenizer: SupportsEncoding, path: Path) -> Iterator[NDArray[np.uint32]]:
-    """Each document's tokens [n], without [CLS] and [SEP].
+def encode_documents(
+    documents: Iterable[str], tokenizer: SupportsEncoding, path: Path
+) -> Iterator[UInt32[np.ndarray, "tokens"]]:
+    """Yields the token ids of each document, without [CLS] and [SEP].
 
-    A document is encoded line by line and its lines' tokens are joined, so that a long one stays cheap.
+    A document is encoded line by line, which bounds the cost of long documents.
 
     Raises:
-      TextError: text that encodes to [PAD], [CLS], [SEP] or [MASK]; `path` is named in it.
+      TextError: if text encodes to [PAD], [CLS], [SEP] or [MASK]. The message names `path`.
     """
     forbidden = np.zeros(tokenizer.vocab_size, bool)
     forbidden[[tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]] = True
@@ -227,14 +235,14 @@ def encode_documents(documents: Iterable[str], tokenizer: SupportsEncoding, path
             if forbidden[tokens].any():
                 line = next(line for line, ids in zip(document, encoded, strict=True) if forbidden[ids].any())
                 raise TextError(
-                    f"{path}: the tokenizer turns text into a special token, which rows cannot hold, in the line "
-                    f"{line[:80]!r}; take that text out, or make the token a control symbol of the tokenizer"
+                    f"{path}: the tokenizer encodes text as a special token, which is not allowed in rows, in the line "
+                    f"{line[:80]!r}; remove that text, or make the token a control symbol of the tokenizer"
                 )
             yield tokens
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[list[str]]]:
-    """Documents as lists of their lines that are not blank, some together."""
+    """Groups documents, each as a list of its lines that are not blank, to about _ENCODE_CHARACTERS per group."""
     batch: list[list[str]] = []
     size = 0
     for document in documents:
@@ -248,20 +256,20 @@ def _batches(documents: Iterable[str]) -> Iterator[list[list[str]]]:
 
 
 class RowPacker:
-    """Packs documents into rows; no token is lost. A row comes out as soon as it is full."""
+    """Packs documents into rows without losing a token. Each row is yielded as soon as it is full."""
 
     def __init__(self, sequence_length: int, *, cls_id: int, sep_id: int, dtype: str) -> None:
         self._row = np.zeros(sequence_length, dtype)
         self._used = 0
         self._cls_id, self._sep_id = cls_id, sep_id
 
-    def add(self, tokens: NDArray[np.integer]) -> Iterator[NDArray[np.integer]]:
-        """Takes one document's tokens [n]; yields the rows [S] that it fills."""
+    def add(self, tokens: Integer[np.ndarray, "tokens"]) -> Iterator[Integer[np.ndarray, "S"]]:
+        """Adds the tokens of a document and yields the rows that are full."""
         start = 0
         while start < len(tokens):
             room = len(self._row) - self._used - 2
-            rest = len(tokens) - start
-            if self._used and room < min(rest, MINIMUM_PIECE):
+            remaining = len(tokens) - start
+            if self._used and room < min(remaining, MINIMUM_PIECE):
                 yield from self.finish()
                 continue
             piece = tokens[start : start + room]
@@ -271,8 +279,8 @@ class RowPacker:
             self._used = end
             start += len(piece)
 
-    def finish(self) -> Iterator[NDArray[np.integer]]:
-        """Yields the row that is begun, if there is one."""
+    def finish(self) -> Iterator[Integer[np.ndarray, "S"]]:
+        """Yields the last row, if it contains a document."""
         if self._used:
             yield self._row
             self._row = np.zeros_like(self._row)

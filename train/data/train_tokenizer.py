@@ -11,50 +11,53 @@ from pathlib import Path
 import sentencepiece
 
 from deberta_jax.errors import UserError
-from deberta_jax.tokenizers.tokenizer import CLS, CONFIG_FILE, MODEL_FILE, PAD, SEP, UNK, Tokenizer
+from deberta_jax.tokenizers.spm import MODEL_FILE
+from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
 from .text import embedded_corpus, read_documents
 
 _SAMPLE_BYTES = 1 << 20
 _SPECIAL_AND_BYTE_PIECES = 4 + 256
-_MAX_LINE_BYTES = 4192  # SentencePiece drops longer lines
-_RESERVED = "▅"  # U+2585, SentencePiece's own mark for the unknown; it drops lines that have it
+_MAX_LINE_BYTES = 4192  # SentencePiece silently drops longer lines
+_RESERVED = "▅"  # U+2585, which SentencePiece reserves for unknown characters; it drops lines that contain it
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]")  # noqa: RUF001
-_THREADS = 16  # fixed, not the machine's cores: expectations are summed by thread, so the number changes the model
+_THREADS = 16  # a constant: SentencePiece sums expectations per thread, so the number of threads changes the model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Train a SentencePiece tokenizer with DeBERTa's special tokens, and save it as spm.model.
+    """Train a SentencePiece tokenizer with DeBERTa's special tokens and save it as spm.model.
 
-    The six novels of the package take seconds; a million lines of a large corpus take minutes and some GB of memory.
+    Training takes seconds on the embedded corpus. A million lines take minutes and a few GB of memory.
     """
 
     output: Path
-    """Folder for spm.model and tokenizer_config.json; made if need be."""
+    """folder for spm.model and tokenizer_config.json; created if it does not exist"""
     text: tuple[Path, ...] = ()
-    """Text files (.txt, .gz, .xz) or folders of them; none: the six novels that come with the package."""
+    """text files or folders of .txt, .gz and .xz files (default: the embedded corpus, six novels)"""
     vocab_size: int = 8000
-    """Pieces, the special and the 256 byte pieces included; [MASK] comes on top. DeBERTa-v3 has 128000."""
+    """number of pieces including 4 special and 256 byte pieces; [MASK] is added to them. DeBERTa-v3 has 128000"""
     character_coverage: float = 0.9995
-    """Share of the text's characters that get a piece of their own (0.98 to 1); the rare others become bytes."""
+    """share of the characters that get their own piece, 0.98 to 1; the others are encoded as bytes"""
     input_sentence_size: int = 1_000_000
-    """Learn from a random sample of this many lines where the text has more."""
+    """maximum number of lines to train on; if the text has more, a random sample is used"""
     overwrite: bool = False
-    """Replace an spm.model that is already in the output folder and differs."""
+    """replace a different spm.model in the output folder"""
 
 
 def main(config: TokenizerConfig) -> None:
-    """Trains, saves and prints a summary.
+    """Trains and saves the tokenizer and prints a summary.
 
     Raises:
-      ValueError: the text cannot be read or is too small, a setting is out of range, or another tokenizer is there.
+      UserError: if the text cannot be read or is too small, if a setting is out of range, or if the output folder
+        contains another tokenizer.
     """
     if config.output.exists() and not config.output.is_dir():
         raise UserError(f"output {config.output} is a file; name a folder")
     paths = config.text or (embedded_corpus(),)
     began = time.monotonic()
-    # By line, which needs the least memory: SentencePiece learns from lines, so document boundaries change nothing.
+    # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
     model = train_tokenizer(
         read_documents(paths, boundary="line"),
         vocab_size=config.vocab_size,
@@ -65,10 +68,10 @@ def main(config: TokenizerConfig) -> None:
     saved = config.output / MODEL_FILE
     if saved.exists() and saved.read_bytes() != model and not config.overwrite:
         raise UserError(
-            f"{saved} is another tokenizer, and data prepared with it would no longer fit; "
-            "name another output folder, or pass --overwrite"
+            f"{saved} is another tokenizer, and data prepared with it would become unusable; "
+            "choose another output folder, or pass --overwrite"
         )
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer.from_bytes(model)
     tokenizer.save(config.output)
     rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
     print(
@@ -79,7 +82,7 @@ def main(config: TokenizerConfig) -> None:
 
 
 def _bytes_per_token(tokenizer: Tokenizer, lines: Iterable[str]) -> float:
-    """Of the first MiB of text: more is better compressed."""
+    """Returns the bytes per token in the first MiB of text. Higher means better compression."""
     sample, size = [], 0
     for line in lines:
         sample.append(line)
@@ -96,25 +99,27 @@ def train_tokenizer(
     character_coverage: float = 0.9995,
     input_sentence_size: int = 1_000_000,
 ) -> bytes:
-    """Trains a SentencePiece unigram model with DeBERTa's special pieces; `Tokenizer` takes the result.
+    """Trains a SentencePiece unigram model with DeBERTa's special pieces and returns the content of spm.model.
 
-    As the released v3 file: normalization nmt_nfkc, characters outside the vocabulary as bytes, [PAD] 0 [CLS] 1 [SEP] 2
-    [UNK] 3. The same documents give the same bytes, on any number of cores, for one release of sentencepiece.
+    Like the released v3 file, it normalizes with nmt_nfkc, encodes characters outside the vocabulary as bytes and has
+    the ids [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3. With one release of sentencepiece, the same documents give the same
+    bytes on any number of cores.
 
     Args:
-      documents: texts of any length. They are learned from by line; lines over 4192 bytes, which SentencePiece would
-        drop without a word, are split at sentence ends or spaces.
-      vocab_size: pieces of the model file, the 4 special and 256 byte pieces included. [MASK] comes on top: 128000 here
-        gives ids up to 128000, as for v3.
-      character_coverage: share of the text's characters that get a piece of their own; the rare others become bytes.
-      input_sentence_size: learn from a random sample of this many lines where there are more. All are kept in memory.
+      documents: texts of any length. Training uses their lines. Lines over 4192 bytes, which SentencePiece would drop
+        silently, are split at sentence ends or spaces.
+      vocab_size: number of pieces, including 4 special and 256 byte pieces. [MASK] is added to them: 128000 gives ids
+        up to 128000, as in v3.
+      character_coverage: share of the characters that get their own piece; the others are encoded as bytes.
+      input_sentence_size: maximum number of lines, all of which are held in memory. If the text has more, a random
+        sample is used.
 
     Raises:
-      ValueError: vocab_size does not fit the text (the message gives the limit), a setting is out of range, or there
-        is no text.
+      UserError: if vocab_size does not fit the text (the message contains the limit), a setting is out of range, or
+        there is no text.
     """
     if isinstance(documents, str):
-        raise UserError("documents is one string; give a list of strings")
+        raise TypeError("documents is a single string; pass a list of strings")
     if vocab_size <= _SPECIAL_AND_BYTE_PIECES:
         raise UserError(f"vocab_size is {vocab_size}; it must be above {_SPECIAL_AND_BYTE_PIECES}, usually 8000-128000")
     if not 0.98 <= character_coverage <= 1:
@@ -125,7 +130,7 @@ def train_tokenizer(
     failures: list[BaseException] = []
     lines = _training_lines(documents, failures)
     first = next(lines, None)
-    if first is None:  # SentencePiece 0.2.1 would end the whole process
+    if first is None:  # SentencePiece 0.2.1 would terminate the process
         raise UserError("there is no text to train on; give documents with at least one visible character")
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -156,7 +161,7 @@ def train_tokenizer(
 
 
 def _training_lines(documents: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
-    """The lines to learn from. Keeps the error that ends them, which SentencePiece turns into one of its own."""
+    """Yields the training lines. Stores an exception in `failures`, because SentencePiece replaces it by its own."""
     try:
         for document in documents:
             for line in document.replace(_RESERVED, " ").splitlines():
@@ -168,7 +173,7 @@ def _training_lines(documents: Iterable[str], failures: list[BaseException]) -> 
 
 
 def _split_line(line: str) -> Iterator[str]:
-    """The parts of a line, of at most _MAX_LINE_BYTES bytes, cut behind the last sentence end or space, or anywhere."""
+    """Splits a line into parts of at most _MAX_LINE_BYTES bytes, after a sentence end or a space if there is one."""
     start = 0
     while start < len(line):
         part = line[start : start + _MAX_LINE_BYTES].encode()[:_MAX_LINE_BYTES].decode(errors="ignore")
@@ -179,15 +184,15 @@ def _split_line(line: str) -> Iterator[str]:
         start += len(part)
 
 
-def _training_error(message: str, vocab_size: int) -> ValueError:
-    """One line instead of a C++ check."""
+def _training_error(message: str, vocab_size: int) -> UserError:
+    """Translates a failed check of SentencePiece's C++ code."""
     if most := re.search(r"Vocabulary size too high.*<= (\d+)", message):
-        return ValueError(
+        return UserError(
             f"vocab_size {vocab_size} is more than this text can fill; give at most {most[1]}, or more text"
         )
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return ValueError(
+        return UserError(
             f"vocab_size {vocab_size} is too small for the characters of this text; give at least {least[1]}, "
             "or a lower character_coverage"
         )
-    return ValueError(f"sentencepiece could not train on this text: {' '.join(message.split())}")
+    return UserError(f"sentencepiece could not train on this text: {' '.join(message.split())}")

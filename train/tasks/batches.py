@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deberta_jax.errors import UserError
 
-from ..data.batches import GlobalBatches, own_rows
+from ..data.batches import GlobalBatches, check_batch_indices
 from .base import Batch, Encoded
 
 _SHORTEST = 64  # tokens; every further length, twice the one before, costs a compilation
@@ -31,8 +31,8 @@ class FinetuneBatches:
     """Endless training batches: the examples shuffled afresh every epoch, the epochs joined without a gap.
 
     Every host builds one with the same seed and the global `batch_size`, and gets those `rows` of each global batch
-    that are its own (`sharding.local_rows`; None: all). The state counts examples, not batches, and is the same on
-    every host, so a run resumes exactly on another number of hosts.
+    that are its own (`sharding.local_batch_indices`; None: all). The state counts examples, not batches, and is the
+    same on every host, so a run resumes exactly on another number of hosts.
 
     Args:
       max_length: what a batch is padded to at most; `padded_length` of its longest example on any host.
@@ -56,14 +56,14 @@ class FinetuneBatches:
         if not encoded.labeled:
             raise UserError("training needs labels; these examples have none")
         self._encoded, self._max_length = encoded, max_length
-        self._own = own_rows(batch_size, rows)
+        self._own = check_batch_indices(batch_size, rows)
         examples = grain.MapDataset.range(len(encoded.lengths)).seed(seed).shuffle().repeat()
         if group:
             examples = _Grouped(examples, encoded.lengths, batch=batch_size, seed=seed)
         # The rows are in memory already: reading ahead in threads would only cost. Every host draws all numbers of a
         # batch, as its longest example may be another host's.
         read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        self._batches = GlobalBatches(examples, global_batch=batch_size, rows=None, read_options=read_options)
+        self._batches = GlobalBatches(examples, global_batch=batch_size, batch_indices=None, read_options=read_options)
 
     def __iter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ def evaluation_batches(
     with copies of its last example. A host gets its `rows` of every global batch (None: all); all hosts get the same
     number of batches, of the same lengths.
     """
-    own = own_rows(batch_size, rows)
+    own = check_batch_indices(batch_size, rows)
     order = np.argsort(encoded.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]

@@ -1,4 +1,4 @@
-"""Batches: the same rows and masks on any number of hosts, after any interruption, every row once an epoch."""
+"""Tests that batches are the same on any number of hosts and after any interruption, with each row once per epoch."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from deberta_jax.train.data.batches import TrainingBatches, evaluation_batches
+from deberta_jax.train.data.batches import TrainingBatches, held_out_batches
 from deberta_jax.train.data.masking import MaskingConfig
 from deberta_jax.train.data.prepare import prepare
 
@@ -17,7 +17,7 @@ MASKING = MaskingConfig(max_ngram=3, replace="mlm")
 
 
 class Words:
-    """A tokenizer of whole words: ids are hashes of them."""
+    """A tokenizer of whole words, whose ids are hashes."""
 
     pad_id, cls_id, sep_id, unk_id, mask_id = 0, CLS, SEP, 3, VOCABULARY
     vocab_size, fingerprint = VOCABULARY + 1, "words"
@@ -30,7 +30,7 @@ class Words:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """43 training rows (an epoch ends inside a batch) in files of 10, 7 held-out rows."""
+    """A corpus of 43 training rows in files of 10, so that an epoch ends inside a batch, and 7 held-out rows."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("data")
     documents = [" ".join(f"w{n}" for n in rng.integers(0, 9999, rng.integers(5, 50))) for _ in range(50)]
@@ -46,8 +46,8 @@ def corpus(tmp_path_factory):
     return made
 
 
-def part(batch, host, hosts):
-    """The rows of one of several hosts, as `sharding.local_rows` gives them where hosts stand one after the other."""
+def local_part(batch, host, hosts):
+    """Returns the positions of one host in the global batch, for hosts in a row."""
     return np.arange(batch).reshape(hosts, -1)[host]
 
 
@@ -58,12 +58,12 @@ def training(corpus, *, batch=BATCH, seed=5, masking=MASKING, host=0, hosts=1):
         masking=masking,
         global_batch=batch,
         seed=seed,
-        rows=part(batch, host, hosts),
+        batch_indices=local_part(batch, host, hosts),
     )
 
 
 def take(batches, count):
-    """The next batches of a stream, which is closed then."""
+    """Returns the next batches of a stream and closes it."""
     taken = list(itertools.islice(batches, count))
     batches.close()
     return taken
@@ -71,14 +71,14 @@ def take(batches, count):
 
 def assert_equal(first, second):
     assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    for left, right in zip(first, second, strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
 def originals(batch) -> list[bytes]:
-    """The rows before masking: what tells them apart."""
+    """Returns the rows before masking, which identify them."""
     ids = batch["input_ids"].copy()
     rows, slots = np.nonzero(batch["masked_labels"])
     ids[rows, batch["masked_positions"][rows, slots]] = batch["masked_labels"][rows, slots]
@@ -86,16 +86,16 @@ def originals(batch) -> list[bytes]:
 
 
 def by_row(batches) -> dict[int, tuple[bytes, ...]]:
-    """All that a row carries, by its number in the stream."""
-    found = {}
+    """Returns all arrays of each row, keyed by its number in the stream."""
+    contents = {}
     for batch in batches:
-        for place, row in enumerate(batch["row"].tolist()):
-            assert row not in found
-            found[row] = tuple(batch[name][place].tobytes() for name in sorted(batch) if name != "row")
-    return found
+        for index, row in enumerate(batch["row"].tolist()):
+            assert row not in contents
+            contents[row] = tuple(batch[name][index].tobytes() for name in sorted(batch) if name != "row")
+    return contents
 
 
-def test_what_a_batch_holds(corpus):
+def test_batch_has_documented_arrays(corpus):
     (batch,) = take(training(corpus), 1)
     slots = MASKING.slots(S)
     assert {name: (array.dtype, array.shape) for name, array in batch.items()} == {
@@ -108,15 +108,15 @@ def test_what_a_batch_holds(corpus):
     assert batch["row"].tolist() == list(range(BATCH))
     for ids, segments in zip(batch["input_ids"], batch["segment_ids"], strict=True):
         segment = 0
-        for token, found in zip(ids, segments, strict=True):
+        for token, segment_id in zip(ids, segments, strict=True):
             segment += token == CLS
-            assert found == (segment if token else 0)
+            assert segment_id == (segment if token else 0)
         assert segments[0] == 1
         assert segments.max() == np.count_nonzero(ids == SEP) == segment
     assert batch["segment_ids"].max() > 1
 
 
-def test_every_row_once_an_epoch_in_a_new_order_with_new_masks(corpus):
+def test_epoch_has_each_row_once_in_new_order_with_new_masks(corpus):
     rows = corpus.train.rows
     stream = take(training(corpus), 3 * rows // BATCH + 1)
     texts = list(itertools.chain.from_iterable(map(originals, stream)))
@@ -132,21 +132,20 @@ def test_every_row_once_an_epoch_in_a_new_order_with_new_masks(corpus):
     assert np.mean(changed) > 0.9
 
 
-def test_seed_decides_order_and_masks(corpus):
+def test_seed_determines_order_and_masks(corpus):
     first = take(training(corpus), 3)
     assert_equal(first, take(training(corpus), 3))
     other = take(training(corpus, seed=6), 3)
     assert originals(other[0]) != originals(first[0])
-    # Rows of the same text under the same order must not share their masks either.
     assert not np.array_equal(first[0]["masked_positions"], other[0]["masked_positions"])
 
 
 @pytest.mark.parametrize("stop", [0, 2, 5, 6, 11])  # an epoch is 5 batches and a bit
-def test_resuming_equals_never_having_stopped(corpus, stop):
+def test_resume_equals_uninterrupted_stream(corpus, stop):
     whole = take(training(corpus), stop + 8)
-    broken_off = training(corpus)
-    take(broken_off, stop)
-    state = json.loads(json.dumps(broken_off.get_state()))
+    interrupted = training(corpus)
+    take(interrupted, stop)
+    state = json.loads(json.dumps(interrupted.get_state()))
     assert state == {"global_next_index": stop * BATCH}
     resumed = training(corpus)
     resumed.set_state(state)
@@ -159,7 +158,7 @@ def test_resuming_equals_never_having_stopped(corpus, stop):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_out_the_same_batches(corpus, hosts):
+def test_hosts_divide_the_same_batches(corpus, hosts):
     alone = take(training(corpus), 9)
     parts = [take(training(corpus, host=host, hosts=hosts), 9) for host in range(hosts)]
     for step, batch in enumerate(alone):
@@ -168,7 +167,7 @@ def test_hosts_share_out_the_same_batches(corpus, hosts):
         assert all(len(part[step]["row"]) == BATCH // hosts for part in parts)
 
 
-def test_resuming_on_another_number_of_hosts_and_another_batch(corpus):
+def test_resume_with_other_hosts_and_batch_size(corpus):
     alone = by_row(take(training(corpus), 12))
     streams = [training(corpus, host=host, hosts=2) for host in range(2)]
     before = by_row(itertools.chain.from_iterable(take(stream, 3) for stream in streams))
@@ -183,7 +182,7 @@ def test_resuming_on_another_number_of_hosts_and_another_batch(corpus):
     assert before | resumed == {row: alone[row] for row in range(3 * 8 + 4 * 16)}
 
 
-def test_a_batch_larger_than_the_corpus(corpus):
+def test_batch_may_exceed_corpus(corpus):
     (batch,) = take(training(corpus, batch=3 * corpus.train.rows), 1)
     texts = originals(batch)
     assert {texts.count(text) for text in texts} == {3}
@@ -193,12 +192,12 @@ def test_a_batch_larger_than_the_corpus(corpus):
 def test_evaluation_is_one_pass_with_fixed_masks(corpus, hosts):
     def run(host, hosts):
         return list(
-            evaluation_batches(
+            held_out_batches(
                 corpus,
                 tokenizer=Words(),
                 masking=MASKING,
                 global_batch=4,
-                rows=part(4, host, hosts),
+                batch_indices=local_part(4, host, hosts),
             )
         )
 
@@ -215,38 +214,38 @@ def test_evaluation_is_one_pass_with_fixed_masks(corpus, hosts):
             assert not batch[name][empty].any()
         assert batch["masked_labels"][~empty].any(axis=1).all()
     real = [{name: array[batch["row"] >= 0] for name, array in batch.items()} for batch in batches]
-    found = by_row(real)
-    assert sorted(found) == list(range(rows))
-    assert found == by_row({name: array[batch["row"] >= 0] for name, array in batch.items()} for batch in run(0, 1))
+    evaluated = by_row(real)
+    assert sorted(evaluated) == list(range(rows))
+    assert evaluated == by_row({name: array[batch["row"] >= 0] for name, array in batch.items()} for batch in run(0, 1))
 
 
-def test_training_and_held_out_rows_are_different(corpus):
+def test_training_and_held_out_rows_are_disjoint(corpus):
     trained = set(itertools.chain.from_iterable(map(originals, take(training(corpus), 6))))
-    evaluated = evaluation_batches(corpus, tokenizer=Words(), masking=MASKING, global_batch=1)
+    evaluated = held_out_batches(corpus, tokenizer=Words(), masking=MASKING, global_batch=1)
     held_out = set(itertools.chain.from_iterable(map(originals, evaluated)))
     assert len(held_out) == corpus.held_out.rows
     assert not trained & held_out
 
 
-def test_bad_settings(corpus):
-    with pytest.raises(ValueError, match="global batch is 0 rows; it must be at least 1"):
+def test_invalid_settings(corpus):
+    with pytest.raises(ValueError, match="global batch has 0 rows; it must have at least 1"):
         training(corpus, batch=0)
     with pytest.raises(ValueError, match="seed is -1; it must not be negative"):
         training(corpus, seed=-1)
     other = Words()
     other.fingerprint = "other"
-    with pytest.raises(ValueError, match="holds a corpus with tokenizer 'words', not 'other'; prepare the text again"):
+    with pytest.raises(ValueError, match="contains a corpus with tokenizer 'words', not 'other'; prepare the text"):
         TrainingBatches(corpus, tokenizer=other, masking=MASKING, global_batch=8, seed=0)
 
 
-def test_no_held_out_rows(corpus, tmp_path):
+def test_corpus_without_held_out_rows(corpus, tmp_path):
     text = corpus.folder.parent / "a.txt"
     whole = prepare([text], Words(), tmp_path / "c", sequence_length=S, boundary="line", held_out_fraction=0)
     with pytest.raises(ValueError, match="has no held-out rows; prepare it with a held_out_fraction above 0"):
-        evaluation_batches(whole, tokenizer=Words(), masking=MASKING, global_batch=4)
+        held_out_batches(whole, tokenizer=Words(), masking=MASKING, global_batch=4)
 
 
-def test_damaged_and_mistaken_files_are_named(corpus, tmp_path):
+def test_damaged_and_swapped_files_are_named(corpus, tmp_path):
     text = corpus.folder.parent / "a.txt"
     made = prepare([text], Words(), tmp_path / "c", sequence_length=S, boundary="line", held_out_fraction=0)
     file = made.folder / made.train.files[0].name
@@ -261,7 +260,7 @@ def test_damaged_and_mistaken_files_are_named(corpus, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_row_is_named(corpus, tmp_path):
+def test_damaged_row_is_named(corpus, tmp_path):
     text = corpus.folder.parent / "a.txt"
     made = prepare([text], Words(), tmp_path / "c", sequence_length=S, boundary="line", held_out_fraction=0)
     file = made.folder / made.train.files[0].name

@@ -19,7 +19,7 @@ from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForMultipleChoice
-from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.tokenizers.tokenizer import JoinedIds, Tokenizer
 
 from ...configs import FinetuneConfig
 from ..base import Arrays, Batch, Found, stack_probabilities
@@ -38,7 +38,7 @@ class TextTokenizer(Protocol):
     pair_separators: int
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def join(self, a: Iterable[int], b: Iterable[int]) -> tuple[list[int], list[int]]: ...
+    def with_special_tokens(self, a: Iterable[int], b: Iterable[int]) -> JoinedIds: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class EncodedQuestions:
             for choice in range(shape[1]):
                 pair = pairs[choice] if choice < len(pairs) else pairs[0]
                 context = self.contexts[row][: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
-                joined, joined_types = self.tokenizer.join(context, pair)
+                joined, joined_types = self.tokenizer.with_special_tokens(context, pair)
                 ids[place, choice, : len(joined)] = joined
                 mask[place, choice, : len(joined)] = 1
                 types[place, choice, : len(joined)] = joined_types
@@ -153,23 +153,25 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "ChoiceTask":
       ValueError: a source that cannot be read or used; one line with the file, the line and the reason.
     """
     questions, splits = {}, {}
-    for name, split, role in named_splits(config.train, config.validation, config.test):
+    for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
         columns = columns_of(split, "choice", _columns(config))
         table = open_table(
-            split, label_column=str(columns["label"]), data_dir=config.data_dir, manual_dir=config.manual_dir
+            split, label_column=str(columns["label"]), data_dir=config.data.data_dir, manual_dir=config.data.manual_dir
         )
         questions[name] = read_questions(table, columns, labels_optional=role == "test")
-        splits[name] = encode_questions(questions[name], tokenizer, max_length=config.max_length)
-    return ChoiceTask(Source.parse(config.train).name, Choice(config.label_smoothing), questions, splits)
+        splits[name] = encode_questions(questions[name], tokenizer, max_length=config.data.max_length)
+    return ChoiceTask(
+        Source.parse(config.data.train).name, Choice(config.regularization.label_smoothing), questions, splits
+    )
 
 
 def _columns(config: FinetuneConfig) -> Columns:
     columns: dict[str, str | tuple[str, ...]] = {
-        "text": config.text_column or "text",
-        "choices": config.choices_columns or ("choices",),
-        "label": config.label_column or "label",
+        "text": config.data.columns.text_column or "text",
+        "choices": config.data.columns.choices_columns or ("choices",),
+        "label": config.data.columns.label_column or "label",
     }
-    return columns | ({"pair": config.pair_column} if config.pair_column else {})
+    return columns | ({"pair": config.data.columns.pair_column} if config.data.columns.pair_column else {})
 
 
 @dataclasses.dataclass(frozen=True)

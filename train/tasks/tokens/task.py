@@ -41,12 +41,12 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
     """The table of a source, and which columns have the words and the tags."""
     if source.path is not None and is_conll(source.path):
         columns_of(source, "tokens", {})
-        columns = {"text": config.text_column or FIRST, "label": config.label_column or LAST}
+        columns = {"text": config.data.columns.text_column or FIRST, "label": config.data.columns.label_column or LAST}
         return as_published(read_conll(source.path), source, label_column=columns["label"]), columns
-    given = {"text": config.text_column or "words", "label": config.label_column or "labels"}
+    given = {"text": config.data.columns.text_column or "words", "label": config.data.columns.label_column or "labels"}
     columns = columns_of(source, "tokens", given)
     table = open_table(
-        source, label_column=str(columns["label"]), data_dir=config.data_dir, manual_dir=config.manual_dir
+        source, label_column=str(columns["label"]), data_dir=config.data.data_dir, manual_dir=config.data.manual_dir
     )
     return table, columns
 
@@ -125,15 +125,17 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "TokenLabelTask":
       ValueError: a source that cannot be read or used; one line with the file, the line and the reason.
     """
     sentences, splits, names = {}, {}, ()
-    source = Source.parse(config.train)
-    for name, split, role in named_splits(config.train, config.validation, config.test):
+    source = Source.parse(config.data.train)
+    for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
         table, columns = _open(split, config)
         rows = _read_rows(table, columns, labels_optional=role == "test")
         if role == "train":
             names = _label_names(table, rows, source.published.label_names if source.published else ())
         sentences[name] = _to_sentences(table, rows, names)
-        splits[name] = encode_sentences(sentences[name], tokenizer, max_length=config.max_length, notes=table.notes)
-    return TokenLabelTask(source.name, TokenLabels(config.label_smoothing), names, sentences, splits)
+        splits[name] = encode_sentences(
+            sentences[name], tokenizer, max_length=config.data.max_length, notes=table.notes
+        )
+    return TokenLabelTask(source.name, TokenLabels(config.regularization.label_smoothing), names, sentences, splits)
 
 
 @dataclasses.dataclass(frozen=True)
