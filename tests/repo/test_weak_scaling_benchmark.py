@@ -21,7 +21,7 @@ def test_reports_become_a_table_and_a_plot(tmp_path: Path) -> None:
     ]
     report = make_report(CompileAheadConfig(global_batch=128), needed=8).to_json()
     rows = [row for case in cases if (row := Row.of(case, report)) is not None]
-    sent = sum(one["wire_bytes"] for one in report["cost"]["collectives"]) / 1e6
+    sent = sum(collective["wire_bytes"] for collective in report["cost"]["collectives"]) / 1e6
     assert rows[0].links == pytest.approx(sent)
     assert rows[0].communicating == pytest.approx(
         1e3 * (report["timing"]["collective_seconds"] + report["timing"]["hidden_seconds"])

@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
 from deberta_jax.errors import UserError
 
+from ..settings import NotNegative, Positive, Range
 from .hlo_costs import Cost
 from .kernel_costs import find_kernels, kernel_cycles
 from .report import DeviceMemory, Report, describe
@@ -52,28 +53,21 @@ class CompileAheadConfig(StepConfig):
     """
 
     xla_flags: str | None = None
-    """flags of the TPU compiler as in LIBTPU_INIT_ARGS, "" for none (those of tpu_scripts if not given)"""
-    tokens: float = 2.1e12
+    """flags of the TPU compiler as in LIBTPU_INIT_ARGS, "" for none (default: those that tpu_scripts set)"""
+    tokens: Annotated[float, Range(above=0)] = 2.1e12
     """tokens to train on, for days and chip-hours; 2.1e12 are 500,000 steps of 8,192 rows of 512 tokens"""
-    alternatives: int = 3
+    alternatives: NotNegative = 3
     """number of alternatives to compile if the step does not fit; 0 disables the search"""
     json: bool = False
     """print JSON instead of tables"""
     sweep: bool = False
     """compile all combinations of sweep_batches and sweep_fsdp instead, for a table and a plot"""
-    sweep_batches: tuple[int, ...] = ()
-    """global batches of the sweep (a quarter, a half and the whole of global_batch if not given)"""
-    sweep_fsdp: tuple[int, ...] = ()
-    """sizes of the fsdp axis in the sweep (that of --mesh.fsdp if not given)"""
+    sweep_batches: tuple[Positive, ...] = ()
+    """global batches of the sweep (default: a quarter, a half and the whole of global_batch)"""
+    sweep_fsdp: tuple[Positive, ...] = ()
+    """sizes of the fsdp axis in the sweep (default: that of mesh)"""
     plot: Path = Path("compile_ahead.png")
     """file for the plot of the sweep"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens <= 0:
-            raise UserError(f"tokens is {self.tokens:g}; give a number above 0")
-        if self.alternatives < 0:
-            raise UserError(f"alternatives is {self.alternatives}; give 0 or more")
 
 
 def main(config: CompileAheadConfig) -> None:
@@ -114,6 +108,7 @@ def compile_step(config: CompileAheadConfig, hardware: Topology) -> Report:
     except OutOfMemoryError as error:
         needed, available = error.needed, error.available
     else:
+        # Pallas kernels are priced in another process, which traces the step again: a jaxpr cannot be pickled.
         cycles = kernel_cycles(functools.partial(_trace_step, config)) if find_kernels(traced.jaxpr) else {}
         cost, compiled_memory = cost_of(compiled, kernels=cycles), memory_of(compiled)
         needed, available = compiled_memory.peak_bytes + compiled_memory.program_bytes, hardware.chip.hbm

@@ -151,7 +151,7 @@ class CollectiveFinder:
         return rendezvous is not None
 
     def collectives(self) -> tuple[Collective, ...]:
-        """Returns what was found, the largest first."""
+        """Returns the collectives of all instructions so far, the largest first."""
         return _grouped(self._transfers)
 
     def _observe_collective(self, occurrence: Occurrence, elapsed: int) -> None:

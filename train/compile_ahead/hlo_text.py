@@ -160,7 +160,8 @@ class HloProgram:
             return int(known[1])
         condition = _CONDITION.search(loop.line)
         instructions = self.computations.get(condition[1] if condition else "", ())
-        constants = [match[1] for one in instructions if (match := _INTEGER_CONSTANT.search(one.line))]
+        matches = [_INTEGER_CONSTANT.search(instruction.line) for instruction in instructions]
+        constants = [match[1] for match in matches if match]
         if len(constants) != 1:
             raise ValueError(f"cannot tell how often the loop {loop.name} of the compiled program runs")
         return int(constants[0])

@@ -27,6 +27,7 @@ from ..configs import (
 from ..data.masking import MaskingConfig
 from ..engine.optimizer import build_optimizer
 from ..engine.state import TrainState, training_key
+from ..settings import Positive, Settings
 from ..tasks.classification.task import Classification
 from .model_flops import classification_flops, masked_lm_flops, rtd_flops
 
@@ -34,43 +35,38 @@ _STEPS = 500_000  # length of the learning-rate schedule, a constant of the prog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepConfig:
+class StepConfig(Settings):
     """The settings that the program of a training step depends on."""
 
     model: str = "deberta-v3-large"
     """released size, or JSON file with the configuration of one model or of generator and discriminator"""
     topology: str = "v5e:16x16"
     """TPU slice as CHIP:SHAPE; an unknown one prints a list"""
-    slices: int = 1
+    slices: Positive = 1
     """number of such slices, connected by the data-center network, which only the data axis of the mesh crosses"""
     task: Literal["rtd", "mlm", "finetune"] = "rtd"
     """replaced token detection, masked language modeling, or fine-tuning of a classifier"""
-    global_batch: int = 8192
+    global_batch: Positive = 8192
     """rows in a step, over all chips"""
-    sequence_length: int = 512
+    sequence_length: Positive = 512
     """tokens in a row"""
-    accumulation: int = 1
+    accumulation: Positive = 1
     """number of gradient-accumulation steps"""
     mesh: MeshConfig = MeshConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """dtype of activations"""
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
-    vocab_size: int | None = None
-    """rows of the word embeddings (those of the model if not given)"""
+    vocab_size: Positive | None = None
+    """rows of the word embeddings (default: those of the model)"""
     mask_rate: float = 0.15
     """share of the tokens that is masked"""
     embedding_sharing: EmbeddingSharing | None = None
-    """embedding sharing of generator and discriminator (that of the JSON file, else gdes, if not given)"""
+    """embedding sharing of generator and discriminator (default: that of the JSON file, else gdes)"""
     decoupled: bool = True
     """update generator and discriminator one after the other (for the task rtd)"""
-    num_labels: int = 2
+    num_labels: Positive = 2
     """number of classes for the task finetune; 1 is regression"""
-
-    def __post_init__(self) -> None:
-        for name in ("global_batch", "sequence_length", "accumulation", "num_labels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +100,7 @@ def build(config: StepConfig, devices: list[Any]) -> StepProgram:
     state = jax.eval_shape(parts.create)
     placement = named_shardings(state, mesh)
     sharding = batch_sharding(mesh)
+    # As in a run, the state is donated and keeps its sharding: otherwise memory would hold the old and the new state.
     return StepProgram(
         step=jax.jit(parts.step, donate_argnums=0, out_shardings=(placement, None)),
         state=jax.tree.map(

@@ -145,7 +145,12 @@ def test_sweep_checks_all_steps_before_it_compiles_any(
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [({"tokens": 0.0}, "tokens is 0; give"), ({"alternatives": -1}, "alternatives is -1; give")]
+    ("values", "message"),
+    [
+        ({"tokens": 0.0}, "tokens is 0; it must be above 0"),
+        ({"alternatives": -1}, "alternatives is -1; it must be at least 0"),
+        ({"sweep_batches": (8, 0)}, "sweep_batches is 0; it must be at least 1"),
+    ],
 )
 def test_settings_out_of_range(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

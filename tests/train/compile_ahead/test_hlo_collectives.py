@@ -16,8 +16,8 @@ def collectives(text: str, network: str) -> list[Collective]:
 
 def test_collectives_within_a_slice() -> None:
     figures = {
-        (one.kind, one.group, one.asynchronous): (one.count, one.bytes, one.wire_bytes, one.beside_cycles)
-        for one in collectives(PROGRAM, "ici")
+        (item.kind, item.group, item.asynchronous): (item.count, item.bytes, item.wire_bytes, item.beside_cycles)
+        for item in collectives(PROGRAM, "ici")
     }
     size = 3 * (256 * 4 + 256 * 2)
     assert figures == {
@@ -32,9 +32,9 @@ def test_collectives_within_a_slice() -> None:
 def test_transfers_between_slices_and_pairs_of_instructions() -> None:
     """Two all-reduces with the channel of one shard_map count as two."""
     figures = {
-        (one.kind, one.network, one.group): (one.count, one.bytes, one.wire_bytes, one.beside_cycles)
-        for one in read_cost(BETWEEN_SLICES, kernels={}).collectives
-        if one.asynchronous
+        (item.kind, item.network, item.group): (item.count, item.bytes, item.wire_bytes, item.beside_cycles)
+        for item in read_cost(BETWEEN_SLICES, kernels={}).collectives
+        if item.asynchronous
     }
     assert figures == {
         ("all-reduce", "ici", 4): (1, 8192, 12288, 100),
@@ -55,7 +55,7 @@ def test_transfers_between_slices_and_pairs_of_instructions() -> None:
 )
 def test_kinds_of_transfers_between_slices(transfer: str, target: str, expected: tuple) -> None:
     text = BETWEEN_SLICES.replace("ALL_REDUCE", transfer).replace('"{1,2,3}x{0:3}"', target)
-    assert [(one.kind, one.group, one.bytes, one.wire_bytes) for one in collectives(text, "dcn")] == [expected]
+    assert [(item.kind, item.group, item.bytes, item.wire_bytes) for item in collectives(text, "dcn")] == [expected]
 
 
 def test_transfer_of_an_unknown_kind_is_an_error() -> None:

@@ -23,7 +23,11 @@ def test_schedule_follows_loops_and_fusions() -> None:
 
 
 def test_instruction_with_parentheses_in_its_layouts() -> None:
-    kernel = next(one.instruction for one in HloProgram.parse(PROGRAM).schedule() if one.instruction.name == "kernel.1")
+    kernel = next(
+        occurrence.instruction
+        for occurrence in HloProgram.parse(PROGRAM).schedule()
+        if occurrence.instruction.name == "kernel.1"
+    )
     assert kernel.opcode == "custom-call"
     assert kernel.result_shapes == ((4, 512), (4,))
     assert kernel.result_bytes == 4 * 512 * 2 + 4 * 4

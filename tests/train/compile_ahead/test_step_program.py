@@ -82,5 +82,5 @@ def test_what_does_not_divide_the_batch_is_named(model: str, options: dict[str, 
 
 @pytest.mark.parametrize("name", ["global_batch", "sequence_length", "accumulation", "num_labels"])
 def test_counts_below_one_are_errors(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is 0; give 1 or more"):
+    with pytest.raises(UserError, match=f"{name} is 0; it must be at least 1"):
         StepConfig(**{name: 0})

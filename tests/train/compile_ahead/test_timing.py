@@ -17,7 +17,7 @@ def test_times_and_bill_of_one_slice() -> None:
     timing = Timing.estimate(cost, EIGHT_CHIPS, WORKLOAD)
     assert timing.compute_seconds == pytest.approx(3820 / 1.5e9)
     assert timing.unpriced_seconds == pytest.approx(1024000 / 0.82e12)
-    wire_bytes = {(one.kind, one.group): one.wire_bytes for one in cost.collectives}
+    wire_bytes = {(item.kind, item.group): item.wire_bytes for item in cost.collectives}
     gather = wire_bytes["all-gather", 8] / (2 * 90e9)  # the whole slice, so both axes of the torus
     assert gather < 20 / 1.5e9  # computation hides it entirely
     waiting = wire_bytes["all-reduce", 8] / (2 * 90e9) + wire_bytes["reduce-scatter", 4] / 90e9

@@ -111,9 +111,9 @@ def test_each_chip_sends_a_shard_of_the_gradient_to_the_other_slice() -> None:
     compiled = compile_for_tpu(trace(jax.jit(step), weight, batch), flags=XLA_FLAGS["v5e"])
     collectives = cost_of(compiled, kernels={}).collectives
     shard = 1024 * 1024 * 4 // 4
-    between = [(one.kind, one.group, one.bytes, one.wire_bytes) for one in collectives if one.network == "dcn"]
+    between = [(item.kind, item.group, item.bytes, item.wire_bytes) for item in collectives if item.network == "dcn"]
     assert between == [("all-reduce", 2, shard, shard)]
-    assert {one.group for one in collectives if one.network == "ici"} == {4}
+    assert {item.group for item in collectives if item.network == "ici"} == {4}
 
 
 @needs_libtpu
