@@ -36,10 +36,13 @@ def make_mesh(
       devices: The devices of the mesh (default: all devices of JAX).
 
     Raises:
-      UserError: The product of the sizes is not, or does not divide, the number of devices; `data` is not a multiple
-        of the number of slices; or the axes do not fit the topology of the devices.
+      UserError: A size is less than 1; the product of the sizes is not, or does not divide, the number of devices;
+        `data` is not a multiple of the number of slices; or the axes do not fit the topology of the devices.
     """
     devices = jax.devices() if devices is None else devices
+    for name, size in {"data": 1 if data == -1 else data, "zero": zero, "fsdp": fsdp, "tensor": tensor}.items():
+        if size < 1:
+            raise UserError(f"the mesh axis {name} has size {size}; give at least 1")
     inner = zero * fsdp * tensor
     if data == -1:
         if len(devices) % inner:

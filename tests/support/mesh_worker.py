@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 BATCH, LENGTH, SLOTS, STEPS = 8, 16, 4, 3
 
@@ -42,8 +43,6 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
       devices: Devices of the mesh.
       changes: Changes to the run's settings.
     """
-    from jax.experimental import multihost_utils
-
     from deberta_jax.rtd import RTDConfig, RTDModels, init_params
     from deberta_jax.sharding import local_batch_indices, make_mesh, named_shardings, parameter_path, place_batch
     from deberta_jax.train import pretrain
@@ -89,10 +88,13 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
             metrics.append({name: float(value) for name, value in jax.device_get(step_metrics).items()})
     assert step._cache_size() == 1, "the step was compiled more than once"
     moments = {parameter_path(path): leaf for path, leaf in jax.tree.leaves_with_path(state.opt_state) if leaf.ndim}
-    gathered = multihost_utils.process_allgather(state.params, tiled=True)
+    # One program for all parameters: gathering them one by one compiles a program for each shape.
+    whole = NamedSharding(device_mesh, PartitionSpec())
+    gathered = jax.jit(lambda params: params, out_shardings=whole)(state.params)
+    params = {parameter_path(path): leaf.addressable_data(0) for path, leaf in jax.tree.leaves_with_path(gathered)}
     return Result(
         metrics,
-        {parameter_path(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(gathered)},
+        jax.device_get(params),
         {path: leaf.shape for path, leaf in moments.items()},
         {path: leaf.addressable_shards[0].data.shape for path, leaf in moments.items()},
     )

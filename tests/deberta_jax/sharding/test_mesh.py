@@ -20,6 +20,10 @@ def test_errors_name_the_sizes_and_the_devices() -> None:
         make_mesh(data=2, fsdp=4, tensor=3)
     with pytest.raises(UserError, match=r"zero 1 x fsdp 1 x tensor 3 does not divide 8 devices"):
         make_mesh(tensor=3)
+    with pytest.raises(UserError, match="the mesh axis zero has size 0; give at least 1"):
+        make_mesh(zero=0)
+    with pytest.raises(UserError, match="the mesh axis data has size -2; give at least 1"):
+        make_mesh(data=-2)
 
 
 def test_a_mesh_that_does_not_fit_the_topology_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
