@@ -1,4 +1,4 @@
-"""Updates the README's tables of compiler estimates, between their two marks.
+"""Updates the tables of compiler estimates in docs/performance.md, between their two marks.
 
     python -m tests.benchmarks.table             # about half an hour on two cores; needs libtpu and KerasHub
 
@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from ..support.paths import REPOSITORY
 
-README = REPOSITORY / "README.md"
+PAGE = REPOSITORY / "docs" / "performance.md"
 BEGIN, END = "<!-- tests.benchmarks.table -->", "<!-- end -->"
 
 
@@ -27,12 +27,12 @@ def main() -> None:
         ),
         peer(run("tests.benchmarks.keras_hub")),
     ]
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"README.md must contain {BEGIN} and {END} once each")
+        raise SystemExit(f"{PAGE} must contain {BEGIN} and {END} once each")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text("\n\n".join([before + BEGIN, *parts, END + after]), encoding="utf-8")
-    print(f"updated {README.name}")
+    PAGE.write_text("\n\n".join([before + BEGIN, *parts, END + after]), encoding="utf-8")
+    print(f"updated {PAGE}")
 
 
 def run(module: str, *options: str) -> list[str]:

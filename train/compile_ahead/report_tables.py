@@ -40,7 +40,7 @@ def print_report(report: Report, chip: Chip, alternatives: Sequence[Report]) -> 
 
 def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
     """Prints one line per step."""
-    columns = ["batch", "accumulation", "remat", "mesh", "rows per device", "GiB", "fits"]
+    columns = ["batch", "accumulation", "remat", "mesh", "rows/device", "GiB", "fits"]
     columns += ["step", "MFU", "tokens/s", "days", "chip-hours"]
     table = _table(f"{title} (compiler estimate)", *columns)
     for report in reports:
