@@ -37,7 +37,7 @@ from .hosts.join import Hosts, join
 from .reporting.jsonl import write_records
 from .reporting.reporter import open_log
 from .sweep import Results, run_all
-from .tasks.base import Encoded, Found, Objective
+from .tasks.base import Encoded, Objective, Predictions
 from .tasks.batches import FinetuneBatches, evaluation_batches
 from .tasks.classification.task import ClassificationTask
 from .tasks.loading import load_task
@@ -89,7 +89,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         max_length=config.data.max_length,
         seed=config.seed,
         group=config.data.group_by_length,
-        rows=rows,
+        batch_indices=rows,
     )
 
     # ---------------------------------------------------------------- state
@@ -129,20 +129,22 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
     def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return task.objective.predict(apply(model, params, batch), batch)
 
-    def answer(params: Params, split: str) -> Found:
+    def answer(params: Params, split: str) -> Predictions:
         """What the model makes of every example, in their order."""
         encoded = task.splits[split]
-        found: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
+        predictions: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
         for numbers, batch in evaluation_batches(
-            encoded, batch_size=config.batch_size, max_length=config.data.max_length, rows=rows
+            encoded, batch_size=config.batch_size, max_length=config.data.max_length, batch_indices=rows
         ):
             arrays = jax.device_get(predict(params, place_batch(batch, mesh)))
             for place, number in enumerate(numbers):
-                found[number] = {name: array[place] for name, array in arrays.items()}
-        return found
+                predictions[number] = {name: array[place] for name, array in arrays.items()}
+        return predictions
 
     best = Best(task.main_metric, config.selection.patience)
-    newest: dict[int, Found] = {}  # of the validation split, by step: after the last step the same answers are results
+    newest: dict[
+        int, Predictions
+    ] = {}  # of the validation split, by step: after the last step the same answers are results
 
     def evaluate(state: TrainState) -> dict[str, float]:
         newest.clear()
@@ -202,15 +204,15 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
             if name == "train":
                 continue
             known = newest.get(int(state.step)) if name == "validation" and config.selection.select == "last" else None
-            found = answer(params, name) if known is None else known
+            predictions = answer(params, name) if known is None else known
             if split.labeled:
-                results[name] = task.score(name, found)
+                results[name] = task.score(name, predictions)
                 figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
                 reporter.message(f"{name}: {figures}")
             if hosts.first:
-                write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, found))
+                write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, predictions))
                 if split.labeled and isinstance(task, ClassificationTask):
-                    task.plot(config.output / "predictions" / f"{name}.png", name, found)
+                    task.plot(config.output / "predictions" / f"{name}.png", name, predictions)
         if hosts.first:
             (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         save_pretrained(config.output / "model", model_config, params)
