@@ -20,7 +20,8 @@ FLOORS = (
     {"models"},
     {"losses", "checkpoint", "sift"},
     {"rtd"},
-    {"tokenizers", "predict"},
+    {"tokenizers"},
+    {"predict"},
 )
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (

@@ -53,7 +53,7 @@ def test_choices_and_questions_are_the_tokenizers_pairs(tokenizer: Tokenizer) ->
     asked = SpanQuestion("1", "Who was happy?", "She was happy.", None)
     sizes = {"max_length": 32, "max_question_length": 16, "doc_stride": 8, "max_answer_length": 4}
     spans = encode_span_questions([asked], tokenizer, **sizes).batch(np.array([0]), length=32)
-    rows = {
+    encoded = {
         ("She was happy.", "He is"): (batch["input_ids"][0, 0], batch["attention_mask"][0, 0]),
         ("She was happy.", "He was not"): (batch["input_ids"][0, 1], batch["attention_mask"][0, 1]),
         ("Who was happy?", "She was happy."): (spans["input_ids"][0], spans["attention_mask"][0]),

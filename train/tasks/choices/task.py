@@ -44,7 +44,8 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "ChoiceTask":
         )
         questions[name] = read_questions(table, columns, label_optional=role == "test")
         splits[name] = encode_choice_questions(questions[name], tokenizer, max_length=config.data.max_length)
-    return ChoiceTask(Source.parse(config.data.train).name, Choice(config.regularization.label_smoothing), questions, splits)
+    objective = Choice(config.regularization.label_smoothing)
+    return ChoiceTask(Source.parse(config.data.train).name, objective, questions, splits)
 
 
 def _columns(config: FinetuneConfig) -> Columns:
