@@ -33,7 +33,7 @@ from .engine.loop import Plan, Sums, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .finetune_setup import check_settings, check_sizes, heads_message, identity, task_config
-from .hosts.join import Hosts, join
+from .hosts.join import Hosts, join_run
 from .reporting.jsonl import write_records
 from .reporting.reporter import open_log
 from .sweep import Results, run_all
@@ -49,13 +49,13 @@ Metrics = dict[str, jax.Array]
 def main(config: FinetuneConfig) -> Results:
     """Returns the metrics of each held-out split, which results.json holds as well; of several runs, the best one's.
 
-    With several processes, see `distributed.join` for errors.
+    With several processes, see `hosts.join.join_run` for errors.
 
     Raises:
       StoppedError: the run was preempted, or out of time; all is saved.
       ValueError, OSError: what is wrong with the settings, the data or the machine.
     """
-    with join(config) as hosts:
+    with join_run(config) as hosts:
         if not config.sweep.several_runs:
             return run(config, hosts)[0]
         return run_all(config, lambda one: run(one, hosts), report=hosts.first)

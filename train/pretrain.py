@@ -43,7 +43,7 @@ from .engine.accumulation import accumulate
 from .engine.loop import Plan, Sums, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
-from .hosts.join import Hosts, join
+from .hosts.join import Hosts, join_run
 from .pretrain_setup import check_sizes, identity, load_starts, resolve_corpus, resolve_masking, resolve_models
 from .reporting.curves import plot_curves
 from .reporting.reporter import Log, open_log
@@ -55,13 +55,13 @@ BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
 
 def main(config: PretrainConfig) -> None:
-    """Trains, and leaves the models in the run's folder. With several processes, see `distributed.join` for errors.
+    """Trains, and leaves the models in the run's folder. With several processes, see `hosts.join.join_run` for errors.
 
     Raises:
       StoppedError: the run was preempted, or out of time; all is saved.
       ValueError, OSError: what is wrong with the settings, the data or the machine.
     """
-    with join(config) as hosts:
+    with join_run(config) as hosts:
         run(config, hosts)
 
 

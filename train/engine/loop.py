@@ -91,7 +91,7 @@ def train(  # noqa: PLR0915 - reads as prose
       CheckpointError: no checkpoint can be read, they belong to another configuration, or saving failed.
       StoppedError: SIGTERM on any process, or out of time; the last step taken is saved.
     """
-    activity = hosts.activity
+    activity = hosts.phases
     activity.enter("restore")
     sums: Sums = {}
     restored = checkpointer.restore(jax.tree.map(_abstract, state))

@@ -1,7 +1,7 @@
 """Where the time of a run has gone, over all of its starts: `goodput.jsonl` in the run's folder.
 
 A line is the account of one start so far: when it began and when the line was written (Unix time), the step it went on
-from and the one it has reached, and the seconds in each phase of `activity.Activity`. Its last line counts.
+from and the one it has reached, and the seconds in each phase of `phases.PhaseTimer`. Its last line counts.
 """
 
 import json
@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..hosts.phases import Activity
+from ..hosts.phases import PhaseTimer
 from .jsonl import read_records
 
 FILE = "goodput.jsonl"
@@ -18,7 +18,7 @@ FILE = "goodput.jsonl"
 class GoodputLog:
     """Writes the account of this start; one process of a run has one."""
 
-    def __init__(self, folder: Path, activity: Activity) -> None:
+    def __init__(self, folder: Path, activity: PhaseTimer) -> None:
         self._path, self._activity = folder / FILE, activity
         self._began = time.time() - activity.elapsed
         self._first = 0

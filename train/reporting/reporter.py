@@ -78,7 +78,7 @@ def open_log(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_step: i
     if not hosts.first:
         return Silence()
     folder.mkdir(parents=True, exist_ok=True)
-    goodput = GoodputLog(folder, hosts.activity)
+    goodput = GoodputLog(folder, hosts.phases)
     return Reporter(folder, total_steps=total_steps, tokens_per_step=tokens_per_step, every=every, goodput=goodput)
 
 
