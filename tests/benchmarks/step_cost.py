@@ -77,7 +77,7 @@ def mlm_head() -> Case:
     rows, width, words = 19_661, BASE.hidden_size, BASE.vocab_size
 
     def loss(hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, key: jax.Array):
-        out = masked_lm_and_samples(hidden, table, bias, labels, key=key, score=sample_replacements)
+        out = masked_lm_and_samples(hidden, table, bias, labels, key=key, sampler=sample_replacements)
         return out[0], out
 
     arguments = (

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from deberta_jax.errors import UserError
-from deberta_jax.rtd import DiscriminatorPass, GeneratorPass
+from deberta_jax.losses import MaskedLMPass
+from deberta_jax.rtd import DiscriminatorPass
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 
@@ -126,7 +127,7 @@ _DISCRIMINATOR_COUNTS = frozenset(
 )
 
 
-def generator_sums(out: GeneratorPass) -> dict[str, jax.Array]:
+def generator_sums(out: MaskedLMPass) -> dict[str, jax.Array]:
     """What `pretraining_figures` needs of one forward of the generator."""
     return {"masked_loss_sum": out.loss_sum, "masked_count": out.weight, "masked_correct": out.correct}
 
