@@ -20,6 +20,7 @@ from deberta_jax import (
 from ..support.small_models import SMALL, random_params
 
 CONFIG = SMALL.replace(num_hidden_layers=2, type_vocab_size=2, num_labels=3)
+ONE_LAYER = CONFIG.replace(num_hidden_layers=1, mlm_head="bert")  # EMD needs two
 HEADS = (
     DebertaForMaskedLM,
     DebertaForMultipleChoice,
@@ -55,23 +56,21 @@ def shaped(model_class: type, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_hidden_states_and_attentions_equal_those_of_the_encoder() -> None:
-    """In one program, so that the encoder, the same in all models, is compiled once."""
-    encoder = random_params(DebertaForMaskedLM(CONFIG), IDS)["deberta"]  # has the position table as well
-    params = {head: {**random_params(head(CONFIG), choices(head, IDS)), "deberta": encoder} for head in HEADS}
+    encoder = random_params(Deberta(ONE_LAYER), IDS)
+    params = {head: {**random_params(head(ONE_LAYER), choices(head, IDS)), "deberta": encoder} for head in HEADS}
     options = {**PACKED, "output_hidden_states": True, "output_attentions": True}
 
     @jax.jit
     def run(encoder, heads):
         outputs = [
-            head(CONFIG).apply({"params": tree}, **shaped(head, {"input_ids": IDS, **options}))
+            head(ONE_LAYER).apply({"params": tree}, **shaped(head, {"input_ids": IDS, **options}))
             for head, tree in zip(HEADS, heads, strict=True)
         ]
-        plain = DebertaForMaskedLM(CONFIG).apply({"params": heads[0]}, IDS, **PACKED)
-        return Deberta(CONFIG).apply({"params": encoder}, IDS, **options), outputs, plain
+        return Deberta(ONE_LAYER).apply({"params": encoder}, IDS, **options), outputs
 
-    want, outputs, plain = run(encoder, list(params.values()))
-    assert [states.shape for states in want.hidden_states] == [(B, S, D)] * 3
-    assert [probabilities.shape for probabilities in want.attentions] == [(B, N, S, S)] * 2
+    want, outputs = run(encoder, list(params.values()))
+    assert [states.shape for states in want.hidden_states] == [(B, S, D)] * 2
+    assert [probabilities.shape for probabilities in want.attentions] == [(B, N, S, S)]
     np.testing.assert_array_equal(want.hidden_states[-1], want.last_hidden_state)
     for head, out in zip(HEADS, outputs, strict=True):
         got = [*out.hidden_states, *out.attentions]
@@ -79,9 +78,6 @@ def test_hidden_states_and_attentions_equal_those_of_the_encoder() -> None:
             shape = choices(head, np.asarray(expected)).shape
             assert array.shape == shape
             np.testing.assert_allclose(array.reshape(expected.shape), expected, atol=1e-5, err_msg=head.__name__)
-    # Without a request the last layer runs only as the decoder; that changes no logits.
-    np.testing.assert_allclose(outputs[0].logits, plain.logits, atol=1e-5)
-    assert plain.hidden_states is None
     spans = outputs[HEADS.index(DebertaForQuestionAnswering)]
     head = params[DebertaForQuestionAnswering]["span_classifier"]
     expected = want.last_hidden_state @ head["kernel"] + head["bias"]
@@ -114,7 +110,10 @@ def test_every_model_takes_every_argument(model_class: type) -> None:
 
 
 def test_packed_row_equals_single_runs() -> None:
-    """Attention stays inside a segment, and absolute positions start anew in it."""
+    """Attention stays inside a segment, and absolute positions start anew in it.
+
+    Without a request for hidden states the enhanced mask decoder skips the plain last layer, which changes no logits.
+    """
     masked_lm, discriminator = DebertaForMaskedLM(CONFIG), DebertaForReplacedTokenDetection(CONFIG)
     first, second, segments = IDS[:1, :6], IDS[:1, 6:], np.array([[1] * 6 + [2] * 9])
     params = random_params(masked_lm, first)
@@ -123,17 +122,25 @@ def test_packed_row_equals_single_runs() -> None:
     @jax.jit
     def run(params, rtd_params):
         def masked(ids, positions, **options):
-            return masked_lm.apply({"params": params}, ids, masked_positions=np.array([positions]), **options).logits
+            return masked_lm.apply({"params": params}, ids, masked_positions=np.array([positions]), **options)
 
         def replaced(ids, **options):
             return discriminator.apply({"params": rtd_params}, ids, **options).logits
 
-        packed = masked(IDS[:1], [2, 5, 6, 13], segment_ids=segments), replaced(IDS[:1], segment_ids=segments)
-        singles = [masked(first, [2, 5]), masked(second, [0, 7])], [replaced(first), replaced(second)]
-        return packed, tuple(jnp.concatenate(pair, axis=1) for pair in singles)
+        states = {"output_hidden_states": True, "output_attentions": True}
+        encoded = Deberta(CONFIG).apply({"params": params["deberta"]}, IDS[:1], segment_ids=segments, **states)
+        out = masked(IDS[:1], [2, 5, 6, 13], segment_ids=segments, **states)
+        packed = out.logits, replaced(IDS[:1], segment_ids=segments)
+        masked_singles = [masked(first, [2, 5]).logits, masked(second, [0, 7]).logits]
+        singles = masked_singles, [replaced(first), replaced(second)]
+        return packed, tuple(jnp.concatenate(pair, axis=1) for pair in singles), out, encoded
 
-    for packed, single in zip(*run(params, rtd_params), strict=True):
-        np.testing.assert_allclose(packed, single, atol=2e-5)
+    packed, single, out, encoded = run(params, rtd_params)
+    for packed_logits, single_logits in zip(packed, single, strict=True):
+        np.testing.assert_allclose(packed_logits, single_logits, atol=2e-5)
+    assert (len(out.hidden_states), len(out.attentions)) == (3, 2)
+    np.testing.assert_allclose(out.hidden_states[-1], encoded.last_hidden_state, atol=1e-5)
+    np.testing.assert_allclose(out.attentions[-1], encoded.attentions[-1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
