@@ -50,7 +50,7 @@ def test_values_and_gradients_equal_those_of_full_logits(chunk: int) -> None:
     def plain(*arrays):
         return 0.7 * losses.masked_lm(full_logits(*arrays), labels)[0]
 
-    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
+    want, want_grads = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2)))(*arrays)
     got, grads = jax.jit(jax.value_and_grad(lambda *arrays: 0.7 * chunked(*arrays, labels)[0], argnums=(0, 1, 2)))(
         *arrays
     )
@@ -66,8 +66,8 @@ def test_bfloat16_differs_from_full_logits_by_rounding(chunk: int) -> None:
     def plain(*arrays):
         return losses.masked_lm(full_logits(*arrays), labels)[0]
 
-    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
-    got, grads = jax.value_and_grad(lambda *arrays: chunked(*arrays, labels)[0], argnums=(0, 1, 2))(*arrays)
+    want, want_grads = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2)))(*arrays)
+    got, grads = jax.jit(jax.value_and_grad(lambda *arrays: chunked(*arrays, labels)[0], argnums=(0, 1, 2)))(*arrays)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
     for got, want, name in zip(grads, want_grads, ("hidden", "table", "bias"), strict=True):
@@ -138,12 +138,12 @@ def test_sharding_changes_nothing(chunk: int) -> None:
 def test_losses_are_sums_that_add_up() -> None:
     logits = jax.random.normal(jax.random.key(0), (6, 5, 11))
     labels = jax.random.randint(jax.random.key(1), (6, 5), 0, 11)
-    whole = losses.masked_lm(logits, labels)
-    parts = [losses.masked_lm(logits[part], labels[part]) for part in (slice(0, 2), slice(2, 6))]
+    masked_lm, classification = jax.jit(losses.masked_lm), jax.jit(losses.classification)
+    whole = masked_lm(logits, labels)
+    parts = [masked_lm(logits[part], labels[part]) for part in (slice(0, 3), slice(3, 6))]
     np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
     assert whole.weight == (labels > 0).sum()
-    weight = jnp.array([1.0, 0.0, 1.0])
-    scores, classes = logits[:3, 0], jnp.array([1, 2, -1])
-    total, count = losses.classification(scores, classes, weight)
+    scores, classes, weight = logits[:3, 0], jnp.array([1, 2, -1]), jnp.array([1.0, 0.0, 1.0])
+    total, count = classification(scores, classes, weight)
     assert count == 1
     np.testing.assert_allclose(total, -jax.nn.log_softmax(scores[0])[1], rtol=1e-6)
