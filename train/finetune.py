@@ -18,11 +18,12 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
+from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.errors import UserError
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.warm_start import merge_pretrained
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import FinetuneConfig
@@ -104,7 +105,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         key = training_key(config.seed)
         one = train_split.batch(np.zeros(1, np.int64), length=int(train_split.lengths[0]))
         fresh: Any = model.init(key, one["input_ids"])["params"]
-        params = fresh if config.random_weights else start_from(weights, fresh)
+        params = fresh if config.random_weights else merge_pretrained(weights, fresh)
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
     shapes = jax.eval_shape(create, weights)

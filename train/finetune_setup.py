@@ -24,7 +24,7 @@ def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -
 
 
 def heads_message(weights: dict[str, Any], fresh: dict[str, Any], pretrained: DebertaConfig, task: Task) -> str:
-    """Which parts of the head are the model's, and which `checkpoint.start_from` begins anew, and why.
+    """Which parts of the head are the model's, and which `warm_start.merge_pretrained` begins anew, and why.
 
     Args:
       weights: the model's. fresh: those of the task's model, or their shapes.

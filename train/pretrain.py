@@ -10,7 +10,7 @@ discriminator's loss with the embedding that was just updated, its update.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ import optax
 from deberta_jax.checkpoint import save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.rtd import (
-    Batch,
     EmbeddingSharing,
     Params,
     RTDConfig,
     RTDModels,
+    SampledBatch,
     Sampler,
     discriminator_pass,
     discriminator_view,
@@ -32,6 +32,9 @@ from deberta_jax.rtd import (
     init_params,
     sample_replacements,
     standalone_discriminator,
+)
+from deberta_jax.rtd import (
+    PretrainingBatch as Batch,
 )
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -102,7 +105,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     measure = jax.jit(build_evaluation(models, config, sharing=models_config.embedding_sharing))
 
     def place(batch: dict[str, np.ndarray]) -> Batch:
-        return place_batch({name: batch[name] for name in BATCH_FIELDS}, mesh)
+        return cast(Batch, place_batch({name: batch[name] for name in BATCH_FIELDS}, mesh))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: Sums = {}
@@ -185,7 +188,7 @@ def build_step(
         out = generator_pass(models.generator, params, chunk, key=key, sample=sample, train=True)
         return out.loss_sum / weight, out
 
-    def discriminator_loss(own: Params, chunk: Batch, key: jax.Array, weight: jax.Array, generator: Params):
+    def discriminator_loss(own: Params, chunk: SampledBatch, key: jax.Array, weight: jax.Array, generator: Params):
         params = discriminator_view({"generator": generator, "discriminator": own}, sharing)
         out = discriminator_pass(models.discriminator, params, chunk, chunk["sampled"], key=key, train=True)
         return config.objective.rtd_lambda * out.loss_sum / weight, out

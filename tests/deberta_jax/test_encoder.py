@@ -188,7 +188,8 @@ def test_selected_queries_equal_rows_of_the_full_attention() -> None:
     np.testing.assert_array_equal(full[1, 9:], 0)  # padding queries get zero context
 
 
-def test_bad_input_is_named() -> None:
+def test_bad_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # users do not run with the checks of our tests
     run, ids = init(SMALL), tokens(4)
     with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 5\); it must be that of input_ids"):
         run(ids, jnp.ones((2, 5)))

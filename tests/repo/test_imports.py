@@ -16,10 +16,10 @@ FLOORS = (
     {"layers"},
     {"attention"},
     {"encoder"},
-    {"heads"},
+    {"heads", "inputs", "outputs"},
     {"models"},
-    {"losses", "checkpoint", "sift"},
-    {"rtd"},
+    {"losses", "checkpoint", "warm_start"},
+    {"rtd", "sift"},
     {"tokenizers"},
     {"predict"},
 )

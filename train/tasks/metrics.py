@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Num, Shaped
 
 from deberta_jax.errors import UserError
-from deberta_jax.rtd import DiscriminatorPass, GeneratorPass
+from deberta_jax.losses import MaskedLMPass
+from deberta_jax.rtd import DiscriminatorPass
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and labels, each [E]
 
@@ -130,7 +131,7 @@ _DISCRIMINATOR_COUNTS = frozenset(
 )
 
 
-def generator_sums(out: GeneratorPass) -> dict[str, jax.Array]:
+def generator_sums(out: MaskedLMPass) -> dict[str, jax.Array]:
     """What `pretraining_figures` needs of one forward of the generator."""
     return {"masked_loss_sum": out.loss_sum, "masked_count": out.weight, "masked_correct": out.correct}
 
