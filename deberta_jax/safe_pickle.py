@@ -57,7 +57,7 @@ class _Interpreter:
             if opcode.name == "FRAME" and (argument or 0) > size:
                 raise UnsafePickleError("its pickle is cut off")
             if opcode.name not in self._STEPS:
-                raise UnsafePickleError(f"its pickle uses the opcode {opcode.name}, which plain containers do not need")
+                raise UnsafePickleError(f"its pickle uses {opcode.name}, which plain containers do not need")
             self._STEPS[opcode.name](self, argument)
         (value,) = self._stack
         return value

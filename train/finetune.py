@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.errors import UserError
-from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ from .hosts.join import Hosts, join
 from .reporting.jsonl import write_records
 from .reporting.reporter import open_log
 from .sweep import Results, run_all
-from .tasks.base import Encoded, Found, Objective
+from .tasks.base import Encoded, Objective, Predictions
 from .tasks.batches import FinetuneBatches, evaluation_batches
 from .tasks.classification.task import ClassificationTask
 from .tasks.loading import load_task
@@ -56,7 +56,7 @@ def main(config: FinetuneConfig) -> Results:
       ValueError, OSError: what is wrong with the settings, the data or the machine.
     """
     with join(config) as hosts:
-        if not config.several_runs:
+        if not config.sweep.several_runs:
             return run(config, hosts)[0]
         return run_all(config, lambda one: run(one, hosts), report=hosts.first)
 
@@ -80,23 +80,23 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
 
     # ---------------------------------------------------------------- data
     train_split = task.splits["train"]
-    rows = local_rows(mesh, config.batch_size)
+    rows = local_batch_indices(mesh, config.batch_size)
     epoch = math.ceil(len(train_split.lengths) / config.batch_size)
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
     batches = FinetuneBatches(
         train_split,
         batch_size=config.batch_size,
-        max_length=config.max_length,
+        max_length=config.data.max_length,
         seed=config.seed,
-        group=config.group_by_length,
-        rows=rows,
+        group=config.data.group_by_length,
+        batch_indices=rows,
     )
 
     # ---------------------------------------------------------------- state
     optimizer = by_depth(
         build_optimizer(config.optimizer, total_steps=steps),
-        decay=config.layer_decay,
-        frozen=config.freeze_layers,
+        decay=config.regularization.layer_decay,
+        frozen=config.regularization.freeze_layers,
         layers=model_config.num_hidden_layers,
     )
 
@@ -108,7 +108,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
     shapes = jax.eval_shape(create, weights)
-    placement = shardings(shapes, mesh)
+    placement = named_shardings(shapes, mesh)
     head = (
         "all weights fresh"
         if config.random_weights
@@ -129,26 +129,28 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
     def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return task.objective.predict(apply(model, params, batch), batch)
 
-    def answer(params: Params, split: str) -> Found:
+    def answer(params: Params, split: str) -> Predictions:
         """What the model makes of every example, in their order."""
         encoded = task.splits[split]
-        found: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
+        predictions: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
         for numbers, batch in evaluation_batches(
-            encoded, batch_size=config.batch_size, max_length=config.max_length, rows=rows
+            encoded, batch_size=config.batch_size, max_length=config.data.max_length, batch_indices=rows
         ):
             arrays = jax.device_get(predict(params, place_batch(batch, mesh)))
             for place, number in enumerate(numbers):
-                found[number] = {name: array[place] for name, array in arrays.items()}
-        return found
+                predictions[number] = {name: array[place] for name, array in arrays.items()}
+        return predictions
 
-    best = Best(task.main_metric, config.patience)
-    newest: dict[int, Found] = {}  # of the validation split, by step: after the last step the same answers are results
+    best = Best(task.main_metric, config.selection.patience)
+    newest: dict[
+        int, Predictions
+    ] = {}  # of the validation split, by step: after the last step the same answers are results
 
     def evaluate(state: TrainState) -> dict[str, float]:
         newest.clear()
         newest[int(state.step)] = answer(state.params["model"], "validation")
         figures = task.score("validation", newest[int(state.step)])
-        if best.record(int(state.step), figures) and config.select == "best":
+        if best.record(int(state.step), figures) and config.selection.select == "best":
             save_pretrained(config.output / "best", model_config, state.params["model"])
         return figures
 
@@ -174,7 +176,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
             plan=Plan(
                 steps=steps,
                 log_every=config.log_every,
-                evaluate_every=(config.evaluate_every or epoch) if "validation" in task.splits else 0,
+                evaluate_every=(config.selection.evaluate_every or epoch) if "validation" in task.splits else 0,
                 save_every=config.save_every,
                 profile=config.profile,
             ),
@@ -192,25 +194,25 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
 
         # ------------------------------------------------------------ results and model
         params = state.params["model"]
-        if config.select == "best" and best.step is None:
+        if config.selection.select == "best" and best.step is None:
             reporter.message(f"no evaluation gave a number for {best.metric}: the last model is the result")
-        elif config.select == "best":
+        elif config.selection.select == "best":
             reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
             params = load_pretrained(config.output / "best", mesh=mesh)[1]
         results: dict[str, dict[str, float]] = {}
         for name, split in task.splits.items():
             if name == "train":
                 continue
-            known = newest.get(int(state.step)) if name == "validation" and config.select == "last" else None
-            found = answer(params, name) if known is None else known
+            known = newest.get(int(state.step)) if name == "validation" and config.selection.select == "last" else None
+            predictions = answer(params, name) if known is None else known
             if split.labeled:
-                results[name] = task.score(name, found)
+                results[name] = task.score(name, predictions)
                 figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
                 reporter.message(f"{name}: {figures}")
             if hosts.first:
-                write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, found))
+                write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, predictions))
                 if split.labeled and isinstance(task, ClassificationTask):
-                    task.plot(config.output / "predictions" / f"{name}.png", name, found)
+                    task.plot(config.output / "predictions" / f"{name}.png", name, predictions)
         if hosts.first:
             (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         save_pretrained(config.output / "model", model_config, params)
@@ -240,7 +242,7 @@ def build_step(
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
     def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
-        params = hold(params, frozen=config.freeze_layers, layers=model.config.num_hidden_layers)
+        params = hold(params, frozen=config.regularization.freeze_layers, layers=model.config.num_hidden_layers)
 
         def forward(params: Params, key: jax.Array, **perturbed: Any) -> Any:
             return apply(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})

@@ -1,6 +1,5 @@
 """Multiple choice: files, labels of every form, rows and masks, a run that learns, and everything that can be wrong."""
 
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +13,13 @@ from deberta_jax import losses, sift
 from deberta_jax.models import HeadOutput
 from deberta_jax.sift import SiftConfig
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
+from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.choices import task as choices
 from deberta_jax.train.tasks.choices.questions import Question, join
 from deberta_jax.train.tasks.choices.task import Choice, encode_questions
 
+from ...support.configs import changed, finetune_config
 from ...support.letters import Letters, task_reader
 
 
@@ -268,7 +268,7 @@ def test_scores_and_records(read):
 
 
 def test_the_kind_must_fit_the_set(tmp_path):
-    config = FinetuneConfig(output=tmp_path, model=tmp_path, train="tfds:glue/sst2", kind="choice")
+    config = finetune_config(output=tmp_path, model=tmp_path, train="tfds:glue/sst2", kind="choice")
     with pytest.raises(ValueError, match="is a set of kind 'classification', which does not go with kind 'choice'"):
         choices.load(config, SimpleNamespace())
 
@@ -286,7 +286,7 @@ def test_finetuning_learns_to_choose(small_model: Path, tmp_path: Path):
             options = options[number % len(options) :] + options[: number % len(options)]
             rows.append({"text": "Who was very happy?", "choices": options, "label": options.index("the woman")})
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = FinetuneConfig(
+    config = finetune_config(
         output=tmp_path / "run",
         model=small_model,
         kind="choice",
@@ -303,4 +303,4 @@ def test_finetuning_learns_to_choose(small_model: Path, tmp_path: Path):
     assert results["validation"]["accuracy"] == 1
     assert finetune.main(config) == results
     with pytest.raises(ValueError, match="choices_columns"):
-        finetune.main(dataclasses.replace(config, choices_columns=("choices",)))
+        finetune.main(changed(config, choices_columns=("choices",)))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from deberta_jax.train.configs import FinetuneConfig
 from deberta_jax.train.tasks.choices.questions import Question
 from deberta_jax.train.tasks.classification.grouped_metrics import answer_scores, exact_match
 from deberta_jax.train.tasks.classification.task import Example, load_examples
@@ -24,6 +23,7 @@ from deberta_jax.train.tasks.sources.source import Source
 from deberta_jax.train.tasks.sources.tfds_builder import _do_without_tensorflow
 from deberta_jax.train.tasks.tokens.sentences import Sentence
 
+from ...support.configs import finetune_config
 from ...support.letters import Letters
 
 
@@ -157,7 +157,7 @@ def tfds_of_files(folders):
 
 
 def load(train, folders, tmp_path, **settings):
-    config = FinetuneConfig(output=tmp_path, model=tmp_path, train=train, **folders, **settings)
+    config = finetune_config(output=tmp_path, model=tmp_path, train=train, **folders, **settings)
     return load_task(config, Letters())
 
 

@@ -17,7 +17,7 @@ from deberta_jax import DebertaForQuestionAnswering, Tokenizer, load_pretrained,
 from deberta_jax.models import SpanOutput
 from deberta_jax.sift import SiftConfig, span_logits
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
+from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.data.train_tokenizer import train_tokenizer
 from deberta_jax.train.engine.optimizer import build_optimizer
@@ -31,6 +31,7 @@ from deberta_jax.train.tasks.spans.squad_metrics import normalize, squad_v1, squ
 from deberta_jax.train.tasks.spans.task import Spans, SpanTask
 from deberta_jax.train.tasks.spans.windows import Context, Windows, encode_questions, windows
 
+from ...support.configs import changed, finetune_config
 from ...support.paths import GOLDEN
 from ...support.small_models import SMALL
 
@@ -40,7 +41,7 @@ NAMES = ["Anne", "Emma", "Jane", "Mary"]
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     novel = next(read_documents((embedded_corpus(),), boundary="blank_line"))
-    return Tokenizer(train_tokenizer(novel.splitlines()[:300], vocab_size=500))
+    return Tokenizer.from_bytes(train_tokenizer(novel.splitlines()[:300], vocab_size=500))
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_a_published_file_by_the_name_of_its_set(write, tmp_path, tokenizer):
     data = load_questions(given, validation=given)
     assert (data.name, set(data.splits)) == ("squad/v2.0", {"train", "validation"})
     assert data.splits["validation"][1] == Question("b", "Who was happy?", CONTEXT, ())
-    task = load_task(FinetuneConfig(output=tmp_path, model=tmp_path, train=given), tokenizer)
+    task = load_task(finetune_config(output=tmp_path, model=tmp_path, train=given), tokenizer)
     assert (task.name, task.main_metric) == ("squad/v2.0", "f1")
 
 
@@ -294,7 +295,7 @@ def test_the_table_agrees_with_tensorflow_datasets_about_squad(fake_squad):
 
 
 def test_settings_lead_to_a_task(fake_squad, tokenizer, tmp_path):
-    config = FinetuneConfig(output=tmp_path, model=tmp_path, train="tfds:squad/v2.0", **fake_squad)
+    config = finetune_config(output=tmp_path, model=tmp_path, train="tfds:squad/v2.0", **fake_squad)
     task = load_task(config, tokenizer)
     assert (task.name, task.main_metric, task.label_names, set(task.splits)) == (
         "squad/v2.0",
@@ -303,11 +304,11 @@ def test_settings_lead_to_a_task(fake_squad, tokenizer, tmp_path):
         {"train", "validation"},
     )
     with pytest.raises(ValueError, match="is a task of kind 'span'; leave kind out"):
-        load_task(dataclasses.replace(config, kind="classification"), tokenizer)
+        load_task(changed(config, kind="classification"), tokenizer)
     with pytest.raises(
         ValueError, match=r"max_length 64 leaves 0 tokens for the context, beside max_question_length 64"
     ):
-        load_task(dataclasses.replace(config, max_length=64), tokenizer)
+        load_task(changed(config, max_length=64), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_settings_lead_to_a_task(fake_squad, tokenizer, tmp_path):
 )
 def test_settings_that_make_no_sense(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        FinetuneConfig(output=tmp_path, model=tmp_path, train="a.json", **changes)
+        finetune_config(output=tmp_path, model=tmp_path, train="a.json", **changes)
 
 
 # --------------------------------------------------------------------------------------------------------- windows
@@ -857,7 +858,7 @@ def test_a_step_in_chunks_has_the_plain_loss_and_scale_invariant_finetuning_besi
     model = objective.model(TINY, dtype=jnp.float32, remat=False)
     params = jax.jit(model.init)(jax.random.key(0), batch["input_ids"])["params"]
     settings, sift = OptimizerConfig(learning_rate=1e-3), SiftConfig(weight=2.0)
-    config = FinetuneConfig(
+    config = finetune_config(
         output=tmp_path, model=tmp_path, train="a.json", accumulation=2, optimizer=settings, sift=sift
     )
     optimizer = build_optimizer(settings, total_steps=10)
@@ -893,7 +894,7 @@ def test_finetuning_learns_to_find_a_name_or_that_there_is_none(tokenizer, write
     params = model.init(jax.random.key(0), np.ones((1, 8), np.int32))["params"]
     save_pretrained(tmp_path / "model", TINY, params)
     tokenizer.save(tmp_path / "model")
-    config = FinetuneConfig(
+    config = finetune_config(
         output=tmp_path / "run",
         model=tmp_path / "model",
         random_weights=True,

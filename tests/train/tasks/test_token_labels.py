@@ -1,6 +1,5 @@
 """Labels of words: files, windows, the entities that seqeval finds, a run that learns, and what can be wrong."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from deberta_jax import load_pretrained
 from deberta_jax.train import finetune
-from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
+from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
 from deberta_jax.train.tasks.tokens import task as token_labels
 from deberta_jax.train.tasks.tokens.entities import Entity, entities, entity_scores, marks_entities
 from deberta_jax.train.tasks.tokens.sentences import Sentence, cut_windows, encode_sentences
 
+from ...support.configs import changed, finetune_config
 from ...support.letters import Letters, task_reader
 
 CONLL = """\
@@ -93,7 +93,7 @@ def test_parquet_with_the_class_names_of_hugging_face(read, tmp_path):
     for told, expected in ((True, ("O", "B-PER", "I-PER")), (False, ("0", "1"))):
         metadata = {"huggingface": json.dumps({"info": {"features": features}})} if told else None
         parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
-        config = FinetuneConfig(
+        config = finetune_config(
             output=tmp_path,
             model=tmp_path,
             train=str(tmp_path / "a.parquet"),
@@ -145,11 +145,11 @@ def test_bad_held_out_files(read, tmp_path):
             "a.jsonl",
             test='{"words": ["a"], "labels": ["O"]}\n{"words": ["b"]}',
         )
-    config = FinetuneConfig(output=tmp_path, model=tmp_path, train="missing.conll", kind="tokens")
+    config = finetune_config(output=tmp_path, model=tmp_path, train="missing.conll", kind="tokens")
     with pytest.raises(FileNotFoundError, match=r"missing\.conll: no such file"):
         token_labels.load(config, Letters(SILENT))
     with pytest.raises(ValueError, match=r"is a set of kind 'classification', which does not go with kind 'tokens'"):
-        token_labels.load(dataclasses.replace(config, train="tfds:glue/sst2"), Letters(SILENT))
+        token_labels.load(changed(config, train="tfds:glue/sst2"), Letters(SILENT))
 
 
 # ---------------------------------------------------------------------------------------------------------- windows
@@ -339,7 +339,7 @@ def test_finetuning_learns_labels_of_words(small_model: Path, tmp_path: Path):
     lines = ["the O\nman B-PER\nsaw O\nher I-PER\n", "he O\nsaw O\nthe O\nman B-PER\nand O\nher I-PER\n"]
     for split in ("train", "dev"):
         (tmp_path / f"{split}.conll").write_text("\n".join(lines * 16))
-    config = FinetuneConfig(
+    config = finetune_config(
         output=tmp_path / "run",
         model=small_model,
         kind="tokens",
