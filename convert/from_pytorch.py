@@ -237,7 +237,7 @@ class ConvertConfig:
     destination: tyro.conf.Positional[Path]
     """Folder to write"""
     filename: str | None = None
-    """Weight file, e.g. pytorch_model.generator.bin (default: the usual names)"""
+    """Weight file, e.g. pytorch_model.generator.bin (None: the usual names)"""
 
 
 def main(config: ConvertConfig) -> None:

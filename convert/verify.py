@@ -93,7 +93,7 @@ class VerifyConfig:
     source: tyro.conf.Positional[str]
     """Folder or hub name with config.json and *.safetensors or *.bin that transformers can load"""
     converted: Path | None = None
-    """Folder that `deberta-jax convert` wrote from it (default: convert it in memory)"""
+    """Folder that `deberta-jax convert` wrote from it (None: convert it in memory)"""
 
 
 def main(config: VerifyConfig) -> None:
@@ -247,8 +247,8 @@ def _logits(head: Head, output: Any) -> Float[np.ndarray, "B C"] | Float[np.ndar
 
 def _difference(
     name: str,
-    expected: Float[np.ndarray, "B *rest"],
-    actual: Float[np.ndarray, "B *rest"],
+    expected: Float[np.ndarray, "B *shape"],
+    actual: Float[np.ndarray, "B *shape"],
     is_real: Bool[np.ndarray, "B S"],
 ) -> Difference:
     # A head that reads the first token has no meaningful logits for an example that begins with padding.
