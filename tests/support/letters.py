@@ -1,17 +1,18 @@
-"""Tasks from files that a test writes, with a tokenizer that can be followed by eye."""
+"""Tasks from files that a test writes, with a tokenizer whose ids can be read."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from deberta_jax import Tokenizer
-from deberta_jax.train.configs import FinetuneConfig
+from deberta_jax.tokenizers.tokenizer import Encoding
+
+from .configs import finetune_config
 
 
 class Letters:
-    """A piece a letter, its code as id; those of `silent` have none."""
+    """A tokenizer with one piece per letter, whose id is the letter's code. The `silent` letters have no piece."""
 
     cls_id, sep_id, pair_separators = 1, 2, 1
     join = Tokenizer.join
@@ -21,7 +22,7 @@ class Letters:
 
     def __call__(self, text, pair=None, *, max_length):
         [ids] = self.encode_batch([f"{text}{pair or ''}"])
-        return SimpleNamespace(input_ids=ids[:max_length], token_type_ids=[0] * len(ids[:max_length]))
+        return Encoding(ids[:max_length], [0] * len(ids[:max_length]))
 
     def encode_batch(self, texts):
         return [[ord(letter) for letter in text if letter not in self._silent] for text in texts]
@@ -30,7 +31,7 @@ class Letters:
 def task_reader(
     folder: Path, load: Callable[..., Any], tokenizer: Letters, *, kind: str, name: str, max_length: int
 ) -> Callable[..., Any]:
-    """A function that writes the files of a task, given as text or as JSON rows, and reads them by `load`."""
+    """Returns a function that writes the files of a task, given as text or as JSON rows, and reads them by `load`."""
 
     def read(train, name=name, *, validation=None, test=None, max_length=max_length, **columns):
         def write(name, content):
@@ -39,13 +40,13 @@ def task_reader(
             return str(folder / name)
 
         suffix = name.partition(".")[2]
-        config = FinetuneConfig(
+        config = finetune_config(
             output=folder / "run",
             model=folder,
             train=write(name, train),
             validation=validation and write(f"validation.{suffix}", validation),
             test=test and write(f"test.{suffix}", test),
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             max_length=max_length,
             **columns,
         )
