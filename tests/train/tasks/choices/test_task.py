@@ -1,5 +1,7 @@
 """Tests of the loss, the scores and the training of multiple choice."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,15 @@ from deberta_jax.train.tasks.choices.task import Choice
 from ....support.configs import finetune_config
 from ....support.letters import Letters, task_reader
 from ....support.published_archives import json_lines
+from ....support.small_models import TINY
 
 REAL = jnp.array([[1, 1, 0], [1, 1, 1]])
+
+
+def test_the_model_scores_each_choice():
+    model = Choice().model(TINY, dtype=jnp.float32, remat=False)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 3, 8), jnp.int32))["params"]
+    assert shapes["classifier"]["kernel"].shape == (TINY.hidden_size, 1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -26,14 +35,27 @@ def test_missing_choices_have_no_loss(smoothing):
     objective = Choice(label_smoothing=smoothing)
     logits = jax.random.normal(jax.random.key(0), (2, 3))
     batch = {"real": REAL, "labels": jnp.array([1, 2]), "input_ids": jnp.zeros((2, 3, 4), int)}
-    total, count = objective.loss(HeadOutput(logits), batch)
-    separate = [losses.classification(logits[:1, :2], jnp.array([1]), smoothing=smoothing)[0]]
-    separate.append(losses.classification(logits[1:], jnp.array([2]), smoothing=smoothing)[0])
-    np.testing.assert_allclose(total, sum(separate), rtol=1e-5)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(logits):
+        return objective.loss(HeadOutput(logits), batch)
+
+    @jax.jit
+    def separate_losses(logits):
+        first, _ = losses.classification(logits[:1, :2], jnp.array([1]), smoothing=smoothing)
+        second, _ = losses.classification(logits[1:], jnp.array([2]), smoothing=smoothing)
+        return first + second
+
+    (total, count), gradient = loss(logits)
+    np.testing.assert_allclose(total, separate_losses(logits), rtol=1e-5)
     assert count == objective.count(batch) == 2
-    gradient = jax.grad(lambda logits: objective.loss(HeadOutput(logits), batch)[0])(logits)
     assert gradient[0, 2] == 0
-    probabilities = objective.predict(HeadOutput(logits.at[0, 2].set(99)), batch)["probabilities"]
+
+
+def test_missing_choices_have_probability_zero():
+    logits = np.array([[0.0, 1.0, 99.0], [3.0, 2.0, 1.0]], np.float32)
+    probabilities = jax.jit(Choice().predict)(HeadOutput(logits), {"real": REAL})["probabilities"]
     assert probabilities[0, 2] == 0
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
 
@@ -41,18 +63,20 @@ def test_missing_choices_have_no_loss(smoothing):
 @pytest.mark.parametrize("loss", ["symmetric_kl", "kl", "mse"])
 def test_sift_accepts_missing_choices(loss):
     objective, batch = Choice(), {"real": REAL}
-    clean = jax.random.normal(jax.random.key(0), (2, 3))
-    answers, weight = objective.answers(HeadOutput(clean), batch)
-    assert weight is None
 
-    def perturbed(params, delta, key):
-        del params, key
-        return objective.answers(HeadOutput(clean + delta.sum(axis=(1, 2)).reshape(2, 3)), batch)[0]
+    @jax.jit
+    def adversarial_loss(clean, delta):
+        answers, weight = objective.answers(HeadOutput(clean), batch)
+        assert weight is None
 
-    delta = jnp.arange(6.0).reshape(6, 1, 1) / 10
-    total, _ = sift.adversarial_loss(
-        perturbed, {}, answers, delta, SiftConfig(weight=1, loss=loss), key=jax.random.key(1)
-    )
+        def perturbed(params, delta, key):
+            del params, key
+            return objective.answers(HeadOutput(clean + delta.sum(axis=(1, 2)).reshape(2, 3)), batch).logits
+
+        config = SiftConfig(weight=1, loss=loss)
+        return sift.adversarial_loss(perturbed, {}, answers, delta, config, key=jax.random.key(1))[0]
+
+    total = adversarial_loss(jax.random.normal(jax.random.key(0), (2, 3)), jnp.arange(6.0).reshape(6, 1, 1) / 10)
     assert 0 < total < 10
 
 
@@ -80,6 +104,7 @@ def test_records_have_the_choices_of_each_question(tmp_path):
         task.score("train", predictions)
 
 
+@pytest.mark.slow
 def test_finetuning_learns_to_choose(small_model, write, tmp_path):
     """The woman is correct in any position. Half of the questions have only two choices."""
     people = ["the woman", "the man", "a dog"]

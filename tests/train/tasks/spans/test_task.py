@@ -1,6 +1,7 @@
 """Tests of the loss, the predictions, the scores and the training of answers to questions."""
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -41,19 +42,17 @@ def test_the_loss_is_the_mean_cross_entropy_of_start_and_end():
             shares = np.exp(chosen) / np.exp(chosen).sum()
             expected.append(-np.log(shares[label]))
             smoothed.append(-0.9 * np.log(shares[label]) - 0.1 * np.log(shares).mean())
-    logits = span_logits(jnp.asarray(start), jnp.asarray(end), jnp.asarray(choosable))
-    total, count = losses.span(logits, jnp.asarray(ends), jnp.asarray(choosable))
-    assert count == 6
-    assert total == pytest.approx(sum(expected), rel=1e-5)
-    total, count = losses.span(logits, jnp.asarray(ends), jnp.asarray(choosable), smoothing=0.1)
-    assert total == pytest.approx(sum(smoothed), rel=1e-5)
 
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(start, smoothing):
         logits = span_logits(start, jnp.asarray(end), jnp.asarray(choosable))
-        return losses.span(logits, jnp.asarray(ends), jnp.asarray(choosable), smoothing=smoothing)[0]
+        return losses.span(logits, jnp.asarray(ends), jnp.asarray(choosable), smoothing=smoothing)
 
-    for smoothing in (0.0, 0.1):
-        gradient = np.asarray(jax.grad(loss)(jnp.asarray(start), smoothing))
+    for smoothing, terms in ((0.0, expected), (0.1, smoothed)):
+        (total, count), gradient = jax.device_get(loss(jnp.asarray(start), smoothing))
+        assert count == 6
+        assert total == pytest.approx(sum(terms), rel=1e-5)
         assert np.isfinite(gradient).all()
         assert (gradient[choosable == 0] == 0).all()
         assert (gradient[choosable == 1] != 0).all()
@@ -68,7 +67,7 @@ def test_losses_of_chunks_add_up(tokenizer):
     logits = np.random.default_rng(0).normal(size=(2, 4, 40)).astype(np.float32)
 
     def loss(batch, start, end):
-        total, count = objective.loss(SpanOutput(*map(jnp.asarray, (start, end))), jax.tree.map(jnp.asarray, batch))
+        total, count = jax.jit(objective.loss)(SpanOutput(jnp.asarray(start), jnp.asarray(end)), batch)
         assert count == objective.count(batch) == 2 * len(start)
         return float(total)
 
@@ -94,7 +93,7 @@ def predict(task, logits_of):
     encoded = task.splits["validation"]
     batch = encoded.batch(np.arange(len(encoded.lengths)), length=40)
     out = SpanOutput(*map(jnp.asarray, logits_of(batch)))
-    arrays = jax.device_get(task.objective.predict(out, jax.tree.map(jnp.asarray, batch)))
+    arrays = jax.device_get(jax.jit(task.objective.predict)(out, batch))
     return [{name: array[row] for name, array in arrays.items()} for row in range(len(encoded.lengths))]
 
 

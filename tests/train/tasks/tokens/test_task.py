@@ -1,17 +1,22 @@
 """Tests of the scores, the records and the training of labels of words."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from seqeval import metrics as seqeval_metrics
 
-from deberta_jax import load_pretrained
+from deberta_jax import load_pretrained, losses
 from deberta_jax.errors import UserError
+from deberta_jax.models import HeadOutput
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.tasks.tokens import task as token_labels
+from deberta_jax.train.tasks.tokens.task import TokenLabels
 
 from ....support.configs import finetune_config
 from ....support.letters import Letters, task_reader
+from ....support.small_models import TINY
 
 TAGGED = "John B-PER\nSmith I-PER\nsleeps O\n\nParis B-LOC\n"
 SILENT = " ."  # spaces and dots have no piece
@@ -34,6 +39,30 @@ def predict(task, split, labels):
         prediction["label"][window.positions] = [labels[window.sentence][word] for word in window.words]
         predictions.append(prediction)
     return predictions
+
+
+def test_the_model_has_the_head_of_transformers():
+    """It is a single layer, without the pooler of classification."""
+    model = TokenLabels().model(TINY.replace(num_labels=3), dtype=jnp.float32, remat=False)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 8), jnp.int32))["params"]
+    assert set(shapes) == {"deberta", "classifier"}
+    assert shapes["classifier"]["kernel"].shape == (TINY.hidden_size, 3)
+
+
+def test_only_first_pieces_have_a_loss():
+    objective = TokenLabels(label_smoothing=0.1)
+    logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    labels = np.array([[-1, 2, -1, 0, -1], [-1, 1, -1, -1, -1]])
+    out, batch = HeadOutput(jnp.asarray(logits)), {"labels": jnp.asarray(labels)}
+    total, count = jax.jit(objective.loss)(out, batch)
+    first = labels >= 0
+    expected, _ = losses.classification(jnp.asarray(logits[first]), jnp.asarray(labels[first]), smoothing=0.1)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == objective.count(batch) == 3
+    np.testing.assert_array_equal(objective.answers(out, batch).weight, first)
+    predictions = jax.jit(objective.predict)(out, batch)
+    np.testing.assert_array_equal(predictions["label"], logits.argmax(axis=-1))
+    assert ((predictions["probability"] > 1 / 3) & (predictions["probability"] < 1)).all()
 
 
 def test_a_long_sentence_is_scored_as_a_whole(read):
@@ -88,6 +117,7 @@ def test_unlabeled_and_diverged_predictions_have_no_scores(read):
         list(task.records("test", predictions))
 
 
+@pytest.mark.slow
 def test_finetuning_learns_labels_of_words(small_model, write, tmp_path):
     """Each word has one label, so that any model that trains learns them."""
     lines = ["the O\nman B-PER\nsaw O\nher I-PER\n", "he O\nsaw O\nthe O\nman B-PER\nand O\nher I-PER\n"]
