@@ -1,13 +1,32 @@
-"""The settings of a run, as `deberta-jax pretrain` and `deberta-jax finetune` take them from the command line."""
+"""The settings of a run, which `deberta-jax pretrain` and `deberta-jax finetune` take from the command line.
+
+Settings nest by subject. A group that is marked `Flat` adds no prefix to the names of its options: `data.text` is the
+option --text, whereas `optimizer.warmup` is --optimizer.warmup. Every value is checked when a group is built.
+"""
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
+
+import tyro
 
 from deberta_jax.errors import UserError
 from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
+
+from .settings import (
+    Flat,
+    NotNegative,
+    NotNegativeNumber,
+    Positive,
+    Range,
+    Seconds,
+    Settings,
+    Share,
+    ShareBelowOne,
+)
+
+# -------------------------------------------------------------------- groups of both commands
 
 ScheduleName = Literal[
     "warmup_linear_shift",
@@ -19,276 +38,356 @@ ScheduleName = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW as the original trains with: no bias correction, decay scaled by the learning rate, global-norm clip."""
+class OptimizerConfig(Settings):
+    """AdamW as in the official code: no bias correction, decay scaled by the learning rate, global-norm clipping"""
 
-    learning_rate: float = 1e-4
-    schedule: ScheduleName = (
-        "warmup_linear_shift"  # the continuous one; "warmup_linear" is the original's, jump included
-    )
-    schedule_end: float = 0.0  # share of learning_rate left at the last step
-    warmup: float = 0.1  # below 1: a share of the steps; from 1 on: steps
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-6
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0  # 0: no clip
-    bias_correction: bool = False  # the original has none
-    decay_embedding_delta: bool = False  # the original decays GDES's delta toward zero, by oversight (B10)
-
-    def __post_init__(self) -> None:
-        if self.schedule not in get_args(ScheduleName):
-            raise UserError(f"schedule is {self.schedule!r}; it must be one of {', '.join(get_args(ScheduleName))}")
-        for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm", "schedule_end"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """How many devices share what; data parallelism takes what is left."""
-
-    zero: int = 1
-    """devices that share the optimizer's moments (ZeRO-1), and the batch"""
-    fsdp: int = 1
-    """devices that split the parameters among them (and the batch)"""
-    tensor: int = 1
-    """devices that split heads, feed-forward and vocabulary among them"""
+    learning_rate: NotNegativeNumber = 1e-4
+    """learning rate at the end of the warmup"""
+    schedule: ScheduleName = "warmup_linear_shift"
+    """learning-rate schedule; warmup_linear is the official one, which drops where the warmup ends"""
+    schedule_end: Share = 0.0
+    """learning rate of the last step, as a share of learning_rate"""
+    warmup: NotNegativeNumber = 0.1
+    """length of the warmup: a share of all steps (below 1) or a number of steps (1 or more)"""
+    beta1: ShareBelowOne = 0.9
+    """decay rate of the first moment"""
+    beta2: ShareBelowOne = 0.999
+    """decay rate of the second moment"""
+    epsilon: Annotated[float, Range(above=0)] = 1e-6
+    """constant added to the denominator of the update"""
+    weight_decay: NotNegativeNumber = 0.01
+    """weight decay of everything but biases and LayerNorm scales"""
+    max_grad_norm: NotNegativeNumber = 1.0
+    """global norm that gradients are clipped to (0 disables clipping)"""
+    bias_correction: bool = False
+    """correct the bias of Adam's moments (the official code does not)"""
+    decay_embedding_delta: bool = False
+    """apply weight decay to GDES's delta as well, as the official code does by oversight"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HostsConfig:
-    """The processes of a run, one a host. On Cloud TPU, and where Slurm or Open MPI start them, JAX finds them out."""
+class MeshConfig(Settings):
+    """Number of devices along each axis of the mesh; data parallelism uses the remaining ones"""
+
+    PREFIX = "mesh."
+
+    zero: Positive = 1
+    """devices that shard the optimizer's moments (ZeRO-1) and the batch"""
+    fsdp: Positive = 1
+    """devices that shard the parameters and the batch"""
+    tensor: Positive = 1
+    """devices that shard attention heads, feed-forward and vocabulary"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig(Settings):
+    """The processes of a run, one per host; detected automatically on Cloud TPU and under Slurm or Open MPI"""
+
+    PREFIX = "hosts."
 
     coordinator: str | None = None
-    """ADDRESS:PORT of process 0, where JAX cannot find it out; index and count go with it"""
-    count: int | None = None
+    """ADDRESS:PORT of process 0, where JAX cannot detect it; needs count and index"""
+    count: Positive | None = None
     """number of processes"""
-    index: int | None = None
-    """which of them this is, from 0"""
-    start_within: int = 600
-    """seconds to wait for all processes at the start"""
-    dead_after: float = 30.0
-    """seconds of silence after which a process counts as lost and the others end with exit code 42"""
-    stall_after: float = 120.0
-    """seconds of one step, or of waiting for one batch, after which all end with exit code 42; ten times the fastest
-    step where that is more"""
-    slow_after: float = 1800.0
-    """the same for compiling, restoring, evaluating and saving"""
-    clock_within: float = 10.0
-    """seconds that the clocks of the hosts may differ by"""
+    index: NotNegative | None = None
+    """number of this process, from 0"""
+    start_within: Positive = 600
+    """seconds to wait at the start until all processes have joined"""
+    dead_after: Annotated[float, Range(above=0)] = 30.0
+    """seconds without a heartbeat after which a process counts as lost and the others exit with code 42"""
+    stall_after: Seconds = 120.0
+    """seconds in one step, or waiting for one batch, after which all processes exit with code 42 (at least ten times
+    the fastest step)"""
+    slow_after: Seconds = 1800.0
+    """the same limit for compiling, restoring, evaluating and saving"""
+    clock_within: Seconds = 10.0
+    """largest difference in seconds between the clocks of the hosts"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
         if len(given) not in (0, 3):
             raise UserError(f"hosts: {' and '.join(given)} given; give coordinator, count and index, or none of them")
-        if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
+        if self.count is not None and self.index is not None and self.index >= self.count:
             raise UserError(f"hosts: index is {self.index}; it must be 0 to {self.count - 1}, count being {self.count}")
-        for name in ("start_within", "dead_after", "stall_after", "slow_after", "clock_within"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"hosts: {name} is {getattr(self, name)}; it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _RunConfig:
-    """What pre-training and fine-tuning have in common."""
+class RunConfig(Settings):
+    """The settings that pre-training and fine-tuning share"""
 
     output: Path
-    """folder of the run: checkpoints, metrics, and at the end the models"""
-    accumulation: int = 1
-    """chunks that a batch is worked off in, to save memory"""
+    """folder of the run: checkpoints, metrics and the finished models"""
+    accumulation: Positive = 1
+    """number of gradient-accumulation steps, to save memory"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """what activations are computed in; parameters, softmax, LayerNorm, scores and losses stay float32"""
+    """data type of activations; parameters, softmax, LayerNorm, scores and losses stay float32"""
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
-    seed: int = 0
-    log_every: int = 10
-    max_seconds: float | None = None
-    """save and stop, with exit code 0, after so much time; the same command goes on"""
+    seed: NotNegative = 0
+    """seed of initial weights, data order, masking and dropout"""
+    log_every: Positive = 10
+    """steps between two lines of the log"""
+    max_seconds: Seconds | None = None
+    """time after which the run saves a checkpoint and exits with code 0; the same command resumes it"""
     profile: tuple[int, int] | None = None
     """first and last step to record with JAX's profiler, into profile/ of the run's folder"""
     compilation_cache: Path | None = None
-    """folder that keeps compiled programs for the next start; default: compiled/ of the run's folder on a TPU,
-    elsewhere none but that of JAX_COMPILATION_CACHE_DIR"""
+    """folder that keeps compiled programs for the next start (default: compiled/ of the run's folder on a TPU,
+    elsewhere JAX_COMPILATION_CACHE_DIR if it is set)"""
 
     def __post_init__(self) -> None:
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise UserError(f"max_seconds is {self.max_seconds:g}; it must be above 0")
+        super().__post_init__()
         if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
             raise UserError(f"profile is {self.profile}; give the first and the last step, from 1 on")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig(_RunConfig):
-    """Pre-train a DeBERTa on text. Give the same command again to go on after an interruption."""
+# -------------------------------------------------------------------- pre-training
 
-    tokenizer: Path
-    """folder with spm.model, for instance from `deberta-jax tokenizer`, or with the files of v1's tokenizer"""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig(Settings):
+    """The text to train on"""
+
     text: tuple[Path, ...] = ()
-    """text files or folders of them (.txt, .gz, .xz); none: the embedded corpus, six novels"""
+    """text files or folders of them, .txt, .gz or .xz (default: the embedded corpus, six novels)"""
     boundary: Literal["blank_line", "line", "file", "chapter"] | None = None
-    """what ends a document; default blank_line, and chapter for the embedded corpus"""
+    """what separates documents (default: blank_line, for the embedded corpus chapter)"""
     corpus: Path | None = None
-    """a folder made by `deberta-jax prepare`, instead of text"""
-    held_out_fraction: float = 0.02
-    """share of the documents kept for evaluation"""
+    """folder written by `deberta-jax prepare`, instead of text"""
+    held_out_fraction: ShareBelowOne = 0.02
+    """share of the documents that is held out for evaluation"""
+    sequence_length: Annotated[int, Range(at_least=8)] = 512
+    """tokens per row"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.corpus is not None and self.text:
+            raise UserError("give --text or --corpus, not both")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelsConfig(Settings):
+    """Generator and discriminator, and the weights they start from"""
 
     model: str | None = None
-    """a released size, or a JSON file: one model's configuration, or generator and discriminator; default:
-    deberta-v3-small, or what fits init_discriminator"""
+    """a released size, or a JSON file with the configuration of one model or of generator and discriminator (default:
+    deberta-v3-small, or the size that goes with init_discriminator)"""
     init_discriminator: Path | None = None
-    """folder of a model that the discriminator goes on from: a run's discriminator/, or what `convert` wrote"""
+    """folder of a model to initialize the discriminator from: discriminator/ of a run, or an output of `convert`"""
     init_generator: Path | None = None
-    """likewise for the generator, or for the model of mlm; without it the generator is fresh"""
-    vocab_size: int | None = None
-    """rows of the word embeddings; default: what the model says"""
-    objective: Literal["rtd", "mlm"] = "rtd"
-    """replaced token detection (DeBERTa v3), or masked language modeling (v1, v2)"""
+    """folder of a model to initialize the generator from, or the only model of mlm (default: random weights)"""
+    vocab_size: Positive | None = None
+    """rows of the word embeddings (default: that of the model)"""
     embedding_sharing: EmbeddingSharing | None = None
-    """gradient-disentangled, shared, or not shared; default: what the JSON file says, else gdes"""
+    """how generator and discriminator share embeddings: gradient-disentangled, shared or not (default: that of the
+    JSON file, else gdes)"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Settings):
+    """The pre-training objective"""
+
+    name: Annotated[Literal["rtd", "mlm"], tyro.conf.arg(name="objective")] = "rtd"
+    """replaced token detection (DeBERTa v3) or masked language modeling (v1, v2)"""
     decoupled: bool = True
-    """generator and discriminator updated one after the other, by optimizers of their own, as in the official code"""
-    rtd_lambda: float = 10.0
-    """weight of the discriminator's loss; 10 in the official code"""
+    """update generator and discriminator one after the other with separate optimizers, as the official code does"""
+    rtd_lambda: NotNegativeNumber = 10.0
+    """weight of the discriminator's loss"""
+    mask_rate: Annotated[float, Range(above=0, below=1)] = 0.15
+    """share of the tokens to mask"""
+    max_ngram: Annotated[int, Range(at_least=1, at_most=16)] | None = None
+    """longest span of whole words to mask together (default: 1, which masks single pieces, for rtd; 3 for mlm)"""
 
-    sequence_length: int = 512
-    """tokens a row"""
-    batch_size: int = 256
-    """rows a step, over all devices"""
-    steps: int = 100_000
-    """optimizer steps"""
-    mask_rate: float = 0.15
-    """share of the tokens that is masked"""
-    max_ngram: int | None = None
-    """longest span of whole words masked together; default 1 (single pieces) for rtd, 3 for mlm"""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name == "mlm" and not self.decoupled:
+            raise UserError("there is nothing to couple with --objective mlm; leave out --no-decoupled")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """Pre-train a DeBERTa on text. Repeat the same command to resume an interrupted run."""
+
+    tokenizer: Path
+    """folder of a tokenizer: spm.model, for instance from `deberta-jax tokenizer`, or the files of v1's tokenizer"""
+    data: Annotated[TextConfig, Flat] = TextConfig()
+    models: Annotated[ModelsConfig, Flat] = ModelsConfig()
+    objective: Annotated[ObjectiveConfig, Flat] = ObjectiveConfig()
+    batch_size: Positive = 256
+    """rows per step, over all devices"""
+    steps: Positive = 100_000
+    """number of optimizer steps"""
     optimizer: OptimizerConfig = OptimizerConfig()
-    discriminator_learning_rate: float | None = None
-    """default: the generator's"""
+    discriminator_learning_rate: NotNegativeNumber | None = None
+    """learning rate of the discriminator (default: that of the generator)"""
+    evaluate_every: NotNegative = 1000
+    """steps between evaluations on held-out documents (0 disables them)"""
+    save_every: NotNegative = 1000
+    """steps between checkpoints (0 disables them; the final step is always saved)"""
+    keep: Positive = 3
+    """number of checkpoints to keep, the newest ones"""
 
-    evaluate_every: int = 1000
-    save_every: int = 1000
-    keep: int = 3
-    """checkpoints kept, the newest ones"""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective.name == "mlm" and self.models.init_discriminator is not None:
+            raise UserError("--objective mlm trains no discriminator; give the model to start from as --init-generator")
+
+
+# -------------------------------------------------------------------- fine-tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GridConfig:
-    """Settings to try: every combination is run, with every seed."""
+class ColumnsConfig(Settings):
+    """Names of the columns of the data; the defaults depend on the kind of the task"""
 
-    learning_rate: tuple[float, ...] = ()
-    batch_size: tuple[int, ...] = ()
-    epochs: tuple[float, ...] = ()
+    text_column: str | None = None
+    """the text (default: text), the question of a span (default: question), the list of words of tokens (default:
+    words; in .conll and .txt files 0, the first)"""
+    pair_column: str | None = None
+    """the second text of a pair, the question of a choice, the context of a span (default: context)"""
+    choices_columns: tuple[str, ...] = ()
+    """the choices: one column of lists, or one column per choice (default: choices)"""
+    label_column: str | None = None
+    """the label (default: label), the answers of a span (default: answers), the list of labels of tokens (default:
+    labels; in .conll and .txt files -1, the last)"""
+    start_column: str | None = None
+    """the position in the context, in characters, at which an answer starts, where answers are plain texts (default:
+    answer_start; without such a column the first occurrence is used)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(_RunConfig):
-    """Fine-tune a model: classes or scores of texts, choices, labels of words, answers to questions."""
-
-    model: Path
-    """folder of a model: the discriminator/ of a pre-training run, or what `deberta-jax convert` wrote"""
-    random_weights: bool = False
-    """use the model's configuration alone, with fresh weights: the baseline that pre-training has to beat"""
-    tokenizer: Path | None = None
-    """folder with a tokenizer; default: the model's"""
+class TaskDataConfig(Settings):
+    """The examples to train and evaluate on"""
 
     train: str
-    """a .tsv, .csv, .jsonl or .parquet file (of words with labels also .conll or .txt); tfds:NAME such as
-    tfds:glue/sst2; or NAME:FILE, a published file of such a set, as in super_glue/copa:train.jsonl"""
+    """a .tsv, .csv, .jsonl or .parquet file (for tokens also .conll or .txt), tfds:NAME such as tfds:glue/sst2, or
+    NAME:FILE, a published file of such a set, such as super_glue/copa:train.jsonl"""
     validation: str | None = None
-    """as train; default for tfds: the set's own validation split"""
+    """examples to evaluate on, in the same forms (default: with tfds the set's own validation split)"""
     test: str | None = None
-    """as train"""
+    """examples to test the finished model on, in the same forms; they need no labels"""
     kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
-    """what is asked; default: what the set is known for, else classification"""
-    text_column: str | None = None
-    """of the text, or of the question that a span answers (default there: question); default: text. Of tokens a list,
-    default: words, and in .conll and .txt files 0, the first"""
-    pair_column: str | None = None
-    """of the second text of a pair; of a choice, of the question about the text; of a span, of the context that it is
-    in (default there: context)"""
-    choices_columns: tuple[str, ...] = ()
-    """of the choices: one column of lists, or a column for every choice; default: choices"""
-    label_column: str | None = None
-    """of the label, or of the answers (default there: answers); default: label. Of tokens a list, default: labels, and
-    in .conll and .txt files -1, the last"""
-    start_column: str | None = None
-    """of the character of the context that an answer starts at, where answers are plain texts; default: answer_start,
-    without such a column where the text occurs first"""
+    """kind of the task (default: that of a published set, else classification)"""
+    columns: Annotated[ColumnsConfig, Flat] = ColumnsConfig()
     data_dir: Path | None = None
-    """where tensorflow_datasets keeps prepared sets"""
+    """folder in which tensorflow_datasets keeps prepared sets"""
     manual_dir: Path | None = None
-    """archives of those sets that were downloaded by hand, for a machine without internet"""
-
-    max_length: int = 128
-    """tokens a row at most; longer texts are cut. A batch is padded to 64, 128, 256, ... as its longest text needs"""
-    max_question_length: int = 64
-    """tokens of a question at most; its context gets the rest of max_length (give 384 for SQuAD)"""
-    doc_stride: int = 128
-    """a context that is too long for a row is read in several, each so many tokens further on; or fewer, so that they
-    overlap by max_answer_length"""
-    max_answer_length: int = 30
-    """tokens of a predicted answer at most"""
-    n_best: int = 20
-    """answers that predictions list for a question"""
-    null_threshold: float = 0.0
-    """no answer is predicted where its score is so far above that of the best span; evaluation reports the best one"""
+    """folder of archives that were downloaded by hand, for a machine without internet access"""
+    max_length: Positive = 128
+    """largest number of tokens per row; longer texts are cut. Batches are padded to 64, 128, 256, ... tokens"""
     group_by_length: bool = False
-    """batches of texts of about the same length, for less padding"""
-    batch_size: int = 32
-    epochs: float = 3.0
-    steps: int | None = None
-    """optimizer steps, instead of epochs"""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
-    label_smoothing: float = 0.0
+    """put texts of similar length into the same batch, for less padding"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanConfig(Settings):
+    """Answers to questions: settings of the kind span"""
+
+    max_question_length: Positive = 64
+    """largest number of tokens of a question; the context gets the other tokens of max_length (use 384 for SQuAD)"""
+    doc_stride: Positive = 128
+    """tokens between the starts of two windows of a long context; less where windows would not overlap by
+    max_answer_length"""
+    max_answer_length: Positive = 30
+    """largest number of tokens of a predicted answer"""
+    n_best: Positive = 20
+    """number of candidate answers per question in the predictions"""
+    null_threshold: Annotated[float, Range()] = 0.0
+    """margin by which the no-answer score must exceed the best span's to predict no answer; evaluation reports the
+    best threshold"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegularizationConfig(Settings):
+    """What keeps a fine-tuned model from overfitting"""
+
+    label_smoothing: ShareBelowOne = 0.0
     """share of every label that is spread over all classes"""
-    classifier_dropout: float | None = None
-    """default: the model's cls_dropout, else hidden_dropout_prob"""
-    layer_decay: float = 1.0
-    """of the learning rate, from each layer to the one below it; 1: none"""
-    freeze_layers: int = 0
-    """layers that stay as they are, counted from the first one, the embeddings with them; 0: nothing does"""
-    sift: SiftConfig = SiftConfig()
+    classifier_dropout: ShareBelowOne | None = None
+    """dropout rate of the classifier (default: the model's cls_dropout, else hidden_dropout_prob)"""
+    layer_decay: NotNegativeNumber = 1.0
+    """factor of the learning rate from each layer to the one below it (1 disables it)"""
+    freeze_layers: NotNegative = 0
+    """number of layers to freeze, from the first one, together with the embeddings (0 freezes nothing)"""
 
-    evaluate_every: int = 0
-    """steps between evaluations; 0: once an epoch"""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionConfig(Settings):
+    """Which step's model is the result"""
+
+    evaluate_every: NotNegative = 0
+    """steps between evaluations (0: once per epoch)"""
     select: Literal["last", "best"] = "last"
-    """which model is the result: that of the last step, or of the best evaluation on the validation split"""
-    patience: int = 0
-    """evaluations without a better one after which training ends; 0: it goes on to the last step"""
-    save_every: int = 500
-    keep: int = 2
+    """which model is the result: that of the last step or that of the best evaluation on the validation split"""
+    patience: NotNegative = 0
+    """number of evaluations without improvement after which training stops (0 disables early stopping)"""
 
-    seeds: tuple[int, ...] = ()
-    """one run with each, in seed-N/ of the output folder: the mean with its 95 % interval, and the best of them"""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig(Settings):
+    """Settings to try: every combination is run with every seed"""
+
+    PREFIX = "grid."
+
+    learning_rate: tuple[NotNegativeNumber, ...] = ()
+    """learning rates to try"""
+    batch_size: tuple[Positive, ...] = ()
+    """batch sizes to try"""
+    epochs: tuple[NotNegativeNumber, ...] = ()
+    """numbers of epochs to try"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig(Settings):
+    """Several runs from one command"""
+
+    seeds: tuple[NotNegative, ...] = ()
+    """one run per seed, in seed-N/ of the output folder; reports the mean with its 95 % interval, and the best run"""
     grid: GridConfig = GridConfig()
 
     @property
     def several_runs(self) -> bool:
-        """Whether seeds or a grid ask for more than the run itself."""
+        """Whether seeds or a grid are given, so that the command starts runs in subfolders."""
         return bool(self.seeds) or self.grid != GridConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least, below in (
-            ("layer_decay", 0.0, math.inf),
-            ("label_smoothing", 0.0, 1.0),
-            ("freeze_layers", 0, math.inf),
-            ("patience", 0, math.inf),
-            ("epochs", 0.0, math.inf),
-            ("max_question_length", 1, math.inf),
-            ("doc_stride", 1, math.inf),
-            ("max_answer_length", 1, math.inf),
-            ("n_best", 1, math.inf),
-        ):
-            value = getattr(self, name)
-            if not least <= value < below:
-                upper = f" and below {below:g}" if below < math.inf else ""
-                raise UserError(f"{name} is {value:g}; it must be at least {least:g}{upper}")
-        if not math.isfinite(self.null_threshold):
-            raise UserError(f"null_threshold is {self.null_threshold}; it must be a finite number")
         if len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {self.seeds} repeat one; give every seed once")
-        if self.grid.epochs and self.steps:
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
+    """Fine-tune a model: classify or score texts, choose among answers, label words, answer questions."""
+
+    model: Path
+    """folder of a model: discriminator/ of a pre-training run, or an output of `deberta-jax convert`"""
+    random_weights: bool = False
+    """start from random weights, with the configuration of the model alone, as a baseline for pre-training"""
+    tokenizer: Path | None = None
+    """folder of a tokenizer (default: that of the model)"""
+    data: Annotated[TaskDataConfig, Flat]
+    spans: Annotated[SpanConfig, Flat] = SpanConfig()
+    batch_size: Positive = 32
+    """examples per step, over all devices"""
+    epochs: NotNegativeNumber = 3.0
+    """number of passes over the training examples"""
+    steps: Positive | None = None
+    """number of optimizer steps, instead of epochs"""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
+    regularization: Annotated[RegularizationConfig, Flat] = RegularizationConfig()
+    sift: SiftConfig = SiftConfig()
+    selection: Annotated[SelectionConfig, Flat] = SelectionConfig()
+    save_every: NotNegative = 500
+    """steps between checkpoints (0 disables them; the final step is always saved)"""
+    keep: Positive = 2
+    """number of checkpoints to keep, the newest ones"""
+    sweep: Annotated[SweepConfig, Flat] = SweepConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sweep.grid.epochs and self.steps:
             raise UserError("grid.epochs and steps are given; leave steps out")

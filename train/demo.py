@@ -20,7 +20,15 @@ from rich.table import Table
 from deberta_jax.config import DebertaConfig
 
 from . import finetune, pretrain
-from .configs import FinetuneConfig, OptimizerConfig, PretrainConfig
+from .configs import (
+    FinetuneConfig,
+    ModelsConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SelectionConfig,
+    TaskDataConfig,
+    TextConfig,
+)
 from .data import train_tokenizer as tokenizer
 from .data.text import embedded_corpus, is_heading, read_documents
 
@@ -75,9 +83,8 @@ def main(config: DemoConfig) -> None:
         PretrainConfig(
             output=folder / "pretraining",
             tokenizer=folder / "tokenizer",
-            text=(folder / "pretraining.txt",),
-            model=str(folder / "model.json"),
-            sequence_length=128,
+            data=TextConfig(text=(folder / "pretraining.txt",), sequence_length=128),
+            models=ModelsConfig(model=str(folder / "model.json")),
             batch_size=4,  # at this size more updates teach more than larger batches
             steps=config.pretrain_steps,
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, beta2=0.98),
@@ -99,14 +106,16 @@ def main(config: DemoConfig) -> None:
                 output=folder / ("finetuning-random" if random_weights else "finetuning"),
                 model=folder / "pretraining" / "discriminator",
                 random_weights=random_weights,
-                train=str(folder / "train.jsonl"),
-                validation=str(folder / "validation.jsonl"),
-                test=str(folder / "test.jsonl"),
-                max_length=128,
+                data=TaskDataConfig(
+                    train=str(folder / "train.jsonl"),
+                    validation=str(folder / "validation.jsonl"),
+                    test=str(folder / "test.jsonl"),
+                    max_length=128,
+                ),
                 batch_size=16,
                 steps=config.finetune_steps,
                 optimizer=OptimizerConfig(learning_rate=5e-4, warmup=0.1, beta2=0.98),
-                evaluate_every=config.finetune_steps,
+                selection=SelectionConfig(evaluate_every=config.finetune_steps),
                 seed=config.seed,
             )
         )["test"]

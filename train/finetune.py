@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
 from deberta_jax.errors import UserError
-from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ def main(config: FinetuneConfig) -> Results:
       ValueError, OSError: what is wrong with the settings, the data or the machine.
     """
     with join(config) as hosts:
-        if not config.several_runs:
+        if not config.sweep.several_runs:
             return run(config, hosts)[0]
         return run_all(config, lambda one: run(one, hosts), report=hosts.first)
 
@@ -80,23 +80,23 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
 
     # ---------------------------------------------------------------- data
     train_split = task.splits["train"]
-    rows = local_rows(mesh, config.batch_size)
+    rows = local_batch_indices(mesh, config.batch_size)
     epoch = math.ceil(len(train_split.lengths) / config.batch_size)
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
     batches = FinetuneBatches(
         train_split,
         batch_size=config.batch_size,
-        max_length=config.max_length,
+        max_length=config.data.max_length,
         seed=config.seed,
-        group=config.group_by_length,
+        group=config.data.group_by_length,
         batch_indices=rows,
     )
 
     # ---------------------------------------------------------------- state
     optimizer = by_depth(
         build_optimizer(config.optimizer, total_steps=steps),
-        decay=config.layer_decay,
-        frozen=config.freeze_layers,
+        decay=config.regularization.layer_decay,
+        frozen=config.regularization.freeze_layers,
         layers=model_config.num_hidden_layers,
     )
 
@@ -108,7 +108,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
 
     shapes = jax.eval_shape(create, weights)
-    placement = shardings(shapes, mesh)
+    placement = named_shardings(shapes, mesh)
     head = (
         "all weights fresh"
         if config.random_weights
@@ -134,14 +134,14 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         encoded = task.splits[split]
         predictions: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
         for numbers, batch in evaluation_batches(
-            encoded, batch_size=config.batch_size, max_length=config.max_length, batch_indices=rows
+            encoded, batch_size=config.batch_size, max_length=config.data.max_length, batch_indices=rows
         ):
             arrays = jax.device_get(predict(params, place_batch(batch, mesh)))
             for place, number in enumerate(numbers):
                 predictions[number] = {name: array[place] for name, array in arrays.items()}
         return predictions
 
-    best = Best(task.main_metric, config.patience)
+    best = Best(task.main_metric, config.selection.patience)
     newest: dict[
         int, Predictions
     ] = {}  # of the validation split, by step: after the last step the same answers are results
@@ -150,7 +150,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         newest.clear()
         newest[int(state.step)] = answer(state.params["model"], "validation")
         figures = task.score("validation", newest[int(state.step)])
-        if best.record(int(state.step), figures) and config.select == "best":
+        if best.record(int(state.step), figures) and config.selection.select == "best":
             save_pretrained(config.output / "best", model_config, state.params["model"])
         return figures
 
@@ -176,7 +176,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
             plan=Plan(
                 steps=steps,
                 log_every=config.log_every,
-                evaluate_every=(config.evaluate_every or epoch) if "validation" in task.splits else 0,
+                evaluate_every=(config.selection.evaluate_every or epoch) if "validation" in task.splits else 0,
                 save_every=config.save_every,
                 profile=config.profile,
             ),
@@ -194,16 +194,16 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
 
         # ------------------------------------------------------------ results and model
         params = state.params["model"]
-        if config.select == "best" and best.step is None:
+        if config.selection.select == "best" and best.step is None:
             reporter.message(f"no evaluation gave a number for {best.metric}: the last model is the result")
-        elif config.select == "best":
+        elif config.selection.select == "best":
             reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
             params = load_pretrained(config.output / "best", mesh=mesh)[1]
         results: dict[str, dict[str, float]] = {}
         for name, split in task.splits.items():
             if name == "train":
                 continue
-            known = newest.get(int(state.step)) if name == "validation" and config.select == "last" else None
+            known = newest.get(int(state.step)) if name == "validation" and config.selection.select == "last" else None
             predictions = answer(params, name) if known is None else known
             if split.labeled:
                 results[name] = task.score(name, predictions)
@@ -242,7 +242,7 @@ def build_step(
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
     def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
-        params = hold(params, frozen=config.freeze_layers, layers=model.config.num_hidden_layers)
+        params = hold(params, frozen=config.regularization.freeze_layers, layers=model.config.num_hidden_layers)
 
         def forward(params: Params, key: jax.Array, **perturbed: Any) -> Any:
             return apply(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})

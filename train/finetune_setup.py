@@ -1,7 +1,6 @@
 """What a fine-tuning run starts from: settings that fit together, the model with the task's head, its checkpoints."""
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -17,10 +16,10 @@ from .tasks.base import Task
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
     """The model's configuration with the task's classes; one output without names for a regression."""
     changes: dict[str, Any] = {"num_labels": max(1, len(task.label_names)), "label_names": task.label_names}
-    if config.classifier_dropout is not None:
-        changes["cls_dropout"] = config.classifier_dropout
+    if config.regularization.classifier_dropout is not None:
+        changes["cls_dropout"] = config.regularization.classifier_dropout
         if pretrained.model_type in ("roberta", "electra"):  # their heads drop out on either side of the dense layer
-            changes["pooler_dropout"] = config.classifier_dropout
+            changes["pooler_dropout"] = config.regularization.classifier_dropout
     return pretrained.replace(**changes)
 
 
@@ -67,24 +66,49 @@ def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
 
 def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> None:
     """Raises ValueError where settings do not go with the model or the task."""
-    if config.freeze_layers > model.num_hidden_layers:
-        raise UserError(f"freeze_layers is {config.freeze_layers}, but the model has {model.num_hidden_layers} layers")
-    by_validation = config.patience or config.select == "best" or config.several_runs
+    frozen = config.regularization.freeze_layers
+    if frozen > model.num_hidden_layers:
+        raise UserError(f"freeze_layers is {frozen}, but the model has {model.num_hidden_layers} layers")
+    by_validation = config.selection.patience or config.selection.select == "best" or config.sweep.several_runs
     if by_validation and "validation" not in task.splits:
         raise UserError("patience, select 'best', seeds and grid go by the validation split; give --validation")
 
 
 def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
-    """What a checkpoint must share with the run that goes on from it."""
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    kept = (
-        "model random_weights train kind text_column pair_column choices_columns label_column start_column max_length "
-        "max_question_length doc_stride max_answer_length group_by_length batch_size accumulation epochs steps "
-        "optimizer label_smoothing layer_decay freeze_layers select patience sift dtype seed"
-    ).split()
+    """Returns the settings that a checkpoint and the run that resumes it must have in common, by their old flat names.
+
+    Keys and values are a format on disk: a change would keep runs from resuming.
+    """
+    columns, spans, regularization = config.data.columns, config.spans, config.regularization
     return {
         "configuration": model_config.to_json(),
         "tokenizer": tokenizer.fingerprint,
         "examples": len(task.splits["train"].lengths),
-        **{name: settings[name] for name in kept},
+        "model": str(config.model),
+        "random_weights": config.random_weights,
+        "train": config.data.train,
+        "kind": config.data.kind,
+        "text_column": columns.text_column,
+        "pair_column": columns.pair_column,
+        "choices_columns": list(columns.choices_columns),
+        "label_column": columns.label_column,
+        "start_column": columns.start_column,
+        "max_length": config.data.max_length,
+        "max_question_length": spans.max_question_length,
+        "doc_stride": spans.doc_stride,
+        "max_answer_length": spans.max_answer_length,
+        "group_by_length": config.data.group_by_length,
+        "batch_size": config.batch_size,
+        "accumulation": config.accumulation,
+        "epochs": config.epochs,
+        "steps": config.steps,
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "label_smoothing": regularization.label_smoothing,
+        "layer_decay": regularization.layer_decay,
+        "freeze_layers": regularization.freeze_layers,
+        "select": config.selection.select,
+        "patience": config.selection.patience,
+        "sift": dataclasses.asdict(config.sift),
+        "dtype": config.dtype,
+        "seed": config.seed,
     }

@@ -33,7 +33,7 @@ from deberta_jax.rtd import (
     sample_replacements,
     standalone_discriminator,
 )
-from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checkpointer import Checkpointer
@@ -82,13 +82,13 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
 
     def create(weights: dict[str, Params]) -> TrainState:
         params = init_params(models_config, training_key(config.seed), **weights)
-        if config.objective == "mlm":
+        if config.objective.name == "mlm":
             params = {"generator": params["generator"]}
         return TrainState.create(params, init_optimizers(optimizers, params), seed=config.seed)
 
     weights = {name: start[1] for name, start in starts.items()}
     origins = {name: f"going on from {', '.join(params)}" for name, params in weights.items()}
-    placement = shardings(jax.eval_shape(create, weights), mesh)
+    placement = named_shardings(jax.eval_shape(create, weights), mesh)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(weights)
     del starts, weights
@@ -108,7 +108,11 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
         sums: Sums = {}
         size = config.batch_size // config.accumulation
         batches = held_out_batches(
-            corpus, global_batch=size, batch_indices=local_rows(mesh, size), masking=masking, tokenizer=tokenizer
+            corpus,
+            global_batch=size,
+            batch_indices=local_batch_indices(mesh, size),
+            masking=masking,
+            tokenizer=tokenizer,
         )
         for number, batch in enumerate(batches):
             key = jax.random.fold_in(training_key(config.seed), number)
@@ -126,7 +130,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             config.output,
             hosts=hosts,
             total_steps=config.steps,
-            tokens_per_step=config.batch_size * config.sequence_length,
+            tokens_per_step=config.batch_size * config.data.sequence_length,
             every=config.log_every,
         ) as reporter,
     ):
@@ -146,7 +150,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             batches=TrainingBatches(
                 corpus,
                 global_batch=config.batch_size,
-                batch_indices=local_rows(mesh, config.batch_size),
+                batch_indices=local_batch_indices(mesh, config.batch_size),
                 seed=config.seed,
                 masking=masking,
                 tokenizer=tokenizer,
@@ -184,14 +188,14 @@ def build_step(
     def discriminator_loss(own: Params, chunk: Batch, key: jax.Array, weight: jax.Array, generator: Params):
         params = discriminator_view({"generator": generator, "discriminator": own}, sharing)
         out = discriminator_pass(models.discriminator, params, chunk, chunk["sampled"], key=key, train=True)
-        return config.rtd_lambda * out.loss_sum / weight, out
+        return config.objective.rtd_lambda * out.loss_sum / weight, out
 
     def joint_loss(params: Params, chunk: Batch, key: jax.Array, masked: jax.Array, real: jax.Array):
         first, second = jax.random.split(key)
         generator_part, generated = generator_loss(params["generator"], chunk, first, masked)
         view = discriminator_view(params, sharing)
         judged = discriminator_pass(models.discriminator, view, chunk, generated.sampled, key=second, train=True)
-        return generator_part + config.rtd_lambda * judged.loss_sum / real, (generated, judged)
+        return generator_part + config.objective.rtd_lambda * judged.loss_sum / real, (generated, judged)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = jax.random.split(state.step_key())
@@ -206,7 +210,7 @@ def build_step(
             )
             return trained
 
-        if not config.decoupled:
+        if not config.objective.decoupled:
             grads, (generated, judged) = accumulate(
                 joint_loss, params, batch, keys[0], config.accumulation, masked, real
             )
@@ -219,7 +223,7 @@ def build_step(
             )
             params["generator"] = update("generator", grads, params["generator"])
             metrics |= generator_sums(generated)
-            if config.objective == "rtd":
+            if config.objective.name == "rtd":
                 # 2. The discriminator, on embeddings that the generator's update has moved already, update.
                 grads, judged = accumulate(
                     lambda own, chunk, key, weight: discriminator_loss(own, chunk, key, weight, params["generator"]),
@@ -246,7 +250,7 @@ def build_evaluation(
             models.generator, params["generator"], batch, key=key, sample=sample_replacements, train=False
         )
         metrics = generator_sums(generated)
-        if config.objective == "rtd":
+        if config.objective.name == "rtd":
             view = discriminator_view(params, sharing)
             judged = discriminator_pass(models.discriminator, view, batch, generated.sampled, key=key, train=False)
             metrics |= discriminator_sums(judged)
@@ -258,9 +262,9 @@ def build_evaluation(
 def build_optimizers(config: PretrainConfig) -> Optimizers:
     """One optimizer a model, or one for both when they are not decoupled."""
     generator = build_optimizer(config.optimizer, total_steps=config.steps)
-    if config.objective == "mlm":
+    if config.objective.name == "mlm":
         return {"generator": generator}
-    if not config.decoupled:
+    if not config.objective.decoupled:
         return {"joint": generator}
     rate = config.discriminator_learning_rate or config.optimizer.learning_rate
     discriminator = dataclasses.replace(config.optimizer, learning_rate=rate)
@@ -278,7 +282,7 @@ def save_models(
     config: PretrainConfig, models: RTDConfig, params: Params, tokenizer: Tokenizer, hosts: Hosts, reporter: Log
 ) -> None:
     """The finished models, each in a folder that `load_pretrained` and `deberta-jax finetune` read. All hosts write."""
-    if config.objective == "mlm":
+    if config.objective.name == "mlm":
         finished: dict[str, tuple[DebertaConfig, Params]] = {"model": (models.generator, params["generator"])}
     else:
         discriminator = standalone_discriminator(params, models.embedding_sharing)

@@ -26,9 +26,9 @@ def load_starts(config: PretrainConfig, mesh: Mesh) -> dict[str, tuple[DebertaCo
       FileNotFoundError: a folder that holds no model.
       ValueError: one that the objective does not train.
     """
-    if config.objective == "mlm" and config.init_discriminator is not None:
+    if config.objective.name == "mlm" and config.models.init_discriminator is not None:
         raise UserError("--objective mlm trains no discriminator; give the model to go on from as --init-generator")
-    folders = {"generator": config.init_generator, "discriminator": config.init_discriminator}
+    folders = {"generator": config.models.init_generator, "discriminator": config.models.init_discriminator}
     return {name: load_pretrained(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
 
 
@@ -40,21 +40,21 @@ def resolve_models(
     Raises:
       ValueError: no such model, a vocabulary smaller than the tokenizer's, or settings that exclude each other.
     """
-    if config.model is None and "discriminator" in starts:
+    if config.models.model is None and "discriminator" in starts:
         models = RTDConfig.half_depth(starts["discriminator"])
-    elif config.model is not None and config.model.endswith(".json"):
-        models = RTDConfig.from_json(config.model)
+    elif config.models.model is not None and config.models.model.endswith(".json"):
+        models = RTDConfig.from_json(config.models.model)
     else:
-        models = RTDConfig.half_depth(DebertaConfig.named(config.model or "deberta-v3-small"))
-    if config.embedding_sharing is not None:
-        models = dataclasses.replace(models, embedding_sharing=config.embedding_sharing)
-    if config.vocab_size is not None:
+        models = RTDConfig.half_depth(DebertaConfig.named(config.models.model or "deberta-v3-small"))
+    if config.models.embedding_sharing is not None:
+        models = dataclasses.replace(models, embedding_sharing=config.models.embedding_sharing)
+    if config.models.vocab_size is not None:
         models = dataclasses.replace(
             models,
-            generator=models.generator.replace(vocab_size=config.vocab_size),
-            discriminator=models.discriminator.replace(vocab_size=config.vocab_size),
+            generator=models.generator.replace(vocab_size=config.models.vocab_size),
+            discriminator=models.discriminator.replace(vocab_size=config.models.vocab_size),
         )
-    if config.objective == "mlm":
+    if config.objective.name == "mlm":
         single = starts.get("generator", models.discriminator)
         models = RTDConfig(discriminator=single, generator=single, embedding_sharing="nes")
     else:
@@ -65,9 +65,9 @@ def resolve_models(
             f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
             f"a smaller tokenizer"
         )
-    if config.objective == "mlm" and not config.decoupled:
+    if config.objective.name == "mlm" and not config.objective.decoupled:
         raise UserError("there is nothing to couple with --objective mlm; leave out --no-decoupled")
-    if models.embedding_sharing == "es" and config.decoupled and config.objective == "rtd":
+    if models.embedding_sharing == "es" and config.objective.decoupled and config.objective.name == "rtd":
         raise UserError(
             "shared embeddings (es) with decoupled optimizers would lose the discriminator's gradient, as the official "
             "code does; add --no-decoupled, or use --embedding-sharing gdes"
@@ -77,15 +77,15 @@ def resolve_models(
 
 def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
     """The packed rows: those of --corpus, or made from the text once and kept in the run's folder."""
-    if config.corpus is not None:
-        if config.text:
+    if config.data.corpus is not None:
+        if config.data.text:
             raise UserError("give --text or --corpus, not both")
-        corpus = open_corpus(config.corpus)
-        corpus.check(tokenizer=tokenizer, sequence_length=config.sequence_length)
+        corpus = open_corpus(config.data.corpus)
+        corpus.check(tokenizer=tokenizer, sequence_length=config.data.sequence_length)
         if config.evaluate_every and not corpus.held_out.rows:
             raise UserError(
-                f"{config.corpus} has no held-out rows to evaluate on; prepare it with a held_out_fraction above 0, or "
-                f"give --evaluate-every 0"
+                f"{config.data.corpus} has no held-out rows to evaluate on; prepare it with a held_out_fraction above "
+                f"0, or give --evaluate-every 0"
             )
         return corpus
     if jax.process_count() > 1:
@@ -94,19 +94,19 @@ def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
             f"its folder with --corpus"
         )
     return prepare(
-        config.text or (embedded_corpus(),),
+        config.data.text or (embedded_corpus(),),
         tokenizer,
         config.output / "corpus",
-        sequence_length=config.sequence_length,
-        boundary=config.boundary or ("blank_line" if config.text else "chapter"),
-        held_out_fraction=config.held_out_fraction,
+        sequence_length=config.data.sequence_length,
+        boundary=config.data.boundary or ("blank_line" if config.data.text else "chapter"),
+        held_out_fraction=config.data.held_out_fraction,
         seed=config.seed,
     )
 
 
 def resolve_masking(config: PretrainConfig) -> MaskingConfig:
-    ngram = config.max_ngram or (1 if config.objective == "rtd" else 3)
-    return MaskingConfig(rate=config.mask_rate, max_ngram=ngram, replace=config.objective)
+    ngram = config.objective.max_ngram or (1 if config.objective.name == "rtd" else 3)
+    return MaskingConfig(rate=config.objective.mask_rate, max_ngram=ngram, replace=config.objective.name)
 
 
 def check_sizes(config: PretrainConfig, *, devices: int) -> None:
@@ -123,15 +123,29 @@ def check_sizes(config: PretrainConfig, *, devices: int) -> None:
 
 
 def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[str, Any]:
-    """What a checkpoint must share with the run that goes on from it."""
-    settings = dataclasses.asdict(config)
-    kept = (
-        "objective decoupled rtd_lambda sequence_length batch_size accumulation steps mask_rate max_ngram "
-        "optimizer discriminator_learning_rate dtype seed".split()
-    )
+    """Returns the settings that a checkpoint and the run that resumes it must have in common, by their old flat names.
+
+    Keys and values are a format on disk: a change would keep runs from resuming.
+    """
+    starts = {
+        "init_generator": config.models.init_generator,
+        "init_discriminator": config.models.init_discriminator,
+    }
     return {
         "model": models.to_json(),
         "corpus": corpus.fingerprint,
-        **{name: settings[name] for name in kept},
-        **{name: str(settings[name]) for name in ("init_generator", "init_discriminator") if settings[name]},
+        "objective": config.objective.name,
+        "decoupled": config.objective.decoupled,
+        "rtd_lambda": config.objective.rtd_lambda,
+        "sequence_length": config.data.sequence_length,
+        "batch_size": config.batch_size,
+        "accumulation": config.accumulation,
+        "steps": config.steps,
+        "mask_rate": config.objective.mask_rate,
+        "max_ngram": config.objective.max_ngram,
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "discriminator_learning_rate": config.discriminator_learning_rate,
+        "dtype": config.dtype,
+        "seed": config.seed,
+        **{name: str(folder) for name, folder in starts.items() if folder is not None},
     }

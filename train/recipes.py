@@ -19,7 +19,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.sift import SiftConfig
 
 from . import finetune
-from .configs import FinetuneConfig, OptimizerConfig
+from .configs import FinetuneConfig, OptimizerConfig, RegularizationConfig, TaskDataConfig
 
 _V1 = ("deberta-base", "deberta-large", "deberta-xlarge")
 _V2 = ("deberta-v2-xlarge", "deberta-v2-xxlarge")
@@ -268,11 +268,10 @@ def _recipe(task_name: str, model: str, settings: str) -> Recipe:
     config = FinetuneConfig(
         output=tyro.MISSING,
         model=tyro.MISSING,
-        train=task.source,
-        max_length=task.max_length,
+        data=TaskDataConfig(train=task.source, max_length=task.max_length),
         batch_size=int(batch),
         epochs=epochs,
-        classifier_dropout=dropout,
+        regularization=RegularizationConfig(classifier_dropout=dropout),
         dtype="bfloat16",
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup=warmup, schedule="warmup_linear"),
     )

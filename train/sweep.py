@@ -25,12 +25,12 @@ class Setting:
 
 
 def settings_of(config: FinetuneConfig) -> tuple[Setting, ...]:
-    """The runs that a command asks for: every combination of config.grid, with every seed of config.seeds.
+    """The runs that a command asks for: every combination of config.sweep.grid, with every seed of config.sweep.seeds.
 
     Without both it is the run itself, in its own folder; else each has a folder below it, such as
     `learning_rate=1e-05,batch_size=32/seed-3`.
     """
-    grid = {name: values for name, values in dataclasses.asdict(config.grid).items() if values}
+    grid = {name: values for name, values in dataclasses.asdict(config.sweep.grid).items() if values}
     settings = []
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
@@ -41,9 +41,9 @@ def settings_of(config: FinetuneConfig) -> tuple[Setting, ...]:
                 one, optimizer=dataclasses.replace(one.optimizer, learning_rate=point["learning_rate"])
             )
         runs = []
-        for seed in config.seeds or (config.seed,):
+        for seed in config.sweep.seeds or (config.seed,):
             folder = config.output / name if name else config.output
-            folder = folder / f"seed-{seed}" if config.seeds else folder
+            folder = folder / f"seed-{seed}" if config.sweep.seeds else folder
             runs.append(dataclasses.replace(one, seed=seed, output=folder))
         settings.append(Setting(name, tuple(runs)))
     return tuple(settings)

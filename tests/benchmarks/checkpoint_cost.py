@@ -23,11 +23,12 @@ import numpy as np
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 from deberta_jax.train.checkpoints.checkpointer import Checkpointer
 from deberta_jax.train.checkpoints.checksums import describe_leaves
-from deberta_jax.train.configs import FinetuneConfig
 from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.tasks.classification.task import Classification
+
+from ..support.configs import finetune_config
 
 STEPS_PER_SAVE = 500
 
@@ -56,7 +57,7 @@ class Run:
 
     def __init__(self, *, layers: int, batch: int, length: int) -> None:
         config = DebertaConfig.named("deberta-v3-small").replace(num_hidden_layers=layers, num_labels=3)
-        finetuning = FinetuneConfig(output=Path(), model=Path(), train="")
+        finetuning = finetune_config()
         model = DebertaForSequenceClassification(config)
         optimizer = build_optimizer(finetuning.optimizer, total_steps=1000)
 

@@ -47,7 +47,8 @@ def write_model(folder: Path, config: DebertaConfig, dtype: type, kind: str, sha
     rng, weight_map, written, size = np.random.default_rng(0), {}, 0, 0
     for i in range(shards):
         state = {
-            entry.key: (rng.standard_normal(entry.shape, np.float32) * 0.02).astype(dtype) for entry in table[i::shards]
+            entry.key: (rng.standard_normal(entry.torch_shape, np.float32) * 0.02).astype(dtype)
+            for entry in table[i::shards]
         }
         path = folder / (f"part-{i}.{kind}" if shards > 1 else {"bin": "pytorch_model.bin"}.get(kind, f"model.{kind}"))
         if kind == "bin":

@@ -21,11 +21,13 @@ import transformers
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
 from deberta_jax.convert.mapping import to_state_dict
-from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
+from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.tasks.classification.task import Classification
+
+from ..support.configs import finetune_config
 
 ASKED = {"forward B8 S128": "1.5", "forward B2 S512": "2.0", "step B8 S128": "1.5", "step B16 S128": "1.5"}
 
@@ -93,7 +95,7 @@ def main() -> None:
 def time_steps(config, model, params, theirs, ids: np.ndarray, rounds: int) -> tuple[list[float], list[float]]:
     settings = OptimizerConfig(learning_rate=1e-5, max_grad_norm=1.0)
     optimizer = build_optimizer(settings, total_steps=1000)
-    finetuning = FinetuneConfig(output=".", model=".", train="", optimizer=settings)  # type: ignore[arg-type]
+    finetuning = finetune_config(optimizer=settings)
     step = jax.jit(build_step(model, Classification(), optimizer, finetuning, total_steps=1000), donate_argnums=0)
     copied = jax.tree.map(jnp.array, params)
     state = TrainState.create({"model": copied}, {"model": optimizer.init(copied)}, seed=0)

@@ -43,6 +43,8 @@ from deberta_jax.train.pretrain import (
     resolve_masking,
 )
 
+from ..support.configs import pretrain_config
+
 WORDS = 4096
 ROWS = 11  # a prime number above 8: the kernel takes one sequence a grid step
 
@@ -86,7 +88,7 @@ def main() -> None:
             tokenizer.TokenizerConfig(output=folder / "words", text=(embedded_corpus(),), vocab_size=WORDS - 64)
         )
         words = Tokenizer.from_folder(folder / "words")
-        base = PretrainConfig(
+        base = pretrain_config(
             output=folder,
             tokenizer=folder / "words",
             objective="mlm",

@@ -14,9 +14,8 @@ import pytest
 
 from deberta_jax import Deberta, DebertaConfig, load_pretrained, models, save_pretrained
 from deberta_jax.__main__ import main
-from deberta_jax.convert import load_pytorch, save_pytorch, verify
+from deberta_jax.convert import ConversionError, load_pytorch, save_pytorch, verify
 from deberta_jax.convert.mapping import to_params, to_state_dict
-from deberta_jax.convert.quirks import ConversionError
 
 from ..support.golden_cases import assert_close
 from ..support.pytorch_files import assert_same, random_state

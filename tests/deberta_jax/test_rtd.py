@@ -1,7 +1,6 @@
 """Replaced token detection against the official code: the joint losses, and three whole training steps."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
 
+from ..support.configs import pretrain_config
 from ..support.golden_cases import Case, assert_close, assert_gradients_close, load, masked_slots
 from ..support.small_models import SMALL
 
@@ -64,7 +64,7 @@ def always(ids: np.ndarray) -> Sampler:
 
 
 def settings(**changes) -> PretrainConfig:
-    return PretrainConfig(output=Path("unused"), tokenizer=Path("unused"), **changes)
+    return pretrain_config(**changes)
 
 
 def test_three_decoupled_steps_reproduce_losses_norms_and_all_weights() -> None:

@@ -27,12 +27,13 @@ from deberta_jax.sift import (
     perturbation,
     span_logits,
 )
-from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
+from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step, training_figures
 from deberta_jax.train.tasks.classification.task import Classification
 
+from ..support.configs import finetune_config
 from ..support.golden_cases import assert_close, assert_gradients_close, load
 from ..support.small_models import SMALL
 
@@ -380,10 +381,7 @@ def one_step(
     model = DebertaForSequenceClassification(encoder.replace(num_labels=num_labels))
     settings = OptimizerConfig(schedule="warmup_constant", warmup=0.0)
     optimizer = build_optimizer(settings, total_steps=10)
-    config = FinetuneConfig(
-        output=".",
-        model=".",
-        train="",
+    config = finetune_config(
         optimizer=settings,
         sift=sift,
         accumulation=accumulation,  # type: ignore[arg-type]

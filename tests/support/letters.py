@@ -1,4 +1,4 @@
-"""Tasks from files that a test writes, with a tokenizer whose ids can be read."""
+"""A tokenizer whose ids are the codes of letters, and tasks read from files that a test writes."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Letters:
     """A tokenizer with one piece per letter, whose id is the letter's code. The `silent` letters have no piece."""
 
     cls_id, sep_id, pair_separators = 1, 2, 1
-    join = Tokenizer.join
+    with_special_tokens = Tokenizer.with_special_tokens
 
     def __init__(self, silent: str = " ") -> None:
         self._silent = silent

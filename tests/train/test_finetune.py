@@ -1,6 +1,5 @@
 """Fine-tuning as a whole: what is selected, frozen, predicted, gone on from, and averaged."""
 
-import dataclasses
 import json
 from pathlib import Path
 from unittest import mock
@@ -17,6 +16,7 @@ from deberta_jax.train.finetune_setup import heads_message
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.hosts.join import Hosts
 
+from ..support.configs import changed, finetune_config
 from ..support.novel import small_tokenizer
 from . import test_pretrain
 
@@ -48,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(home: Path, output: Path, **changes) -> FinetuneConfig:
-    base = FinetuneConfig(
+    base = finetune_config(
         output=output,
         model=home / "model",
         train=str(home / "train.jsonl"),
@@ -60,7 +60,7 @@ def settings(home: Path, output: Path, **changes) -> FinetuneConfig:
         evaluate_every=10,
         log_every=1,
     )
-    return dataclasses.replace(base, **changes)
+    return changed(base, **changes)
 
 
 def lines_of(path: Path) -> list[dict]:

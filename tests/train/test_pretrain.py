@@ -1,6 +1,5 @@
 """The whole command: it learns, goes on after a kill -9 as if nothing had been, and names what is wrong."""
 
-import dataclasses
 import json
 import os
 import random
@@ -19,11 +18,12 @@ from deberta_jax import DebertaForReplacedTokenDetection, load_pretrained
 from deberta_jax.__main__ import main as command_line
 from deberta_jax.rtd import RTDConfig
 from deberta_jax.train import finetune, pretrain
-from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig, PretrainConfig
+from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.engine.loop import TrainingError
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.reporting.goodput import read_goodput
 
+from ..support.configs import changed, finetune_config, pretrain_config
 from ..support.novel import small_tokenizer
 from ..support.small_models import TINY
 
@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(home: Path, output: Path, **changes) -> PretrainConfig:
-    base = PretrainConfig(
+    base = pretrain_config(
         output=output,
         tokenizer=home / "tokenizer",
         text=(home / "text.txt",),
@@ -52,19 +52,19 @@ def settings(home: Path, output: Path, **changes) -> PretrainConfig:
         save_every=3,
         held_out_fraction=0.05,
     )
-    return dataclasses.replace(base, **changes)
+    return changed(base, **changes)
 
 
 def arguments(config: PretrainConfig) -> list[str]:
     """The command line of these settings."""
     return [
         "pretrain",
-        *("--output", str(config.output), "--tokenizer", str(config.tokenizer), "--text", str(config.text[0])),
-        *("--model", config.model, "--sequence-length", str(config.sequence_length)),
+        *("--output", str(config.output), "--tokenizer", str(config.tokenizer), "--text", str(config.data.text[0])),
+        *("--model", config.models.model, "--sequence-length", str(config.data.sequence_length)),
         *("--batch-size", str(config.batch_size), "--steps", str(config.steps)),
         *("--optimizer.learning-rate", str(config.optimizer.learning_rate), "--log-every", str(config.log_every)),
         *("--evaluate-every", str(config.evaluate_every), "--save-every", str(config.save_every)),
-        *("--held-out-fraction", str(config.held_out_fraction)),
+        *("--held-out-fraction", str(config.data.held_out_fraction)),
     ]
 
 
@@ -111,7 +111,7 @@ def test_a_run_goes_on_from_the_models_of_another(home: Path, finished: Path, ca
         given_config, given = load_pretrained(finished / name)
         assert config == given_config
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), params, given)
-    with pytest.raises(ValueError, match="give the model to go on from as --init-generator"):
+    with pytest.raises(ValueError, match="give the model to start from as --init-generator"):
         pretrain.main(settings(home, output, objective="mlm", init_discriminator=finished / "discriminator"))
 
 
@@ -254,7 +254,7 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(home: Path, tmp_path: Path) -> None:
     config = settings(home, tmp_path, optimizer=OptimizerConfig(learning_rate=1e30, max_grad_norm=0, warmup=6))
-    config = dataclasses.replace(config, save_every=1)
+    config = changed(config, save_every=1)
     with pytest.raises(TrainingError, match=r"not finite at step \d+ .*the checkpoint of step \d+ is kept"):
         pretrain.main(config)
     kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
@@ -347,7 +347,7 @@ def test_finetuning_learns_and_saves_a_model_with_its_labels(home: Path, finishe
     rows = [f"{'the man' if number % 2 else 'the woman'} was very happy\t{number % 2}" for number in range(64)]
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
-    config = FinetuneConfig(
+    config = finetune_config(
         output=tmp_path / "run",
         model=finished / "discriminator",
         train=str(tmp_path / "train.tsv"),

@@ -15,7 +15,7 @@ def test_every_recipe_is_of_a_released_model_and_a_known_set():
     for name, recipe in RECIPES.items():
         task, _, model = name.partition("/")
         assert model in RELEASED
-        assert recipe.config.train.removeprefix("tfds:") in PUBLISHED
+        assert recipe.config.data.train.removeprefix("tfds:") in PUBLISHED
         assert "not measured here" in recipe.text.lower()
         assert f"deberta-jax recipe {name} " in recipe.text
         assert SCORES.get(model, {}).get(task, "no published figure") in recipe.text
@@ -33,9 +33,14 @@ def test_a_recipe_is_finetuning_with_other_defaults():
         options = ["--model", "here", "--output", "there", "--batch-size", "8"]
         assert main(["recipe", "mnli/deberta-v3-large", *options]) == 0
     config = run.call_args.args[0]
-    assert (config.train, config.batch_size, config.max_length, config.epochs) == ("tfds:glue/mnli", 8, 256, 2)
+    assert (config.data.train, config.batch_size, config.data.max_length, config.epochs) == (
+        "tfds:glue/mnli",
+        8,
+        256,
+        2,
+    )
     assert (config.optimizer.learning_rate, config.optimizer.warmup) == (7e-6, 500)
-    assert (config.classifier_dropout, config.optimizer.schedule) == (0.3, "warmup_linear")
+    assert (config.regularization.classifier_dropout, config.optimizer.schedule) == (0.3, "warmup_linear")
 
 
 def test_recipes_of_sift_have_its_weight():

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deberta_jax.train.configs import FinetuneConfig, GridConfig
+from deberta_jax.train.configs import GridConfig
 from deberta_jax.train.engine.best import Best
 from deberta_jax.train.reporting.classification_plots import calibration, plot_answers
 from deberta_jax.train.sweep import mean_and_margin, run_all, settings_of
 
-ONE = FinetuneConfig(output=Path("out"), model=Path("model"), train="train.tsv")
+from ..support.configs import changed, finetune_config
 
-
-def changed(**changes) -> FinetuneConfig:
-    return FinetuneConfig(**({name: getattr(ONE, name) for name in ("output", "model", "train")} | changes))
+ONE = finetune_config(output=Path("out"))
 
 
 def test_one_run_has_the_folder_for_itself():
@@ -25,7 +23,7 @@ def test_one_run_has_the_folder_for_itself():
 
 
 def test_every_setting_with_every_seed():
-    config = changed(seeds=(3, 5), grid=GridConfig(learning_rate=(1e-5, 2e-5), batch_size=(16,)))
+    config = changed(ONE, seeds=(3, 5), grid=GridConfig(learning_rate=(1e-5, 2e-5), batch_size=(16,)))
     settings = settings_of(config)
     assert [setting.name for setting in settings] == [
         "learning_rate=1e-05,batch_size=16",
@@ -38,7 +36,7 @@ def test_every_setting_with_every_seed():
 
 def test_the_best_seed_of_the_best_setting(tmp_path):
     scores = {(1e-5, 0): 0.5, (1e-5, 1): 0.9, (2e-5, 0): 0.75, (2e-5, 1): 0.8, (3e-5, 0): math.nan, (3e-5, 1): math.nan}
-    config = changed(output=tmp_path, seeds=(0, 1), grid=GridConfig(learning_rate=(1e-5, 2e-5, 3e-5)))
+    config = changed(ONE, output=tmp_path, seeds=(0, 1), grid=GridConfig(learning_rate=(1e-5, 2e-5, 3e-5)))
 
     def run(one):
         value = scores[one.optimizer.learning_rate, one.seed]
@@ -61,13 +59,13 @@ def test_the_interval_is_students():
 
 def test_bad_settings():
     with pytest.raises(ValueError, match="repeat one; give every seed once"):
-        changed(seeds=(1, 1))
+        changed(ONE, seeds=(1, 1))
     with pytest.raises(ValueError, match=r"grid\.epochs and steps are given"):
-        changed(grid=GridConfig(epochs=(3.0,)), steps=10)
+        changed(ONE, grid=GridConfig(epochs=(3.0,)), steps=10)
     with pytest.raises(ValueError, match="label_smoothing is 1; it must be at least 0 and below 1"):
-        changed(label_smoothing=1.0)
+        changed(ONE, label_smoothing=1.0)
     with pytest.raises(ValueError, match="freeze_layers is -1; it must be at least 0"):
-        changed(freeze_layers=-1)
+        changed(ONE, freeze_layers=-1)
 
 
 # ------------------------------------------------------------------------------------------------- the best

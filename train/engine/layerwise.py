@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from deberta_jax.sharding import path_of
+from deberta_jax.sharding import parameter_path
 
 
 def depth(path: str, layers: int) -> int:
@@ -28,7 +28,8 @@ def hold(params: Any, *, frozen: int, layers: int) -> Any:
     if not frozen:
         return params
     return jax.tree.map_with_path(
-        lambda path, leaf: jax.lax.stop_gradient(leaf) if depth(path_of(path), layers) <= frozen else leaf, params
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if depth(parameter_path(path), layers) <= frozen else leaf,
+        params,
     )
 
 
@@ -47,7 +48,7 @@ def by_depth(
         del params
 
         def scaled(path: Any, update: jax.Array) -> jax.Array:
-            here = depth(path_of(path), layers)
+            here = depth(parameter_path(path), layers)
             return update * (0.0 if frozen and here <= frozen else decay ** (layers + 1 - here))
 
         return jax.tree.map_with_path(scaled, updates)

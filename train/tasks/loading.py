@@ -13,16 +13,16 @@ from .tokens import task as token_labels
 
 
 def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
-    """Reads and tokenizes the examples of config.train, .validation and .test.
+    """Reads and tokenizes the examples of config.data.train, .validation and .test.
 
     Raises:
       MissingFileError: if there is no such file.
       UserError: if a source cannot be read or used, or is of another kind.
     """
-    known = Source.parse(config.train).published
-    kind: Kind = config.kind or (known.kind if known else "classification")
+    known = Source.parse(config.data.train).published
+    kind: Kind = config.data.kind or (known.kind if known else "classification")
     if known and kind != known.kind:
-        raise UserError(f"{config.train} is a task of kind '{known.kind}'; leave kind out, or set it to that")
+        raise UserError(f"{config.data.train} is a task of kind '{known.kind}'; leave kind out, or set it to that")
     match kind:
         case "classification" | "regression":
             return classification.load(config, tokenizer, kind=kind)

@@ -9,13 +9,14 @@ import pytest
 
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.train import finetune, pretrain
-from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig, PretrainConfig
+from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.data.batches import TrainingBatches
 from deberta_jax.train.data.masking import MaskingConfig
 from deberta_jax.train.data.prepare import open_corpus
 
 from ...chaos import BATCH, arguments, faulty_rows, losses, prepare_home, rows_of
 from ...support.cluster import Process, cluster, wait_until
+from ...support.configs import finetune_config, pretrain_config
 from ...support.recorded_rows import fingerprints
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(home: Path, output: Path, **changes) -> PretrainConfig:
     """The same run as that of `arguments`, for this process."""
-    return PretrainConfig(
+    return pretrain_config(
         output=output,
         tokenizer=home / "tokenizer",
         corpus=home / "corpus",
@@ -134,7 +135,7 @@ def test_fine_tuning_counts_every_example_once_on_two_hosts(small_model: Path, t
         "steps": 6,
         "log_every": 1,
     }
-    alone = finetune.main(FinetuneConfig(output=tmp_path / "alone", **options))
+    alone = finetune.main(finetune_config(output=tmp_path / "alone", **options))
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = ["-m", "deberta_jax", "finetune", "--output", str(tmp_path / "two"), *words]
     with cluster(command, tmp_path / "logs", count=2) as processes:

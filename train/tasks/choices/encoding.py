@@ -23,7 +23,7 @@ class JoiningTokenizer(Protocol):
     pair_separators: int
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def join(self, a: Iterable[int], b: Iterable[int]) -> tuple[list[int], list[int]]: ...
+    def with_special_tokens(self, a: Iterable[int], b: Iterable[int]) -> tuple[list[int], list[int]]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class EncodedQuestions:
             for choice in range(shape[1]):
                 pair = pairs[choice] if choice < len(pairs) else pairs[0]
                 context = self.contexts[index][: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
-                joined, joined_types = self.tokenizer.join(context, pair)
+                joined, joined_types = self.tokenizer.with_special_tokens(context, pair)
                 input_ids[row, choice, : len(joined)] = joined
                 mask[row, choice, : len(joined)] = 1
                 types[row, choice, : len(joined)] = joined_types

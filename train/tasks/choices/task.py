@@ -37,23 +37,24 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "ChoiceTask":
       UserError: if a source cannot be read or used; the message has the file, the line and the reason.
     """
     questions, splits = {}, {}
-    for name, split, role in named_splits(config.train, config.validation, config.test):
+    for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
         columns = columns_of(split, "choice", _columns(config))
         table = open_table(
-            split, label_column=str(columns["label"]), data_dir=config.data_dir, manual_dir=config.manual_dir
+            split, label_column=str(columns["label"]), data_dir=config.data.data_dir, manual_dir=config.data.manual_dir
         )
         questions[name] = read_questions(table, columns, label_optional=role == "test")
-        splits[name] = encode_choice_questions(questions[name], tokenizer, max_length=config.max_length)
-    return ChoiceTask(Source.parse(config.train).name, Choice(config.label_smoothing), questions, splits)
+        splits[name] = encode_choice_questions(questions[name], tokenizer, max_length=config.data.max_length)
+    objective = Choice(config.regularization.label_smoothing)
+    return ChoiceTask(Source.parse(config.data.train).name, objective, questions, splits)
 
 
 def _columns(config: FinetuneConfig) -> Columns:
     columns: dict[str, str | tuple[str, ...]] = {
-        "text": config.text_column or "text",
-        "choices": config.choices_columns or ("choices",),
-        "label": config.label_column or "label",
+        "text": config.data.columns.text_column or "text",
+        "choices": config.data.columns.choices_columns or ("choices",),
+        "label": config.data.columns.label_column or "label",
     }
-    return columns | ({"pair": config.pair_column} if config.pair_column else {})
+    return columns | ({"pair": config.data.columns.pair_column} if config.data.columns.pair_column else {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,21 +30,21 @@ def load(
 ) -> "ClassificationTask":
     """Returns the tokenized task of a run. Raises the errors of `load_examples`."""
     data = load_examples(
-        config.train,
-        validation=config.validation,
-        test=config.test,
-        text_column=config.text_column or "text",
-        pair_column=config.pair_column,
-        label_column=config.label_column or "label",
+        config.data.train,
+        validation=config.data.validation,
+        test=config.data.test,
+        text_column=config.data.columns.text_column or "text",
+        pair_column=config.data.columns.pair_column,
+        label_column=config.data.columns.label_column or "label",
         kind=kind,
-        data_dir=config.data_dir,
-        manual_dir=config.manual_dir,
+        data_dir=config.data.data_dir,
+        manual_dir=config.data.manual_dir,
     )
     splits = {
-        name: encode_examples(examples, tokenizer, max_length=config.max_length)
+        name: encode_examples(examples, tokenizer, max_length=config.data.max_length)
         for name, examples in data.splits.items()
     }
-    objective = Classification(regression=kind == "regression", label_smoothing=config.label_smoothing)
+    objective = Classification(regression=kind == "regression", label_smoothing=config.regularization.label_smoothing)
     return ClassificationTask(data, objective, splits)
 
 

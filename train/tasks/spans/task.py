@@ -34,33 +34,35 @@ from .windows import Windows, encode_span_questions
 def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "SpanTask":
     """Returns the tokenized task of a run. Raises the errors of `load_questions` and `encode_span_questions`."""
     data = load_questions(
-        config.train,
-        validation=config.validation,
-        test=config.test,
-        text_column=config.text_column or "question",
-        pair_column=config.pair_column or "context",
-        label_column=config.label_column or "answers",
-        start_column=config.start_column,
-        data_dir=config.data_dir,
-        manual_dir=config.manual_dir,
+        config.data.train,
+        validation=config.data.validation,
+        test=config.data.test,
+        text_column=config.data.columns.text_column or "question",
+        pair_column=config.data.columns.pair_column or "context",
+        label_column=config.data.columns.label_column or "answers",
+        start_column=config.data.columns.start_column,
+        data_dir=config.data.data_dir,
+        manual_dir=config.data.manual_dir,
     )
     splits = {
         name: encode_span_questions(
             questions,
             tokenizer,
-            max_length=config.max_length,
-            max_question_length=config.max_question_length,
-            doc_stride=config.doc_stride,
-            max_answer_length=config.max_answer_length,
+            max_length=config.data.max_length,
+            max_question_length=config.spans.max_question_length,
+            doc_stride=config.spans.doc_stride,
+            max_answer_length=config.spans.max_answer_length,
             training=name == "train",
             notes=data.notes[name],
         )
         for name, questions in data.splits.items()
     }
     objective = Spans(
-        n_best=config.n_best, max_answer_length=config.max_answer_length, label_smoothing=config.label_smoothing
+        n_best=config.spans.n_best,
+        max_answer_length=config.spans.max_answer_length,
+        label_smoothing=config.regularization.label_smoothing,
     )
-    return SpanTask(data, objective, splits, null_threshold=config.null_threshold)
+    return SpanTask(data, objective, splits, null_threshold=config.spans.null_threshold)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,12 +31,12 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
     """Returns the table of a source and the columns of its words and tags."""
     if source.path is not None and is_conll(source.path):
         columns_of(source, "tokens", {})
-        columns = {"text": config.text_column or FIRST, "label": config.label_column or LAST}
+        columns = {"text": config.data.columns.text_column or FIRST, "label": config.data.columns.label_column or LAST}
         return as_published(read_conll(source.path), source, label_column=columns["label"]), columns
-    given = {"text": config.text_column or "words", "label": config.label_column or "labels"}
+    given = {"text": config.data.columns.text_column or "words", "label": config.data.columns.label_column or "labels"}
     columns = columns_of(source, "tokens", given)
     table = open_table(
-        source, label_column=str(columns["label"]), data_dir=config.data_dir, manual_dir=config.manual_dir
+        source, label_column=str(columns["label"]), data_dir=config.data.data_dir, manual_dir=config.data.manual_dir
     )
     return table, columns
 
@@ -53,8 +53,8 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "TokenLabelTask":
       UserError: if a source cannot be read or used; the message has the file, the line and the reason.
     """
     sentences, splits, names = {}, {}, ()
-    source = Source.parse(config.train)
-    for name, split, role in named_splits(config.train, config.validation, config.test):
+    source = Source.parse(config.data.train)
+    for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
         table, columns = _open(split, config)
         rows = read_sentences(table, columns, label_optional=role == "test")
         if role == "train":
@@ -62,8 +62,10 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "TokenLabelTask":
             official = source.published.label_names if source.published else ()
             names = choose_label_names(table, tags, official, order=tag_order)
         sentences[name] = label_sentences(table, rows, names)
-        splits[name] = encode_sentences(sentences[name], tokenizer, max_length=config.max_length, notes=table.notes)
-    return TokenLabelTask(source.name, TokenLabels(config.label_smoothing), names, sentences, splits)
+        splits[name] = encode_sentences(
+            sentences[name], tokenizer, max_length=config.data.max_length, notes=table.notes
+        )
+    return TokenLabelTask(source.name, TokenLabels(config.regularization.label_smoothing), names, sentences, splits)
 
 
 @dataclasses.dataclass(frozen=True)

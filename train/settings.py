@@ -1,0 +1,88 @@
+"""Groups of settings whose fields say in their annotations what they accept."""
+
+import dataclasses
+import functools
+import math
+import numbers
+import typing
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from deberta_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+    """The numbers that a field accepts, as a part of its annotation; `above` and `below` exclude the bound itself."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    finite: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            not math.isnan(value)
+            and (math.isfinite(value) or not self.finite)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        words = [f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None]
+        return " and ".join(words) or "a finite number"
+
+
+Positive = Annotated[int, Range(at_least=1)]
+NotNegative = Annotated[int, Range(at_least=0)]
+NotNegativeNumber = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+ShareBelowOne = Annotated[float, Range(at_least=0, below=1)]
+Seconds = Annotated[float, Range(above=0, finite=False)]
+
+
+class Settings:
+    """Base of all groups of settings: checks every field against the choices, type and `Range` of its annotation.
+
+    Raises UserError where a value is not allowed.
+    """
+
+    PREFIX: ClassVar[str] = ""  # of the group's options, for error messages
+
+    def __post_init__(self) -> None:
+        for name, annotation in _annotations(type(self)).items():
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                _check(f"{self.PREFIX}{name}", item, annotation)
+
+
+@functools.cache
+def _annotations(settings: type) -> dict[str, Any]:
+    return typing.get_type_hints(settings, include_extras=True)
+
+
+def _check(name: str, value: Any, annotation: Any) -> None:
+    """Raises UserError if a value, or an item of a tuple, contradicts a part of the annotation."""
+    if value is None or value is tyro.MISSING:
+        return
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        if value not in parts:
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(str, parts))}")
+        return
+    number = {int: numbers.Integral, float: numbers.Real}.get(annotation, object)
+    if not isinstance(value, number) or (annotation in (int, float) and isinstance(value, bool)):
+        raise UserError(f"{name} is {value!r}; it must be a {'whole ' if annotation is int else ''}number")
+    for part in parts:
+        if isinstance(part, Range) and value not in part:
+            raise UserError(f"{name} is {value:g}; it must be {part}")
+        _check(name, value, part)
+
+
+# The options of a group with this mark have no prefix.
+Flat = tyro.conf.arg(name="")
