@@ -108,8 +108,8 @@ def compute_metrics(
     """
     if unknown := [name for name in names if name not in METRICS]:
         raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
-    if predictions.shape != labels.shape or not len(labels):
-        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must be of one shape [E], E > 0")
+    if not len(labels):
+        raise ValueError("there are no predictions to compare with labels")
     if not np.all(np.isfinite(predictions)):
         index = int(np.argmin(np.isfinite(predictions)))
         raise UserError(f"the prediction of example {index} is {predictions[index]}; the model has diverged")

@@ -39,7 +39,7 @@ def prepare_builder(
     # JSON parsers raise for a damaged folder.
     except Exception as error:
         reason = str(error).partition("\n")[0]  # the other lines list all sets
-        if "File format is already set" in reason:
+        if "File format is already set" in reason or "does not match the file formats" in reason:
             reason = "was prepared as TFRecord, which only TensorFlow reads; give another data_dir"
         raise UserError(f"{given}: {reason} (tensorflow_datasets {tfds.__version__})") from error
     downloads = Path(builder.data_dir_root) / "downloads"

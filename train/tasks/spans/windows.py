@@ -133,6 +133,18 @@ class _Counts:
     lost_answers: int = 0
     long_answers: int = 0
 
+    def notes(self, max_question_length: int, max_answer_length: int, *, training: bool) -> tuple[str, ...]:
+        several = self.several_answers if training else 0
+        counts = {
+            f"{self.cut_questions} questions cut to {max_question_length} tokens": self.cut_questions,
+            f"{several} questions have several answers, of which the first is trained on": several,
+            f"{self.lost_answers} answers are in no window as a whole": self.lost_answers,
+            f"{self.long_answers} answers have more than {max_answer_length} tokens and cannot be predicted": (
+                self.long_answers
+            ),
+        }
+        return tuple(note for note, count in counts.items() if count)
+
 
 def encode_span_questions(
     questions: Sequence[SpanQuestion],
@@ -187,26 +199,15 @@ def encode_span_questions(
         context_start = len(question_ids[-1]) + special - 1
         room = max_length - context_start - 1
         stride = min(doc_stride, room - max_answer_length)
-        is_whole = False
-        for first, size in cut_windows(len(context.ids), room=room, stride=stride):
-            first_token = last_token = 0
-            if answer is not None and first <= answer[0] and answer[1] < first + size:
-                first_token, last_token = (token - first + context_start for token in answer)
-                is_whole = True
-            rows.append((owner, first, context_start + size + 1, first_token, last_token))
-        counts.lost_answers += bool(question.answers) and not is_whole
+        windows = [
+            (first, context_start + size + 1, *_ends_in_window(answer, first, size, context_start))
+            for first, size in cut_windows(len(context.ids), room=room, stride=stride)
+        ]
+        rows += [(owner, *window) for window in windows]
+        counts.lost_answers += bool(question.answers) and not any(last for _, _, _, last in windows)
     table = np.array(rows, np.int32).reshape(-1, 5)
-    counted = (
-        f"windows over {len(questions)} questions" if len(table) > len(questions) else "",
-        f"{counts.cut_questions} questions cut to {max_question_length} tokens" if counts.cut_questions else "",
-        f"{counts.several_answers} questions have several answers, of which the first is trained on"
-        if counts.several_answers and training
-        else "",
-        f"{counts.lost_answers} answers are in no window as a whole" if counts.lost_answers else "",
-        f"{counts.long_answers} answers have more than {max_answer_length} tokens and cannot be predicted"
-        if counts.long_answers
-        else "",
-    )
+    window_note = (f"windows over {len(questions)} questions",) if len(table) > len(questions) else ()
+    count_notes = counts.notes(max_question_length, max_answer_length, training=training)
     return Windows(
         tokenizer=tokenizer,
         questions=question_ids,
@@ -215,7 +216,7 @@ def encode_span_questions(
         first=table[:, 1],
         lengths=table[:, 2],
         ends=table[:, 3:] if all(question.answers is not None for question in questions) else None,
-        notes=tuple(filter(None, (*notes, *counted))),
+        notes=(*notes, *window_note, *count_notes),
     )
 
 
@@ -229,6 +230,20 @@ def _answer_tokens(
     counts.several_answers += len(answers) > 1
     counts.long_answers += tokens is not None and tokens[1] - tokens[0] >= max_answer_length
     return tokens
+
+
+def _ends_in_window(answer: tuple[int, int] | None, first: int, size: int, context_start: int) -> tuple[int, int]:
+    """Returns the positions in the row of an answer's tokens, or 0, that of [CLS], if it is not whole in the window.
+
+    Args:
+      answer: the first and the last token of the answer in the context.
+      first: the first token of the window in the context.
+      size: number of tokens of the context in the window.
+      context_start: position in the row at which the context begins.
+    """
+    if answer is None or answer[0] < first or answer[1] >= first + size:
+        return 0, 0
+    return answer[0] - first + context_start, answer[1] - first + context_start
 
 
 def _tokenize(context: str, tokenizer: Tokenizer) -> Context:
