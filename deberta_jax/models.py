@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .config import DebertaConfig
-from .encoder import Embeddings, Encoder, Tokens
+from .encoder import Embeddings, Encoder, TokenLayout
 from .errors import UserError
 from .heads import BeforeLogits, ContextPooler, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout
@@ -98,7 +98,7 @@ class Deberta(_Model):
     def decode_masked(
         self,
         input_ids: jax.Array,
-        tokens: Tokens,
+        tokens: TokenLayout,
         token_type_ids: jax.Array | None,
         masked_positions: jax.Array | None,
         train: bool,
@@ -335,7 +335,7 @@ def locate_tokens(
     position_ids: jax.Array | None,
     *,
     position_offset: int = 0,
-) -> Tokens:
+) -> TokenLayout:
     """Segments and absolute positions of a batch from whichever of the masks was given.
 
     With a position_offset (RoBERTa) real tokens are counted from it, without one places in the row from 0.
@@ -357,4 +357,4 @@ def locate_tokens(
     else:
         segments = jnp.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).astype(jnp.int32)
         positions = jnp.cumsum(segments, axis=1) - 1 if position_offset else index
-    return Tokens(segments, positions + position_offset if position_ids is None else position_ids)
+    return TokenLayout(segments, positions + position_offset if position_ids is None else position_ids)

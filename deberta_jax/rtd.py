@@ -22,8 +22,8 @@ from . import losses
 from .checkpoint import start_from
 from .config import DebertaConfig
 from .errors import UserError
-from .layers import random_bits
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
+from .random import random_bits
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]  # input_ids, segment_ids [B, S]; masked_positions, masked_labels [B, M]

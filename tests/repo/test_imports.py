@@ -9,11 +9,12 @@ from ..support.paths import REPOSITORY
 
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
-    {"errors", "released"},
+    {"errors", "random", "released"},
     {"config_json"},
     {"config"},
-    {"positions", "sharding", "kernels"},
-    {"layers"},
+    {"positions", "sharding"},
+    {"attention_inputs"},
+    {"kernels", "layers"},
     {"attention"},
     {"encoder"},
     {"heads"},
