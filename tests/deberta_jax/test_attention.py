@@ -75,7 +75,7 @@ def with_implementation(implementation: str) -> Callable[..., jax.Array]:
 
 
 def test_kernels_take_queries_at_any_position() -> None:
-    case = attention_case(17, size=128, heads=1)
+    case = attention_case(17, size=128, heads=1, terms="c2p")
     positions = jnp.array([[2, 9, 16, 0, 0], [1, 5, 12, 0, 0]])
     inputs = case.inputs.replace(
         query_segments=jnp.take_along_axis(jnp.asarray(case.inputs.query_segments), positions, axis=1),
@@ -92,10 +92,10 @@ def test_kernels_take_queries_at_any_position() -> None:
 
 
 def test_kernels_run_inside_a_shard_map_of_the_caller() -> None:
-    query, key, value, inputs, _ = attention_case(17, size=128, heads=1, terms="c2p")
+    query, key, value, inputs, _ = attention_case(17, size=128, heads=1, terms="")
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     batch = PartitionSpec("batch")
-    specs = inputs.replace(query_segments=batch, key_segments=batch, pos_key=PartitionSpec())
+    specs = inputs.replace(query_segments=batch, key_segments=batch)
 
     def context(implementation: str) -> jax.Array:
         attend = jax.shard_map(

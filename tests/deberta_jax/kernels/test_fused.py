@@ -144,8 +144,8 @@ def dropout_mask(kernel_plan: KernelPlan, dropout_key: jax.Array, case: Attentio
 DROPOUT_KEY = jax.random.key(3)
 
 
-def case_with_dropout(length: int) -> AttentionCase:
-    case = attention_case(length, heads=4)
+def case_with_dropout(length: int, *, size: int, heads: int) -> AttentionCase:
+    case = attention_case(length, size=size, heads=heads)
     return case._replace(inputs=case.inputs.replace(dropout_rate=0.1, dropout_key=DROPOUT_KEY))
 
 
@@ -155,15 +155,20 @@ def on_kernel(query, key, value, inputs):
 
 @pytest.fixture(scope="module")
 def run_with_dropout():
-    """Context and gradients of 17 tokens with dropout, on one device."""
+    """A case of 17 tokens with dropout, and its context and gradients on one device."""
+    case = case_with_dropout(17, size=128, heads=2)
     with interpreted_kernels():
-        return context_and_gradients(on_kernel, case_with_dropout(17))
+        return case, *context_and_gradients(on_kernel, case)
 
 
 def check_against_the_mask(case: AttentionCase, context: jax.Array, gradients: dict[str, jax.Array]) -> None:
     """Compares with plain attention whose probabilities are multiplied by the mask."""
     kernel_plan = KernelPlan.create(
-        length=case.query.shape[1], head_size=64, dtype=jnp.float32, device_kind="cpu", dropout_rate=0.1
+        length=case.query.shape[1],
+        head_size=case.query.shape[3],
+        dtype=jnp.float32,
+        device_kind="cpu",
+        dropout_rate=0.1,
     )
     mask = dropout_mask(kernel_plan, DROPOUT_KEY, case)
     assert 0.8 < mask.mean() < 0.98
@@ -179,22 +184,22 @@ def check_against_the_mask(case: AttentionCase, context: jax.Array, gradients: d
 
 
 def test_dropout_uses_one_mask_forward_and_backward(run_with_dropout) -> None:
-    check_against_the_mask(case_with_dropout(17), *run_with_dropout)
+    check_against_the_mask(*run_with_dropout)
 
 
 @pytest.mark.slow
 def test_dropout_over_several_chunks_uses_one_mask(monkeypatch) -> None:
     monkeypatch.setattr(plan, "_MAX_BLOCKS", 1)
-    case = case_with_dropout(200)
+    case = case_with_dropout(200, size=64, heads=4)
     with interpreted_kernels():
         check_against_the_mask(case, *context_and_gradients(on_kernel, case))
 
 
 def test_mesh_equals_one_device_with_the_same_dropout(run_with_dropout) -> None:
-    context, gradients = run_with_dropout
+    case, context, gradients = run_with_dropout
     mesh = make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
     with interpreted_kernels(), jax.set_mesh(mesh):
-        on_mesh, gradients_on_mesh = context_and_gradients(on_kernel, case_with_dropout(17))
+        on_mesh, gradients_on_mesh = context_and_gradients(on_kernel, case)
     np.testing.assert_allclose(on_mesh, context, atol=1e-6)
     assert_gradients_near(gradients_on_mesh, gradients, 1e-6)
 
