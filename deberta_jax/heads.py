@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .config import DebertaConfig
-from .encoder import Encoder, Selection, Tokens
+from .encoder import Encoder, SelectedQueries, TokenLayout
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
 
 DECODER_STEPS = 2
@@ -16,7 +16,7 @@ def enhanced_mask_decoder(
     encoder: Encoder,
     hidden: Float[Array, "B S D"],
     positions: Float[Array, "B S D"],
-    tokens: Tokens,
+    tokens: TokenLayout,
     masked_positions: Int[Array, "B M"] | None,
     train: bool,
 ) -> Float[Array, "B queries D"]:
@@ -37,7 +37,7 @@ def enhanced_mask_decoder(
     queries, selection = hidden + positions, None
     if masked_positions is not None:
         queries = jnp.take_along_axis(queries, masked_positions[..., None], axis=1)
-        selection = Selection(masked_positions, jnp.take_along_axis(tokens.segments, masked_positions, axis=1))
+        selection = SelectedQueries(masked_positions, jnp.take_along_axis(tokens.segments, masked_positions, axis=1))
     return encoder.decode(hidden, queries, tokens.segments, selection, steps=DECODER_STEPS, train=train)
 
 

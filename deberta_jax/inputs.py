@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from .encoder import Tokens
+from .encoder import TokenLayout
 
 # Multiple choice has an axis for the choices, *C.
 TokenIds = Int[Array | np.ndarray, "B *C S"]
@@ -38,7 +38,7 @@ def locate_tokens(
     position_ids: Array | np.ndarray | None,
     *,
     position_offset: int = 0,
-) -> Tokens:
+) -> TokenLayout:
     """Returns the segment and the absolute position of every token.
 
     Args:
@@ -68,4 +68,4 @@ def locate_tokens(
         segments = jnp.broadcast_to(jnp.asarray(real, jnp.int32), input_ids.shape)
         positions = jnp.cumsum(segments, axis=1) - 1 if position_offset else index
     positions = positions + position_offset if position_ids is None else jnp.asarray(position_ids)
-    return Tokens(segments, positions)
+    return TokenLayout(segments, positions)

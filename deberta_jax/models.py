@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .config import DebertaConfig
-from .encoder import Embeddings, Encoder, Tokens
+from .encoder import Embeddings, Encoder
 from .errors import UserError
 from .heads import ContextPooler, LogitFactors, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
 from .inputs import EncoderOptions, TokenIds, TokenMask, locate_tokens, segment_starts
@@ -130,12 +130,12 @@ class Deberta(_Model):
         attention_mask: TokenMask | None,
         segment_ids: TokenIds | None,
         position_ids: TokenIds | None,
-    ) -> Tokens:
+    ) -> TokenLayout:
         offset = self.config.position_offset
         return locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
 
     def _embed(
-        self, input_ids: TokenIds, tokens: Tokens, token_type_ids: TokenIds | None, train: bool
+        self, input_ids: TokenIds, tokens: TokenLayout, token_type_ids: TokenIds | None, train: bool
     ) -> Float[Array, "B S D"]:
         types = None if token_type_ids is None else jnp.asarray(token_type_ids)
         return self.embeddings(jnp.asarray(input_ids), tokens, types, train)

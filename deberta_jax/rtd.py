@@ -23,9 +23,9 @@ from . import losses
 from .config import DebertaConfig
 from .config_json import config_path, read_json_object
 from .errors import UserError
-from .layers import random_bits
 from .losses import MaskedLMPass, Sampler
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
+from .random import random_bits
 from .warm_start import merge_pretrained
 
 Params = dict[str, Any]

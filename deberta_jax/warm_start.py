@@ -27,7 +27,7 @@ def merge_pretrained(pretrained: dict[str, Any], fresh: dict[str, Any]) -> dict[
         shape = encoder[path].shape if path in encoder else None
         if shape != leaf.shape:
             raise UserError(
-                f"the pretrained weights have {'nothing' if shape is None else shape} at deberta/{parameter_path(path)}, "
+                f"the pretrained weights have {shape or 'nothing'} at deberta/{parameter_path(path)}, "
                 f"where the model needs {leaf.shape}; choose weights of this size, or the configuration that belongs "
                 "to them"
             )
