@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .config import DebertaConfig
-from .encoder import Embeddings, Encoder
+from .encoder import Embeddings, Encoder, TokenLayout
 from .errors import UserError
 from .heads import ContextPooler, LogitFactors, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
 from .inputs import EncoderOptions, TokenIds, TokenMask, locate_tokens, segment_starts
