@@ -5,6 +5,7 @@ and scores).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -131,4 +132,8 @@ class Task(Protocol):
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
         """Yields a JSON object for each example of the split: the input, the prediction and its probability."""
+        ...
+
+    def plot(self, path: Path, split: str, predictions: Predictions) -> None:
+        """Writes a plot of the predictions for a labeled split to a PNG file; does nothing for kinds without a plot."""
         ...

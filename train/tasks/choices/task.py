@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -112,6 +113,9 @@ class ChoiceTask:
         if labels is None:
             raise unlabeled_split(split)
         return compute_metrics(("accuracy",), stack_probabilities(predictions, "question").argmax(axis=1), labels)
+
+    def plot(self, path: Path, split: str, predictions: Predictions) -> None:
+        """Does nothing, because this kind has no plot."""
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
         stacked = stack_probabilities(predictions, "question")

@@ -9,6 +9,7 @@ DeBERTa code has no SQuAD; its published figures are of the usual recipe.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -154,6 +155,9 @@ class SpanTask:
             no_answer = [prediction.no_answer for prediction in of_questions]
             return squad_v2(golds, texts, no_answer, threshold=self.null_threshold)
         return squad_v1(golds, texts) if all(golds) else squad_v2(golds, texts)
+
+    def plot(self, path: Path, split: str, predictions: Predictions) -> None:
+        """Does nothing, because this kind has no plot."""
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
         """Yields one JSON object per question, in the order of the source.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -140,6 +141,9 @@ class TokenLabelTask:
         if not marks_entities(self.label_names):
             return figures
         return entity_scores(list(map(self._tags, predicted)), list(map(self._tags, expected))) | figures
+
+    def plot(self, path: Path, split: str, predictions: Predictions) -> None:
+        """Does nothing, because this kind has no plot."""
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
         predicted = self._predicted_words(split, predictions)
