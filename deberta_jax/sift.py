@@ -132,7 +132,7 @@ def initial_perturbation(key: Array, shape: tuple[int, ...], config: SiftConfig)
 
 
 def ascend(
-    delta: Float[Array, "B S D"], gradient: Float[Array, "B S D"], learning_rate: float
+    delta: Float[Array | np.ndarray, "B S D"], gradient: Float[Array, "B S D"], learning_rate: float
 ) -> Float[Array, "B S D"]:
     """Returns delta after a step of size `learning_rate` in the max-norm, per token.
 
@@ -142,7 +142,7 @@ def ascend(
     return jnp.where(jnp.isfinite(jnp.square(gradient).sum()), moved, delta)
 
 
-def perturbation(delta: Float[Array, "B S D"]) -> dict[str, Any]:
+def perturbation(delta: Float[Array | np.ndarray, "B S D"]) -> dict[str, Any]:
     """Returns the variables that perturb a model with a head; `encoder.Embeddings` reads them.
 
         model.apply({"params": params, **perturbation(delta)}, ...)
@@ -160,7 +160,7 @@ def adversarial_loss(
     logits_of: PerturbedLogits,
     params: Any,
     clean: Float[Array, "*examples C"],
-    delta: Float[Array, "B S D"],
+    delta: Float[Array | np.ndarray, "B S D"],
     config: SiftConfig,
     *,
     key: Array,

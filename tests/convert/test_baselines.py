@@ -23,7 +23,7 @@ from ..support.golden_cases import assert_close
 from ..support.pytorch_files import assert_same, random_state
 
 PREFIX = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra"}
-HEADS = {  # transformers' class and ours
+HEADS = {  # suffix of the class in transformers, our class, settings
     "encoder": ("Model", models.Deberta, {}),
     "masked LM": ("ForMaskedLM", models.DebertaForMaskedLM, {}),
     "classification": ("ForSequenceClassification", models.DebertaForSequenceClassification, {"num_labels": 3}),
@@ -33,37 +33,37 @@ HEADS = {  # transformers' class and ours
     "choices": ("ForMultipleChoice", models.DebertaForMultipleChoice, {}),
     "replaced tokens": ("ForPreTraining", models.DebertaForReplacedTokenDetection, {}),
 }
-CASES = [(kind, head) for kind in SMALL for head in HEADS if kind == "electra" or head != "replaced tokens"]
+CASES = [(family, head) for family in SMALL for head in HEADS if family == "electra" or head != "replaced tokens"]
 
 
 def torch_and_transformers() -> tuple[Any, Any]:
-    torch = pytest.importorskip("torch", reason="torch is not installed; the other side of the comparison runs on it")
-    return torch, pytest.importorskip("transformers", reason="transformers is not installed; it is the other side")
+    torch = pytest.importorskip("torch", reason="torch is not installed; transformers needs it")
+    return torch, pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-def random_model(kind: str, head: str) -> Any:
+def random_model(family: str, head: str) -> Any:
     torch, transformers = torch_and_transformers()
     torch.manual_seed(0)
     suffix, _, options = HEADS[head]
-    config = getattr(transformers, f"{PREFIX[kind]}Config")(**SMALL[kind], **options)
-    model = getattr(transformers, PREFIX[kind] + suffix)(config)
+    config = getattr(transformers, f"{PREFIX[family]}Config")(**SMALL[family], **options)
+    model = getattr(transformers, PREFIX[family] + suffix)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(float("norm.weight" in name.lower()), 0.2)
     return model.eval()
 
 
-def make_inputs(kind: str) -> dict[str, np.ndarray]:
-    """Three rows, padded on the right, on the left and not at all, in two segments where the model knows two."""
-    rng, index, padding = np.random.default_rng(0), np.arange(40), 1 if kind == "roberta" else 0
+def make_inputs(family: str) -> dict[str, np.ndarray]:
+    """Returns three rows, padded on the right, on the left and not at all, of two token types if the model has two."""
+    rng, index, padding = np.random.default_rng(0), np.arange(40), 1 if family == "roberta" else 0
     mask = np.stack([index < 27, index >= 13, index >= 0]).astype(np.int32)
     ids = np.where(mask, rng.integers(2, 90, mask.shape, np.int32), padding)
-    types = np.broadcast_to((index > 20).astype(np.int32), mask.shape) * (kind != "roberta")
+    types = np.broadcast_to((index > 20).astype(np.int32), mask.shape) * (family != "roberta")
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 def results(head: str, out: Any) -> list:
-    """Hidden states, the embeddings first, or the logits."""
+    """Returns the hidden states, embeddings first, or the logits."""
     if head == "encoder":
         return list(out.hidden_states)
     if head == "spans":
@@ -91,7 +91,7 @@ def run_flax(config: DebertaConfig, params: dict, head: str, inputs: dict[str, n
 
 
 def on_real_tokens(array: Any, mask: np.ndarray) -> np.ndarray:
-    """A head on the first token says nothing of a row that begins with padding."""
+    """Selects real tokens, or the rows that do not start with padding, which the heads on the first token read."""
     real = mask.astype(bool)
     return np.asarray(array)[real if array.ndim == 3 else real[:, 0]]
 
@@ -100,42 +100,42 @@ def on_real_tokens(array: Any, mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("kind", "head"), CASES)
-def test_every_layer_and_every_head_equals_transformers_and_goes_back(tmp_path: Path, kind: str, head: str) -> None:
-    model, inputs = random_model(kind, head), make_inputs(kind)
-    model.save_pretrained(tmp_path / "theirs")
-    config, params = load_pytorch(tmp_path / "theirs")
-    assert config.model_type == kind
+@pytest.mark.parametrize(("family", "head"), CASES)
+def test_every_layer_and_head_equals_transformers_and_is_exported(tmp_path: Path, family: str, head: str) -> None:
+    model, inputs = random_model(family, head), make_inputs(family)
+    model.save_pretrained(tmp_path / "published")
+    config, params = load_pytorch(tmp_path / "published")
+    assert config.model_type == family
     want = run_torch(model, head, inputs)
     got = run_flax(config, params, head, inputs)
     assert len(got) == len(want)
-    for index, (ours, theirs) in enumerate(zip(got, want, strict=True)):
-        both = (on_real_tokens(array, inputs["attention_mask"]) for array in (ours, theirs))
-        assert_close(*both, 1e-4, f"{kind} {head} {index}")
+    for index, arrays in enumerate(zip(got, want, strict=True)):
+        both = (on_real_tokens(array, inputs["attention_mask"]) for array in arrays)
+        assert_close(*both, 1e-4, f"{family} {head} {index}")
 
-    save_pytorch(tmp_path / "ours", config, params)
-    config_again, params_again = load_pytorch(tmp_path / "ours")
+    save_pytorch(tmp_path / "exported", config, params)
+    config_again, params_again = load_pytorch(tmp_path / "exported")
     assert config_again == config
     assert_same(params_again, params)
     _, transformers = torch_and_transformers()
-    # Names tell RoBERTa's and ELECTRA's multiple choice from their sequence classification, the numbers do not.
-    as_one = head == "choices" and kind != "bert"
+    # RoBERTa's and ELECTRA's multiple choice differ from their sequence classification only in the class name.
+    as_one = head == "choices" and family != "bert"
     suffix = "ForSequenceClassification" if as_one else HEADS[head][0]
-    back, info = getattr(transformers, PREFIX[kind] + suffix).from_pretrained(
-        tmp_path / "ours", output_loading_info=True
+    back, info = getattr(transformers, PREFIX[family] + suffix).from_pretrained(
+        tmp_path / "exported", output_loading_info=True
     )
     assert not any(info.values()), info
-    for theirs, again in zip(want, run_torch(back.eval(), "regression" if as_one else head, inputs), strict=True):
-        assert_close(again, theirs, 1e-5, f"{kind} {head} of the export")
-    fields = json.loads((tmp_path / "ours" / "config.json").read_text())
+    for array, again in zip(want, run_torch(back.eval(), "regression" if as_one else head, inputs), strict=True):
+        assert_close(again, array, 1e-5, f"{family} {head} of the export")
+    fields = json.loads((tmp_path / "exported" / "config.json").read_text())
     unclear = head in ("regression", "choices")
-    assert fields.get("architectures") == (None if unclear else [PREFIX[kind] + suffix])
+    assert fields.get("architectures") == (None if unclear else [PREFIX[family] + suffix])
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("kind", SMALL)
-def test_given_positions_are_rows_of_the_table_as_in_transformers(tmp_path: Path, kind: str) -> None:
-    model, inputs = random_model(kind, "encoder"), make_inputs(kind)
+@pytest.mark.parametrize("family", SMALL)
+def test_position_ids_are_rows_of_the_table_as_in_transformers(tmp_path: Path, family: str) -> None:
+    model, inputs = random_model(family, "encoder"), make_inputs(family)
     model.save_pretrained(tmp_path)
     config, params = load_pytorch(tmp_path)
     inputs["position_ids"] = np.random.default_rng(1).integers(0, 42, inputs["input_ids"].shape, np.int32)
@@ -147,7 +147,7 @@ def test_given_positions_are_rows_of_the_table_as_in_transformers(tmp_path: Path
 
 
 def encoder_keys(prefix: str, fields: dict, *, norm: tuple[str, str] = ("weight", "bias")) -> dict[str, tuple]:
-    """Keys and shapes of an encoder as in the published files; norm: how its LayerNorms call their two arrays."""
+    """Returns the keys and shapes of an encoder in the published files; norm has the names of a LayerNorm's arrays."""
     width, inner = fields["hidden_size"], fields["intermediate_size"]
     narrow = fields.get("embedding_size", width)
     keys: dict[str, tuple] = {
@@ -178,8 +178,8 @@ def linear(name: str, *shape: int) -> dict[str, tuple]:
 
 D, V = TINY["hidden_size"], TINY["vocab_size"]
 GAMMA = ("gamma", "beta")
-# Name -> configuration, keys with shapes, the parts that come out, the last row of `verify`. From the warnings that
-# transformers prints of them (its issues 7530 and 8407; "weights of the model checkpoint at ... were not used").
+# Name -> configuration, keys with shapes, the converted parts, the last row of `verify`. From the warnings that
+# transformers prints about them (its issues 7530 and 8407; "weights of the model checkpoint at ... were not used").
 FILES: dict[str, tuple[dict, dict[str, tuple], set[str], str]] = {
     "bert-base-uncased": (
         SMALL["bert"],
@@ -242,7 +242,7 @@ FILES: dict[str, tuple[dict, dict[str, tuple], set[str], str]] = {
         {**SMALL["electra"], "embedding_size": D},
         {
             **encoder_keys("electra.", {**SMALL["electra"], "embedding_size": D}),
-            **linear("electra.embeddings_project", D, D),  # nothing reads it
+            **linear("electra.embeddings_project", D, D),  # unused
             **linear("discriminator_predictions.dense", D, D),
             **linear("discriminator_predictions.dense_prediction", 1, D),
         },
@@ -266,7 +266,7 @@ FILES: dict[str, tuple[dict, dict[str, tuple], set[str], str]] = {
 
 
 def write_published(folder: Path, name: str) -> None:
-    """Random weights under the published names, the decoder tied to the embeddings."""
+    """Writes random weights under the published names, with the decoder tied to the embeddings."""
     from safetensors.numpy import save_file
 
     fields, shapes, _, _ = FILES[name]
@@ -287,12 +287,12 @@ def write_published(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_published_keys_are_all_read_and_come_back(tmp_path: Path, name: str) -> None:
-    write_published(tmp_path / "theirs", name)
-    config, params = load_pytorch(tmp_path / "theirs")
+def test_all_published_keys_are_read_and_exported(tmp_path: Path, name: str) -> None:
+    write_published(tmp_path / "published", name)
+    config, params = load_pytorch(tmp_path / "published")
     assert params.keys() == FILES[name][2]
-    save_pytorch(tmp_path / "ours", config, params)
-    again_config, again = load_pytorch(tmp_path / "ours")
+    save_pytorch(tmp_path / "exported", config, params)
+    again_config, again = load_pytorch(tmp_path / "exported")
     assert again_config == config
     assert_same(again, params)
     save_pretrained(tmp_path / "jax", config, params)
@@ -303,29 +303,28 @@ def test_published_keys_are_all_read_and_come_back(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("name", FILES)
 def test_published_files_agree_with_transformers(tmp_path: Path, name: str) -> None:
     torch_and_transformers()
-    write_published(tmp_path / "theirs", name)
-    config, params = load_pytorch(tmp_path / "theirs")
-    rows = verify.compare(tmp_path / "theirs", config, params)
+    write_published(tmp_path / "published", name)
+    config, params = load_pytorch(tmp_path / "published")
+    rows = verify.compare(tmp_path / "published", config, params)
     assert [row.name for row in rows] == ["embeddings", "layer 1", "layer 2 (last hidden state)", FILES[name][3]]
     assert all(row.agrees for row in rows), rows
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["bert-base-uncased", "roberta-base", "electra-small-discriminator"])
-def test_one_wrong_weight_does_not_agree(tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
-    """And the command says so."""
+def test_verify_finds_one_wrong_weight(tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
     torch_and_transformers()
-    write_published(tmp_path / "theirs", name)
-    assert main(["verify", str(tmp_path / "theirs")]) == 0
-    config, params = load_pytorch(tmp_path / "theirs")
+    write_published(tmp_path / "published", name)
+    assert main(["verify", str(tmp_path / "published")]) == 0
+    config, params = load_pytorch(tmp_path / "published")
     params["deberta"]["embeddings"]["position_embeddings"]["embedding"][3, 5] += 0.5
-    save_pretrained(tmp_path / "ours", config, params)
-    assert main(["verify", str(tmp_path / "theirs"), "--converted", str(tmp_path / "ours")]) == 1
+    save_pretrained(tmp_path / "exported", config, params)
+    assert main(["verify", str(tmp_path / "published"), "--converted", str(tmp_path / "exported")]) == 1
     assert "4 of 4 rows differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("kind", "heads"),
+    ("family", "heads"),
     [
         ("bert", ["pooler"]),
         ("bert", ["mlm_head", "pooler", "next_sentence_head"]),
@@ -335,8 +334,8 @@ def test_one_wrong_weight_does_not_agree(tmp_path: Path, capsys: pytest.CaptureF
         ("electra", ["rtd_head"]),
     ],
 )
-def test_converted_trees_are_those_of_the_models(kind: str, heads: list[str]) -> None:
-    config = DebertaConfig.from_json(SMALL[kind])
+def test_converted_trees_equal_those_of_the_models(family: str, heads: list[str]) -> None:
+    config = DebertaConfig.from_json(SMALL[family])
     state = random_state(config, *heads)
     params = to_params(state, config)
     assert_same(to_state_dict(params, config), state)
@@ -354,19 +353,19 @@ def test_converted_trees_are_those_of_the_models(kind: str, heads: list[str]) ->
 
 
 def test_keys_of_another_model_are_named(tmp_path: Path) -> None:
-    write_published(tmp_path / "theirs", "roberta-base")
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps(SMALL["bert"]))
+    write_published(tmp_path / "published", "roberta-base")
+    (tmp_path / "published" / "config.json").write_text(json.dumps(SMALL["bert"]))
     with pytest.raises(ConversionError, match=r"have 0 layers, .*; use the config\.json that belongs to them"):
-        load_pytorch(tmp_path / "theirs")
+        load_pytorch(tmp_path / "published")
 
 
 # ------------------------------------------------------------------------------------------------------- the harness
 
 
-def write_tokenizer(folder: Path, kind: str) -> None:
-    """Words of the test below, as each model's released files have them."""
+def write_tokenizer(folder: Path, family: str) -> None:
+    """Writes a tokenizer with the words of the test below, in the files of each model."""
     words = "the man woman was very happy".split()
-    if kind != "roberta":
+    if family != "roberta":
         (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
         return
     tokenizers = pytest.importorskip("tokenizers")
@@ -377,20 +376,20 @@ def write_tokenizer(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["roberta", "electra"])  # either kind of tokenizer
-def test_pytorch_files_are_converted_fine_tuned_and_exported(tmp_path: Path, kind: str) -> None:
-    """By the commands: two kinds of sentences that differ by a word."""
-    config = DebertaConfig.from_json({**SMALL[kind], "vocab_size": 300, "initializer_range": 0.1})
+@pytest.mark.parametrize("family", ["roberta", "electra"])  # both kinds of tokenizers
+def test_commands_convert_finetune_and_export(tmp_path: Path, family: str) -> None:
+    """Learns to tell two kinds of sentences apart that differ by a word."""
+    config = DebertaConfig.from_json({**SMALL[family], "vocab_size": 300, "initializer_range": 0.1})
     encoder = Deberta(config).init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
-    save_pytorch(tmp_path / "theirs", config, {"deberta": encoder})
-    write_tokenizer(tmp_path / "theirs", kind)
-    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    save_pytorch(tmp_path / "published", config, {"deberta": encoder})
+    write_tokenizer(tmp_path / "published", family)
+    assert main(["convert", str(tmp_path / "published"), str(tmp_path / "exported")]) == 0
     rows = [f"{'the man' if number % 2 else 'the woman'} was very happy\t{number % 2}" for number in range(64)]
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     options = {
         "output": tmp_path / "run",
-        "model": tmp_path / "ours",
+        "model": tmp_path / "exported",
         "train": tmp_path / "train.tsv",
         "validation": tmp_path / "dev.tsv",
         "max-length": 40,
@@ -404,4 +403,4 @@ def test_pytorch_files_are_converted_fine_tuned_and_exported(tmp_path: Path, kin
     assert json.loads((tmp_path / "run" / "results.json").read_text())["validation"]["accuracy"] == 1
     assert main(["export", str(tmp_path / "run" / "model"), str(tmp_path / "back")]) == 0
     back, params = load_pytorch(tmp_path / "back")
-    assert (back.model_type, sorted(params)) == (kind, ["classifier", "deberta", "pooler"])
+    assert (back.model_type, sorted(params)) == (family, ["classifier", "deberta", "pooler"])
