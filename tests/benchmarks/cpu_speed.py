@@ -28,6 +28,8 @@ from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.tasks.classification.task import Classification
 
+from ..support.configs import finetune_config
+
 # Ratios that the library aims for.
 GOALS = {"forward B8 S128": "1.5", "forward B2 S512": "2.0", "step B8 S128": "1.5", "step B16 S128": "1.5"}
 

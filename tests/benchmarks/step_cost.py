@@ -98,7 +98,7 @@ def mlm_head() -> Case:
 
 def rtd_step() -> Case:
     """Returns a whole pre-training step of v3-base with a donated state."""
-    run = PretrainConfig(output=Path(), tokenizer=Path(), dtype="bfloat16", batch_size=BATCH)
+    run = pretrain_config(dtype="bfloat16", batch_size=BATCH)
     config = RTDConfig.half_depth(BASE)
     optimizers = build_optimizers(run)
 

@@ -1,6 +1,7 @@
 """Replaced token detection against the official code: joint losses and three complete training steps."""
 
 import dataclasses
+from pathlib import Path
 
 import chex
 import jax
