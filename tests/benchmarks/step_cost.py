@@ -22,7 +22,6 @@ import re
 import time
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -48,9 +47,10 @@ from deberta_jax.train.compile_ahead.tpu_compiler import (
     topology,
     trace,
 )
-from deberta_jax.train.configs import PretrainConfig
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
+
+from ..support.configs import pretrain_config
 
 BASE = DebertaConfig.named("deberta-v3-base")
 BATCH, LENGTH, MASKED = 32, 512, 77  # 15 % of 512
