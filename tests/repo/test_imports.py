@@ -31,6 +31,7 @@ TRAIN_FLOORS = (
     {"engine"},
     {"tasks"},
     {"pretrain_setup", "finetune_setup", "sweep"},
+    {"finetune_evaluation"},
     {"pretrain", "finetune"},
     {"recipes", "demo", "compile_ahead"},
 )

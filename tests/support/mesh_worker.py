@@ -7,6 +7,7 @@ As `cluster.cluster` starts it:
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,10 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
     """Pre-trains the same tiny v3 models on the same batches, whatever the mesh; changes: of the run's settings."""
     from jax.experimental import multihost_utils
 
-    from deberta_jax.rtd import RTDConfig, RTDModels, init_params
+    from deberta_jax.rtd import RTDConfig, RTDModels
     from deberta_jax.sharding import local_rows, make_mesh, path_of, place_batch, shardings
     from deberta_jax.train import pretrain
     from deberta_jax.train.configs import OptimizerConfig
-    from deberta_jax.train.engine.state import TrainState, training_key
 
     from .configs import pretrain_config
     from .small_models import SMALL
@@ -52,11 +52,7 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
     )
     models_config = RTDConfig.half_depth(model)
     optimizers = pretrain.build_optimizers(config)
-
-    def create() -> TrainState:
-        params = init_params(models_config, training_key(config.seed))
-        return TrainState.create(params, pretrain.init_optimizers(optimizers, params), seed=config.seed)
-
+    create = functools.partial(pretrain.build_state, config, models_config, optimizers, {})
     laid = make_mesh(**mesh, devices=devices)
     placement = shardings(jax.eval_shape(create), laid)
     step = jax.jit(

@@ -79,7 +79,8 @@ def test_predictions_are_written_for_every_split_and_scores_where_there_are_labe
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert record["prediction"] == max(record["probabilities"], key=record["probabilities"].__getitem__)
     assert (
-        "classifier fresh: the model's is 32 x 2, the task needs 32 x 3; pooler the model's" in capsys.readouterr().out
+        "classifier random: the model's is 32 x 2, the task needs 32 x 3; pooler from the model"
+        in capsys.readouterr().out
     )
     right = np.mean([record["prediction"] == record["label"] for record in written])
     assert right == pytest.approx(results["validation"]["accuracy"])
@@ -171,18 +172,18 @@ def test_what_a_head_starts_from_is_said() -> None:
         fresh = dict(weights, classifier={"kernel": np.ones((32, len(classes))), "bias": np.ones(len(classes))})
         return heads_message(weights, fresh | parts, three, task)
 
-    assert said(three.label_names) == "head: classifier the model's; pooler the model's"
-    assert "classifier the model's, whose classes were no, maybe, yes, now a, b, c" in said(("a", "b", "c"))
-    assert "classifier fresh: the model's is 32 x 3, the task needs 32 x 4" in said(("a", "b", "c", "d"))
-    assert "span_classifier fresh" in said(three.label_names, span_classifier={"bias": np.ones(2)})
+    assert said(three.label_names) == "head: classifier from the model; pooler from the model"
+    assert "classifier from the model, whose classes were no, maybe, yes, now a, b, c" in said(("a", "b", "c"))
+    assert "classifier random: the model's is 32 x 3, the task needs 32 x 4" in said(("a", "b", "c", "d"))
+    assert "span_classifier random" in said(three.label_names, span_classifier={"bias": np.ones(2)})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"freeze_layers": 3}, "freeze_layers is 3, but the model has 2 layers"),
-        ({"validation": None, "patience": 2}, "go by the validation split; give --validation"),
-        ({"validation": None, "seeds": (0, 1)}, "go by the validation split; give --validation"),
+        ({"validation": None, "patience": 2}, "need the validation split; give --validation"),
+        ({"validation": None, "seeds": (0, 1)}, "need the validation split; give --validation"),
         ({"batch_size": 12}, "batch_size 12 does not divide"),
     ],
 )

@@ -4,6 +4,7 @@ A kind of task is an `Objective` (a head, its loss, its answers: nothing but arr
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import flax.linen as nn
@@ -98,4 +99,8 @@ class Task(Protocol):
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
         """One JSON object an example of the split: what was asked, what is predicted, with which probability."""
+        ...
+
+    def plot(self, path: Path, split: str, found: Found) -> None:
+        """Draws the predictions of a labeled split into a PNG file; does nothing for kinds without a plot."""
         ...

@@ -8,6 +8,7 @@ dropped: a row that cannot be used stops the run and is named by file and line.
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -225,6 +226,9 @@ class ChoiceTask:
         if labels is None:
             raise UserError(f"the {split} split has no labels to measure against; leave it out")
         return compute_metrics(("accuracy",), stack_probabilities(found, "question").argmax(axis=1), labels)
+
+    def plot(self, path: Path, split: str, found: Found) -> None:
+        """Does nothing: this kind has no plot."""
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
         for question, probabilities in zip(self.questions[split], stack_probabilities(found, "question"), strict=True):

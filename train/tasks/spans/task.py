@@ -9,6 +9,7 @@ DeBERTa code has no SQuAD; its published figures are of the usual recipe.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -147,6 +148,9 @@ class SpanTask:
         if self.may_be_silent:
             return squad_v2(golds, texts, [one.no_answer for one in answered], threshold=self.null_threshold)
         return squad_v1(golds, texts) if all(golds) else squad_v2(golds, texts)
+
+    def plot(self, path: Path, split: str, found: Found) -> None:
+        """Does nothing: this kind has no plot."""
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
         """One JSON object a question, in the order of the source.

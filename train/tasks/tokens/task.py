@@ -5,6 +5,7 @@ Nothing is dropped: what cannot be used stops the run and is named by file and l
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -193,6 +194,9 @@ class TokenLabelTask:
         if not marks_entities(self.label_names):
             return figures
         return entity_scores(list(map(self._tags, predicted)), list(map(self._tags, truth))) | figures
+
+    def plot(self, path: Path, split: str, found: Found) -> None:
+        """Does nothing: this kind has no plot."""
 
     def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
         for sentence, (labels, probabilities) in zip(
