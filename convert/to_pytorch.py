@@ -1,11 +1,10 @@
 """Our weights to PyTorch: `save_pytorch`, and the command `deberta-jax export SRC DST`."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import numpy as np
 import tyro
 from numpy.typing import DTypeLike
 
+from deberta_jax.atomic_files import replace_file
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 
@@ -193,21 +193,10 @@ def _write(folder: Path, tensors: dict[str, np.ndarray], fields: dict[str, Any])
     except ImportError:
         raise ConversionError(f"writing {folder} needs safetensors (pip install 'deberta-jax[convert]')") from None
     folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / "config.json") as config, _replacing(folder / "model.safetensors") as weights:
+    with replace_file(folder / "config.json") as config, replace_file(folder / "model.safetensors") as weights:
         config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(tensors, weights, metadata={"format": "pt"})
         shutil.copymode(config, weights)  # safetensors lets nobody else read its files
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` once all is well, else it is removed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------- command

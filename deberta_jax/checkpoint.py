@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from .config import DebertaConfig
 from .errors import MissingFileError, UserError
-from .sharding import path_of, shardings
+from .sharding import named_shardings, parameter_path
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FOLDER = "params"
@@ -72,7 +72,7 @@ def load_pretrained(
         if mesh is None:
             places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes)
         else:
-            places = shardings(shapes, mesh)
+            places = named_shardings(shapes, mesh)
         target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
         return config, checkpointer.restore(folder / PARAMETERS_FOLDER, target)
 
@@ -89,7 +89,9 @@ def start_from(weights: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]
     for path, leaf in jax.tree.leaves_with_path(fresh["deberta"]):
         if path not in given or given[path].shape != leaf.shape:
             found = given[path].shape if path in given else "nothing"
-            raise UserError(f"the model's weights have {found} at deberta/{path_of(path)}, which needs {leaf.shape}")
+            raise UserError(
+                f"the model's weights have {found} at deberta/{parameter_path(path)}, which needs {leaf.shape}"
+            )
     encoder = jax.tree.map_with_path(lambda path, _: given[path], fresh["deberta"])
     heads = {name: weights[name] for name in fresh if name != "deberta" and _fits(weights.get(name), fresh[name])}
     return {**fresh, "deberta": encoder, **heads}

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the scripts share: arguments are read and checked, calls are made or, with --dry-run, printed.
-# Exit status of every script: 0 done, 1 something failed, 2 wrong usage (one line on stderr, nothing was called).
+# Shared by all scripts: reads and checks arguments, and makes calls or, with --dry-run, prints them.
+# Exit status of every script: 0 success, 1 a failure, 2 wrong usage (one line on stderr, and no call was made).
 set -euo pipefail
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
@@ -8,11 +8,11 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   exit 2
 fi
 
-# What several scripts take. Project, zone and so on rarely change: the environment may give them.
+# Options of several scripts. Those that rarely change may be set in the environment.
 project=${TPU_PROJECT:-} zone=${TPU_ZONE:-} type=${TPU_TYPE:-} cluster=${TPU_CLUSTER:-}
 name='' bucket='' wheel='' image='' dry_run='' command=()
 
-# The comment at the head of the script is its help.
+# Prints the comment at the top of the script, without its "#".
 help() { awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"; }
 
 die() {
@@ -20,7 +20,7 @@ die() {
   exit 2
 }
 
-# quoted WORD...: one line that a shell reads as these words.
+# quoted WORD...: prints the words as one line of shell input.
 quoted() {
   local word line='' quote="'\\''"
   for word in "$@"; do
@@ -30,7 +30,7 @@ quoted() {
   printf '%s\n' "${line% }"
 }
 
-# call WORD...: runs the command; with --dry-run prints it instead. Nothing outside this machine is reached otherwise.
+# call WORD...: runs a command, or prints it with --dry-run. All calls to the cloud and to docker go through here.
 call() {
   if [[ $dry_run ]]; then quoted "$@"; else "$@"; fi
 }
@@ -46,14 +46,14 @@ parse() {
       -h | --help) help && exit 0 ;;
       --dry-run) dry_run=1 && shift && continue ;;
       --) ;;
-      -*) [[ $allowed == *" $option "* ]] || die "no option $option; there are:$allowed--dry-run --help" ;;
+      -*) [[ $allowed == *" $option "* ]] || die "unknown option $option; allowed:$allowed--dry-run --help" ;;
       *)
-        [[ ! $name ]] || die "$1: a second name after $name; one is allowed"
+        [[ ! $name ]] || die "$1: unexpected second name after $name; give one name"
         name=$1 && shift && continue
         ;;
     esac
     if [[ $1 == -- ]]; then
-      [[ $allowed == *" -- "* ]] || die "--: takes no command; see --help"
+      [[ $allowed == *" -- "* ]] || die "--: this script takes no command; see --help"
       shift && command=("$@")
       break
     elif [[ $1 == *=* ]]; then
@@ -65,25 +65,25 @@ parse() {
     option=${option#--}
     printf -v "${option//-/_}" %s "$value"
   done
-  [[ $allowed != *" -- "* ]] || ((${#command[@]})) || die "no command given; put it behind --"
+  [[ $allowed != *" -- "* ]] || ((${#command[@]})) || die "no command given; put it after --"
 }
 
-# check OPTION VALUE PATTERN MEANING: the value matches the whole of an extended regular expression.
+# check OPTION VALUE PATTERN MEANING: exits unless an extended regular expression matches the whole value.
 check() {
   [[ $2 =~ ^($3)$ ]] || die "$1: ${2:-nothing} given; allowed: $4"
 }
 
-# What the call is about, and where that is.
+# Checks the name of the slice, workload or cluster, the project and the zone.
 check_target() {
-  check NAME "$name" '[a-z]([-a-z0-9]*[a-z0-9])?' 'small letters, digits and hyphens, a letter first'
-  check --project "$project" '[a-z][-a-z0-9:.]*' 'the id of a Google Cloud project (or set TPU_PROJECT)'
+  check NAME "$name" '[a-z]([-a-z0-9]*[a-z0-9])?' 'lowercase letters, digits and hyphens, starting with a letter'
+  check --project "$project" '[a-z][-a-z0-9:.]*' 'the ID of a Google Cloud project (or set TPU_PROJECT)'
   check --zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z0-9]+' 'a zone such as us-west4-a (or set TPU_ZONE)'
 }
 
-# check_type CHIP...: an accelerator type of one of these chips.
+# check_type CHIP...: exits unless --type is an accelerator type of one of these chips.
 check_type() {
   local IFS='|'
-  check --type "$type" "($*)-[1-9][0-9x]*" "${*/%/-N}, N its size (or set TPU_TYPE)"
+  check --type "$type" "($*)-[1-9][0-9x]*" "${*/%/-N} with N the size (or set TPU_TYPE)"
 }
 
 check_bucket() {
@@ -99,15 +99,15 @@ check_image() {
 }
 
 check_count() {
-  check "$1" "$2" '[1-9][0-9]*' 'a whole number from 1'
+  check "$1" "$2" '[1-9][0-9]*' 'a whole number, at least 1'
 }
 
 check_wheel() {
-  [[ -f $wheel ]] || die "--wheel: ${wheel:-nothing} given, no such file; python -m build --wheel makes one in dist/"
-  check --wheel "${wheel##*/}" 'deberta_jax-[^/]*\.whl' 'a wheel of deberta-jax, by the name that it was built with'
+  [[ -f $wheel ]] || die "--wheel: ${wheel:-nothing} given, no such file; build one with python -m build --wheel"
+  check --wheel "${wheel##*/}" 'deberta_jax-[^/]*\.whl' 'a wheel of deberta-jax under its original name'
 }
 
-# generation TYPE: the chip of an accelerator type, as xla_flags.sh and compile-ahead call it.
+# generation TYPE: prints the chip of an accelerator type under the name that xla_flags.sh and compile-ahead use.
 generation() {
   case ${1%%-*} in
     v5litepod) echo v5e ;;
@@ -115,20 +115,21 @@ generation() {
   esac
 }
 
-# queued VERB WORD...: a call about the queued resource.
+# queued VERB WORD...: makes a gcloud call about the queued resource.
 queued() {
   call gcloud compute tpus queued-resources "$@" "--project=$project" "--zone=$zone"
 }
 
-# on_workers COMMAND [WORKER]: over ssh, on all workers of all slices or on one. gcloud's own messages are on stderr.
-# It repeats a command whose connection broke (up to ten times), so what is run there must bear being run twice.
-# A worker that is silent for 90 s counts as broken off; otherwise a frozen one would hold up the script for ever.
+# on_workers COMMAND [WORKER]: runs a command over ssh, on all workers of all slices (default) or on one. gcloud writes
+# its own messages to stderr. It repeats a command whose connection broke, up to ten times, so each command must be safe
+# to run twice. The ssh options end the connection to a worker that is silent for 90 s (three missed keep-alives);
+# otherwise a frozen worker would block the script forever.
 on_workers() {
   queued ssh "$name" --node=all "--worker=${2:-all}" --ssh-flag=-oConnectTimeout=30 \
     --ssh-flag=-oServerAliveInterval=30 "--command=$1"
 }
 
-# on_cluster VERB WORD...: a call about the GKE cluster.
+# on_cluster VERB WORD...: makes an xpk call about the GKE cluster.
 on_cluster() {
   call xpk "$@" "--cluster=$cluster" "--project=$project" "--zone=$zone"
 }

@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Int, Key, Num
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
-from deberta_jax.sharding import batch_devices, local_rows, make_mesh, place_batch, shardings
+from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
         max_length=config.data.max_length,
         seed=config.seed,
         group=config.data.group_by_length,
-        rows=local_rows(mesh, config.batch_size),
+        rows=local_batch_indices(mesh, config.batch_size),
     )
 
     # ---------------------------------------------------------------- state, sharded by the table
@@ -92,7 +92,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
     create = functools.partial(build_state, model, optimizer, first["input_ids"], seed=config.seed)
     initial = None if config.random_weights else weights
     shapes = jax.eval_shape(create, initial)
-    placement = shardings(shapes, mesh)
+    placement = named_shardings(shapes, mesh)
     head = heads_message(initial, shapes.params["model"], pretrained, task)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(initial)

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deberta_jax.atomic_files import write_file
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.config import DebertaConfig
-from deberta_jax.sharding import local_rows, place_batch
+from deberta_jax.sharding import local_batch_indices, place_batch
 
 from .configs import FinetuneConfig
 from .engine.best import BestEvaluation
@@ -52,7 +53,7 @@ class Predictor:
             encoded,
             batch_size=self.config.batch_size,
             max_length=self.config.data.max_length,
-            rows=local_rows(self.mesh, self.config.batch_size),
+            rows=local_batch_indices(self.mesh, self.config.batch_size),
         )
         for numbers, batch in batches:
             arrays = jax.device_get(self._predict_batch(params, place_batch(batch, self.mesh)))
@@ -143,5 +144,5 @@ def write_results(
             if split.labeled:
                 task.plot(output / "predictions" / f"{name}.png", name, predictions)
     if hosts.first:
-        (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_file(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results

@@ -34,7 +34,7 @@ from deberta_jax.rtd import (
     sample_replacements,
     standalone_discriminator,
 )
-from deberta_jax.sharding import batch_devices, make_mesh, shardings
+from deberta_jax.sharding import batch_devices, make_mesh, named_shardings
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checkpointer import Checkpointer
@@ -88,7 +88,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     create = functools.partial(build_state, config, models_config, optimizers)
     weights = {name: model.params for name, model in initial.items()}
     origins = {name: f"pretrained {', '.join(params)}" for name, params in weights.items()}
-    placement = shardings(jax.eval_shape(create, weights), mesh)
+    placement = named_shardings(jax.eval_shape(create, weights), mesh)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(weights)
     del initial, weights  # their memory is needed

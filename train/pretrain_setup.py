@@ -13,7 +13,7 @@ from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.rtd import Batch, Params, RTDConfig
-from deberta_jax.sharding import local_rows, place_batch
+from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .configs import ModelsConfig, PretrainConfig
@@ -144,7 +144,7 @@ class MaskedRows:
         return TrainingBatches(
             self.corpus,
             global_batch=config.batch_size,
-            batch_indices=local_rows(self.mesh, config.batch_size),
+            batch_indices=local_batch_indices(self.mesh, config.batch_size),
             seed=config.seed,
             masking=self.masking,
             tokenizer=self.tokenizer,
@@ -155,7 +155,7 @@ class MaskedRows:
         return held_out_batches(
             self.corpus,
             global_batch=size,
-            batch_indices=local_rows(self.mesh, size),
+            batch_indices=local_batch_indices(self.mesh, size),
             masking=self.masking,
             tokenizer=self.tokenizer,
         )

@@ -11,6 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from deberta_jax.atomic_files import write_file
+
 from .configs import FinetuneConfig
 
 Results = dict[str, dict[str, float]]  # the metrics of each labeled split
@@ -97,8 +99,8 @@ def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], Outcome], *,
     means = [-math.inf if math.isnan(row["mean"]) else row["mean"] for row in rows]
     chosen = int(np.argmax(means))
     if report:
-        path = config.output / "summary.json"
-        path.write_text(json.dumps({"settings": rows, "best": rows[chosen]["best"]}, indent=2) + "\n", encoding="utf-8")
+        summary = {"settings": rows, "best": rows[chosen]["best"]}
+        write_file(config.output / "summary.json", json.dumps(summary, indent=2) + "\n")
         _print_table(rows, chosen)
     return best_results[chosen]
 

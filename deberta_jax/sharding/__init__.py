@@ -1,22 +1,22 @@
-"""Sharding: the table of parameters, the mesh, the embedding lookup, and the rows of each host."""
+"""Sharding: rules for parameters, the mesh, the embedding look-up on it, and the batches of each host."""
 
-from .table import (
+from .embedding_lookup import constrain_features, lookup
+from .host_batches import local_batch_indices, place_batch
+from .mesh import (
     BATCH_AXES,
-    LOGICAL_AXES,
     MESH_AXES,
     batch_devices,
     batch_sharding,
-    constrain,
     constrain_batch,
-    constrain_features,
-    local_rows,
-    lookup,
     make_mesh,
+)
+from .table import (
+    LOGICAL_AXES,
+    constrain,
     matching_rules,
-    partition,
-    path_of,
-    place_batch,
-    shardings,
+    named_shardings,
+    parameter_path,
+    partition_spec,
 )
 
 __all__ = [
@@ -28,12 +28,12 @@ __all__ = [
     "constrain",
     "constrain_batch",
     "constrain_features",
-    "local_rows",
+    "local_batch_indices",
     "lookup",
     "make_mesh",
     "matching_rules",
-    "partition",
-    "path_of",
+    "named_shardings",
+    "parameter_path",
+    "partition_spec",
     "place_batch",
-    "shardings",
 ]

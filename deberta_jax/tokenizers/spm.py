@@ -10,17 +10,17 @@ from typing import Any, Self
 import sentencepiece
 
 from ..errors import MissingFileError, UserError
-from .vocabulary import CLS, MASK, PAD, SEP, UNK, Offset, stands_alone
+from .vocabulary import CLS, MASK, PAD, SEP, UNK, Offset, is_space_or_punctuation, list_special_ids
 
 MODEL_FILE = "spm.model"
 
 _WORD_START = "▁"
 _SPACES = "▁ "
 # Appended to a serialized model, this sets normalizer_spec.add_dummy_prefix to false: protocol buffers merge a message
-# field that comes twice (ModelProto field 3, length 2, NormalizerSpec field 3 = 0). No API does this in every release.
+# field that occurs twice (ModelProto field 3, length 2, NormalizerSpec field 3 = 0). No API does this in all releases.
 _NO_WORD_START = b"\x1a\x02\x18\x00"
 
-# Published files by their size, which is as good as a name: no other vocabulary is as long to the byte.
+# Size in bytes of each published file -> its name and SHA-256. No other vocabulary has exactly the same size.
 _RELEASED = {
     2_464_616: ("DeBERTa v3", "c679fbf93643d19aab7ee10c0b99e460bdbc02fedf34b92b05af343b4af586fd"),
     4_305_025: ("mDeBERTa v3", "13c8d666d62a7bc4ac8f040aab68e942c861f93303156cc28f5c7e885d86d6e3"),
@@ -30,34 +30,40 @@ _RELEASED = {
 class SentencePiece:
     """A SentencePiece model with DeBERTa's special pieces; a `Vocabulary`.
 
-    [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3 are pieces of the model file. [MASK] comes on top, with the id that follows
-    the last piece (128000 for v3, 250101 for mDeBERTa), unless the file has a piece of that name. Source:
-    `deberta/spm_tokenizer.py`, SPMTokenizer. Deliberate difference: where the file lacks one of the first four, the
-    official code invents an id for it and goes on padding with 0, whatever piece that is; here it is an error.
+    [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3 are pieces of the model file. [MASK] has the id that follows the last piece
+    (128000 in v3, 250101 in mDeBERTa), unless the file has a piece of that name. Source: `deberta/spm_tokenizer.py`,
+    SPMTokenizer. Deliberate difference: if the file lacks one of the first four, the official code makes up an id for
+    it but keeps padding with id 0, whichever piece that is; here it is an error.
     """
 
     vocab_type = "spm"
     pair_separators = 1
 
     def __init__(self, model: bytes, *, source: str) -> None:
-        """Takes the bytes of an `spm.model`; `source` names them in errors.
+        """Makes a vocabulary of a model.
+
+        Args:
+          model: The content of an `spm.model`.
+          source: Name of the file, for error messages.
 
         Raises:
-          ValueError: not a SentencePiece model, a part of one, or one without DeBERTa's special pieces.
+          UserError: The bytes are not a SentencePiece model, are only a part of one, or lack DeBERTa's special pieces.
         """
         self._model = model
         self._spm = _load(model, source)
         self._pieces = self._spm.get_piece_size()
         ids = {name: self._spm.piece_to_id(name) for name in (PAD, CLS, SEP, UNK, MASK)}
-        found = {name: i for name, i in ids.items() if self._spm.id_to_piece(i) == name}
-        if found.get(PAD) != 0 or not {CLS, SEP} <= found.keys() or found.get(UNK) != self._spm.unk_id():
-            present = ", ".join(f"{name} {i}" for name, i in found.items()) or "none of them"
+        # SentencePiece returns the id of the unknown piece for a name that it does not have.
+        special_ids = {name: i for name, i in ids.items() if self._spm.id_to_piece(i) == name}
+        has_special_tokens = special_ids.get(PAD) == 0 and {CLS, SEP} <= special_ids.keys()
+        if not has_special_tokens or special_ids.get(UNK) != self._spm.unk_id():
             raise UserError(
-                f"{source} has {present}; DeBERTa needs the pieces [PAD] with id 0, [CLS], [SEP], and [UNK] as the "
-                "unknown piece; train such a model with `deberta-jax tokenizer`, or spm_train --pad_id=0 --bos_id=1 "
-                "--eos_id=2 --unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] --unk_piece=[UNK]"
+                f"{source} has {list_special_ids(special_ids)}; DeBERTa needs the pieces [PAD] with id 0, [CLS], "
+                "[SEP], and [UNK] as the unknown piece; train such a model with `deberta-jax tokenizer`, or spm_train "
+                "--pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] "
+                "--unk_piece=[UNK]"
             )
-        self.special_ids: Mapping[str, int] = {MASK: self._pieces} | found
+        self.special_ids: Mapping[str, int] = {MASK: self._pieces} | special_ids
         self.size = max(self._pieces, self.special_ids[MASK] + 1)
         self.settings: Mapping[str, object] = {
             "tokenizer_class": "DebertaV2Tokenizer",
@@ -67,16 +73,17 @@ class SentencePiece:
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Data workers get the bytes, not SentencePiece's C++ object.
+        # Data workers get the bytes, because SentencePiece's C++ object cannot be pickled.
         return functools.partial(type(self), source="the model"), (self._model,)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads an `spm.model`, by whatever name.
+        """Reads a SentencePiece model from a file of any name.
 
         Raises:
-          FileNotFoundError: no such file.
-          ValueError: as `SentencePiece` does; or as long as a released file but with other bytes.
+          MissingFileError: There is no such file.
+          UserError: The file is not a SentencePiece model, lacks DeBERTa's special pieces, or has the size of a
+            released file but other content.
         """
         path = Path(path)
         if not path.is_file():
@@ -88,7 +95,7 @@ class SentencePiece:
             if actual != published:
                 raise UserError(
                     f"{path} is damaged: it has the size of {name}'s ({len(model)} bytes) but the SHA-256 "
-                    f"{actual[:12]}..., not {published[:12]}...; fetch it again"
+                    f"{actual[:12]}..., not {published[:12]}...; download it again"
                 )
         return cls(model, source=str(path))
 
@@ -99,25 +106,27 @@ class SentencePiece:
         return self._spm.encode(list(texts))
 
     def offsets(self, text: str, *, after_mask: bool = False) -> list[Offset]:
-        """SentencePiece's own begin and end give a character that it rewrote or split to the last of its pieces only.
+        """Returns the place in the text that each piece comes from.
 
-        Here every piece gets all of the characters that it has a part in: the pieces are laid along the normalized
-        text, each of whose characters knows where the original ones begin.
+        If SentencePiece rewrites or splits a character, its own `begin` and `end` assign the character to the last of
+        its pieces only. Here every piece gets all characters that it has a part in: the pieces are matched to the
+        normalized text one after the other, and `starts` maps each normalized character to the original text.
         """
         processor = self._processor(text, after_mask)
         normalized, starts = processor.normalize(text, with_offsets=True)  # len(normalized) + 1 starts
-        offsets, at, bytes_done = [], 0, 0
+        offsets, position, bytes_done = [], 0, 0
         for token, piece in zip(processor.encode(text), processor.encode(text, out_type=str), strict=True):
-            if processor.is_byte(token):
-                first, behind, bytes_done = at, at + 1, bytes_done + 1
-                if bytes_done == len(normalized[at].encode()):
-                    at, bytes_done = behind, 0
+            if processor.is_byte(token):  # the position advances only after the last byte of its character
+                first, stop, bytes_done = position, position + 1, bytes_done + 1
+                if bytes_done == len(normalized[position].encode()):
+                    position, bytes_done = stop, 0
             else:
-                first = at + len(piece) - len(piece.lstrip(_SPACES))
-                behind = max(first, at + len(piece.rstrip(_SPACES)))
-                at += len(piece)
-            end = behind
-            while behind > first and starts[end] == starts[behind - 1]:  # the same original character goes on
+                first = position + len(piece) - len(piece.lstrip(_SPACES))
+                stop = max(first, position + len(piece.rstrip(_SPACES)))
+                position += len(piece)
+            end = stop
+            # Normalization made several characters of one: the piece ends where the last of them ends.
+            while stop > first and starts[end] == starts[stop - 1]:
                 end += 1
             offsets.append((starts[first], starts[end]))
         return offsets
@@ -131,54 +140,56 @@ class SentencePiece:
         return self._spm.id_to_piece(token) if token < self._pieces else MASK
 
     def starts_word(self, token: int) -> bool:
-        """Byte pieces (<0xF0>) never do, as by the official rule, though one may be the first byte of a character.
+        """Returns whether a piece begins with "▁" or is a single punctuation or white-space character.
 
-        Only so is a character never masked in part; and a character that follows a space has a "▁" of its own in front
-        of its bytes, which does start a word.
+        Byte pieces (<0xF0>) never start a word, as in the official rule, so a character is never masked in part. A
+        character after a space has a "▁" before its bytes, which does start a word.
         """
         piece = self.piece(token)
-        return piece.startswith(_WORD_START) or stands_alone(piece)
+        return piece.startswith(_WORD_START) or is_space_or_punctuation(piece)
 
     def files(self) -> dict[str, bytes]:
-        """`spm.model`, byte for byte as it was read."""
+        """Returns `spm.model`, byte for byte as it was read."""
         return {MODEL_FILE: self._model}
 
     def _processor(self, text: str, after_mask: bool) -> sentencepiece.SentencePieceProcessor:
-        """Behind a mask, a text starts a new word only where white space does."""
+        """Returns the processor for a text. After a mask token, only white space starts a new word."""
         return self._within_word if after_mask and not text[:1].isspace() else self._spm
 
     @functools.cached_property
     def _within_word(self) -> sentencepiece.SentencePieceProcessor:
-        """The same model, but a text's first word gets no ▁."""
+        """The same model, without "▁" in front of the first word of a text."""
         return sentencepiece.SentencePieceProcessor(model_proto=self._model + _NO_WORD_START)
 
 
 def _load(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
-    damaged = (
+    damaged = UserError(
         f"{source} is not a SentencePiece model ({len(model)} bytes); it may be damaged or cut short, "
-        "or a Git LFS pointer instead of the file; fetch it again"
+        "or a Git LFS pointer in place of the file; download it again"
     )
-    if not model:  # SentencePiece would take it and log to stderr
-        raise UserError(damaged)
+    if not model:  # SentencePiece accepts it and logs to stderr
+        raise damaged
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
-        raise UserError(damaged) from None
+        raise damaged from None
     if not _has_normalizer(model):
-        raise UserError(damaged)
+        raise damaged
     return processor
 
 
 def _has_normalizer(model: bytes) -> bool:
-    """Whether anything follows the pieces and trainer_spec; `model` can be parsed.
+    """Returns whether anything follows the pieces and trainer_spec in a model that SentencePiece can parse.
 
-    SentencePiece takes a file that was cut between two pieces, and does without its normalization and other pieces.
+    SentencePiece loads a file that was cut between two pieces, without the pieces that are missing and without the
+    normalization, and then returns other ids without a warning. The normalizer is the last field of a whole file.
     """
-    at = 0
-    while at < len(model) and model[at] in (0x0A, 0x12):  # fields 1 and 2 of ModelProto, each with a length
-        length, shift, at = 0, 0, at + 1
-        while model[at] > 127:
-            length |= (model[at] & 127) << shift
-            at, shift = at + 1, shift + 7
-        at += 1 + (length | model[at] << shift)
-    return at < len(model)
+    position = 0
+    while position < len(model) and model[position] in (0x0A, 0x12):  # ModelProto's fields 1 and 2 have a length each
+        # The length is a varint: seven bits a byte, the lowest first, with the high bit set in all bytes but the last.
+        length, shift, position = 0, 0, position + 1
+        while model[position] > 127:
+            length |= (model[position] & 127) << shift
+            position, shift = position + 1, shift + 7
+        position += 1 + (length | model[position] << shift)
+    return position < len(model)

@@ -1,5 +1,5 @@
-"""Text to ids and back, exactly as the released models were trained: SentencePiece for v2, v3 and mDeBERTa, byte-level
-BPE for v1 and RoBERTa, WordPiece for BERT and ELECTRA.
+"""Converts text to ids and back, exactly as for the released models: with SentencePiece for v2, v3 and mDeBERTa,
+byte-level BPE for v1 and RoBERTa, WordPiece for BERT and ELECTRA.
 
 Why not transformers' tokenizers: that of v2 and v3 drops byte fallback and SentencePiece's own normalization, so that
 text the released models were trained on ("ﬁ", "①", full-width letters, no-break spaces, emoji) becomes [UNK]; that of
@@ -11,18 +11,17 @@ import itertools
 import json
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool
 
-from ..errors import MissingFileError, UserError
-from .bpe import FORMS, ByteLevelBPE
-from .spm import MODEL_FILE, SentencePiece
+from ..errors import UserError
+from .folder import read_vocabulary
+from .spm import SentencePiece
 from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Offset, Vocabulary
-from .wordpiece import VOCAB_FILE, WordPiece
 
 # transformers' names of special tokens.
 _TRANSFORMERS_TOKENS = {
@@ -36,36 +35,18 @@ _TRANSFORMERS_TOKENS = {
 }
 
 
-class _Kind(NamedTuple):
-    """One kind of vocabulary in a folder."""
-
-    label: str
-    forms: tuple[tuple[str, ...], ...]  # the files of any of these are a whole vocabulary
-    vocab_types: tuple[str, ...]
-    read: Callable[[Path], Vocabulary]
-
-    def is_in(self, folder: Path) -> bool:
-        return any(all((folder / name).is_file() for name in form) for form in self.forms)
-
-
-_KINDS = (
-    _Kind(MODEL_FILE, ((MODEL_FILE,),), ("spm",), lambda folder: SentencePiece.from_file(folder / MODEL_FILE)),
-    _Kind("byte-level BPE", FORMS, ("gpt2", "roberta"), ByteLevelBPE.from_folder),
-    _Kind(f"WordPiece's {VOCAB_FILE}", ((VOCAB_FILE,),), ("wordpiece",), WordPiece.from_folder),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """One input of a model: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, not padded; before B, RoBERTa has two [SEP].
+    """One input of a model without padding: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`; RoBERTa has two [SEP] before B.
 
     Attributes:
-      input_ids: the ids.
-      token_type_ids: as many; 0 up to the first [SEP], 1 for what follows. Released DeBERTas and RoBERTa ignore them.
-      offsets: as many, if asked for: (start, end) of each piece, so that `text[start:end]` is what it came from; None
-        for [CLS] and [SEP]. They count characters of the original text, of B where token_type_ids is 1. White space
-        around a piece is left out: a piece that is nothing else has start == end. Pieces that share a character (the
-        bytes of an emoji, the letters of "ﬁ") each have all of it.
+      input_ids: The ids.
+      token_type_ids: For each id, 0 up to the first [SEP] and 1 after it. Released DeBERTas and RoBERTa ignore them.
+      offsets: For each id, the (start, end) of the text that the piece comes from, so that it is `text[start:end]`;
+        None for [CLS] and [SEP]. None as a whole unless `return_offsets` was set. Offsets count characters of the
+        original text, of B where token_type_ids is 1. They leave out white space around a piece; a piece of nothing
+        else has start == end. Pieces that share a character (the bytes of an emoji, the letters of "ﬁ") each have all
+        of it.
     """
 
     input_ids: list[int]
@@ -73,28 +54,31 @@ class Encoding:
     offsets: list[Offset | None] | None = None
 
 
+class JoinedIds(NamedTuple):
+    """The ids of one or two texts with special tokens, and as many token types; see `Encoding`."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+
+
 class Tokenizer:
-    """A vocabulary with its special tokens: SentencePiece's (DeBERTa v2, v3, mDeBERTa), byte-level BPE's (v1, RoBERTa)
-    or WordPiece's (BERT, ELECTRA).
+    """A vocabulary with its special tokens: SentencePiece (DeBERTa v2, v3, mDeBERTa), byte-level BPE (v1, RoBERTa) or
+    WordPiece (BERT, ELECTRA).
 
     It can be pickled. The ids of the special tokens are those of the released models; see `SentencePiece`,
-    `ByteLevelBPE` and `WordPiece`. Here they are [PAD], [CLS], [SEP], [UNK] and [MASK], whatever their pieces are.
+    `ByteLevelBPE` and `WordPiece`. They are called [PAD], [CLS], [SEP], [UNK] and [MASK] here, whatever their pieces
+    are.
 
     Attributes:
-      vocab_size: the highest id + 1, [MASK] included. The tables of released models have spare rows beyond it.
-      pad_id, cls_id, sep_id, unk_id, mask_id: ids of the special tokens.
-      pair_separators: how many [SEP] stand between two texts, 1 or, in RoBERTa, 2.
-      fingerprint: SHA-256 of the model file, hexadecimal; of the others, that of what their files say.
+      vocab_size: The highest id + 1, [MASK] included. The tables of released models have spare rows beyond it.
+      pad_id, cls_id, sep_id, unk_id, mask_id: Ids of the special tokens.
+      pair_separators: Number of [SEP] between the two texts of a pair: 2 for RoBERTa, otherwise 1.
+      fingerprint: SHA-256 of the model file or, for the other kinds, of the content of their files, in hexadecimal.
     """
 
-    def __init__(self, model: bytes | Vocabulary, *, source: str = "the model") -> None:
-        """Takes the bytes of an `spm.model`, which `source` names in errors, or a vocabulary.
-
-        Raises:
-          ValueError: not a SentencePiece model, or one without DeBERTa's special pieces.
-        """
-        vocabulary = SentencePiece(model, source=source) if isinstance(model, bytes) else model
-        self._vocabulary: Vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Makes a tokenizer of a vocabulary; see `from_folder`, `from_file` and `from_bytes` for files."""
+        self._vocabulary = vocabulary
         special = vocabulary.special_ids
         self.pad_id, self.cls_id, self.sep_id, self.unk_id, self.mask_id = (
             special[name] for name in (PAD, CLS, SEP, UNK, MASK)
@@ -107,54 +91,50 @@ class Tokenizer:
         return type(self), (self._vocabulary,)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads an `spm.model`, by whatever name.
+    def from_bytes(cls, model: bytes, *, source: str = "the model") -> Self:
+        """Returns the tokenizer of a SentencePiece model in memory.
+
+        Args:
+          model: The content of an `spm.model`.
+          source: Name of the model, for error messages.
 
         Raises:
-          FileNotFoundError: no such file.
-          ValueError: as `Tokenizer` does; or the file is as long as a released one, but has other bytes.
+          UserError: The bytes are not a SentencePiece model, or lack DeBERTa's special pieces.
+        """
+        return cls(SentencePiece(model, source=source))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads a SentencePiece model from a file of any name.
+
+        Raises:
+          MissingFileError: There is no such file.
+          UserError: The file is not a SentencePiece model, lacks DeBERTa's special pieces, or has the size of a
+            released file but other content.
         """
         return cls(SentencePiece.from_file(path))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads what a folder has: `spm.model`, `vocab.json` and `merges.txt`, `bpe_encoder.bin`, or `vocab.txt`.
+        """Reads the vocabulary of a folder: `spm.model`, `vocab.json` and `merges.txt`, `bpe_encoder.bin`, or
+        `vocab.txt`.
 
-        Of a folder with several kinds, the `vocab_type` ("spm", "gpt2", "roberta" or "wordpiece") in its
-        tokenizer_config.json says which is the model's. That file also says whether a WordPiece keeps capitals and
-        accents.
+        If the folder has several kinds, `vocab_type` ("spm", "gpt2", "roberta" or "wordpiece") in its
+        tokenizer_config.json selects one. That file also defines whether a WordPiece keeps capitals and accents.
 
         Raises:
-          FileNotFoundError: none of them is there.
-          ImportError: any but spm.model, and the package tokenizers is not installed.
-          ValueError: a damaged file, one of another model, or several kinds and no word which.
+          MissingFileError: The folder has no vocabulary.
+          MissingPackageError: Any kind but spm.model was found, and the package tokenizers is not installed.
+          UserError: A file is damaged or belongs to another kind of model, or several vocabularies were found and
+            `vocab_type` is not set.
         """
-        folder = Path(folder)
-        kinds = [kind for kind in _KINDS if kind.is_in(folder)]
-        if not kinds:
-            held = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
-            wanted = " or ".join(" with ".join(form) for kind in _KINDS for form in kind.forms)
-            raise MissingFileError(
-                f"{folder} has no {wanted} (it holds: {held or 'nothing'}); copy it there from the released model, or "
-                "train a SentencePiece model with `deberta-jax tokenizer`"
-            )
-        if len(kinds) > 1:
-            said = _vocab_type(folder / CONFIG_FILE)
-            labels = " as well as ".join(kind.label for kind in kinds)
-            choices = " or ".join(f'{{"vocab_type": "{name}"}}' for kind in kinds for name in kind.vocab_types)
-            kinds = [kind for kind in kinds if said in kind.vocab_types]
-            if not kinds:
-                raise UserError(
-                    f"{folder} has {labels}; remove the one that is not the model's, or write {choices} to its "
-                    f"{CONFIG_FILE}"
-                )
-        return cls(kinds[0].read(folder))
+        return cls(read_vocabulary(Path(folder)))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files of the vocabulary, and the tokenizer_config.json that transformers reads.
 
-        These are spm.model, byte for byte as it was read; or vocab.json and merges.txt, or vocab.txt, written anew. The
-        folder is made if need be; files of these names are replaced, each at once or not at all.
+        The files are spm.model, byte for byte as it was read; or vocab.json and merges.txt; or vocab.txt. The folder is
+        created if it does not exist, and files of these names are replaced. Each file is written atomically.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,19 +148,19 @@ class Tokenizer:
             part.replace(folder / name)
 
     @property
-    def is_special(self) -> NDArray[np.bool_]:
-        """[V] bool: [PAD], [CLS], [SEP], [UNK] and [MASK]. Read-only."""
+    def is_special(self) -> Bool[np.ndarray, "V"]:
+        """Whether each id is [PAD], [CLS], [SEP], [UNK] or [MASK]. Read-only."""
         special = np.zeros(self.vocab_size, bool)
         special[list(self._vocabulary.special_ids.values())] = True
         special.setflags(write=False)
         return special
 
     @property
-    def starts_word(self) -> NDArray[np.bool_]:
-        """[V] bool: a whole-word mask may begin at this piece. Read-only. Source: `part_of_whole_word`, negated.
+    def starts_word(self) -> Bool[np.ndarray, "V"]:
+        """Whether a whole-word mask may begin at each id. Read-only. Source: `part_of_whole_word`, negated.
 
-        True for pieces that begin with the space before a word ("▁", of v1 "Ġ"; WordPiece's that do not begin with
-        "##"), for single punctuation, control and white-space characters, and for special tokens.
+        True for pieces that begin with the space before a word ("▁", in v1 "Ġ") or, in a WordPiece, without "##"; for
+        single punctuation, control and white-space characters; and for special tokens.
         """
         starts = np.array([self._vocabulary.starts_word(i) for i in range(self.vocab_size)])
         starts |= self.is_special
@@ -188,39 +168,44 @@ class Tokenizer:
         return starts
 
     def encode(self, text: str, *, parse_mask: bool = False) -> list[int]:
-        """The ids of a text, without special tokens: what SentencePiece's own `encode` gives, GPT-2's or BERT's.
+        """Returns the ids of a text without special tokens, as SentencePiece, GPT-2 or BERT themselves encode it.
 
         "[MASK]", "[CLS]" and the like in the text are plain characters (unless the model file itself declares them as
         user-defined symbols, which no released file does).
 
         Args:
-          parse_mask: read each "[MASK]" as the mask token, which stands for a piece and the space before it. The text
-            behind it starts a new word only where white space does, so that "is [MASK]." ends in the same "." as the
+          text: The text.
+          parse_mask: Read each "[MASK]" as the mask token, which replaces a piece and the space before it. The text
+            after it starts a new word only after white space, so that "is [MASK]." ends in the same "." as the
             unmasked sentence.
         """
         return self._encode(text, parse_mask=parse_mask, return_offsets=False)[0]
 
     def _encode(self, text: str, *, parse_mask: bool, return_offsets: bool) -> tuple[list[int], list[Offset]]:
-        """The ids, and as many offsets or none."""
-        ids, offsets, at = [], [], 0
+        """Returns the ids, and as many offsets or none."""
+        ids, offsets, position = [], [], 0
         parts = text.split(MASK) if parse_mask else [text]
         for i, part in enumerate(parts):
             if i > 0:
                 ids.append(self.mask_id)
-                offsets.append((at, at + len(MASK)))
-                at += len(MASK)
-            words = part if i == len(parts) - 1 else part.removesuffix(" ")
+                offsets.append((position, position + len(MASK)))
+                position += len(MASK)
+            words = part if i == len(parts) - 1 else part.removesuffix(" ")  # the mask replaces the space before it
             ids += self._vocabulary.encode(words, after_mask=i > 0)
             if return_offsets:
                 for start, end in self._vocabulary.offsets(words, after_mask=i > 0):
-                    offsets.append((at + start, at + end))
-            at += len(part)
+                    offsets.append((position + start, position + end))
+            position += len(part)
         return ids, offsets if return_offsets else []
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores. Raises ValueError for a single string, whose letters are not texts."""
+        """Returns the ids of each text, as `encode` does, computed on all cores.
+
+        Raises:
+          ValueError: `texts` is a single string, whose characters would be taken for texts.
+        """
         if isinstance(texts, str):
-            raise UserError("encode_batch was given one string; give a list of strings, or call encode")
+            raise ValueError("encode_batch was given a single string; give a list of strings, or call encode")
         return self._vocabulary.encode_batch(texts)
 
     def __call__(
@@ -234,56 +219,59 @@ class Tokenizer:
     ) -> Encoding:
         """Encodes a text or a pair of texts with [CLS] and [SEP].
 
-        What exceeds `max_length` is cut from the end of the longer text until both are equally long, then from both
-        in turn, B first. Deliberate difference: the official `_truncate_segments` puts the shorter text first once it
-        truncates, which swaps A and B, and cuts from the front or the back at random; here A stays A.
+        A pair that exceeds `max_length` is cut at the end of the longer text until both are equally long, then at the
+        end of both in turn, B first. Deliberate difference: the official `_truncate_segments` puts the shorter text
+        first if it truncates, which swaps A and B, and cuts the front or the back at random; here A stays A.
 
         Args:
-          max_length: the most ids, special tokens included; None: no limit.
-          parse_mask: see `encode`.
-          return_offsets: fill `Encoding.offsets`, which takes longer than the ids.
+          text: Text A.
+          pair: Text B.
+          max_length: Maximum number of ids, including special tokens (default: no limit).
+          parse_mask: See `encode`.
+          return_offsets: Fill `Encoding.offsets`, which takes longer than the ids.
 
         Raises:
-          ValueError: max_length is too small for the special tokens alone.
+          UserError: `max_length` is too small for the special tokens alone.
         """
         a, a_offsets = self._encode(text, parse_mask=parse_mask, return_offsets=return_offsets)
         b, b_offsets = self._encode(pair or "", parse_mask=parse_mask, return_offsets=return_offsets)
         if max_length is not None:
-            specials = 2 if pair is None else 2 + self.pair_separators
-            if max_length < specials:
+            special = 2 if pair is None else 2 + self.pair_separators
+            if max_length < special:
                 raise UserError(
-                    f"max_length is {max_length}; it must be at least {specials}, the special tokens around "
+                    f"max_length is {max_length}; it must be at least {special}, the number of special tokens around "
                     f"{'a text' if pair is None else 'a pair'}"
                 )
-            a, b = _truncate(a, b, max_length - specials)
-        input_ids, token_type_ids = self.join(a, None if pair is None else b)
+            a, b = _truncate(a, b, max_length - special)
+        input_ids, token_type_ids = self.with_special_tokens(a, None if pair is None else b)
         offsets = None
         if return_offsets:
             offsets = [None, *a_offsets[: len(a)], None]
             offsets += [] if pair is None else [*[None] * (self.pair_separators - 1), *b_offsets[: len(b)], None]
         return Encoding(input_ids, token_type_ids, offsets)
 
-    def join(self, a: Iterable[int], b: Iterable[int] | None = None) -> tuple[list[int], list[int]]:
-        """The ids and the token types of a text, or of a pair, given as ids without special tokens."""
+    def with_special_tokens(self, a: Iterable[int], b: Iterable[int] | None = None) -> JoinedIds:
+        """Returns the ids of a text, or of a pair of texts, with [CLS] and [SEP] around them."""
         head = [self.cls_id, *a, self.sep_id]
         tail = [] if b is None else [*[self.sep_id] * (self.pair_separators - 1), *b, self.sep_id]
-        return head + tail, [0] * len(head) + [1] * len(tail)
+        return JoinedIds(head + tail, [0] * len(head) + [1] * len(tail))
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of ids. Normalization is not undone: "ﬁ" comes back as "fi".
+        """Returns the text of ids. Normalization is not reverted: "ﬁ" becomes "fi".
 
         Args:
-          skip_special: leave the special tokens out, [UNK] included; otherwise they are written by name, with a space
-            on either side unless a word goes on behind them.
+          ids: The ids.
+          skip_special: Leave out special tokens, [UNK] included (default). Otherwise they are written by name, with a
+            space on either side unless the next piece continues a word.
 
         Raises:
-          ValueError: an id is not in 0..vocab_size-1.
+          ValueError: An id is not in 0..vocab_size-1.
         """
-        known, special_ids = self._checked(ids), set(self._vocabulary.special_ids.values())
+        tokens, special_ids = self._checked(ids), set(self._vocabulary.special_ids.values())
         if skip_special:
-            return self._vocabulary.decode([i for i in known if i not in special_ids])
+            return self._vocabulary.decode([i for i in tokens if i not in special_ids])
         text = ""
-        for special, group in itertools.groupby(known, key=special_ids.__contains__):
+        for special, group in itertools.groupby(tokens, key=special_ids.__contains__):
             run = list(group)
             if special:
                 text += " " * bool(text) + " ".join(self.pieces(run))
@@ -292,30 +280,25 @@ class Tokenizer:
         return text
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The piece of each id, such as "▁the". Raises ValueError for an id that is not in 0..vocab_size-1."""
+        """Returns the piece of each id, such as "▁the".
+
+        Raises:
+          ValueError: An id is not in 0..vocab_size-1.
+        """
         return [self._vocabulary.piece(i) for i in self._checked(ids)]
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
-        """The ids as Python's own integers."""
-        known = [operator.index(i) for i in ids]
-        for i in known:
+        """Returns the ids as Python integers, or raises ValueError if one is out of range."""
+        tokens = [operator.index(i) for i in ids]
+        for i in tokens:
             if not 0 <= i < self.vocab_size:
-                raise UserError(f"id {i} has no piece; ids of this tokenizer are 0 to {self.vocab_size - 1}")
-        return known
+                raise ValueError(f"id {i} has no piece; ids of this tokenizer are 0 to {self.vocab_size - 1}")
+        return tokens
 
 
 def _truncate(a: list[int], b: list[int], budget: int) -> tuple[list[int], list[int]]:
-    """Cuts the ends off, longest first, so that both together have at most `budget` ids."""
+    """Cuts the ends of two lists, the longer first, so that both together have at most `budget` ids."""
     if len(a) + len(b) <= budget:
         return a, b
     keep = min(len(a), max(budget - len(b), budget - budget // 2))
     return a[:keep], b[: budget - keep]
-
-
-def _vocab_type(path: Path) -> object:
-    """What a tokenizer_config.json says of the kind of vocabulary, if anything."""
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return config.get("vocab_type") if isinstance(config, dict) else None

@@ -1,8 +1,12 @@
-"""What the kinds of tokenizer file, SentencePiece, byte-level BPE and WordPiece, offer to `Tokenizer`."""
+"""The protocol of SentencePiece, byte-level BPE and WordPiece vocabularies, and helpers that they share."""
 
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import MissingPackageError, UserError
 
 PAD, CLS, SEP, UNK, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
 CONFIG_FILE = "tokenizer_config.json"
@@ -11,15 +15,15 @@ Offset = tuple[int, int]
 
 
 class Vocabulary(Protocol):
-    """Pieces with ids, and the way from text to ids and back. Knows nothing of [CLS] A [SEP] B [SEP]; can be pickled.
+    """Pieces with ids, and the conversion of text to ids and back, without [CLS] and [SEP]. Can be pickled.
 
     Attributes:
-      special_ids: ids of [PAD], [CLS], [SEP], [UNK] and [MASK], whatever the vocabulary calls them.
-      size: the highest id + 1.
-      fingerprint: SHA-256 of what the files say, hexadecimal.
-      vocab_type: "spm" or "gpt2", the names of the official configurations; "roberta" or "wordpiece".
-      pair_separators: how many separators stand between two texts.
-      settings: what transformers' tokenizer_config.json says besides the special tokens.
+      special_ids: Ids of [PAD], [CLS], [SEP], [UNK] and [MASK], whatever the vocabulary calls them.
+      size: The highest id + 1.
+      fingerprint: SHA-256 of the content of the files, in hexadecimal.
+      vocab_type: "spm" or "gpt2", as in the official configurations; "roberta" or "wordpiece".
+      pair_separators: Number of separators between the two texts of a pair.
+      settings: Fields of transformers' tokenizer_config.json other than the special tokens.
     """
 
     special_ids: Mapping[str, int]
@@ -30,37 +34,92 @@ class Vocabulary(Protocol):
     settings: Mapping[str, object]
 
     def encode(self, text: str, *, after_mask: bool = False) -> list[int]:
-        """The ids of a text that begins a sentence, or follows a mask."""
+        """Returns the ids of a text that begins a sentence, or that follows a mask token."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text."""
+        """Returns the ids of each text, as `encode` does."""
         ...
 
     def offsets(self, text: str, *, after_mask: bool = False) -> list[Offset]:
-        """Where in the text each id of `encode` comes from; see `Encoding.offsets`."""
+        """Returns the place in the text that each id of `encode` comes from; see `Encoding.offsets`."""
         ...
 
     def decode(self, ids: Sequence[int], *, after_special: bool = False) -> str:
-        """The text of ids, none of them special; with the space that separates it from a special token before it."""
+        """Returns the text of ids, none of them special.
+
+        Args:
+          ids: The ids of the text.
+          after_special: Begin with the space that separates the text from a special token before it.
+        """
         ...
 
     def piece(self, token: int) -> str:
-        """The piece of an id below `size`."""
+        """Returns the piece of an id below `size`."""
         ...
 
     def starts_word(self, token: int) -> bool:
-        """Whether a whole-word mask may begin at this piece. Source: `part_of_whole_word`, negated."""
+        """Returns whether a whole-word mask may begin at this piece. Source: `part_of_whole_word`, negated."""
         ...
 
     def files(self) -> dict[str, bytes]:
-        """File name -> content: what `from_folder` reads again, transformers too."""
+        """Returns the content of each file, by name; both `from_folder` and transformers read them."""
         ...
 
 
-def stands_alone(piece: str) -> bool:
-    """A single white-space, control or punctuation character; ASCII symbols such as $ count as punctuation."""
+def is_space_or_punctuation(piece: str) -> bool:
+    """Returns whether a piece is a single white-space, control or punctuation character.
+
+    ASCII symbols such as $ count as punctuation.
+    """
     if len(piece) != 1:
         return False
     ascii_symbol = "!" <= piece <= "~" and not piece.isalnum()
     return ascii_symbol or piece.isspace() or unicodedata.category(piece)[0] in "CP"
+
+
+def list_special_ids(special_ids: Mapping[str, int]) -> str:
+    """Returns the special tokens of a vocabulary and their ids, for error messages."""
+    return ", ".join(f"{name} {i}" for name, i in special_ids.items()) or "none of them"
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Reads a folder's tokenizer_config.json. Returns an empty dict if the folder has none.
+
+    Raises:
+      UserError: The file is not a JSON object.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{path} is damaged: expected a JSON object, which defines `vocab_type` and `do_lower_case`; download it "
+            "again"
+        )
+    return config
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file. Returns None if it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):  # ValueError: not JSON or not UTF-8; RecursionError: nested too deeply
+        return None
+
+
+def import_tokenizers(needed_by: str) -> Any:
+    """Imports the package tokenizers, which is not a dependency of the library alone.
+
+    Raises:
+      MissingPackageError: The package is not installed.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        raise MissingPackageError(
+            f"{needed_by} needs the package tokenizers: pip install tokenizers, or install deberta-jax[train] or "
+            "deberta-jax[convert]"
+        ) from None
+    return tokenizers

@@ -6,25 +6,33 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from ..errors import UserError
-from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Offset, stands_alone
-
-if TYPE_CHECKING:
-    import tokenizers
+from ..errors import MissingFileError, UserError
+from .vocabulary import (
+    CLS,
+    MASK,
+    PAD,
+    SEP,
+    UNK,
+    Offset,
+    import_tokenizers,
+    is_space_or_punctuation,
+    list_special_ids,
+    read_tokenizer_config,
+)
 
 VOCAB_FILE = "vocab.txt"
 
-_INSIDE = "##"  # what a piece begins with that goes on with a word
-# Of tokenizer_config.json, with transformers' defaults: None strips accents where letters are made small.
-_SETTINGS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+_INSIDE = "##"  # prefix of pieces that continue a word
+# Settings of tokenizer_config.json with transformers' defaults. None strips accents if the text is lower-cased.
+_DEFAULT_SETTINGS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 
 
 class WordPiece:
-    """BERT's cuts at white space, punctuation and Chinese characters, then the longest pieces; a `Vocabulary`.
+    """BERT's split at white space, punctuation and Chinese characters, then the longest pieces; a `Vocabulary`.
 
-    The work is done by the package tokenizers. A word that the pieces cannot spell is [UNK] as a whole.
+    The package tokenizers does the work. A word that the pieces cannot spell becomes a single [UNK].
     Source: `tokenization.py` of google-research/bert, FullTokenizer.
     """
 
@@ -32,30 +40,32 @@ class WordPiece:
     pair_separators = 1
 
     def __init__(self, pieces: Sequence[str], settings: Mapping[str, bool | None], *, source: str) -> None:
-        """Takes the pieces in the order of their ids, and which letters are the same; `source` names them in errors.
+        """Makes a vocabulary of pieces and settings.
 
         Args:
-          settings: do_lower_case, strip_accents (None: as do_lower_case) and tokenize_chinese_chars, of which those
-            left out are as in transformers.
+          pieces: The pieces in the order of their ids.
+          settings: `do_lower_case` (default: True), `strip_accents` (default: None, which means as `do_lower_case`)
+            and `tokenize_chinese_chars` (default: True).
+          source: Name of the file, for error messages.
 
         Raises:
-          ImportError: the package tokenizers is not installed.
-          ValueError: no special tokens, or settings of another kind.
+          MissingPackageError: The package tokenizers is not installed.
+          UserError: A special token is missing, or a setting is neither true nor false.
         """
         ids = {piece: i for i, piece in enumerate(pieces)}
-        found = {name: ids[name] for name in (PAD, CLS, SEP, UNK, MASK) if name in ids}
-        if found.get(PAD) != 0 or len(found) < 5:
-            present = ", ".join(f"{name} {i}" for name, i in found.items()) or "none of them"
+        special_ids = {name: ids[name] for name in (PAD, CLS, SEP, UNK, MASK) if name in ids}
+        if special_ids.get(PAD) != 0 or len(special_ids) < 5:
             raise UserError(
-                f"{source} has {present}; BERT and ELECTRA need the pieces [PAD] with id 0, [CLS], [SEP], [UNK] and "
-                "[MASK]; it may be damaged, or a Git LFS pointer instead of the file; fetch it again"
+                f"{source} has {list_special_ids(special_ids)}; BERT and ELECTRA need the pieces [PAD] with id 0, "
+                "[CLS], [SEP], [UNK] and [MASK]; the file may be damaged, or a Git LFS pointer in place of the file; "
+                "download it again"
             )
         for name, value in settings.items():
             if not isinstance(value, bool) and not (name == "strip_accents" and value is None):
                 raise UserError(f"{source}: {name} is {value!r}; it must be true or false")
-        self._pieces, self._settings = list(pieces), {**_SETTINGS, **settings}
-        self._wordpiece, self._decoder = _load(ids, self._settings)
-        self.special_ids: Mapping[str, int] = found
+        self._pieces, self._settings = list(pieces), {**_DEFAULT_SETTINGS, **settings}
+        self._wordpiece, self._decoder = _build(ids, self._settings)
+        self.special_ids: Mapping[str, int] = special_ids
         self.size = len(self._pieces)
         self.settings: Mapping[str, object] = {"tokenizer_class": "BertTokenizer", **self._settings}
         content = [*self.files().values(), json.dumps(self._settings, sort_keys=True).encode()]
@@ -66,19 +76,24 @@ class WordPiece:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads `vocab.txt`, and the settings in `tokenizer_config.json` where it is there.
+        """Reads `vocab.txt`, and the settings in `tokenizer_config.json` if the folder has one.
 
         Raises:
-          FileNotFoundError: the folder has no vocab.txt.
-          ImportError, ValueError: as `WordPiece` does; or a file is damaged.
+          MissingFileError: The folder has no vocab.txt.
+          MissingPackageError: The package tokenizers is not installed.
+          UserError: A file is damaged, or lacks BERT's special tokens.
         """
         folder = Path(folder)
         path = folder / VOCAB_FILE
+        if not path.is_file():
+            raise MissingFileError(f"{path} is not a file; give a folder with the {VOCAB_FILE} of BERT or ELECTRA")
         try:
-            lines = path.read_bytes().decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+            pieces = path.read_bytes().decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
         except UnicodeDecodeError:
-            raise UserError(f"{path} is damaged: it is not UTF-8; fetch it again") from None
-        return cls(lines, _read_settings(folder / CONFIG_FILE), source=str(path))
+            raise UserError(f"{path} is damaged: it is not UTF-8; download it again") from None
+        config = read_tokenizer_config(folder)
+        settings = {name: config[name] for name in _DEFAULT_SETTINGS if name in config}
+        return cls(pieces, settings, source=str(path))
 
     def encode(self, text: str, *, after_mask: bool = False) -> list[int]:
         return self._wordpiece.encode(text, add_special_tokens=False).ids
@@ -90,7 +105,7 @@ class WordPiece:
         return list(self._wordpiece.encode(text, add_special_tokens=False).offsets)
 
     def decode(self, ids: Sequence[int], *, after_special: bool = False) -> str:
-        """Words with a space between them, but none before a full stop and the like."""
+        """Returns words separated by spaces, with no space before a full stop and similar punctuation."""
         pieces = [self.piece(i) for i in ids]
         text = self._decoder.decode(pieces)
         return f" {text}" if after_special and pieces and not pieces[0].startswith(_INSIDE) else text
@@ -100,20 +115,16 @@ class WordPiece:
 
     def starts_word(self, token: int) -> bool:
         piece = self.piece(token)
-        return not piece.startswith(_INSIDE) or stands_alone(piece)
+        return not piece.startswith(_INSIDE) or is_space_or_punctuation(piece)
 
     def files(self) -> dict[str, bytes]:
-        """`vocab.txt`."""
+        """Returns the content of `vocab.txt`."""
         return {VOCAB_FILE: ("\n".join(self._pieces) + "\n").encode()}
 
 
-def _load(
-    ids: dict[str, int], settings: dict[str, Any]
-) -> "tuple[tokenizers.Tokenizer, tokenizers.decoders.WordPiece]":
-    try:
-        import tokenizers
-    except ImportError:
-        raise ImportError("BERT's tokenizer needs the package tokenizers: pip install tokenizers") from None
+def _build(ids: dict[str, int], settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Returns the tokenizer and the decoder of the package tokenizers."""
+    tokenizers = import_tokenizers("WordPiece (BERT, ELECTRA)")
     wordpiece = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab=ids, unk_token=UNK))
     wordpiece.normalizer = tokenizers.normalizers.BertNormalizer(
         clean_text=True,
@@ -123,16 +134,3 @@ def _load(
     )
     wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     return wordpiece, tokenizers.decoders.WordPiece(prefix=_INSIDE)
-
-
-def _read_settings(path: Path) -> dict[str, bool | None]:
-    """Those of a tokenizer_config.json; none without the file, which leaves them to the defaults."""
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no table of settings; it says whether letters are made small; fetch it again")
-    return {name: config[name] for name in _SETTINGS if name in config}

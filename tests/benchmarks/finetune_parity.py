@@ -1,27 +1,32 @@
-"""The same fine-tuning by transformers in PyTorch and by `deberta-jax finetune`: loss curves, accuracies.
+"""Compares fine-tuning by `deberta-jax finetune` with transformers in PyTorch: loss curves and accuracies.
 
     python -m tests.benchmarks.finetune_parity [--steps 100] [--seeds 5] [--seed-steps 300] [--tasks single pair]
 
-Two tasks on real text, the embedded novels: of which of three is a sentence (single), and which of two sentences is of
-the first novel, the other one being of the second (pair). Both sides start from the same weights of a small DeBERTa-v3,
-take the same batches in the same order, and train with AdamW, the same schedule and the same clipping.
+There are two tasks on real text, the embedded novels. In `single`, a sentence is classified by the novel it comes from,
+out of three. In `pair`, the model decides which of two sentences comes from the first novel; the other one comes from
+the second. Both sides start from the same weights of a small DeBERTa-v3, take the same batches in the same order, and
+train with AdamW, the same schedule and the same clipping.
 
-Dropout off: every step's loss, and the final accuracy, side by side. Dropout on: accuracies over seeds, compared by
-Welch's t-test. Exit status 1 where a loss differs by more than 1e-3 relative, the accuracies without dropout differ, or
-the test says with p < 0.05 that those with dropout do.
+Without dropout, the loss of every step and the final accuracies are compared. With dropout, accuracies over several
+seeds are compared by Welch's t-test. The exit status is 1 if a loss differs by more than 1e-3 relative, the accuracies
+without dropout differ, or those with dropout differ with p < 0.05.
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jaxtyping import Int
 from scipy import stats
 
 from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
@@ -38,7 +43,8 @@ from deberta_jax.train.tasks.loading import load_task
 from ..support.configs import finetune_config
 from .cpu_speed import torch_model
 
-TRAINING, HELD_OUT, NOVELS = 4000, 500, 3  # training: at most
+MAX_TRAINING, HELD_OUT, NOVELS = 4000, 500, 3  # examples, examples, classes of `single`
+CLASSES = {"single": NOVELS, "pair": 2}
 NARROW = SMALL.replace(
     vocab_size=2032,
     hidden_size=128,
@@ -46,38 +52,39 @@ NARROW = SMALL.replace(
     attention_head_size=32,
     embedding_size=128,
     position_buckets=64,
-    initializer_range=0.08,  # so narrow a model learns nothing from the usual 0.02
+    initializer_range=0.08,  # from the usual 0.02, a model this narrow does not learn
 )
 
 
 def write_data(folder: Path) -> None:
-    """{single,pair}-{train,validation}.jsonl of three novels, text.txt of all and the tokenizer."""
-    draw = np.random.default_rng(0)
+    """Writes {single,pair}-{train,validation}.jsonl of three novels, text.txt of all novels, and the tokenizer."""
+    random = np.random.default_rng(0)
     novels, texts = {}, []
     for novel in read_documents((embedded_corpus(),), boundary="blank_line"):
         title, chapters = novel_chapters(novel)
         text = re.sub(r"\s+", " ", " ".join(chapters))
         texts.append(text)
-        novels[title] = [one for one in re.split(r"(?<=[.!?]) ", text) if 8 <= len(one.split()) <= 30]
+        sentences = re.split(r"(?<=[.!?]) ", text)
+        novels[title] = [sentence for sentence in sentences if 8 <= len(sentence.split()) <= 30]
     titles = list(novels)[:NOVELS]
-    single = [{"text": one, "label": title} for title in titles for one in novels[title]]
+    single = [{"text": sentence, "label": title} for title in titles for sentence in novels[title]]
     pair = []
-    for one, other in zip(novels[titles[0]], novels[titles[1]], strict=False):
-        first = bool(draw.integers(2))
-        texts_of_pair = {"text": one, "pair": other} if first else {"text": other, "pair": one}
-        pair.append(texts_of_pair | {"label": "first" if first else "second"})
+    for sentence, other in zip(novels[titles[0]], novels[titles[1]], strict=False):
+        is_first = bool(random.integers(2))
+        texts_of_pair = {"text": sentence, "pair": other} if is_first else {"text": other, "pair": sentence}
+        pair.append(texts_of_pair | {"label": "first" if is_first else "second"})
     (folder / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
     for name, rows in (("single", single), ("pair", pair)):
-        order = draw.permutation(len(rows))
-        parts = {"validation": order[:HELD_OUT], "train": order[HELD_OUT : HELD_OUT + TRAINING]}
-        for split, numbers in parts.items():
-            lines = "".join(json.dumps(rows[number]) + "\n" for number in numbers)
+        order = random.permutation(len(rows))
+        parts = {"validation": order[:HELD_OUT], "train": order[HELD_OUT : HELD_OUT + MAX_TRAINING]}
+        for split, indices in parts.items():
+            lines = "".join(json.dumps(rows[index]) + "\n" for index in indices)
             (folder / f"{name}-{split}.jsonl").write_text(lines, encoding="utf-8")
     tokenizer.main(tokenizer.TokenizerConfig(output=folder / "tokenizer", text=(folder / "text.txt",), vocab_size=2000))
 
 
 def write_model(folder: Path, name: str, *, classes: int, dropout: float) -> Path:
-    """A fresh model with its head, in a folder of its own."""
+    """Writes a freshly initialized classifier and its tokenizer, and returns their folder."""
     config = NARROW.replace(
         num_labels=classes,
         hidden_dropout_prob=dropout,
@@ -93,7 +100,8 @@ def write_model(folder: Path, name: str, *, classes: int, dropout: float) -> Pat
     return path
 
 
-def settings(folder: Path, name: str, model: Path, *, steps: int, seed: int) -> FinetuneConfig:
+def build_config(folder: Path, name: str, model: Path, *, steps: int, seed: int) -> FinetuneConfig:
+    """Returns the settings of a run, which both sides use."""
     return finetune_config(
         output=folder / f"run-{model.name}-{seed}",
         model=model,
@@ -111,31 +119,40 @@ def settings(folder: Path, name: str, model: Path, *, steps: int, seed: int) -> 
     )
 
 
-def ours(config: FinetuneConfig) -> tuple[list[float], float]:
-    """The loss of every step, and the accuracy after the last one."""
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The loss of every step, and the validation accuracy after the last one."""
+
+    losses: list[float]
+    accuracy: float
+
+
+def train_with_library(config: FinetuneConfig) -> Result:
+    """Fine-tunes with `deberta-jax finetune`."""
     results = finetune.main(config)
-    losses = [one["loss"] for one in read_records(config.output / "metrics.jsonl") if "loss" in one]
-    return losses, results["validation"]["accuracy"]
+    losses = [record["loss"] for record in read_records(config.output / "metrics.jsonl") if "loss" in record]
+    return Result(losses, results["validation"]["accuracy"])
 
 
-def theirs(config: FinetuneConfig) -> tuple[list[float], float]:
-    """The same, by transformers' model and PyTorch's AdamW."""
+def train_with_torch(config: FinetuneConfig) -> Result:
+    """Fine-tunes the model of transformers with PyTorch's AdamW."""
     torch.manual_seed(config.seed)
     task = load_task(config, Tokenizer.from_folder(config.model))
     model_config, params = load_pretrained(config.model)
     model = torch_model(model_config, params)
-    spared = [one for name, one in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
-    decayed = [one for name, one in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
-    given = config.optimizer
+    decayed, not_decayed = [], []
+    for name, parameter in model.named_parameters():
+        (not_decayed if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+    settings = config.optimizer
     adam = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": given.weight_decay}, {"params": spared, "weight_decay": 0.0}],
-        lr=given.learning_rate,
-        betas=(given.beta1, given.beta2),
-        eps=given.epsilon,
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
     )
     steps = config.steps or 0
-    multiplier = schedule(given, total_steps=steps)
-    rates = [given.learning_rate * float(multiplier(number)) for number in range(steps)]
+    multiplier = schedule(settings, total_steps=steps)
+    rates = [settings.learning_rate * float(multiplier(step)) for step in range(steps)]
     batches = FinetuneBatches(
         task.splits["train"], batch_size=config.batch_size, max_length=config.data.max_length, seed=config.seed
     )
@@ -147,21 +164,51 @@ def theirs(config: FinetuneConfig) -> tuple[list[float], float]:
         adam.zero_grad()
         loss = model(**as_torch(next(batches))).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), given.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         adam.step()
         losses.append(float(loss))
     model.eval()
-    right = 0
+    correct = 0
     held_out = task.splits["validation"]
-    for numbers, batch in evaluation_batches(held_out, batch_size=config.batch_size, max_length=config.data.max_length):
+    for indices, batch in evaluation_batches(held_out, batch_size=config.batch_size, max_length=config.data.max_length):
         with torch.no_grad():
-            found = model(**as_torch(batch)).logits.argmax(-1).numpy()
-        right += int((found == batch["labels"])[: len(numbers)].sum())
-    return losses, right / len(held_out.lengths)
+            predictions = model(**as_torch(batch)).logits.argmax(-1).numpy()
+        correct += int((predictions == batch["labels"])[: len(indices)].sum())  # the last batch is padded with rows
+    return Result(losses, correct / len(held_out.lengths))
 
 
-def as_torch(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def as_torch(batch: Mapping[str, Int[np.ndarray, "B ..."]]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(array, dtype=torch.long) for name, array in batch.items()}
+
+
+def compare_losses(folder: Path, name: str, *, steps: int) -> tuple[str, bool]:
+    """Trains both sides without dropout. Returns a line of text, and whether they differ."""
+    model = write_model(folder, name, classes=CLASSES[name], dropout=0.0)
+    config = build_config(folder, name, model, steps=steps, seed=0)
+    library, peer = train_with_library(config), train_with_torch(config)
+    largest = (np.abs(np.array(library.losses) - peer.losses) / np.abs(peer.losses)).max()
+    line = (
+        f"{name}, dropout off, {steps} steps: loss {peer.losses[0]:.4f} to {peer.losses[-1]:.4f}, largest relative "
+        f"difference {largest:.1e}; accuracy {library.accuracy:.4f} here, {peer.accuracy:.4f} transformers"
+    )
+    return line, bool(largest > 1e-3) or library.accuracy != peer.accuracy
+
+
+def compare_accuracies(folder: Path, name: str, *, steps: int, seeds: int) -> tuple[str, bool]:
+    """Trains both sides with dropout and several seeds. Returns a line of text, and whether they differ."""
+    model = write_model(folder, name, classes=CLASSES[name], dropout=0.1)
+    accuracies: dict[str, list[float]] = {"here": [], "transformers": []}
+    for seed in range(seeds):
+        config = build_config(folder, name, model, steps=steps, seed=seed)
+        accuracies["here"].append(train_with_library(config).accuracy)
+        accuracies["transformers"].append(train_with_torch(config).accuracy)
+    test: Any = stats.ttest_ind(accuracies["here"], accuracies["transformers"], equal_var=False)
+    figures = [f"{side} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" for side, values in accuracies.items()]
+    line = (
+        f"{name}, dropout 0.1, {steps} steps, {seeds} seeds: accuracy {', '.join(figures)}; "
+        f"p = {float(test.pvalue):.2f} (Welch)"
+    )
+    return line, not test.pvalue >= 0.05  # NaN counts as different: equal accuracies for all seeds prove nothing
 
 
 def main() -> int:
@@ -169,45 +216,23 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seed-steps", type=int, default=300)
-    parser.add_argument("--tasks", nargs="+", choices=("single", "pair"), default=["single", "pair"])
-    parser.add_argument("--output", type=Path, help="kept; default: a temporary folder")
+    parser.add_argument("--tasks", nargs="+", choices=CLASSES, default=list(CLASSES))
+    parser.add_argument("--output", type=Path, help="folder for data and runs (default: a temporary folder)")
     options = parser.parse_args()
     torch.set_num_threads(2)
     folder = options.output or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder)
-    wrong = []
-    lines = []
+    lines, differences = [], []
     for name in options.tasks:
-        classes = {"single": NOVELS, "pair": 2}[name]
-        model = write_model(folder, name, classes=classes, dropout=0.0)
-        config = settings(folder, name, model, steps=options.steps, seed=0)
-        (one, accuracy), (other, their_accuracy) = ours(config), theirs(config)
-        apart = np.abs(np.array(one) - other) / np.abs(other)
-        lines.append(
-            f"{name}, dropout off, {options.steps} steps: loss {other[0]:.4f} to {other[-1]:.4f}, largest relative "
-            f"difference {apart.max():.1e}; accuracy {accuracy:.4f} here, {their_accuracy:.4f} transformers"
-        )
-        if apart.max() > 1e-3 or accuracy != their_accuracy:
-            wrong.append(f"{name}: without dropout the two differ")
-        if options.seeds < 2:
-            continue
-        model = write_model(folder, name, classes=classes, dropout=0.1)
-        found: dict[str, list[float]] = {"here": [], "transformers": []}
-        for seed in range(options.seeds):
-            config = settings(folder, name, model, steps=options.seed_steps, seed=seed)
-            found["here"].append(ours(config)[1])
-            found["transformers"].append(theirs(config)[1])
-        p_value = float(stats.ttest_ind(found["here"], found["transformers"], equal_var=False).pvalue)  # pyright: ignore
-        figures = [f"{side} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" for side, values in found.items()]
-        lines.append(
-            f"{name}, dropout 0.1, {options.seed_steps} steps, {options.seeds} seeds: accuracy {', '.join(figures)}; "
-            f"p = {p_value:.2f} (Welch)"
-        )
-        if not p_value >= 0.05:  # nan, too: all seeds alike tell nothing
-            wrong.append(f"{name}: with dropout the accuracies differ")
-    print("\n".join([*lines, *(f"WRONG: {one}" for one in wrong)]))
-    return 1 if wrong else 0
+        reports = [compare_losses(folder, name, steps=options.steps)]
+        if options.seeds > 1:
+            reports.append(compare_accuracies(folder, name, steps=options.seed_steps, seeds=options.seeds))
+        for line, differs in reports:
+            lines.append(line)
+            differences += [f"DIFFERENT: {line}"] if differs else []
+    print("\n".join([*lines, *differences]))
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":

@@ -1,37 +1,37 @@
-"""The encoder beside KerasHub's DebertaV3Backbone, as the TPU compiler prices both. Nothing runs; nothing is measured.
+"""Compares the encoder with KerasHub's DebertaV3Backbone by the TPU compiler's estimates. Nothing is run or measured.
 
-    pip install keras==3.15.1 keras-hub==0.32.0        # pip adds TensorFlow, which may be removed: it is not used
+    pip install keras==3.15.1 keras-hub==0.32.0        # pip adds TensorFlow, which is not used and may be removed
     python -m tests.benchmarks.keras_hub [--topology v5e:2x2]
 
-Tested with jax 0.10.2, libtpu 0.0.42.1, Python 3.11 and the versions above, for v4, v5e, v5p and v6e. Not for tpu7x,
-which gathers on its SparseCores: the compiler writes no schedule of that.
+Tested with jax 0.10.2, libtpu 0.0.42.1, Python 3.11 and the versions above, for v4, v5e, v5p and v6e. tpu7x is not
+supported: it gathers on its SparseCores, and the compiler writes no schedule for them.
 
-Forward of v3-base, 8 x 512 tokens with a padding mask, no dropout, for one chip. Both keep float32 parameters and
-compute in bfloat16: KerasHub by the policy "mixed_bfloat16" ("bfloat16" would keep bfloat16 parameters, which ours does
-not offer; it prices 34.5 Mcycles on v5e). Both must have the same number of parameters, which another depth, width,
-vocabulary or number of buckets would change; KerasHub's heads and layers show in its gathers, which count from
-[8, 12, 512, 512] elements on, two a layer.
+Both programs are the forward pass of v3-base on 8 x 512 tokens with a padding mask, without dropout, for one chip. Both
+keep float32 parameters and compute in bfloat16. KerasHub does so under the policy "mixed_bfloat16"; under "bfloat16" it
+would keep bfloat16 parameters, which ours does not offer, and takes 34.5 Mcycles on v5e. Both must have the same number
+of parameters, so depth, width, vocabulary and number of buckets agree. KerasHub's heads and layers show in its gathers:
+two a layer, and only those of at least [8, 12, 512, 512] elements are counted.
 
-Printed are millions of cycles. "rest" counts what carries no price on either side, small results aside: lookups of
-table rows (of the embeddings; ours also takes a row of the relative tables for each of 1,024 distances, twice a layer,
-which the schedule shows to be below 10,000 bundles each), and a reshape after each of KerasHub's gathers.
+The figures are millions of cycles. The column "other" counts instructions without a price on either side, apart from
+small ones: look-ups of embedding rows, and a reshape after each of KerasHub's gathers. Ours also takes rows of the
+relative tables for each of 1,024 distances, twice a layer; the schedule shows fewer than 10,000 bundles for each.
 
-Priced cycles: what the compiler puts on its fusions, summed, and the bundles of our Pallas kernels
-(train/tpu_kernels.py). It puts nothing on a gather. Those of attention-score size are priced from the schedule that it
-wrote for that very gather in that very program, with its operands in the memory where the program has them; a schedule
-is written once for gathers that are equal in all of this. It reads
+Priced cycles are the sum of the compiler's estimates for its fusions and the bundles of our Pallas kernels (see
+train/compile_ahead/kernel_costs.py). The compiler has no estimate for a gather. Gathers of the size of attention scores
+are priced from the schedule that the compiler wrote for that gather in that program, with its operands in the same
+memory. Gathers that are equal in all of this share one schedule. A schedule has this structure:
 
     a loop that copies indices to scalar memory       trips: `iteration_bounds` of that copy;
                                                       indices in a trip: its `element_size_in_bytes` / 4
-      a loop over chunks of these                     elements in a chunk: the most loads of an index that stand
-                                                      in one straight-line block, which is unrolled over the chunk
-        one block fetches the tile of each element,   bundles of a chunk: of the blocks with that many loads
+      a loop over chunks of these indices             elements in a chunk: the largest number of index loads in one
+                                                      straight-line block, which is unrolled over the chunk
+        one block fetches the tile of each element,   bundles of a chunk: those of the blocks with that many loads
         one picks the element out of each tile
 
-and a gather's cycles are trips x chunks in a trip x bundles of a chunk, one bundle being issued a cycle. That is a
-lower bound: waits for memory, the filling of the two loops' pipelines, what stands between the blocks and the copy of
-the results are left out. v4 and v5p chips join two cores: the schedule is of one core's half of the elements, while
-all steps of our kernels count.
+The cycles of a gather are trips x chunks in a trip x bundles of a chunk, as one bundle is issued per cycle. That is a
+lower bound: it leaves out waits for memory, the filling of the pipelines of both loops, the bundles between the blocks,
+and the copy of the results. Chips of v4 and v5p join two cores: the schedule covers one core's half of the elements,
+while all steps of our kernels are counted.
 """
 
 import argparse
@@ -57,25 +57,25 @@ from jax.sharding import Mesh
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.sharding import make_mesh
 from deberta_jax.train.compile_ahead.hlo_costs import Cost
-from deberta_jax.train.compile_ahead.kernel_costs import price_kernels, write_schedules
+from deberta_jax.train.compile_ahead.kernel_costs import dump_schedules, price_kernels
 from deberta_jax.train.compile_ahead.tpu_compiler import compile_for_tpu, cost_of, topology, trace
 
-from .step_cost import elements, place
+from .step_cost import elements, replicate
 
 BASE = DebertaConfig.named("deberta-v3-base")
 BATCH, LENGTH = 8, 512
-SCORES = BATCH * BASE.num_attention_heads * LENGTH * LENGTH
-ASKED, ASKED_SUM = 1 / 2, 1 / 50
-PEER, OURS = "KerasHub", "ours, pallas"
+SCORES = BATCH * BASE.num_attention_heads * LENGTH * LENGTH  # elements
+TARGET_PRICED, TARGET_WITH_GATHERS = 1 / 2, 1 / 50  # of KerasHub's cycles
+PEER, PALLAS = "KerasHub", "ours, pallas"
 
-Traced = tuple[Any, tuple[Any, ...]]  # a jitted function, its abstract arguments
+Case = tuple[Any, tuple[Any, ...]]  # a jitted function and its abstract arguments
 
 
 # -------------------------------------------------------------------- the two programs
 
 
-def keras_forward(mesh: Mesh) -> Traced:
-    """KerasHub's backbone at v3-base's size, on Keras' JAX backend."""
+def keras_forward(mesh: Mesh) -> Case:
+    """Returns KerasHub's backbone at v3-base's size, on the JAX backend of Keras."""
     import keras_hub
 
     model = keras_hub.models.DebertaV3Backbone(
@@ -89,35 +89,43 @@ def keras_forward(mesh: Mesh) -> Traced:
         dtype="mixed_bfloat16",
     )
 
-    def forward(trainable: list, rest: list, inputs: dict) -> jax.Array:
-        return model.stateless_call(trainable, rest, inputs, training=False)[0]
+    def forward(trainable: list, non_trainable: list, inputs: dict) -> jax.Array:
+        return model.stateless_call(trainable, non_trainable, inputs, training=False)[0]
 
     variables = [
-        [variable.value for variable in kind] for kind in (model.trainable_variables, model.non_trainable_variables)
+        [variable.value for variable in group] for group in (model.trainable_variables, model.non_trainable_variables)
     ]
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
-    return jax.jit(forward), place((*variables, {"token_ids": tokens, "padding_mask": tokens}), mesh)
+    return jax.jit(forward), replicate((*variables, {"token_ids": tokens, "padding_mask": tokens}), mesh)
 
 
-def our_forward(mesh: Mesh, implementation: str) -> Traced:
+def library_forward(mesh: Mesh, implementation: str) -> Case:
+    """Returns `Deberta` at v3-base's size with an implementation of attention."""
     model = Deberta(BASE, jnp.bfloat16, implementation)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8), jnp.int32))
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
     function = jax.jit(lambda params, ids, mask: model.apply(params, ids, mask).last_hidden_state)
-    return function, place((params, tokens, tokens), mesh)
+    return function, replicate((params, tokens, tokens), mesh)
 
 
-def parameters(arguments: tuple[Any, ...]) -> int:
-    """Numbers in the floating-point arguments: Keras' seeds of dropout and the tokens are integers."""
+def parameter_count(arguments: tuple[Any, ...]) -> int:
+    """Counts the numbers in floating-point arguments. Tokens and the dropout seeds of Keras are integers."""
     return sum(x.size for x in jax.tree.leaves(arguments) if jnp.issubdtype(x.dtype, jnp.floating))
 
 
-# -------------------------------------------------------------------- gathers, priced from their schedule
+# -------------------------------------------------------------------- prices of gathers from their schedules
 
 
 @dataclasses.dataclass(frozen=True)
 class GatherSchedule:
-    """trips of a loop, indices in each, elements in a chunk of them, bundles of a chunk; see the module's docstring."""
+    """The loops of a gather, as the module's docstring describes them.
+
+    Attributes:
+      trips: number of times that indices are copied to scalar memory.
+      indices: indices in each copy.
+      chunk: elements that the inner loop processes at a time.
+      bundles: VLIW bundles of one chunk.
+    """
 
     trips: int
     indices: int
@@ -130,16 +138,16 @@ class GatherSchedule:
 
     @classmethod
     def read(cls, text: str) -> "GatherSchedule":
-        """Of the compiler's `final_bundles.txt` of a gather.
+        """Reads the compiler's `final_bundles.txt` of a gather.
 
         Raises:
-          ValueError: it is not built as the module's docstring says.
+          ValueError: the schedule has another structure than the module's docstring describes.
         """
         copy = r"to_smem.*?iteration_bounds: \((\d+)\).*?element_size_in_bytes: (\d+)"
         if (copied := re.search(copy, text, re.DOTALL)) is None:
             raise ValueError("no loop that copies indices to scalar memory")
         trips, indices = int(copied[1]), int(copied[2]) // 4
-        # Scalars that were spilled are loaded too, from [smem:[#...].
+        # A load of an index is "sld [smem:[%s22 + ...". Loads of spilled scalars, "sld [smem:[#...", do not count.
         blocks = [(len(block), sum(bundle.count("sld [smem:[%") for bundle in block)) for block in _blocks(text)]
         chunk = max(loads for _, loads in blocks)
         if chunk == 0 or indices % chunk:
@@ -148,9 +156,10 @@ class GatherSchedule:
 
 
 def _blocks(text: str) -> list[list[str]]:
-    """The bundles of a schedule, cut at its labels and after its branches.
+    """Splits the bundles of a schedule into blocks, at its labels and after its branches.
 
-    A branch takes effect four bundles later; what stands in these belongs to the block that it leads to or around.
+    A branch takes effect four bundles later. Those four belong to the block that follows: the branch decides whether
+    that block runs at all.
     """
     blocks: list[list[str]] = [[]]
     for bundle in re.split(r"\n(?= *(?:0x[0-9a-f]+|0) +(?:[A-Z]{2})? *: )", text)[1:]:
@@ -163,10 +172,10 @@ def _blocks(text: str) -> list[list[str]]:
 
 
 def score_gathers(program: str) -> dict[str, tuple[str, ...]]:
-    """The gathers of a compiled program whose result is as large as the scores: name -> types of result and operands.
+    """Finds the gathers of a program with results as large as the scores: name -> types of result and operands.
 
     Raises:
-      ValueError: one of them is not a fusion of its own.
+      ValueError: a gather does not have a fusion to itself.
     """
     types: dict[str, str] = {}
     fusions: dict[str, tuple[str, list[str]]] = {}
@@ -175,27 +184,27 @@ def score_gathers(program: str) -> dict[str, tuple[str, ...]]:
     for line in program.splitlines():
         if header := re.match(r"(?:ENTRY )?%(\S+) \(.*\{$", line):
             computation = header[1]
-        elif found := re.match(r"\s+(?:ROOT )?%(\S+) = (.*?[\]})]) ([a-z][a-z0-9\-]*)\((.*?)\)", line):
-            name, types[name], opcode, operands = found[1], found[2], found[3], re.findall(r"%([\w.\-]+)", found[4])
+        elif match := re.match(r"\s+(?:ROOT )?%(\S+) = (.*?[\]})]) ([a-z][a-z0-9\-]*)\((.*?)\)", line):
+            name, types[name], opcode, operands = match[1], match[2], match[3], re.findall(r"%([\w.\-]+)", match[4])
             if opcode == "gather" and elements(types[name]) >= SCORES:
                 gathering.add(computation)
             if opcode == "fusion" and (called := re.search(r"calls=%([\w.\-]+)", line)):
                 fusions[name] = (called[1], operands)
-    found = {
+    gathers = {
         name: (types[name], *(types[operand] for operand in operands))
         for name, (called, operands) in fusions.items()
         if called in gathering
     }
-    if len(found) != len(gathering):
-        raise ValueError(f"{len(gathering)} computations gather as much as the scores, but {len(found)} fusions do")
-    return found
+    if len(gathers) != len(gathering):
+        raise ValueError(f"{len(gathering)} computations gather as much as the scores, but {len(gathers)} fusions do")
+    return gathers
 
 
 def read_schedules(gathers: Mapping[str, tuple[str, ...]], folder: Path) -> dict[str, GatherSchedule]:
-    """The schedule of each gather: its own, or that of one with the same types and places in memory.
+    """Reads the schedule of each gather. The compiler writes one for all gathers with the same types and memory spaces.
 
     Raises:
-      ValueError: there is none, or it cannot be read.
+      ValueError: a gather has no schedule, or it cannot be read.
     """
     written = {}
     for name, signature in gathers.items():
@@ -211,7 +220,13 @@ def read_schedules(gathers: Mapping[str, tuple[str, ...]], folder: Path) -> dict
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """Of a program; schedules: of its gathers of attention-score size."""
+    """What a program costs.
+
+    Attributes:
+      cost: the compiler's estimates, and the kernels.
+      schedules: schedules of the gathers that are as large as the attention scores.
+      seconds: time of tracing and compiling.
+    """
 
     cost: Cost
     schedules: tuple[GatherSchedule, ...]
@@ -230,43 +245,51 @@ def compare(topology_name: str, folder: Path) -> None:
     """Prints the table.
 
     Args:
-      folder: empty; the compiler's schedules pass through it.
+      topology_name: CHIP:SHAPE.
+      folder: an empty folder for the schedules that the compiler writes.
 
     Raises:
-      ValueError: KerasHub or libtpu is missing, no such topology, or a gather that cannot be priced.
+      ValueError: KerasHub or libtpu is missing, the topology does not exist, or a gather cannot be priced.
     """
     if importlib.util.find_spec("keras_hub") is None:
-        raise ValueError("KerasHub is missing: pip install keras==3.15.1 keras-hub==0.32.0")
+        raise ValueError("KerasHub is not installed: pip install keras==3.15.1 keras-hub==0.32.0")
     if topology_name.startswith("tpu7x"):
-        raise ValueError("tpu7x gathers on its SparseCores, of which the compiler writes no schedule: give another")
-    write_schedules(folder)
+        raise ValueError("tpu7x gathers on its SparseCores, without a schedule; give a topology of another chip")
+    dump_schedules(folder)
     _, devices = topology(topology_name)
     mesh = make_mesh(devices=devices[:1])
-    programs = {PEER: keras_forward(mesh), OURS: our_forward(mesh, "pallas"), "ours, xla": our_forward(mesh, "xla")}
-    sizes = {name: parameters(arguments) for name, (_, arguments) in programs.items()}
+    programs = {
+        PEER: keras_forward(mesh),
+        PALLAS: library_forward(mesh, "pallas"),
+        "ours, xla": library_forward(mesh, "xla"),
+    }
+    sizes = {name: parameter_count(arguments) for name, (_, arguments) in programs.items()}
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"these are not the same model, they differ in parameters: {sizes}")
+        raise ValueError(f"the models differ in their number of parameters: {sizes}")
     print(
         f"compiler estimates for one chip of {topology_name}: forward, {BATCH} x {LENGTH} tokens, bfloat16, "
         f"{sizes[PEER]:,} parameters"
     )
     print(", ".join(f"{package} {version(package)}" for package in ("jax", "libtpu", "keras", "keras-hub")))
-    print(f"{'':14}{'priced':>9}{'of it kernels':>15}{'gathers':>9}{'their cycles':>14}{'sum':>10}{'rest':>6}{'s':>5}")
+    print(f"{'':14}{'priced':>9}{'in kernels':>12}{'gathers':>9}{'in gathers':>12}{'sum':>10}{'other':>7}{'s':>5}")
     prices = {}
     for name, (function, arguments) in programs.items():
-        prices[name] = price(function, arguments, devices[0], folder)
-        show(name, prices[name])
-    ours, peer = prices[OURS], prices[PEER]
-    priced = ours.cycles / peer.cycles
-    summed = (ours.cycles + ours.gather_cycles) / (peer.cycles + peer.gather_cycles)
-    print(f"{OURS}, to {PEER}, priced cycles only: {priced:.3f} (asked: at most {ASKED:.3f})")
-    print(f"{OURS}, to {PEER}, with gathers: {summed:.5f} = 1/{1 / summed:.0f} (asked: at most {ASKED_SUM:.5f})")
+        prices[name] = price_program(function, arguments, devices[0], folder)
+        print_price(name, prices[name])
+    library, peer = prices[PALLAS], prices[PEER]
+    priced = library.cycles / peer.cycles
+    total = (library.cycles + library.gather_cycles) / (peer.cycles + peer.gather_cycles)
+    print(f"{PALLAS} / {PEER}, priced cycles only: {priced:.3f} (target: at most {TARGET_PRICED:.3f})")
+    print(
+        f"{PALLAS} / {PEER}, with gathers: {total:.5f} = 1/{1 / total:.0f} (target: at most {TARGET_WITH_GATHERS:.5f})"
+    )
 
 
-def price(function: Any, arguments: tuple[Any, ...], device: Any, folder: Path) -> Price:
+def price_program(function: Any, arguments: tuple[Any, ...], device: Any, folder: Path) -> Price:
+    """Compiles a program and returns its price. `folder` is that of `dump_schedules`."""
     start = time.perf_counter()
     for path in folder.iterdir():
-        path.unlink()  # another program's fusions have the same names
+        path.unlink()  # the fusions of another program have the same names
     traced = trace(function, *arguments)
     kernels = price_kernels(traced.jaxpr, device, folder)
     compiled = compile_for_tpu(traced)
@@ -274,19 +297,19 @@ def price(function: Any, arguments: tuple[Any, ...], device: Any, folder: Path) 
     return Price(cost_of(compiled, kernels=kernels), tuple(schedules.values()), time.perf_counter() - start)
 
 
-def show(name: str, found: Price) -> None:
-    kernels, rest = sum(found.cost.kernel_cycles.values()), sum(found.cost.unpriced.values()) - len(found.schedules)
+def print_price(name: str, price: Price) -> None:
+    kernels, other = sum(price.cost.kernel_cycles.values()), sum(price.cost.unpriced.values()) - len(price.schedules)
     print(
-        f"{name:14}{found.cycles / 1e6:9.2f}{kernels / 1e6:15.2f}{len(found.schedules):9}"
-        f"{found.gather_cycles / 1e6:14.2f}{(found.cycles + found.gather_cycles) / 1e6:10.2f}{rest:6}"
-        f"{found.seconds:5.0f}",
+        f"{name:14}{price.cycles / 1e6:9.2f}{kernels / 1e6:12.2f}{len(price.schedules):9}"
+        f"{price.gather_cycles / 1e6:12.2f}{(price.cycles + price.gather_cycles) / 1e6:10.2f}{other:7}"
+        f"{price.seconds:5.0f}",
         flush=True,
     )
-    for schedule, count in collections.Counter(found.schedules).items():
+    for schedule, count in collections.Counter(price.schedules).items():
         print(
             f"  {count} gathers of {schedule.trips} trips x {schedule.indices // schedule.chunk} chunks x "
-            f"{schedule.bundles} bundles; {schedule.chunk} elements a chunk, "
-            f"{schedule.bundles / schedule.chunk:.1f} bundles an element"
+            f"{schedule.bundles} bundles; {schedule.chunk} elements in a chunk, "
+            f"{schedule.bundles / schedule.chunk:.1f} bundles per element"
         )
 
 

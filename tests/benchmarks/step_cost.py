@@ -1,13 +1,17 @@
-"""What the TPU compiler says that training steps and their parts cost. Nothing runs; nothing is measured.
+"""Prints the TPU compiler's estimates for training steps and their parts. Nothing runs; nothing is measured.
 
     python -m tests.benchmarks.step_cost [--topologies v5e:2x2 v5p:2x2x1 v6e:2x2] [--cases layer mlm-head rtd ...]
 
-Compiles each case ahead of time for one chip of each topology and prints compiler estimates: millions of cycles (what
-the compiler puts on its fusions, loops counted as often as they run, and the bundles of our Pallas kernels), those that
-the matrix units and HBM would take at their peak for what is outside the kernels (loops counted once), temporary
-memory, the peak of all memory, and the gathers and scatters over arrays at least as large as the attention scores of 8
-sequences. Other gathers, scatters and sorts carry no estimate and count as 0: how many run is printed beside the
-cycles.
+Each case is compiled ahead of time for one chip of each topology. The columns are:
+
+* Mcycles: millions of cycles, the sum of the compiler's estimates (loops counted as often as they run) and the bundles
+  of our Pallas kernels.
+* in kernels: the part of it in our kernels.
+* matrix, HBM: the cycles that the matrix units and HBM would take at their peak, outside the kernels (loops counted
+  once).
+* unpriced: number of other gathers, scatters and sorts, which have no estimate and count as 0 cycles.
+* temp, peak: temporary memory, and the peak of all memory.
+* score-sized: number of gathers and scatters over arrays at least as large as the attention scores of 8 sequences.
 """
 
 import argparse
@@ -36,9 +40,11 @@ from deberta_jax.train.compile_ahead.hlo_costs import Cost
 from deberta_jax.train.compile_ahead.kernel_costs import find_kernels, kernel_cycles
 from deberta_jax.train.compile_ahead.tpu_compiler import (
     Chip,
+    MemoryUse,
     OutOfMemoryError,
     compile_for_tpu,
     cost_of,
+    memory_of,
     topology,
     trace,
 )
@@ -47,7 +53,7 @@ from deberta_jax.train.pretrain import build_optimizers, build_state, build_step
 
 BASE = DebertaConfig.named("deberta-v3-base")
 BATCH, LENGTH, MASKED = 32, 512, 77  # 15 % of 512
-SCORES = 8 * BASE.num_attention_heads * LENGTH * LENGTH  # of the case with the fewest sequences
+SCORES = 8 * BASE.num_attention_heads * LENGTH * LENGTH  # elements, in the case with the fewest sequences
 
 Case = tuple[Callable[..., Any], tuple[Any, ...]]  # a jitted function and its abstract arguments
 
@@ -56,7 +62,7 @@ Case = tuple[Callable[..., Any], tuple[Any, ...]]  # a jitted function and its a
 
 
 def layer(*, train: bool) -> Case:
-    """One layer, forward and backward, 16,384 tokens; with dropout or without."""
+    """Returns one layer, forward and backward, on 16,384 tokens. `train` enables dropout."""
     config = BASE.replace(num_hidden_layers=1)
     encoder = Encoder(config, jnp.bfloat16)
 
@@ -72,25 +78,25 @@ def layer(*, train: bool) -> Case:
 
 
 def mlm_head() -> Case:
-    """Masked LM loss and sampling of 256 x 512 tokens, forward and backward, at v3-base's width."""
-    rows, width, words = 19_661, BASE.hidden_size, BASE.vocab_size
+    """Returns masked LM loss and sampling for 256 x 512 tokens, forward and backward, at v3-base's width."""
+    masked, width, vocab = 19_661, BASE.hidden_size, BASE.vocab_size
 
     def loss(hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, key: jax.Array):
-        out = masked_lm_and_samples(hidden, table, bias, labels, key=key, score=sample_replacements)
-        return out[0], out
+        outputs = masked_lm_and_samples(hidden, table, bias, labels, key=key, score=sample_replacements)
+        return outputs[0], outputs
 
     arguments = (
-        jax.ShapeDtypeStruct((1, rows, width), jnp.bfloat16),
-        jax.ShapeDtypeStruct((words, width), jnp.float32),
-        jax.ShapeDtypeStruct((words,), jnp.float32),
-        jax.ShapeDtypeStruct((1, rows), jnp.int32),
+        jax.ShapeDtypeStruct((1, masked, width), jnp.bfloat16),
+        jax.ShapeDtypeStruct((vocab, width), jnp.float32),
+        jax.ShapeDtypeStruct((vocab,), jnp.float32),
+        jax.ShapeDtypeStruct((1, masked), jnp.int32),
         jax.eval_shape(lambda: jax.random.key(0)),
     )
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True)), arguments
 
 
 def rtd_step() -> Case:
-    """A whole pre-training step of v3-base, its state donated."""
+    """Returns a whole pre-training step of v3-base with a donated state."""
     run = PretrainConfig(output=Path(), tokenizer=Path(), dtype="bfloat16", batch_size=BATCH)
     config = RTDConfig.half_depth(BASE)
     optimizers = build_optimizers(run)
@@ -103,7 +109,7 @@ def rtd_step() -> Case:
 
 
 def forward() -> Case:
-    """The encoder alone, 8 x 512."""
+    """Returns the forward pass of the encoder on 8 x 512 tokens."""
     model, ids = Deberta(BASE, jnp.bfloat16), jax.ShapeDtypeStruct((8, LENGTH), jnp.int32)
     return jax.jit(model.apply), (jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8), jnp.int32)), ids)
 
@@ -122,79 +128,88 @@ CASES: dict[str, Callable[[], Case]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """flops, bytes: of the program without its kernels, as the compiler counts them, loops once."""
+    """What the compiler says about a case.
+
+    Attributes:
+      cost: cycles and kernels.
+      memory: memory of the program.
+      flops, bytes: operations and memory traffic outside the kernels, with loops counted once.
+      score_sized: gathers and scatters over arrays as large as the attention scores.
+      seconds: time of tracing and compiling.
+    """
 
     cost: Cost
+    memory: MemoryUse
     flops: float
     bytes: float
-    score_sized: list[str]  # gathers and scatters over arrays as large as the scores
+    score_sized: list[str]
     seconds: float
 
 
-def price(case: str, name: str) -> Price:
-    """Compiles a case for the first chip of a topology. Raises OutOfMemoryError where it does not fit."""
+def price_case(case: str, name: str) -> Price:
+    """Compiles a case for the first chip of a topology. Raises OutOfMemoryError if it does not fit."""
     start = time.perf_counter()
     traced, _ = trace_case(case, name)
     compiled = compile_for_tpu(traced)
-    make = functools.partial(jaxpr_of, case, name)
-    kernels = kernel_cycles(make) if find_kernels(traced.jaxpr) else {}
+    kernels = kernel_cycles(functools.partial(case_jaxpr, case, name)) if find_kernels(traced.jaxpr) else {}
     analysis = compiled.cost_analysis()
     return Price(
-        cost_of(compiled, kernels=kernels),
-        analysis["flops"],
-        analysis["bytes accessed"],
-        gathers_and_scatters(compiled.as_text(), SCORES),
-        time.perf_counter() - start,
+        cost=cost_of(compiled, kernels=kernels),
+        memory=memory_of(compiled),
+        flops=analysis["flops"],
+        bytes=analysis["bytes accessed"],
+        score_sized=gathers_and_scatters(compiled.as_text(), SCORES),
+        seconds=time.perf_counter() - start,
     )
 
 
 def trace_case(case: str, name: str) -> tuple[Any, Any]:
-    """The traced case, and the device that it is for."""
+    """Returns the traced case, and the device that it is traced for."""
     _, devices = topology(name)
     function, arguments = CASES[case]()
-    return trace(function, *place(arguments, make_mesh(devices=devices[:1]))), devices[0]
+    return trace(function, *replicate(arguments, make_mesh(devices=devices[:1]))), devices[0]
 
 
-def place(arguments: Any, mesh: Mesh) -> Any:
-    """Shapes in place of arrays, whole on every device of the mesh."""
+def replicate(arguments: Any, mesh: Mesh) -> Any:
+    """Returns the shapes of a tree of arrays or shapes, replicated on every device of the mesh."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
 
 
-def jaxpr_of(case: str, name: str) -> tuple[Any, Any]:
+def case_jaxpr(case: str, name: str) -> tuple[Any, Any]:
     traced, device = trace_case(case, name)
     return traced.jaxpr, device
 
 
-def gathers_and_scatters(text: str, least: int) -> list[str]:
-    """Those of a compiled program with an operand or a result of at least so many elements: "opcode result"."""
+def gathers_and_scatters(text: str, min_elements: int) -> list[str]:
+    """Returns the gathers and scatters of a program with a large operand or result, each as "opcode result"."""
     shapes = dict(re.findall(r"^\s+(?:ROOT )?%?(\S+) = (\w+\[[\d,]*\])", text, re.MULTILINE))
-    found = []
+    large = []
     for name, opcode, operands in re.findall(
         r"^\s+(?:ROOT )?%?(\S+) = \S+ (gather|scatter)\((.*?)\)", text, re.MULTILINE
     ):
-        names = [name, *(operand.strip(" %") for operand in operands.split(","))]
-        if any(elements(shapes.get(one, "f32[]")) >= least for one in names):
-            found.append(f"{opcode} {shapes.get(name, '')}")
-    return found
+        arrays = [name, *(operand.strip(" %") for operand in operands.split(","))]
+        if any(elements(shapes.get(array, "f32[]")) >= min_elements for array in arrays):
+            large.append(f"{opcode} {shapes.get(name, '')}")
+    return large
 
 
 def elements(array: str) -> int:
-    """Of a type such as "bf16[8,512]{1,0:T(8,128)}"."""
+    """Returns the number of elements of a type such as "bf16[8,512]{1,0:T(8,128)}"."""
     return prod(int(size) for size in array[array.index("[") + 1 : array.index("]")].split(",") if size)
 
 
-def show(case: str, found: Price, chip: Chip) -> None:
-    kernels = sum(found.cost.kernel_cycles.values())
-    matrix, memory = found.flops / chip.peak * chip.clock, found.bytes / chip.bandwidth * chip.clock
+def print_price(case: str, price: Price, chip: Chip) -> None:
+    kernels = sum(price.cost.kernel_cycles.values())
+    matrix, memory = price.flops / chip.peak * chip.clock, price.bytes / chip.bandwidth * chip.clock
     print(
-        f"{case:14}{(found.cost.cycles + kernels) / 1e6:10.2f}{kernels / 1e6:12.2f}{matrix / 1e6:9.2f}"
-        f"{memory / 1e6:9.2f}{sum(found.cost.unpriced.values()):12}{found.cost.temporary_bytes / 1e9:10.2f}"
-        f"{found.cost.peak_bytes / 1e9:10.2f}{len(found.score_sized):13}{found.seconds:12.0f}",
+        f"{case:14}{(price.cost.cycles + kernels) / 1e6:10.2f}{kernels / 1e6:12.2f}{matrix / 1e6:9.2f}"
+        f"{memory / 1e6:9.2f}{sum(price.cost.unpriced.values()):12}{price.memory.temporary_bytes / 1e9:10.2f}"
+        f"{price.memory.peak_bytes / 1e9:10.2f}{len(price.score_sized):13}{price.seconds:12.0f}",
         flush=True,
     )
-    for instruction in sorted(set(found.score_sized)):
-        print(f"{'':12}  {found.score_sized.count(instruction)} x {instruction}")
+    for instruction in sorted(set(price.score_sized)):
+        print(f"{'':12}  {price.score_sized.count(instruction)} x {instruction}")
 
 
 def main() -> None:
@@ -211,7 +226,7 @@ def main() -> None:
         )
         for case in options.cases:
             try:
-                show(case, price(case, name), chip)
+                print_price(case, price_case(case, name), chip)
             except OutOfMemoryError as error:
                 print(f"{case:14}does not fit: {error}", flush=True)
 

@@ -1,8 +1,8 @@
-"""Measures every figure of the README's table of compiler estimates and writes it there, between its two marks.
+"""Updates the tables of compiler estimates in docs/performance.md, between their two marks.
 
     python -m tests.benchmarks.table             # about half an hour on two cores; needs libtpu and KerasHub
 
-See kernel_cost, step_cost and keras_hub for what the figures are. Nothing runs on a TPU.
+The figures are those of kernel_cost, step_cost and keras_hub, whose docstrings explain them. Nothing runs on a TPU.
 """
 
 import re
@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from ..support.paths import REPOSITORY
 
-README = REPOSITORY / "README.md"
+PAGE = REPOSITORY / "docs" / "performance.md"
 BEGIN, END = "<!-- tests.benchmarks.table -->", "<!-- end -->"
 
 
@@ -27,16 +27,16 @@ def main() -> None:
         ),
         peer(run("tests.benchmarks.keras_hub")),
     ]
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"README.md must hold {BEGIN} and {END} once each")
+        raise SystemExit(f"{PAGE} must contain {BEGIN} and {END} once each")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text("\n\n".join([before + BEGIN, *parts, END + after]), encoding="utf-8")
-    print(f"wrote the table into {README.name}")
+    PAGE.write_text("\n\n".join([before + BEGIN, *parts, END + after]), encoding="utf-8")
+    print(f"updated {PAGE}")
 
 
 def run(module: str, *options: str) -> list[str]:
-    """The lines that a benchmark prints, which are shown as they come."""
+    """Runs a benchmark and returns the lines that it prints, which are also shown as they appear."""
     lines = []
     with subprocess.Popen([sys.executable, "-m", module, *options], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -49,47 +49,51 @@ def run(module: str, *options: str) -> list[str]:
 
 
 def kernels(lines: list[str]) -> str:
-    """chip tokens dropout bundles unit share bundles unit share -> a row for each chip and length."""
+    """Returns the table of kernels, with a row for each chip and length.
+
+    A line of kernel_cost is: chip tokens dropout, then bundles, busiest unit and its share of forward and of backward.
+    """
     rows: dict[tuple[str, str], list[str]] = {}
     for line in lines:
-        if found := re.match(r"(\w+) +(\d+) +([\d.]+) +(\d+) +(\w+) +(\d+%) +(\d+) +(\w+) +(\d+%)$", line):
-            chip, tokens, _, forward, unit, share, backward, other, part = found.groups()
+        if match := re.match(r"(\w+) +(\d+) +([\d.]+) +(\d+) +(\w+) +(\d+%) +(\d+) +(\w+) +(\d+%)$", line):
+            chip, tokens, _, forward, unit, share, backward, other_unit, other_share = match.groups()
             row = rows.setdefault((chip, tokens), [])
-            row += [forward, backward] if row else [forward, f"{unit} {share}", backward, f"{other} {part}"]
+            row += [forward, backward] if row else [forward, f"{unit} {share}", backward, f"{other_unit} {other_share}"]
     header = ["chip", "tokens", "forward", "busiest", "backward", "busiest", "forward, dropout", "backward, dropout"]
-    title = "The attention kernel: bundles (about cycles) of a sequence and head, d = 64, bfloat16, segments:"
+    title = "The attention kernel: bundles (about cycles) per sequence and head, head size 64, bfloat16, segments:"
     return f"{title}\n\n{table(header, ([*key, *row] for key, row in rows.items()))}"
 
 
 def steps(*outputs: list[str]) -> str:
-    """The lines of step_cost, under the chip of each block."""
+    """Returns the table of training steps. Each block of lines of step_cost begins with its chip."""
     rows, chip = [], ""
     for line in (line for output in outputs for line in output):
-        if found := re.match(r"compiler estimates for one chip of (\w+):", line):
-            chip = found[1]
-        elif found := re.match(
+        if match := re.match(r"compiler estimates for one chip of (\w+):", line):
+            chip = match[1]
+        elif match := re.match(
             r"([a-z\-]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +\d+ +([\d.]+) +([\d.]+) +(\d+) ", line
         ):
-            rows.append([chip, *found.groups()])
+            rows.append([chip, *match.groups()])
         elif "does not fit" in line:
             rows.append([chip, *line.split(maxsplit=1)])
     header = [
-        *("chip", "case", "Mcycles", "of them in kernels", "matrix units at peak", "HBM at peak"),
+        *("chip", "case", "Mcycles", "in kernels", "matrix units at peak", "HBM at peak"),
         *("temporaries, GB", "peak, GB", "score-sized gathers"),
     ]
     title = (
-        "v3-base (`layer`: one, forward and backward, 32 rows of 512; `mlm-head`: 19,661 slots, 128,100 words; "
-        "`forward`: all layers, 8 rows of 512):"
+        "v3-base (`layer`: one layer, forward and backward, 32 rows of 512 tokens; `mlm-head`: 19,661 masked "
+        "positions, a vocabulary of 128,100; `forward`: all layers, 8 rows of 512 tokens):"
     )
     return f"{title}\n\n{table(header, rows)}"
 
 
 def peer(lines: list[str]) -> str:
-    """What keras_hub printed, as it is."""
-    return "\n".join(["The encoder beside KerasHub's:", "", "```", *(line for line in lines if line), "```"])
+    """Returns the output of keras_hub as a block of code."""
+    return "\n".join(["The encoder compared with KerasHub's:", "", "```", *(line for line in lines if line), "```"])
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a Markdown table."""
     header = list(header)
     lines = [header, ["---"] * len(header), *(list(row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,14 +1,14 @@
-"""Weak scaling by the TPU compiler's estimate: what a chip sends and waits for in a step, from 4 to 256 chips.
+"""Estimates weak scaling with the TPU compiler: what a chip sends and waits for in a step, from 4 to 256 chips.
 
     python -m tests.benchmarks.weak_scaling --results weak.json --plot weak.png [--meshes data zero=side] [--layers 2]
 
-Compiles the pre-training step (RTD, bfloat16) of deberta-v3-base for each topology and mesh, with the same number of
-rows a chip, by one `deberta-jax compile-ahead` after the other. Each report is kept in the results file, from which an
-interrupted run goes on. A case takes minutes; --layers, at least 2, cuts the model for a quick look.
+Runs `deberta-jax compile-ahead` on the pre-training step (RTD, bfloat16) of deberta-v3-base for each topology and mesh,
+with the same number of rows per chip. Each report is saved in the results file, and an interrupted run resumes from it.
+A case takes minutes; --layers, at least 2, shortens the model for a quick look.
 
-Meshes: "data" alone, or AXIS=SIZE joined by commas, where "side" is the last side of the torus (16 of 16x16) and data
-parallelism takes the rest. Topologies: CHIP:SHAPE, or N*CHIP:SHAPE for N slices. Nothing is run; times of collectives
-are bytes by the speed of the links, without latencies.
+A mesh is "data", or AXIS=SIZE joined by commas, where the size "side" means the last side of the torus (16 of 16x16);
+data parallelism uses the remaining devices. A topology is CHIP:SHAPE, or N*CHIP:SHAPE for N slices. Nothing is run. The
+time of a collective is its bytes divided by the speed of the links, without latency.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax import DebertaConfig
-from deberta_jax.train.compile_ahead.tpu_compiler import sizes
+from deberta_jax.train.compile_ahead.tpu_compiler import torus_shape
 
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 LENGTH = 512
@@ -32,6 +32,8 @@ LENGTH = 512
 
 @dataclasses.dataclass(frozen=True)
 class Case:
+    """One compilation: a topology, a mesh, the depth of the model and the rows per chip."""
+
     topology: str
     mesh: str
     layers: int
@@ -47,28 +49,29 @@ class Case:
 
     @property
     def chips(self) -> int:
-        return self.slices * math.prod(sizes(self.one_slice))
+        return self.slices * math.prod(torus_shape(self.one_slice))
 
     @property
     def key(self) -> str:
-        """What a result is kept under: all that it depends on, but for the code."""
+        """The key of the result in the file: everything that it depends on, except the code."""
         return f"{self.topology} {self.mesh} layers {self.layers} rows {self.rows} libtpu {version('libtpu')}"
 
     def axes(self) -> dict[str, int]:
-        """Sizes of the mesh's axes other than data.
+        """Returns the sizes of the mesh's axes other than data.
 
         Raises:
-          ValueError: the mesh is not written as the module says.
+          ValueError: the mesh has another form than the module's docstring describes.
         """
-        found = {}
+        axes = {}
         for word in self.mesh.split(",") if self.mesh != "data" else ():
             axis, _, size = word.partition("=")
             if size != "side" and not size.isdecimal():
-                raise ValueError(f"mesh {self.mesh!r} given; give data, or AXIS=SIZE or AXIS=side joined by commas")
-            found[axis] = sizes(self.one_slice)[-1] if size == "side" else int(size)
-        return found
+                raise ValueError(f"no mesh {self.mesh!r}; give data, or AXIS=SIZE or AXIS=side joined by commas")
+            axes[axis] = torus_shape(self.one_slice)[-1] if size == "side" else int(size)
+        return axes
 
     def command(self, model: str) -> list[str]:
+        """Returns the command that compiles the case. `model` is the path of a configuration."""
         options = {
             "model": model,
             "topology": self.one_slice,
@@ -83,10 +86,10 @@ class Case:
 
 
 def compile_case(case: Case, folder: Path) -> dict[str, Any]:
-    """The report of compile-ahead, from a process of its own, as libtpu keeps memory.
+    """Returns the report of compile-ahead. It runs in another process, because libtpu does not free its memory.
 
     Raises:
-      SystemExit: the command failed without a report; what it said is shown.
+      SystemExit: the command failed without a report; its messages are on stderr.
     """
     config = DebertaConfig.named("deberta-v3-base").replace(num_hidden_layers=case.layers)
     model = folder / "model.json"
@@ -97,31 +100,44 @@ def compile_case(case: Case, folder: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def measure(cases: Sequence[Case], results: Path) -> dict[str, dict[str, Any]]:
-    """Reports by the cases' keys; those in the file are taken from it, the others are added to it one by one."""
-    kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+def compile_cases(cases: Sequence[Case], results: Path) -> dict[str, dict[str, Any]]:
+    """Returns the reports by the keys of the cases. Adds each missing one to the results file."""
+    reports = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     for number, case in enumerate(cases, start=1):
-        known = case.key in kept
+        known = case.key in reports
         print(f"{number} of {len(cases)}: {case.key}{', known' if known else ''}", file=sys.stderr, flush=True)
         if not known:
             with tempfile.TemporaryDirectory() as folder:
-                kept[case.key] = compile_case(case, Path(folder))
-            fresh = results.with_suffix(".new")
-            fresh.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            fresh.replace(results)
-    return kept
+                reports[case.key] = compile_case(case, Path(folder))
+            new = results.with_suffix(".new")  # replaces the file atomically
+            new.write_text(json.dumps(reports, indent=1), encoding="utf-8")
+            new.replace(results)
+    return reports
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Of one case, a chip and step: MB sent by kind of collective and in all, milliseconds."""
+    """The figures of one case, per chip and step. Bytes are in MB, times in milliseconds.
+
+    Attributes:
+      chips: number of chips.
+      mesh: the mesh, as in `Case`.
+      kinds: bytes sent within a slice, by kind of collective.
+      links: bytes sent within a slice.
+      network: bytes sent to other slices.
+      asynchronous: the share of `links` that asynchronous collectives send.
+      computing: time of computation.
+      communicating: time of collectives.
+      waiting: the part of it that computation does not hide.
+      step: time of a step.
+    """
 
     chips: int
     mesh: str
     kinds: dict[str, float]
     links: float
     network: float
-    asynchronous: float  # share of the bytes sent within a slice
+    asynchronous: float
     computing: float
     communicating: float
     waiting: float
@@ -129,43 +145,43 @@ class Row:
 
     @classmethod
     def of(cls, case: Case, report: dict[str, Any]) -> "Row | None":
-        """None where the step does not fit."""
+        """Reads a report of `compile-ahead --json`. Returns None if the step does not fit."""
         if not report["fits"]:
             return None
         kinds: dict[str, float] = {}
         sent = {"ici": 0.0, "dcn": 0.0}
-        beside = 0.0
-        for one in report["cost"]["collectives"]:
-            megabytes = one["wire_bytes"] / 1e6
-            sent[one["network"]] += megabytes
-            beside += megabytes if one["network"] == "ici" and one["asynchronous"] else 0
-            if one["network"] == "ici":
-                kinds[one["kind"]] = kinds.get(one["kind"], 0.0) + megabytes
+        asynchronous = 0.0
+        for collective in report["cost"]["collectives"]:
+            megabytes = collective["wire_bytes"] / 1e6
+            sent[collective["network"]] += megabytes
+            if collective["network"] == "ici":
+                asynchronous += megabytes if collective["asynchronous"] else 0
+                kinds[collective["kind"]] = kinds.get(collective["kind"], 0.0) + megabytes
         timing = report["timing"]
         waiting = timing["collective_seconds"]
         return cls(
-            case.chips,
-            case.mesh,
-            kinds,
-            sent["ici"],
-            sent["dcn"],
-            beside / sent["ici"] if sent["ici"] else 0.0,
-            1e3 * (timing["compute_seconds"] + timing["unpriced_seconds"]),
-            1e3 * (waiting + timing["hidden_seconds"]),
-            1e3 * waiting,
-            1e3 * timing["step_seconds"],
+            chips=case.chips,
+            mesh=case.mesh,
+            kinds=kinds,
+            links=sent["ici"],
+            network=sent["dcn"],
+            asynchronous=asynchronous / sent["ici"] if sent["ici"] else 0.0,
+            computing=1e3 * (timing["compute_seconds"] + timing["unpriced_seconds"]),
+            communicating=1e3 * (waiting + timing["hidden_seconds"]),
+            waiting=1e3 * waiting,
+            step=1e3 * timing["step_seconds"],
         )
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of Markdown. Scaling: the step of the same mesh on the fewest chips, by this one's."""
+    """Yields the lines of a Markdown table. Scaling is the step time on the fewest chips divided by this step time."""
     kinds = sorted({kind for row in rows for kind in row.kinds})
     titles = ["chips", "mesh", *(f"{kind}, MB" for kind in kinds), "links, MB", "asynchronous", "between slices, MB"]
-    titles += ["computing, ms", "communicating, ms", "of it waited for, ms", "step, ms", "scaling"]
+    titles += ["computing, ms", "communicating, ms", "waiting, ms", "step, ms", "scaling"]
     yield "| " + " | ".join(titles) + " |"
     yield "|" + "---|" * len(titles)
     for row in rows:
-        first = min((one for one in rows if one.mesh == row.mesh), key=lambda one: one.chips)
+        first = min((other for other in rows if other.mesh == row.mesh), key=lambda other: other.chips)
         cells = [str(row.chips), row.mesh, *(f"{row.kinds.get(kind, 0):,.0f}" for kind in kinds)]
         cells += [f"{row.links:,.0f}", f"{row.asynchronous:.0%}", f"{row.network:,.1f}"]
         cells += [f"{value:,.1f}" for value in (row.computing, row.communicating, row.waiting, row.step)]
@@ -173,7 +189,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Bytes sent and times against the chips, a color for each mesh."""
+    """Plots bytes sent and times against the number of chips, with a color for each mesh."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -188,8 +204,8 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
             sent.plot(chips, [row.network for row in line], "s--", color=color, label=f"{mesh}: between slices")
         times.plot(chips, [row.computing for row in line], "o-", color=color, label=f"{mesh}: computing")
         times.plot(chips, [row.communicating for row in line], "s--", color=color, label=f"{mesh}: communicating")
-        times.plot(chips, [row.waiting for row in line], "^:", color=color, label=f"{mesh}: waited for")
-    sent.set(title="Sent by a chip in a step", ylabel="MB", ylim=(0, None))
+        times.plot(chips, [row.waiting for row in line], "^:", color=color, label=f"{mesh}: waiting")
+    sent.set(title="Bytes sent by a chip in a step", ylabel="MB", ylim=(0, None))
     times.set(title="Time of a step", ylabel="ms", ylim=(0, None))
     for axes in (sent, times):
         axes.set(xlabel="chips", xscale="log")
@@ -198,7 +214,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f"{title}: compiler estimate, nothing was run")
+    figure.suptitle(f"{title}: compiler estimates, nothing was run")
     figure.savefig(path, dpi=120)
 
 
@@ -207,23 +223,23 @@ def main() -> None:
     parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
     parser.add_argument("--meshes", nargs="+", default=["data"])
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rows", type=int, default=32, help="of a chip")
-    parser.add_argument("--results", type=Path, required=True, help="JSON file that keeps each report")
+    parser.add_argument("--rows", type=int, default=32, help="rows per chip")
+    parser.add_argument("--results", type=Path, required=True, help="JSON file for the reports")
     parser.add_argument("--plot", type=Path, help="PNG file")
     options = parser.parse_args()
     cases = [
         Case(topology, mesh, options.layers, options.rows) for mesh in options.meshes for topology in options.topologies
     ]
-    for case in cases:  # a mistake shows before hours of compiling
+    for case in cases:  # check all before the first takes minutes to compile
         case.axes()
-    reports = measure(cases, options.results)
+    reports = compile_cases(cases, options.results)
     rows = [Row.of(case, reports[case.key]) for case in cases]
     for case, row in zip(cases, rows, strict=True):
         if row is None:
             print(f"{case.key}: does not fit")
     fitting = [row for row in rows if row is not None]
-    title = f"v3-base of {options.layers} layers, RTD, {options.rows} x {LENGTH} a chip"
-    print(f"{title}; compiler estimates, a chip and step\n")
+    title = f"v3-base with {options.layers} layers, RTD, {options.rows} rows of {LENGTH} tokens per chip"
+    print(f"{title}; compiler estimates per chip and step\n")
     print("\n".join(table(fitting)))
     if options.plot and fitting:
         plot(fitting, options.plot, title)

@@ -25,7 +25,7 @@ TEXT = "It was a [MASK] of the [MASK] [MASK]."
 def model() -> OpenedModel:
     """Random weights, large enough that the answers differ; both heads, as the released discriminators have them."""
     novel = next(read_documents((embedded_corpus(),), boundary="blank_line"))
-    tokenizer = Tokenizer(train_tokenizer(novel.splitlines()[:500], vocab_size=400))
+    tokenizer = Tokenizer.from_bytes(train_tokenizer(novel.splitlines()[:500], vocab_size=400))
     config = SMALL.replace(vocab_size=448, initializer_range=0.4, num_hidden_layers=2)
     ids = np.ones((1, 8), np.int32)
     params = DebertaForMaskedLM(config).init(jax.random.key(0), ids)["params"]

@@ -1,11 +1,13 @@
-"""Reading the TPU compiler's schedule of a gather, which prices KerasHub's in tests/benchmarks/keras_hub.py."""
+"""Tests how tests/benchmarks/keras_hub.py prices a gather from the schedule that the TPU compiler writes."""
+
+from pathlib import Path
 
 import pytest
 
 from ..benchmarks.keras_hub import SCORES, GatherSchedule, read_schedules, score_gathers
 
-# As libtpu 0.0.42 writes it for v5e, shortened: 3 trips of 4 indices, in chunks of 2 that are fetched in 5 bundles
-# (four of them before the branch takes effect) and picked out in 4; then a block that copies out.
+# As libtpu 0.0.42 writes it for v5e, shortened: 3 trips of 4 indices, in chunks of 2. One block of 5 bundles fetches a
+# chunk (four of them are in the delay of the branch), one of 4 picks the elements out, and a last block copies results.
 SCHEDULE = """= control target key start
 LB: loop body
 = control target key end
@@ -55,7 +57,7 @@ ENTRY %main.1 (x: bf16[128100,768]) -> bf16[25165824] {
 """
 
 
-def test_a_gather_is_priced_from_its_schedule() -> None:
+def test_gather_is_priced_from_its_schedule() -> None:
     schedule = GatherSchedule.read(SCHEDULE)
     assert schedule == GatherSchedule(trips=3, indices=4, chunk=2, bundles=5 + 4)
     assert schedule.cycles == 3 * 2 * 9
@@ -64,7 +66,7 @@ def test_a_gather_is_priced_from_its_schedule() -> None:
 @pytest.mark.parametrize(
     ("change", "message"), [(("to_smem", "to_vmem"), "no loop"), (("bytes: 16", "bytes: 12"), "3")]
 )
-def test_a_schedule_of_another_kind_is_an_error(change: tuple[str, str], message: str) -> None:
+def test_schedule_of_another_structure_is_an_error(change: tuple[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GatherSchedule.read(SCHEDULE.replace(*change))
 
@@ -80,7 +82,7 @@ def test_only_gathers_as_large_as_the_scores_count() -> None:
     }
 
 
-def test_a_schedule_serves_equal_gathers_only(tmp_path) -> None:
+def test_schedule_is_shared_by_equal_gathers_only(tmp_path: Path) -> None:
     (tmp_path / "179-gather_fusion.1-01-final_bundles.txt").write_text(SCHEDULE)
     (tmp_path / "179-gather_fusion.1-00-schedule-analysis_final_bundles.txt").write_text("Schedule analysis:")
     schedules = read_schedules({"gather_fusion.1": ("f32[8]",), "gather_fusion.2": ("f32[8]",)}, tmp_path)

@@ -1,6 +1,7 @@
-"""The research snippet of the README runs as it stands there, on a folder of PyTorch files."""
+"""Tests that documented code runs, documented options exist and links between documents lead to files."""
 
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -9,16 +10,29 @@ import pytest
 from flax import nnx
 
 from deberta_jax import Deberta
+from deberta_jax.__main__ import COMMANDS, main
 from deberta_jax.convert import save_pytorch
 
 from ..support.paths import REPOSITORY
 from ..support.small_models import SMALL
 
-README = REPOSITORY / "README.md"
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
-def test_the_research_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snippet = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
+def documented_commands() -> list[tuple[str, list[str]]]:
+    """Returns each `deberta-jax COMMAND ...` line in the code blocks of the documents, with its options."""
+    commands = []
+    for document in DOCUMENTS:
+        blocks = document.read_text(encoding="utf-8").split("```")[1::2]  # every second part is inside a fence
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        for words in (shlex.split(line, comments=True) for line in lines if line.startswith("deberta-jax ")):
+            commands.append((words[1], [word for word in words if word.startswith("--")]))
+    return commands
+
+
+def test_research_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    snippet = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
     monkeypatch.chdir(tmp_path)
     params = jax.jit(Deberta(SMALL).init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
     save_pytorch(tmp_path / "deberta-v3-small", SMALL, {"deberta": params})
@@ -36,3 +50,24 @@ def test_models_work_as_nnx_modules() -> None:
     model = nnx.bridge.ToNNX(Deberta(SMALL), rngs=nnx.Rngs(0))
     model.lazy_init(ids)
     assert model(ids).last_hidden_state.shape == (1, 12, 32)
+
+
+def test_documented_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    documented: dict[str, set[str]] = {}
+    for command, options in documented_commands():
+        documented.setdefault(command, set()).update(options)
+    assert documented.keys() >= {"tokenizer", "pretrain", "finetune", "convert", "compile-ahead"}
+    assert documented.keys() <= COMMANDS.keys()
+    for command, options in documented.items():
+        if options and COMMANDS[command][1] is not None:
+            with pytest.raises(SystemExit):
+                main([command, "--help"])
+            known = set(re.findall(r"--[a-z0-9.-]+", capsys.readouterr().out))
+            assert options <= known, f"{command} has no {', '.join(sorted(options - known))}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

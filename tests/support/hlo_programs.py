@@ -1,11 +1,8 @@
-"""Compiled programs as text, short enough to price by hand."""
+"""Compiled programs as text, short enough to compute their costs by hand."""
 
-NO_MEMORY = {"argument_bytes": 0, "temporary_bytes": 0, "program_bytes": 0, "peak_bytes": 0}
-
-
-# Lines as libtpu 0.0.42 writes them, shortened: a loop of 3 with an all-reduce and a kernel, a reduce-scatter in a
-# fusion, an all-gather that two fusions carry on, a gather without an estimate. The loop's all-reduce was to be
-# asynchronous, as its name says, and found nothing to run beside.
+# Lines as libtpu 0.0.42 writes them, shortened: a loop of three iterations with an all-reduce and a kernel, a
+# reduce-scatter in a fusion, an all-gather that two fusions advance, and a gather without an estimate. The loop's
+# all-reduce was a candidate for asynchronous execution, hence its name, but found no computation to overlap with.
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %condition.1 (state: (s32[])) -> pred[] {
@@ -62,7 +59,9 @@ ENTRY %main.1 (x: f32[8,128]) -> f32[8,128] {
 """  # noqa: E501
 
 
-BETWEEN = """HloModule jit_step, is_scheduled=true
+# A program on three slices: two all-reduces of one channel, an all-reduce as a pair of instructions, and an all-reduce
+# between slices that two fusions overlap with.
+BETWEEN_SLICES = """HloModule jit_step, is_scheduled=true
 
 %inside.1 (p: f32[8,128]) -> f32[8,128] {
   ROOT %multiply.1 = f32[8,128]{1,0:T(8,128)} multiply(%p, %p)

@@ -1,4 +1,4 @@
-"""Tasks from files that a test writes, with a tokenizer that can be followed by eye."""
+"""A tokenizer whose ids a reader can follow by eye, and tasks read from files that a test writes."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from .configs import finetune_config
 
 
 class Letters:
-    """A piece a letter, its code as id; those of `silent` have none."""
+    """Makes each letter a piece, with its code point as id, and skips the letters in `silent`."""
 
     cls_id, sep_id, pair_separators = 1, 2, 1
-    join = Tokenizer.join
+    with_special_tokens = Tokenizer.with_special_tokens
 
     def __init__(self, silent: str = " ") -> None:
         self._silent = silent
@@ -31,7 +31,7 @@ class Letters:
 def task_reader(
     folder: Path, load: Callable[..., Any], tokenizer: Letters, *, kind: str, name: str, max_length: int
 ) -> Callable[..., Any]:
-    """A function that writes the files of a task, given as text or as JSON rows, and reads them by `load`."""
+    """Returns a function that writes the files of a task, given as text or as JSON rows, and reads them with `load`."""
 
     def read(train, name=name, *, validation=None, test=None, max_length=max_length, **columns):
         def write(name, content):

@@ -3,12 +3,19 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from deberta_jax.train.data import train_tokenizer as tokenizer
+from deberta_jax.train.data import train_tokenizer
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 
 
 def small_tokenizer(folder: Path, text: Path, *, lines: int = 300, more: Iterable[str] = ()) -> None:
-    """Writes `text`, a line of the novel or of `more` a document, and a tokenizer of 600 pieces into `folder`."""
+    """Writes a text file and a tokenizer of 600 pieces that was trained on it.
+
+    Args:
+      folder: Folder of the tokenizer.
+      text: The text file. Each line of the novel is a document.
+      lines: Number of lines of the novel.
+      more: Further documents, after those of the novel.
+    """
     novel = next(read_documents((embedded_corpus(),), boundary="blank_line")).splitlines()[:lines]
     text.write_text("\n\n".join([*novel, *more]), encoding="utf-8")
-    tokenizer.main(tokenizer.TokenizerConfig(output=folder, text=(text,), vocab_size=600))
+    train_tokenizer.main(train_tokenizer.TokenizerConfig(output=folder, text=(text,), vocab_size=600))

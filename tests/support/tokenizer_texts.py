@@ -1,5 +1,6 @@
-"""Texts and models that tokenizer tests share."""
+"""Texts and models that the tests of tokenizers share."""
 
+import functools
 import io
 import unicodedata
 
@@ -9,6 +10,11 @@ from deberta_jax.train.data.text import embedded_corpus, read_documents
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
 
+# Options of SentencePiece that give a model DeBERTa's special pieces.
+DEBERTA_PIECES = {
+    "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3,
+    "pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]",
+}  # fmt: skip
 
 TRICKY = [
     "",
@@ -26,27 +32,30 @@ TRICKY = [
 ]
 
 
-def corpus(characters: int) -> list[str]:
-    documents, size = [], 0
-    for document in read_documents([embedded_corpus()], boundary="line"):
-        documents.append(document)
-        size += len(document)
+@functools.cache
+def corpus(characters: int) -> tuple[str, ...]:
+    """Returns the first lines of the embedded corpus, up to the one that exceeds a number of characters."""
+    lines, size = [], 0
+    for line in read_documents([embedded_corpus()], boundary="line"):
+        lines.append(line)
+        size += len(line)
         if size > characters:
             break
-    return documents
+    return tuple(lines)
 
 
-def custom_model(**changes) -> bytes:
-    """A model that was not trained for DeBERTa."""
+@functools.cache
+def custom_model(**options: int | str) -> bytes:
+    """Trains a small SentencePiece model with SentencePiece's own defaults and these options; see `DEBERTA_PIECES`."""
     output = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus(30_000)), model_writer=output, vocab_size=300, minloglevel=2, **changes
+        sentence_iterator=iter(corpus(30_000)), model_writer=output, vocab_size=300, minloglevel=2, **options
     )
     return output.getvalue()
 
 
 def longest_first(a: list[int], b: list[int], budget: int) -> tuple[list[int], list[int]]:
-    """One token at a time; where both are equally long, the second gives way."""
+    """Cuts one token at a time from the longer list, or from the second if both are equally long."""
     a, b = list(a), list(b)
     while len(a) + len(b) > budget:
         (a if len(a) > len(b) else b).pop()
@@ -54,7 +63,7 @@ def longest_first(a: list[int], b: list[int], budget: int) -> tuple[list[int], l
 
 
 def official_part_of_whole_word(piece: str) -> bool:
-    """`SPMTokenizer.part_of_whole_word`, restated."""
+    """Restates `SPMTokenizer.part_of_whole_word`."""
     if len(piece) == 1:
         category = unicodedata.category(piece)
         whitespace = piece in " \t\n\r" or category == "Zs"

@@ -1,8 +1,8 @@
-"""A recorder in place of gcloud, xpk and docker, and the calls that the scripts of tpu_scripts/ are to make."""
+"""A recorder in place of gcloud, xpk and docker, and the calls that tpu_scripts/ must make."""
 
-import json
+import shlex
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from .paths import TPU_SCRIPTS
@@ -29,22 +29,22 @@ GKE_LOGS = [
 ]
 GKE_LOGS_100 = [word.replace("--limit=30", "--limit=100") for word in GKE_LOGS]
 
-# Writes its arguments down and gives the next of the answers.
-RECORDER = """#!{python} -IS
-import json, pathlib, sys
-folder = pathlib.Path({folder!r})
-with open(folder / "calls.jsonl", "a") as file:
-    file.write(json.dumps([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]) + "\\n")
-number = len((folder / "calls.jsonl").read_text().splitlines()) - 1
-answers = json.loads((folder / "answers.json").read_text())
-text, status = answers[number] if number < len(answers) else ("", 0)
-print(text)
-sys.exit(status)
+# Records its name and arguments, prints the next answer and exits with its status. In bash, which starts faster than
+# Python: a test of watch.sh makes dozens of calls.
+RECORDER = """#!/bin/bash
+number=$(<{folder}/count)
+echo $((number + 1)) > {folder}/count
+printf '%s\\0' "${{0##*/}}" "$@" $'\\n' >> {folder}/calls
+text='' status=0
+if [[ -e {folder}/answers/$number ]]; then {{ read -r status; IFS= read -rd '' text; }} < {folder}/answers/$number; fi
+printf '%s\\n' "$text"
+exit "$status"
 """
+END_OF_CALL = "\n"
 
 
 class Machine:
-    """A folder with recorders first in PATH, an empty home, and a folder with the wheel to work in."""
+    """A machine with recorders first in PATH, an empty home, and a working folder with a wheel."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,13 +56,25 @@ class Machine:
     def install(self, *programs: str) -> None:
         for program in programs:
             path = self.folder / "bin" / program
-            path.write_text(RECORDER.format(python=sys.executable, folder=str(self.folder)))
+            path.write_text(RECORDER.format(folder=shlex.quote(str(self.folder))))
             path.chmod(0o755)
 
-    def run(self, script: Path, *arguments: str, answers: list | None = None) -> subprocess.CompletedProcess[str]:
-        """In the folder to work in, with nothing of this environment. answers: text and exit status of each call."""
-        (self.folder / "calls.jsonl").unlink(missing_ok=True)
-        (self.folder / "answers.json").write_text(json.dumps(answers or []))
+    def run(
+        self, script: Path, *arguments: str, answers: list[tuple[str, int]] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a script in the working folder, without the environment of this process.
+
+        Args:
+          script: the script.
+          arguments: its arguments.
+          answers: the output and exit status of each recorded call (default: empty, 0).
+        """
+        (self.folder / "calls").write_text("")
+        (self.folder / "count").write_text("0\n")
+        shutil.rmtree(self.folder / "answers", ignore_errors=True)
+        (self.folder / "answers").mkdir()
+        for number, (text, status) in enumerate(answers or []):
+            (self.folder / "answers" / str(number)).write_text(f"{status}\n{text}")
         environment = {"PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "HOME": str(self.folder / "home"), **ENVIRONMENT}
         return subprocess.run(
             [str(script), *arguments],
@@ -71,12 +83,19 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,  # only ends a hang
         )
 
     def calls(self) -> list[list[str]]:
-        path = self.folder / "calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """Returns the calls of the last run, each as the name of the program and its arguments."""
+        calls, words = [], []
+        for word in (self.folder / "calls").read_text().split("\0")[:-1]:
+            if word == END_OF_CALL:
+                calls.append(words)
+                words = []
+            else:
+                words.append(word)
+        return calls
 
 
 def xla_flags(generation: str) -> str:

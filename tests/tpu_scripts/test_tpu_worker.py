@@ -1,10 +1,10 @@
-"""queued/worker.sh, run for real: training in the background, its exit code, its end."""
+"""Runs queued/worker.sh: training in the background, its exit code, and how it ends."""
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,20 +24,25 @@ def worker(machine: Machine) -> Iterator[Machine]:
 
 
 def status(worker: Machine) -> tuple[str, int]:
-    """State and newest checkpoint."""
+    """Returns the state and the step of the newest checkpoint."""
     line = worker.run(WORKER, "status", "bucket/my run").stdout.split()
     assert line[0] == "worker"
     return line[2], int(line[3])
 
 
-def wait_for(worker: Machine, state: str) -> None:
-    until = time.monotonic() + 20
-    while status(worker)[0] != state:
-        assert time.monotonic() < until, status(worker)
-        time.sleep(0.05)
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition. The deadline only ends a hang."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
-def test_training_is_started_once_and_its_exit_code_kept(worker: Machine) -> None:
+def wait_for_state(worker: Machine, state: str) -> None:
+    wait_until(lambda: status(worker)[0] == state)
+
+
+def test_training_starts_once_and_its_exit_code_is_kept(worker: Machine) -> None:
     assert status(worker) == ("none", 0)
     home = worker.folder / "home"
     for name in ("9", "100", "200.orbax-checkpoint-tmp"):
@@ -45,57 +50,54 @@ def test_training_is_started_once_and_its_exit_code_kept(worker: Machine) -> Non
     program = "echo in $PWD; until [ -e end ]; do sleep 0.05; done; exit 42"
     assert "started" in worker.run(WORKER, "start", "bash", "-c", program).stdout
     assert status(worker) == ("running", 100)
-    assert "left alone" in worker.run(WORKER, "start", "false").stdout
+    assert "already running" in worker.run(WORKER, "start", "false").stdout
     (home / "end").touch()
-    wait_for(worker, "42")
+    wait_for_state(worker, "42")
     log = worker.run(WORKER, "logs", "3").stdout
     assert f"in {home}\n" in log
     assert "exit code 42\n" in log
     assert worker.run(WORKER, "start", "true").returncode == 0
-    wait_for(worker, "0")
+    wait_for_state(worker, "0")
 
 
 def test_training_outlives_the_connection(worker: Machine) -> None:
-    """The connection's end hangs up on its processes."""
+    """The end of a connection sends SIGHUP to its processes."""
     worker.run(Path("/usr/bin/setsid"), "bash", "-c", f"{WORKER} start sleep 60; kill -HUP 0")
     assert status(worker)[0] == "running"
 
 
-def test_stop_lets_it_save(worker: Machine) -> None:
+def test_stop_lets_training_save(worker: Machine) -> None:
     program = "trap 'sleep 0.2; touch saved; exit 42' TERM; touch ready; while :; do sleep 0.05; done"
     worker.run(WORKER, "start", "bash", "-c", program)
-    while not (worker.folder / "home" / "ready").exists():
-        time.sleep(0.02)
+    wait_until((worker.folder / "home" / "ready").exists)
     assert worker.run(WORKER, "stop").returncode == 0
     assert (worker.folder / "home" / "saved").exists()
-    wait_for(worker, "42")
+    wait_for_state(worker, "42")
 
 
-def test_killed_by_a_signal_is_128_and_its_number(worker: Machine) -> None:
+def test_exit_code_of_a_signal_is_128_plus_its_number(worker: Machine) -> None:
     worker.run(WORKER, "start", "bash", "-c", "kill -ABRT $$")
-    wait_for(worker, "134")
+    wait_for_state(worker, "134")
 
 
-def test_a_machine_that_was_restarted_has_no_training(worker: Machine) -> None:
-    """Nothing of a crash is taken for an exit code, nor a file left behind for a process."""
+def test_rebooted_machine_has_no_training(worker: Machine) -> None:
+    """Files that a crash leaves behind are not mistaken for an exit code or a running process."""
     worker.run(WORKER, "start", "sleep", "60")
     os.killpg(int((worker.folder / "home" / "job" / "pid").read_text()), signal.SIGKILL)
-    wait_for(worker, "none")
+    wait_for_state(worker, "none")
 
 
-def test_what_training_leaves_behind_is_ended(worker: Machine) -> None:
+def test_processes_that_training_leaves_behind_are_killed(worker: Machine) -> None:
     worker.run(WORKER, "start", "bash", "-c", "sleep 60 & exit 1")
-    wait_for(worker, "1")
+    wait_for_state(worker, "1")
     group = int((worker.folder / "home" / "job" / "pid").read_text())
-    until = time.monotonic() + 20
-    while subprocess.run(["pgrep", "--pgroup", str(group), "sleep"], capture_output=True, check=False).stdout:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    pgrep = ["pgrep", "--pgroup", str(group), "sleep"]
+    wait_until(lambda: not subprocess.run(pgrep, capture_output=True, check=False).stdout)
 
 
-def test_a_worker_is_set_up(machine: Machine) -> None:
+def test_setup_of_a_worker(machine: Machine) -> None:
     machine.install("python3", "uv", "mountpoint", "gcsfuse")
-    answers = [["", 0], ["", 0], ["", 0], ["", 1]]
+    answers = [("", 0), ("", 0), ("", 0), ("", 1)]
     done = machine.run(WORKER, "setup", WHEEL, "texts", answers=answers)
     assert done.returncode == 0, done.stderr
     assert machine.calls() == [
@@ -111,7 +113,7 @@ def test_a_worker_is_set_up(machine: Machine) -> None:
             *("texts", "bucket"),
         ],
     ]
-    machine.run(WORKER, "setup", WHEEL, "texts")  # again: mounted already
+    machine.run(WORKER, "setup", WHEEL, "texts")  # the bucket is already mounted
     assert machine.calls()[-1][0] == "mountpoint"
     (machine.folder / "bin" / "gcsfuse").unlink()
     machine.install("curl", "sudo")

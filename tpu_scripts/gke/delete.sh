@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Delete a workload (it stops), or the whole cluster; the slices cost money until the cluster is deleted.
-# The bucket stays.
+# Delete a workload, which stops it, or the whole cluster. The slices cost money until the cluster is deleted. The
+# bucket is kept.
 #
 #   delete.sh WORKLOAD --cluster CLUSTER
 #   delete.sh CLUSTER --what cluster
 #
-#   --what       workload (default), cluster
-#   --cluster    of the workload (or TPU_CLUSTER)
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print the call, do not make it
+#   --what       workload or cluster (default: workload)
+#   --cluster    name of the GKE cluster that the workload runs on (or TPU_CLUSTER)
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print the call instead of making it
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 what=workload
 parse "--what --cluster --project --zone" "$@"

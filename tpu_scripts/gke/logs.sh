@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The last lines that the workers of a workload have logged, oldest first: time, pod, line. Also of workers now gone.
+# Print the last log lines of the workers of a workload, oldest first: time, pod, line. Deleted workers are included.
 #
 #   logs.sh WORKLOAD --cluster CLUSTER [--lines 100] > logs.txt
 #
-#   --cluster    (or TPU_CLUSTER)
-#   --lines      how many, of all workers together (default 100)
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print the call, do not make it
+#   --cluster    name of the GKE cluster (or TPU_CLUSTER)
+#   --lines      number of lines of all workers together (default: 100)
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print the call instead of making it
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 lines=100
 parse "--cluster --lines --project --zone" "$@"

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Start training as an xpk workload: a JobSet, which Kueue starts when there is room and which starts itself again.
+# Start training as an xpk workload: a JobSet that Kueue starts when there is capacity, and that restarts by itself.
 #
 #   run.sh WORKLOAD --cluster CLUSTER --type v5litepod-256 --image IMAGE \
 #     -- deberta-jax pretrain --output /bucket/runs/base ...
 #
-#   --cluster    (or TPU_CLUSTER)
-#   --type       as given to create.sh (or TPU_TYPE); also chooses the flags of xla_flags.sh
-#   --slices     how many slices of this type (default 1)
-#   --image      as given to setup.sh
-#   --restarts   how often it may start itself again (default 50; a JobSet does not know whether a start got further)
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print the call, do not make it
+#   --cluster    name of the GKE cluster (or TPU_CLUSTER)
+#   --type       accelerator type as for create.sh (or TPU_TYPE); also selects the compiler flags of xla_flags.sh
+#   --slices     number of slices of this type (default: 1)
+#   --image      image as for setup.sh
+#   --restarts   number of restarts before the workload fails (default: 50); a JobSet counts restarts with progress too
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print the call instead of making it
 #
-# The command's exit code is a contract: 0 done; 42 (preempted after a save, a lost host, the watchdog) and 127 to 255
-# (killed by a signal) start all workers again; 1 and others are mistakes in settings or data and end the workload.
+# The exit code of the command says what to do: 0 means that training is done; 42 (preempted after a save, a lost host,
+# the watchdog) and 127 to 255 (killed by a signal) restart all workers; 1 and others mean that the settings or the data
+# are wrong, and the workload fails.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/../xla_flags.sh"
 slices=1 restarts=50
@@ -26,7 +27,7 @@ check_image
 check_cluster
 check_target
 
-# exec: xpk runs the command in a subshell, to which SIGTERM goes; so the program itself must be that process.
+# xpk runs the command in a subshell and sends SIGTERM to it. With exec, the training program replaces that subshell.
 libtpu_args=$(xla_flags "$(generation "$type")")
 on_cluster workload create "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" "--docker-image=$image" \
   "--max-restarts=$restarts" --restart-on-exit-codes=42 --termination-grace-period-seconds=120 \

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Wait until an xpk workload has ended; the cluster itself starts it again where that helps. May be repeated.
+# Wait until an xpk workload has ended. The cluster restarts it when that helps. It is safe to run this again.
 #
 #   watch.sh WORKLOAD --cluster CLUSTER
 #
-#   --cluster    (or TPU_CLUSTER)
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print every call that it may make, once; make none
+#   --cluster    name of the GKE cluster (or TPU_CLUSTER)
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print every call that it may make once, instead of making any
 #
-# Exit status: 0 training is done, 1 a person is needed (after the last log lines, if it failed), 2 wrong usage.
-# Nothing is deleted at the end: the slices go on costing money until `delete.sh CLUSTER --what cluster`.
+# Exit status: 0 training is done, 1 it needs your help (the last log lines are printed if it failed), 2 wrong usage.
+# The slices are not deleted at the end and cost money until you run `delete.sh CLUSTER --what cluster`.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 parse "--cluster --project --zone" "$@"
 check_cluster
@@ -26,7 +26,7 @@ if [[ $dry_run ]]; then
   logs
   exit
 fi
-case $status in # of xpk: 124 not ended after a week, 125 ended without success
+case $status in # exit status of xpk: 124 if it has not ended after a week, 125 if it failed
   0) echo "$name is done" ;;
   125)
     logs || true
@@ -34,7 +34,7 @@ case $status in # of xpk: 124 not ended after a week, 125 ended without success
     exit 1
     ;;
   *)
-    echo "xpk cannot tell whether $name has ended (its exit status: $status)"
+    echo "cannot tell whether $name has ended (exit status of xpk: $status)"
     exit 1
     ;;
 esac

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Ask for a Cloud TPU slice as a queued resource. It waits in the queue until there is room (WAITING_FOR_RESOURCES,
-# PROVISIONING); from ACTIVE on it costs money until delete.sh, whether anything runs or not.
+# Request a Cloud TPU slice as a queued resource. The request waits until there is capacity (WAITING_FOR_RESOURCES,
+# PROVISIONING). As soon as it is ACTIVE the slice costs money, whether anything runs or not, until you run delete.sh.
 #
 #   create.sh NAME --type v5litepod-256 --tier spot
 #
-#   NAME         of the queued resource, and of its node
-#   --type       accelerator type: v4-8, v5litepod-256, v5p-64, v6e-256, ... (or TPU_TYPE); TPU7x: see gke/
-#   --tier       on-demand, spot (may be taken away at any time), reserved, guaranteed
-#   --slices     how many slices of this type, joined over the data center's network (default 1)
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print the call, do not make it
+#   NAME         name of the queued resource and its node
+#   --type       accelerator type: v4-8, v5litepod-256, v5p-64, v6e-256, ... (or TPU_TYPE); for TPU7x see gke/
+#   --tier       on-demand, spot (may be preempted at any time), reserved or guaranteed
+#   --slices     number of slices of this type, connected by the data-center network (default: 1)
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print the call instead of making it
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 tier='' slices=1
 parse "--type --tier --slices --project --zone" "$@"

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Start training on all workers at once and return. It goes on when this machine is switched off; see watch.sh.
-# A worker that is training already is left alone.
+# Start training on all workers and return. Training continues when this machine is switched off; to restart it after a
+# failure, use watch.sh. Nothing changes on a worker that is already training.
 #
 #   run.sh NAME --type v5litepod-256 -- deberta-jax pretrain --output bucket/runs/base ...
 #
-#   --type       as given to create.sh (or TPU_TYPE): chooses the flags of xla_flags.sh
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print the call, do not make it
+#   NAME         name of the queued resource
+#   --type       accelerator type as for create.sh (or TPU_TYPE); selects the compiler flags of xla_flags.sh
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print the call instead of making it
 #
-# The command runs in the home folder, where the bucket is mounted as bucket/. Its exit code is a contract:
-#   0            done
-#   42           start me again: preempted after a save, a lost host, the watchdog
-#   127 to 255   start me again: killed by a signal (128 + its number; 134 is an abort of JAX's own)
-#   1, others    a mistake in the settings or the data: starting again would not help
+# The command runs in the home folder, where the bucket is mounted as bucket/. Its exit code says what to do:
+#   0            training is done
+#   42           restart: it was preempted and has saved, a host was lost, or the watchdog ended it
+#   127 to 255   restart: it was killed by a signal (128 + its number; 134 is how JAX itself aborts)
+#   1, others    do not restart: the settings or the data are wrong
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/../xla_flags.sh"
 parse "--type --project --zone --" "$@"

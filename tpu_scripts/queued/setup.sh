@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Make the workers of an ACTIVE queued resource ready: Python, the wheel with its [train] and [tpu] extras, and the
-# bucket mounted at ~/bucket. Every worker gets the same wheel. May be repeated.
+# Prepare the workers of an ACTIVE queued resource: install Python and the wheel with its [train] and [tpu] extras, and
+# mount the bucket at ~/bucket. Every worker gets the same wheel. It is safe to run this again.
 #
 #   setup.sh NAME --wheel dist/deberta_jax-0.1.0-py3-none-any.whl --bucket BUCKET
 #
-#   --wheel      from `python -m build --wheel`
+#   NAME         name of the queued resource
+#   --wheel      wheel built by `python -m build --wheel`
 #   --bucket     name of a Cloud Storage bucket, without gs://
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print the calls, do not make them
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print the calls instead of making them
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 parse "--wheel --bucket --project --zone" "$@"
 check_wheel

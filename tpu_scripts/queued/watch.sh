@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# Keep training going on a queued resource until it is done: look every minute, start again what stopped, create the
-# queued resource anew when it was taken away. It may be stopped and started at any time, also before setup.sh and
-# run.sh, which it calls itself.
+# Keep training running on a queued resource until it is done: check every minute, restart training that stopped, and
+# create the queued resource again after a preemption. It calls setup.sh and run.sh itself. You can stop and restart it
+# at any time.
 #
 #   watch.sh NAME --type v5litepod-256 --tier spot --wheel dist/deberta_jax-0.1.0-py3-none-any.whl --bucket BUCKET \
 #     -- deberta-jax pretrain --output bucket/runs/base ...
 #
-#   --type, --tier, --slices     as given to create.sh
-#   --wheel, --bucket            as given to setup.sh
-#   --poll       seconds between two looks (default 60)
-#   --starts     how often to start without a new checkpoint in between, before giving up (default 5)
-#   --backoff    seconds to wait before the second of them; doubled for each further one, at most 600 (default 30)
-#   --project    (or TPU_PROJECT)
-#   --zone       (or TPU_ZONE)
-#   --dry-run    print every call that it may make, once; make none
+#   NAME                         name of the queued resource
+#   --type, --tier, --slices     as for create.sh
+#   --wheel, --bucket            as for setup.sh
+#   --poll       seconds between two checks (default: 60)
+#   --starts     number of starts without a new checkpoint before it gives up (default: 5)
+#   --backoff    seconds to wait before the second of these starts, doubled for each further one up to 600 (default: 30)
+#   --project    ID of the Google Cloud project (or TPU_PROJECT)
+#   --zone       zone of the TPUs, such as us-west4-a (or TPU_ZONE)
+#   --dry-run    print every call that it may make once, instead of making any
 #
-# What is seen                        What is done
-#   SUSPENDED or FAILED               delete, create; then as for a new slice
-#   ACTIVE, nothing runs              setup, run
-#   ACTIVE, exit code 42 or >= 127    stop what still runs on other workers, run
-#   ACTIVE, exit code 1 or other      print the logs, exit 1: a mistake in the settings or the data
+# State of the slice                  Action
+#   SUSPENDED or FAILED               delete and create it, then treat it as a new slice
+#   ACTIVE, nothing started           setup, run
+#   ACTIVE, exit code 42 or >= 127    stop training on the other workers, run
+#   ACTIVE, exit code 1 or other      print the logs and exit 1: the settings or the data are wrong
 #   ACTIVE, exit code 0 everywhere    exit 0
-# Exit status: 0 training is done, 1 a person is needed, 2 wrong usage. Nothing is deleted at the end: the slice goes on
-# costing money until delete.sh.
+# Exit status: 0 training is done, 1 it needs your help, 2 wrong usage. The slice is not deleted at the end and costs
+# money until you run delete.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 tier='' slices=1 poll=60 starts=5 backoff=30
 parse "--type --tier --slices --wheel --bucket --poll --starts --backoff --project --zone --" "$@"
@@ -30,68 +31,69 @@ check --poll "$poll" '[0-9]+' 'seconds, a whole number'
 check_count --starts "$starts"
 check --backoff "$backoff" '[0-9]+' 'seconds, a whole number'
 
-# --output of the command, where its checkpoints are.
+# Prints the value of --output in the training command, where its checkpoints are.
 output_folder() {
-  local word before=''
+  local word previous=''
   for word in "${command[@]}"; do
-    if [[ $before == --output ]]; then echo "$word" && return; fi
+    if [[ $previous == --output ]]; then echo "$word" && return; fi
     if [[ $word == --output=* ]]; then echo "${word#*=}" && return; fi
-    before=$word
+    previous=$word
   done
 }
 output=$(output_folder)
-check '--output of the command' "$output" '[^:]+' 'a folder as the workers see it, such as bucket/runs/base'
+check '--output of the command' "$output" '[^:]+' 'a folder on the workers, such as bucket/runs/base'
 
-script() {
+run_script() {
   local verb=$1
   shift
   "$(dirname "${BASH_SOURCE[0]}")/$verb.sh" "$name" "--project=$project" "--zone=$zone" ${dry_run:+--dry-run} "$@"
 }
-create() { script create "--type=$type" "--tier=$tier" "--slices=$slices"; }
-setup() { script setup "--wheel=$wheel" "--bucket=$bucket"; }
-run() { script run "--type=$type" -- "${command[@]}"; }
-delete() { script delete; }
-logs() { script logs --lines=30; }
+create() { run_script create "--type=$type" "--tier=$tier" "--slices=$slices"; }
+setup() { run_script setup "--wheel=$wheel" "--bucket=$bucket"; }
+run() { run_script run "--type=$type" -- "${command[@]}"; }
+delete() { run_script delete; }
+logs() { run_script logs --lines=30; }
 stop() { on_workers 'bash worker.sh stop'; }
 describe() { queued describe "$name" "--format=value(state.state)"; }
 status() {
   on_workers "if [ -e worker.sh ]; then bash worker.sh status $(quoted "$output"); else echo worker new none 0; fi"
 }
 
-for step in create setup run; do dry_run=1 "$step" > /dev/null; done # their arguments are checked now, not at night
+for step in create setup run; do dry_run=1 "$step" > /dev/null; done # checks their arguments now, not hours later
 if [[ $dry_run ]]; then
   for step in describe status setup stop run logs delete create; do "$step"; done
   exit
 fi
 
-say() { printf '%(%F %T)T %s\n' -1 "$*"; }
-newest=0    # step of the newest checkpoint ever seen
-started=0   # starts since there was a new one
-failures=0  # looks in a row that failed
-waited=0    # looks since some workers, but not all, have stopped
-deleted=''  # the queued resource is to be created again
+log() { printf '%(%F %T)T %s\n' -1 "$*"; }
+newest=0    # step of the newest checkpoint so far
+started=0   # starts since that checkpoint
+failures=0  # failed checks in a row
+waited=0    # checks since some workers, but not all, have stopped
+deleted=''  # set if the queued resource was deleted and must be created again
 
 give_up() {
-  say "$*"
+  log "$*"
   logs || true
-  say "giving up; the slice goes on costing money until: delete.sh $name"
+  log "giving up; the slice costs money until you run: delete.sh $name"
   exit 1
 }
 
-# Counts a start (or a request that FAILED), gives up at the last, waits before all but the first.
+# count_start REASON: counts a start (or a request that FAILED), gives up after the last, and waits before all but the
+# first.
 count_start() {
-  ((started < starts)) || give_up "$1, and none of the last $starts starts saved a new checkpoint (the newest: $newest)"
+  ((started < starts)) || give_up "$1, and none of the last $starts starts saved a new checkpoint (newest: $newest)"
   if ((started > 0 && backoff > 0)); then
     local seconds=$((backoff << (started > 6 ? 6 : started - 1)))
     sleep $((seconds < 600 ? seconds : 600))
   fi
   started=$((started + 1))
-  say "$1; start $started of at most $starts without a new checkpoint"
+  log "$1; start $started of at most $starts without a new checkpoint"
 }
 
-# One line for each worker, "worker HOST STATE STEP", becomes a decision.
-look_at_training() {
-  local report word host state step running=0 done=0 again=0 new=0 before=$newest
+# Reads a line for each worker, "worker HOST STATE STEP", and decides what to do.
+check_training() {
+  local report word host state step running=0 done=0 failed=0 new=0 previous=$newest
   report=$(status) || return
   while read -r word host state step; do
     if [[ $word != worker ]]; then continue; fi
@@ -100,34 +102,35 @@ look_at_training() {
       running) running=$((running + 1)) ;;
       none) new=$((new + 1)) ;;
       0) done=$((done + 1)) ;;
-      42 | 12[7-9] | 1[3-9][0-9] | 2[0-9][0-9]) again=$((again + 1)) ;;
-      *) give_up "$host: exit code $state, which starting again does not help" ;;
+      42 | 12[7-9] | 1[3-9][0-9] | 2[0-9][0-9]) failed=$((failed + 1)) ;;
+      *) give_up "$host: exit code $state; a restart would not help" ;;
     esac
   done <<< "$report"
-  if ((newest > before)); then started=0; fi
+  if ((newest > previous)); then started=0; fi
 
-  local stopped=$((again + new))
+  local stopped=$((failed + new))
   if ((running + done + stopped == 0)); then
     return 1
   elif ((running + stopped == 0)); then
-    say "done on $done workers; the slice goes on costing money until: delete.sh $name"
+    log "training is done on $done workers; the slice costs money until you run: delete.sh $name"
     exit 0
   elif ((stopped == 0)); then
     waited=0
-    say "running on $running workers, newest checkpoint: step $newest"
-  elif ((running + done > 0 && waited < 5)); then # the others are saving, or about to notice
+    log "running on $running workers, newest checkpoint: step $newest"
+  elif ((running + done > 0 && waited < 5)); then # the others may be saving, or have not noticed yet
     waited=$((waited + 1))
-    say "stopped on $stopped workers, running on $running"
+    log "stopped on $stopped workers, running on $running"
   else
     waited=0
-    count_start "stopped on $again workers, new on $new"
+    count_start "training stopped on $failed workers, not started on $new"
     if ((new)); then setup || return; fi
-    if ((running + done + again)); then stop || return; fi
+    if ((running + done + failed)); then stop || return; fi
     run
   fi
 }
 
-look() {
+# Checks the queued resource once.
+check_slice() {
   local state
   if [[ $deleted ]]; then
     create || return
@@ -136,24 +139,24 @@ look() {
   fi
   state=$(describe) || return
   case $state in
-    ACTIVE) look_at_training ;;
+    ACTIVE) check_training ;;
     SUSPENDED | FAILED)
-      say "the queued resource is $state: creating it again"
-      if [[ $state == FAILED ]]; then count_start "the request was refused"; fi
+      log "the queued resource is $state: creating it again"
+      if [[ $state == FAILED ]]; then count_start "the request failed"; fi
       delete || return
       deleted=1
       ;;
-    *) say "the queued resource is $state" ;;
+    *) log "the queued resource is $state" ;;
   esac
 }
 
 while true; do
-  if look; then # inside, "set -e" does not hold: hence "|| return" after what may fail
+  if check_slice; then # bash ignores "set -e" inside a condition, hence the "|| return" in these functions
     failures=0
   else
     failures=$((failures + 1))
-    ((failures < 20)) || give_up "20 looks in a row failed"
-    say "that failed ($failures of 20 in a row); trying again. Is there a queued resource $name in $zone?"
+    ((failures < 20)) || give_up "20 checks in a row failed"
+    log "the check failed ($failures of 20 in a row), retrying; does the queued resource $name exist in $zone?"
   fi
   sleep "$poll"
 done

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What happens on a worker; setup.sh copies this file there and the other scripts call it over ssh.
+# Runs on each worker. setup.sh copies this file there, and the other scripts call it over ssh.
 #
-#   worker.sh setup WHEEL BUCKET     install, mount; may be repeated
-#   worker.sh start COMMAND...       start in the background, unless training runs already
-#   worker.sh stop                   SIGTERM, so that it saves; SIGKILL after two minutes
-#   worker.sh status OUTPUT          one line: worker HOST STATE STEP (below)
-#   worker.sh logs LINES             the end of the log
+#   worker.sh setup WHEEL BUCKET     install the wheel and mount the bucket; safe to repeat
+#   worker.sh start COMMAND...       start training in the background, unless it is already running
+#   worker.sh stop                   send SIGTERM, so that training saves, and SIGKILL after two minutes
+#   worker.sh status OUTPUT          print one line: worker HOST STATE STEP (see below)
+#   worker.sh logs LINES             print the last lines of the log
 #
-# Training must outlive the ssh connection, so it gets a session of its own (setsid) under a small supervisor. That
-# writes ~/job/log and, when training ends, ~/job/exit_code, and holds a lock on ~/job/lock meanwhile. A lock, unlike a
-# file with a process id, is right after a crash or a reboot too. (systemd-run would do as well, but needs root and
-# keeps no exit code of what ended well; nothing here needs more than bash and util-linux.)
+# Training must outlive the ssh connection, so it runs in a new session (setsid) under a small supervisor, which writes
+# ~/job/log, writes ~/job/exit_code when training ends, and holds a lock on ~/job/lock until then. Unlike a file with a
+# process ID, a lock is released by a crash or a reboot as well. (systemd-run would need root, and it does not keep the
+# exit code of a command that succeeded. This needs only bash and util-linux.)
 set -euo pipefail
 cd ~
 export PATH=$HOME/venv/bin:$HOME/.local/bin:$PATH
@@ -19,7 +19,7 @@ GCSFUSE=3.8.0
 
 setup() {
   local wheel=$1 bucket=$2
-  # The images' own Python is older than 3.11 (22.04: 3.10), so uv brings one.
+  # The Python of the images is too old (Ubuntu 22.04 has 3.10), so uv installs another.
   python3 -m pip install --quiet --user uv
   uv venv --quiet --allow-existing --python 3.12 venv
   uv pip install --quiet --python venv --reinstall-package deberta-jax "./${wheel}[train,tpu]"
@@ -28,11 +28,12 @@ setup() {
     local package=gcsfuse_${GCSFUSE}_amd64.deb
     curl --fail --silent --show-error --location --output "job/$package" \
       "https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v$GCSFUSE/$package"
-    # A fresh machine is still updating itself: wait for its lock.
+    # A new machine may still be installing updates: wait for the lock of apt.
     sudo apt-get -o DPkg::Lock::Timeout=600 install --yes --quiet "./job/$package"
   fi
   mkdir -p bucket
-  # No cache of metadata: a worker must see at once what another has written, or a checkpoint of all is not found.
+  # Without a metadata cache a worker sees at once what others have written. With one, it may miss that a checkpoint was
+  # committed.
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$bucket" bucket
 }
 
@@ -40,7 +41,7 @@ running() { ! flock --nonblock job/lock true; }
 
 start() {
   if running; then
-    echo "$(hostname): training already, left alone"
+    echo "$(hostname): training is already running"
     return
   fi
   rm -f job/exit_code
@@ -49,19 +50,20 @@ start() {
   echo "$(hostname): started"
 }
 
-# Not for people: what `start` puts in the background.
+# Internal: `start` runs this in the background.
 supervise() {
   exec 9> job/lock
   flock 9
   echo $$ > job/pid
   echo "=== $(date --utc +%FT%TZ) $*"
-  trap : TERM # not its own end: it has to write the exit code. Training itself gets the signal as usual.
+  # `stop` sends SIGTERM to the whole session. Training receives it; the supervisor survives to write the exit code.
+  trap : TERM
   local code=0
   "$@" 9>&- || code=$?
   echo "=== $(date --utc +%FT%TZ) exit code $code"
   echo "$code" > job/exit_code.new
   mv job/exit_code.new job/exit_code
-  kill -KILL 0 # data workers that training left behind would keep the TPU busy; this ends the supervisor too
+  kill -KILL 0 # ends processes that training left behind, which would keep the TPU busy, and the supervisor itself
 }
 
 stop() {
@@ -70,8 +72,8 @@ stop() {
   if ! flock --timeout 120 job/lock true; then kill -KILL -- "-$(cat job/pid)"; fi
 }
 
-# STATE: running, an exit code, or none (never started, or the machine was restarted under it).
-# STEP: of the newest checkpoint; Orbax gives a step's folder its number when the checkpoint is whole.
+# STATE is running, an exit code, or none (never started, or the machine was restarted).
+# STEP is the step of the newest checkpoint: Orbax names the folder by its step when the checkpoint is complete.
 status() {
   local state=none step=''
   if running; then
@@ -80,7 +82,7 @@ status() {
     state=$(cat job/exit_code)
   fi
   if [[ -d $1/checkpoints ]]; then
-    # A bucket that hangs must not hide the state.
+    # The timeout returns the state even if the bucket hangs.
     step=$(timeout --signal=KILL 60 find "$1/checkpoints" -maxdepth 1 -regex '.*/[0-9]+' -printf '%f\n' |
       sort -n | tail -n 1) || step=''
   fi

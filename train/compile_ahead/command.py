@@ -1,9 +1,10 @@
-"""What a training step costs on TPUs that are not there: memory, collectives, time, from the TPU compiler itself.
+"""Estimates what a training step costs on TPUs, without access to any: memory, collectives and time.
 
     deberta-jax compile-ahead --model deberta-v3-large --topology v5e:16x16 --global-batch 8192 --sequence-length 512
 
-The very step of `deberta-jax pretrain` or `finetune` is compiled ahead of time, its state and batch sharded as a run
-shards them. Exit status 1 where it does not fit; what would make it fit is found by compiling that too.
+The TPU compiler compiles the same step that `deberta-jax pretrain` or `finetune` trains with, its state and batch
+sharded as in a run. If the step does not fit into memory, the exit status is 1, and changes that may make it fit are
+compiled as well.
 """
 
 import dataclasses
@@ -14,147 +15,177 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
 from deberta_jax.errors import UserError
 
+from ..settings import NotNegative, Positive, Range
+from .hlo_costs import Cost
 from .kernel_costs import find_kernels, kernel_cycles
-from .report import Report, Timing, describe, plot_sweep, print_report, print_sweep
-from .step_program import StepConfig, build, check_batch, lay_mesh
-from .tpu_compiler import GIB, Chip, OutOfMemoryError, compile_for_tpu, cost_of, sizes, topology, trace
+from .report import DeviceMemory, Report, describe
+from .report_tables import print_report, print_sweep
+from .step_program import StepConfig, StepProgram, build, build_mesh, check_batch
+from .sweep_plot import check_plot_path, plot_sweep
+from .timing import Hardware, Timing, Workload
+from .tpu_compiler import (
+    GIB,
+    OutOfMemoryError,
+    Topology,
+    compile_for_tpu,
+    cost_of,
+    memory_of,
+    topology,
+    torus_shape,
+    trace,
+)
 from .xla_flags import XLA_FLAGS, parse_flags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileAheadConfig(StepConfig):
-    """Compile a training step for a TPU slice that is not there, and say what it costs. Needs deberta-jax[tpu]."""
+    """Estimate memory, time and cost of a training step on TPUs, without access to any TPU.
 
-    slices: int = 1
-    """slices of that topology, joined by the data center's network, which data parallelism alone crosses"""
+    The TPU compiler compiles the step for the given slice. Needs deberta-jax[tpu].
+    """
+
     xla_flags: str | None = None
-    """flags of the TPU compiler, as LIBTPU_INIT_ARGS has them; default: those that tpu_scripts pass for this chip; ""
-    for none"""
-    tokens: float = 2.1e12
-    """tokens to train on, for the bill; default: those of 500,000 steps of 8,192 rows of 512"""
-    alternatives: int = 3
-    """where the step does not fit: how many others are compiled in search of one that does"""
+    """flags of the TPU compiler as in LIBTPU_INIT_ARGS, "" for none (default: those that tpu_scripts set)"""
+    tokens: Annotated[float, Range(above=0)] = 2.1e12
+    """tokens to train on, for days and chip-hours; 2.1e12 are 500,000 steps of 8,192 rows of 512 tokens"""
+    alternatives: NotNegative = 3
+    """number of alternatives to compile if the step does not fit; 0 disables the search"""
     json: bool = False
     """print JSON instead of tables"""
     sweep: bool = False
-    """compile every one of sweep_batches on every mesh of sweep_fsdp instead; a table and a plot"""
-    sweep_batches: tuple[int, ...] = ()
-    """global batches; default: a quarter, a half and the whole of global_batch"""
-    sweep_fsdp: tuple[int, ...] = ()
-    """sizes of the fsdp axis; default: that of mesh"""
+    """compile all combinations of sweep_batches and sweep_fsdp instead, for a table and a plot"""
+    sweep_batches: tuple[Positive, ...] = ()
+    """global batches of the sweep (default: a quarter, a half and the whole of global_batch)"""
+    sweep_fsdp: tuple[Positive, ...] = ()
+    """sizes of the fsdp axis in the sweep (default: that of mesh)"""
     plot: Path = Path("compile_ahead.png")
-    """where the plot of a sweep goes"""
+    """file for the plot of the sweep"""
 
 
 def main(config: CompileAheadConfig) -> None:
-    """Prints the report.
+    """Compiles the step and prints the report.
 
     Raises:
-      ValueError: it does not fit (the shortfall, and what does), or settings that do not go together.
+      UserError: the step does not fit (with the shortfall, and what fits), or the settings are not possible.
     """
-    jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
-    chip, devices = topology(config.topology, slices=config.slices)
+    jax.config.update("jax_platforms", "cpu")  # do not search for a TPU in this machine
+    hardware = topology(config.topology, slices=config.slices)
     if config.sweep:
-        _sweep(config, chip, devices)
+        _sweep(config, hardware)
         return
-    report = measure(config, chip, devices)
-    others = [] if report.fits or not config.alternatives else search(config, report, chip, devices)
+    report = compile_step(config, hardware)
+    alternatives = [] if report.fits else compile_alternatives(config, report, hardware)
     if config.json:
-        print(json.dumps({**report.to_json(), "alternatives": [one.to_json() for one in others]}, indent=2))
+        print(json.dumps({**report.to_json(), "alternatives": [other.to_json() for other in alternatives]}, indent=2))
     else:
-        print_report(report, chip, others)
+        print_report(report, hardware.chip, alternatives)
     if not report.fits:
-        raise UserError(shortfall(report, others))
+        raise UserError(shortfall_message(report, alternatives))
 
 
-def measure(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> Report:
-    """Compiles one step."""
-    began, began_cpu = time.monotonic(), sum(os.times()[:4])
-    program = build(config, devices)
-    _progress(f"compiling {describe(_settings(config))}")
+def compile_step(config: CompileAheadConfig, hardware: Topology) -> Report:
+    """Compiles one step and reports on it.
+
+    Raises:
+      UserError: the model does not exist, the batch cannot be split, or a flag is wrong.
+    """
+    start, cpu_start = time.monotonic(), sum(os.times()[:4])
+    program = build(config, hardware.devices)
+    flags = _compiler_flags(config)
+    _show_progress(f"compiling {describe(config)}")
     traced = trace(program.step, program.state, program.batch)
+    cost = compiled_memory = None
     try:
-        compiled = compile_for_tpu(traced, flags=_flags(config))
-        cycles = kernel_cycles(functools.partial(_jaxpr, config)) if find_kernels(traced.jaxpr) else {}
-        cost = cost_of(compiled, kernels=cycles)
-        needed, available = cost.peak_bytes + cost.program_bytes, chip.hbm
+        compiled = compile_for_tpu(traced, flags=flags)
     except OutOfMemoryError as error:
-        cost, needed, available = None, error.needed, error.available
-    seconds, cpu_seconds = time.monotonic() - began, sum(os.times()[:4]) - began_cpu
-    split = program.mesh.size // program.mesh.shape["tensor"]  # every other axis splits the batch
-    rows = config.global_batch // (config.accumulation * split)
-    timing = None
-    if cost is not None:
-        timing = Timing.of(
-            cost,
-            chip,
-            axes=len(sizes(config.topology)),
-            devices=len(devices),
-            slices=config.slices,
-            flops=program.flops * config.global_batch,
-            tokens_per_step=config.global_batch * config.sequence_length,
-            tokens=config.tokens,
-        )
+        needed, available = error.needed, error.available
+    else:
+        # Pallas kernels are priced in another process, which traces the step again: a jaxpr cannot be pickled.
+        cycles = kernel_cycles(functools.partial(_trace_step, config)) if find_kernels(traced.jaxpr) else {}
+        cost, compiled_memory = cost_of(compiled, kernels=cycles), memory_of(compiled)
+        needed, available = compiled_memory.peak_bytes + compiled_memory.program_bytes, hardware.chip.hbm
+    # Every axis but tensor splits the batch.
+    batch_shards = program.mesh.size // program.mesh.shape["tensor"]
     return Report(
-        settings=_settings(config),
+        config=config,
+        flags=flags,
         mesh=dict(program.mesh.shape),
-        chips=len(devices) // chip.devices,
-        devices=len(devices),
-        rows=rows,
-        parameter_bytes=_local_bytes(program.state.params),
-        optimizer_bytes=_local_bytes(program.state.opt_state),
-        batch_bytes=_local_bytes(program.batch),
-        needed_bytes=needed,
-        available_bytes=available,
+        chips=len(hardware.devices) // hardware.chip.devices,
+        devices=len(hardware.devices),
+        rows=config.global_batch // (config.accumulation * batch_shards),
+        memory=DeviceMemory(
+            parameter_bytes=_bytes_per_device(program.state.params),
+            optimizer_bytes=_bytes_per_device(program.state.opt_state),
+            batch_bytes=_bytes_per_device(program.batch),
+            needed_bytes=needed,
+            available_bytes=available,
+            compiled=compiled_memory,
+        ),
         cost=cost,
-        timing=timing,
-        compile_seconds=seconds,
-        compile_cpu_seconds=cpu_seconds,
+        timing=_estimate_timing(config, hardware, program, cost) if cost else None,
+        compile_seconds=time.monotonic() - start,
+        compile_cpu_seconds=sum(os.times()[:4]) - cpu_start,
     )
 
 
-def _jaxpr(config: CompileAheadConfig) -> tuple[Any, Any]:
-    """Of the step, and a device of its topology."""
-    _, devices = topology(config.topology, slices=config.slices)
-    program = build(config, devices)
-    return trace(program.step, program.state, program.batch).jaxpr, devices[0]
+def _estimate_timing(config: CompileAheadConfig, hardware: Topology, program: StepProgram, cost: Cost) -> Timing:
+    return Timing.estimate(
+        cost,
+        Hardware(
+            chip=hardware.chip,
+            torus_axes=len(torus_shape(config.topology)),
+            devices=len(hardware.devices),
+            slices=config.slices,
+        ),
+        Workload(
+            step_flops=program.flops * config.global_batch,
+            step_tokens=config.global_batch * config.sequence_length,
+            training_tokens=config.tokens,
+        ),
+    )
 
 
-# ---------------------------------------------------------------- what would fit
+def _trace_step(config: CompileAheadConfig) -> tuple[Any, Any]:
+    """Returns the jaxpr of the step and a device of its topology, in the process that prices kernels."""
+    hardware = topology(config.topology, slices=config.slices)
+    program = build(config, hardware.devices)
+    return trace(program.step, program.state, program.batch).jaxpr, hardware.devices[0]
 
 
-def search(config: CompileAheadConfig, report: Report, chip: Chip, devices: list[Any]) -> list[Report]:
-    """Compiles what may fit in place of a step that does not: as many as `alternatives` says."""
-    changes = itertools.islice(_changes(config, report), config.alternatives)
-    return [measure(change, chip, devices) for change in changes]
+# ---------------------------------------------------------------- alternatives to a step that does not fit
 
 
-def _changes(config: CompileAheadConfig, report: Report) -> Iterator[CompileAheadConfig]:
-    """One change at a time, as large as the failed step says, then all together.
+def compile_alternatives(config: CompileAheadConfig, report: Report, hardware: Topology) -> list[Report]:
+    """Compiles up to `config.alternatives` changes of a step that does not fit, the most promising first."""
+    changes = itertools.islice(likely_alternatives(config, report), config.alternatives)
+    return [compile_step(change, hardware) for change in changes]
 
-    What is not parameters and optimizer is taken as proportional to the rows that a device works off at a time.
+
+def likely_alternatives(config: CompileAheadConfig, report: Report) -> Iterator[CompileAheadConfig]:
+    """Yields changes of a step that may make it fit: single changes first, then all of them together.
+
+    How much to change follows from the failed step. All memory beyond parameters and optimizer state is assumed to be
+    proportional to the rows that a device processes at a time.
     """
-    state = report.parameter_bytes + report.optimizer_bytes
-    rest = report.needed_bytes - state
-    chunks = _chunks(rest, report.available_bytes - state, report.rows)
-    if chunks:
-        yield dataclasses.replace(config, accumulation=config.accumulation * chunks)
+    memory = report.memory
+    state = memory.parameter_bytes + memory.optimizer_bytes
+    temporaries = memory.needed_bytes - state
+    factor = _accumulation_factor(temporaries, memory.available_bytes - state, report.rows)
+    if factor:
+        yield dataclasses.replace(config, accumulation=config.accumulation * factor)
     if not config.remat:
         yield dataclasses.replace(config, remat=True)
-    others = math.prod(size for axis, size in report.mesh.items() if axis not in ("data", "fsdp"))
-    devices = report.devices // config.slices  # data parallelism alone crosses slices
-    wider = [size for size in range(2, devices + 1) if devices % (size * others) == 0]
-    wider = [size for size in wider if size % config.mesh.fsdp == 0 and size > config.mesh.fsdp]
-    fsdp = next((size for size in wider if rest + state * config.mesh.fsdp // size <= report.available_bytes), None)
-    if fsdp:
+    wider = _wider_fsdp(config, report)
+    fits = (size for size in wider if temporaries + state * config.mesh.fsdp // size <= memory.available_bytes)
+    if fsdp := next(fits, None):
         yield dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=fsdp))
     everything = dataclasses.replace(config, remat=True, accumulation=config.accumulation * report.rows)
     yield everything
@@ -162,77 +193,83 @@ def _changes(config: CompileAheadConfig, report: Report) -> Iterator[CompileAhea
         yield dataclasses.replace(everything, mesh=dataclasses.replace(config.mesh, fsdp=wider[-1]))
 
 
-def _chunks(temporaries: int, room: int, rows: int) -> int | None:
-    """Into how many chunks the rows of a device must go for the temporaries to fit: a divisor of the rows, or None."""
-    fitting = (chunks for chunks in range(2, rows + 1) if rows % chunks == 0 and temporaries / chunks <= room)
-    return next(fitting, None)
+def _accumulation_factor(temporaries: int, available: int, rows: int) -> int | None:
+    """Returns the smallest divisor of a device's rows that makes temporaries fit when they shrink by it, or None."""
+    factors = (factor for factor in range(2, rows + 1) if rows % factor == 0 and temporaries / factor <= available)
+    return next(factors, None)
 
 
-def shortfall(report: Report, others: list[Report]) -> str:
-    """What is missing, and which of the others does without it."""
-    short = (report.needed_bytes - report.available_bytes) / GIB
+def _wider_fsdp(config: CompileAheadConfig, report: Report) -> list[int]:
+    """Returns the sizes of the fsdp axis that split the parameters further, in ascending order."""
+    devices = report.devices // config.slices  # only the data axis crosses slices
+    other_axes = math.prod(size for axis, size in report.mesh.items() if axis not in ("data", "fsdp"))
+    multiples = range(2 * config.mesh.fsdp, devices + 1, config.mesh.fsdp)
+    return [size for size in multiples if devices % (size * other_axes) == 0]
+
+
+def shortfall_message(report: Report, alternatives: Sequence[Report]) -> str:
+    """Returns the error message for a step that does not fit: how much is missing, and what to change."""
+    needed, available = report.memory.needed_bytes / GIB, report.memory.available_bytes / GIB
     text = (
-        f"does not fit: a device needs {report.needed_bytes / GIB:.2f} GiB and has {report.available_bytes / GIB:.2f}, "
-        f"short by {short:.2f} GiB (compiler estimate)"
+        f"the step does not fit: a device needs {needed:.2f} GiB and has {available:.2f} GiB, short by "
+        f"{needed - available:.2f} GiB (compiler estimate)"
     )
-    fitting = [one for one in others if one.fits]
+    fitting = [other for other in alternatives if other.fits]
     if fitting:
-        return f"{text}; what fits: " + " or ".join(_options(one, report) for one in fitting)
-    if others:
-        failed = ", ".join(_options(one, report) for one in others)
-        return f"{text}; these do not fit either: {failed}; give a smaller batch or more chips"
+        return f"{text}; it fits with " + " or ".join(_changed_options(other, report) for other in fitting)
+    if alternatives:
+        failed = ", ".join(_changed_options(other, report) for other in alternatives)
+        return f"{text}; it does not fit with {failed} either; use a smaller batch or more chips"
     return f"{text}; try --accumulation, --remat, --mesh.fsdp or a smaller --global-batch"
 
 
-def _options(one: Report, report: Report) -> str:
-    """The options by which a report differs from another."""
-    given = []
-    if one.settings["accumulation"] != report.settings["accumulation"]:
-        given.append(f"--accumulation {one.settings['accumulation']}")
-    if one.settings["remat"] != report.settings["remat"]:
-        given.append("--remat")
-    if one.mesh["fsdp"] != report.mesh["fsdp"]:
-        given.append(f"--mesh.fsdp {one.mesh['fsdp']}")
-    return " ".join(given)
+def _changed_options(other: Report, report: Report) -> str:
+    """Returns the options that turn the step of `report` into that of `other`."""
+    options = []
+    if other.config.accumulation != report.config.accumulation:
+        options.append(f"--accumulation {other.config.accumulation}")
+    if other.config.remat != report.config.remat:
+        options.append("--remat")
+    if other.mesh["fsdp"] != report.mesh["fsdp"]:
+        options.append(f"--mesh.fsdp {other.mesh['fsdp']}")
+    return " ".join(options)
 
 
-def _sweep(config: CompileAheadConfig, chip: Chip, devices: list[Any]) -> None:
-    batches = config.sweep_batches or tuple(config.global_batch // part for part in (4, 2, 1))
-    meshes = config.sweep_fsdp or (config.mesh.fsdp,)
-    runs = [
+# ---------------------------------------------------------------- sweep
+
+
+def _sweep(config: CompileAheadConfig, hardware: Topology) -> None:
+    quarters = (config.global_batch // 4, config.global_batch // 2, config.global_batch)
+    batches = config.sweep_batches or tuple(batch for batch in quarters if batch)
+    steps = [
         dataclasses.replace(config, global_batch=batch, mesh=dataclasses.replace(config.mesh, fsdp=fsdp))
-        for fsdp in meshes
+        for fsdp in config.sweep_fsdp or (config.mesh.fsdp,)
         for batch in batches
     ]
-    for run in runs:  # a mistake shows before hours of compiling
-        check_batch(run, lay_mesh(run, devices))
-    reports = [measure(run, chip, devices) for run in runs]
+    check_plot_path(config.plot)
+    for step in steps:  # all before the first, which may take hours to compile
+        check_batch(step, build_mesh(step, hardware.devices))
+    reports = [compile_step(step, hardware) for step in steps]
     if config.json:
         print(json.dumps([report.to_json() for report in reports], indent=2))
     else:
         print_sweep(reports)
     plot_sweep(reports, config.plot)
-    _progress(f"saved {config.plot}")
+    _show_progress(f"saved {config.plot}")
 
 
-def _settings(config: CompileAheadConfig) -> dict[str, Any]:
-    """What was compiled."""
-    every = dataclasses.asdict(config)
-    settings = {field.name: every[field.name] for field in dataclasses.fields(StepConfig)}
-    return {**settings, "slices": config.slices, "xla_flags": _flags(config)}
-
-
-def _flags(config: CompileAheadConfig) -> dict[str, str]:
-    """Of the compiler: what a run gets, unless others are given."""
+def _compiler_flags(config: CompileAheadConfig) -> dict[str, str]:
+    """Returns the flags of the compiler: those of a run by tpu_scripts, unless the user gives others."""
     if config.xla_flags is None:
         return XLA_FLAGS[config.topology.partition(":")[0]]
     return parse_flags(config.xla_flags)
 
 
-def _local_bytes(tree: Any) -> int:
-    """Bytes of a tree of placed shapes on one device."""
+def _bytes_per_device(tree: Any) -> int:
+    """Returns the bytes of one device's shards of a tree of ShapeDtypeStruct with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _progress(text: str) -> None:
+def _show_progress(text: str) -> None:
+    """Prints a line on stderr, as stdout may be JSON."""
     print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
-"""Cycles of Pallas kernels, of which the TPU compiler says none: VLIW bundles of a grid step times grid steps.
+"""Estimates the cycles of Pallas kernels, for which the TPU compiler gives no estimate.
 
-One bundle is issued a cycle. Waits for memory are not in it; a branch is counted as taken and a loop inside a kernel as
-run once.
+The estimate of a kernel is the number of VLIW bundles in the schedule of one grid step, times the number of grid steps:
+a TPU core issues one bundle per cycle. It leaves out waits for memory, counts every branch as taken, and counts a loop
+inside the kernel as run once.
 """
 
 import concurrent.futures
@@ -18,55 +19,58 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from .hlo_costs import KernelKey
-from .tpu_compiler import out_of_cache
+from .tpu_compiler import without_compilation_cache
 
-_CALL = "tpu_custom_call"  # what a Pallas kernel is to the compiler
-_SCHEDULE = "schedule-analysis_final_bundles.txt"
+_CALL = "tpu_custom_call"  # the compiler's name for a Pallas kernel
+_SCHEDULE = "schedule-analysis_final_bundles.txt"  # end of the name of a dumped file, with libtpu 0.0.42
+# In that file: "total scheduled bundles:   1234"
+_BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
 
 
 def find_kernels(jaxpr: Any) -> dict[KernelKey, Any]:
-    """The equation of every Pallas kernel of a program, by the kernel's name and the shapes of its results."""
-    found = {}
+    """Returns the equation of every Pallas kernel of a program, by the kernel's name and the shapes of its results."""
+    kernels = {}
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             shapes = tuple(tuple(variable.aval.shape) for variable in equation.outvars)
-            found[equation.params["name"], shapes] = equation
+            kernels[equation.params["name"], shapes] = equation
             continue
         for value in jax.tree.leaves(equation.params):
-            inner = getattr(value, "jaxpr", value)
+            inner = getattr(value, "jaxpr", value)  # a parameter is a closed jaxpr, a jaxpr or something else
             if hasattr(inner, "eqns"):
-                found |= find_kernels(inner)
-    return found
+                kernels |= find_kernels(inner)
+    return kernels
 
 
 def kernel_cycles(make: Callable[[], tuple[Any, Any]]) -> dict[KernelKey, int]:
-    """Cycles of one run of each kernel of a program on one device.
+    """Returns the cycles of one run of each kernel of a program on one device.
 
-    Compiles them one by one in another process: libtpu reads only once, when it is loaded, that it shall write
-    schedules, and for a whole step it would write gigabytes.
+    Compiles the kernels one by one in another process. libtpu reads the flags that dump schedules only when it is
+    loaded, and this process has loaded it without them: for a whole step it would write gigabytes.
 
     Args:
-      make: called in that process, so it must be picklable; gives the program's jaxpr and a device of its topology.
+      make: returns the program's jaxpr and a device of its topology. It is called in the other process, so it must be
+        picklable.
 
     Raises:
-      RuntimeError: a kernel that has no schedule.
+      RuntimeError: the compiler wrote no schedule for a kernel.
     """
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="deberta-jax-") as folder,
         concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
     ):
-        return pool.submit(_compile_kernels, make, Path(folder)).result()
+        return pool.submit(_make_and_price_kernels, make, Path(folder)).result()
 
 
-def _compile_kernels(make: Callable[[], tuple[Any, Any]], folder: Path) -> dict[KernelKey, int]:
+def _make_and_price_kernels(make: Callable[[], tuple[Any, Any]], folder: Path) -> dict[KernelKey, int]:
     jax.config.update("jax_platforms", "cpu")
-    write_schedules(folder)
+    dump_schedules(folder)
     return price_kernels(*make(), folder)
 
 
-def write_schedules(folder: Path) -> None:
-    """Has libtpu write the schedule of all that this process compiles. To be called before `topology` loads it."""
+def dump_schedules(folder: Path) -> None:
+    """Makes libtpu write the schedule of everything that this process compiles. Call it before libtpu is loaded."""
     flags = (
         f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
     )
@@ -74,27 +78,33 @@ def write_schedules(folder: Path) -> None:
 
 
 def price_kernels(jaxpr: Any, device: Any, folder: Path) -> dict[KernelKey, int]:
-    """Cycles of one run of each kernel of a program; each is compiled alone.
+    """Compiles each kernel of a program alone and returns the cycles of one run of it.
 
     Args:
-      device: of a topology.
-      folder: what `write_schedules` was told, and empty.
+      jaxpr: the program.
+      device: a device of a topology.
+      folder: the empty folder that was passed to `dump_schedules`.
 
     Raises:
-      RuntimeError: a kernel that has no schedule.
+      RuntimeError: the compiler wrote no schedule for a kernel.
     """
-    place = SingleDeviceSharding(device)
-    found = {}
+    sharding = SingleDeviceSharding(device)
+    cycles = {}
     for key, equation in find_kernels(jaxpr).items():
-        arguments = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype, sharding=place) for one in equation.invars]
-        alone = jax.jit(lambda *values, equation=equation: equation.primitive.bind(*values, **equation.params))
-        with out_of_cache():
-            alone.lower(*arguments).compile()
+        arguments = [
+            jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype, sharding=sharding)
+            for variable in equation.invars
+        ]
+        kernel = jax.jit(lambda *values, equation=equation: equation.primitive.bind(*values, **equation.params))
+        with without_compilation_cache():
+            kernel.lower(*arguments).compile()
+        # The compiler also writes the schedules of the program's start and end, which contain no kernel, and that of
+        # the whole program ("-TLP-"), which contains the kernel and the call.
         schedules = [path.read_text() for path in folder.glob(f"*{_SCHEDULE}") if "-TLP-" not in path.name]
-        bundles = [int(re.findall(r"total scheduled bundles:\s+(\d+)", text)[0]) for text in schedules if _CALL in text]
-        for path in folder.iterdir():  # kernels of one name may follow
+        bundles = [int(_BUNDLES.findall(text)[0]) for text in schedules if _CALL in text]
+        for path in folder.iterdir():  # the next kernel may have the same name
             path.unlink()
         if len(bundles) != 1:
-            raise RuntimeError(f"the TPU compiler wrote {len(bundles)} schedules of the kernel {key[0]}, not one")
-        found[key] = bundles[0] * math.prod(equation.params["grid_mapping"].grid)
-    return found
+            raise RuntimeError(f"the TPU compiler wrote {len(bundles)} schedules for the kernel {key[0]}, expected one")
+        cycles[key] = bundles[0] * math.prod(equation.params["grid_mapping"].grid)
+    return cycles

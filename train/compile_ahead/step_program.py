@@ -1,4 +1,4 @@
-"""A training step with shapes in place of arrays, built as `pretrain` and `finetune` build theirs."""
+"""Builds the training step of `pretrain` or `finetune` with abstract arrays, for compiling it ahead of time."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.rtd import EmbeddingSharing, RTDModels
-from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, shardings
+from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, named_shardings
 
 from .. import finetune, pretrain, pretrain_setup
 from ..configs import (
@@ -28,48 +28,59 @@ from ..configs import (
 from ..data.masking import MaskingConfig
 from ..engine.optimizer import build_optimizer
 from ..engine.state import TrainState
+from ..settings import Positive, Settings
 from ..tasks.classification.task import Classification
 from .model_flops import classification_flops, masked_lm_flops, rtd_flops
 
-_STEPS = 500_000  # the length of the schedule is a constant of the program: any will do
+_STEPS = 500_000  # length of the learning-rate schedule, a constant of the program that does not affect its cost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """What the program of a training step depends on."""
+class StepConfig(Settings):
+    """The settings that the program of a training step depends on."""
 
     model: str = "deberta-v3-large"
-    """a released size, or a JSON file: one model's configuration, or generator and discriminator"""
+    """released size, or JSON file with the configuration of one model or of generator and discriminator"""
     topology: str = "v5e:16x16"
-    """the slice, CHIP:SHAPE; a wrong one lists those that exist"""
+    """TPU slice as CHIP:SHAPE; an unknown one prints a list"""
+    slices: Positive = 1
+    """number of such slices, connected by the data-center network, which only the data axis of the mesh crosses"""
     task: Literal["rtd", "mlm", "finetune"] = "rtd"
-    """pre-training by replaced token detection or masked LM, or fine-tuning a classifier"""
-    global_batch: int = 8192
-    """rows a step, over all chips"""
-    sequence_length: int = 512
-    """tokens a row"""
-    accumulation: int = 1
-    """chunks that a batch is worked off in, to save memory"""
+    """replaced token detection, masked language modeling, or fine-tuning of a classifier"""
+    global_batch: Positive = 8192
+    """rows in a step, over all chips"""
+    sequence_length: Positive = 512
+    """tokens in a row"""
+    accumulation: Positive = 1
+    """number of gradient-accumulation steps"""
     mesh: MeshConfig = MeshConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """what activations are computed in"""
+    """dtype of activations"""
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
-    vocab_size: int | None = None
-    """rows of the word embeddings; default: what the model says"""
+    vocab_size: Positive | None = None
+    """rows of the word embeddings (default: those of the model)"""
     mask_rate: float = 0.15
     """share of the tokens that is masked"""
     embedding_sharing: EmbeddingSharing | None = None
-    """of rtd; default: what the JSON file says, else gdes"""
+    """embedding sharing of generator and discriminator (default: that of the JSON file, else gdes)"""
     decoupled: bool = True
-    """of rtd: generator and discriminator updated one after the other"""
-    num_labels: int = 2
-    """of finetune: classes; 1 for regression"""
+    """update generator and discriminator one after the other (for the task rtd)"""
+    num_labels: Positive = 2
+    """number of classes for the task finetune; 1 is regression"""
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A step as a run compiles it, and what it takes: shapes with shardings. flops: of a row, both passes."""
+class StepProgram:
+    """A training step as a run compiles it, and its arguments as shapes with shardings.
+
+    Attributes:
+      step: the jitted function; it takes `state` and `batch` and donates the state.
+      state: the training state.
+      batch: the global batch by field.
+      mesh: the mesh of the devices.
+      flops: floating-point operations of one row in both passes, see `model_flops`.
+    """
 
     step: Any
     state: TrainState
@@ -78,36 +89,51 @@ class Program:
     flops: int
 
 
-def build(config: StepConfig, devices: list[Any]) -> Program:
-    """The step of `pretrain` or `finetune`.
+def build(config: StepConfig, devices: list[Any]) -> StepProgram:
+    """Builds the step of `pretrain` or `finetune`.
 
     Raises:
-      ValueError: no such model, or a batch or a parameter that a mesh axis does not divide; it is named.
+      UserError: the model does not exist, or a mesh axis does not divide the batch or a parameter, which is named.
     """
-    mesh = lay_mesh(config, devices)
+    mesh = build_mesh(config, devices)
     check_batch(config, mesh)
-    step, create, fields, flops = (_finetune if config.task == "finetune" else _pretrain)(config)
-    state = jax.eval_shape(create)
-    placement = shardings(state, mesh)
-    place = batch_sharding(mesh)
-    return Program(
-        step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
+    parts = _finetune(config) if config.task == "finetune" else _pretrain(config)
+    state = jax.eval_shape(parts.create)
+    placement = named_shardings(state, mesh)
+    sharding = batch_sharding(mesh)
+    # As in a run, the state is donated and keeps its sharding: otherwise memory would hold the old and the new state.
+    return StepProgram(
+        step=jax.jit(parts.step, donate_argnums=0, out_shardings=(placement, None)),
         state=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, placement
         ),
         batch={
-            name: jax.ShapeDtypeStruct((config.global_batch, *shape), dtype, sharding=place)
-            for name, (shape, dtype) in fields.items()
+            name: jax.ShapeDtypeStruct((config.global_batch, *field.shape), field.dtype, sharding=sharding)
+            for name, field in parts.row.items()
         },
         mesh=mesh,
-        flops=flops,
+        flops=parts.flops,
     )
 
 
-Parts = tuple[Callable[..., Any], Callable[[], TrainState], dict[str, tuple[tuple[int, ...], Any]], int]
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What differs between the tasks.
+
+    Attributes:
+      step: the training step, not jitted.
+      create: builds the initial training state.
+      row: shape and dtype of each field of a batch, without the batch axis.
+      flops: floating-point operations of one row in both passes.
+    """
+
+    step: Callable[..., Any]
+    create: Callable[[], TrainState]
+    row: dict[str, jax.ShapeDtypeStruct]
+    flops: int
 
 
-def _pretrain(config: StepConfig) -> Parts:
+def _pretrain(config: StepConfig) -> _Parts:
     run = PretrainConfig(
         output=Path(),
         tokenizer=Path(),
@@ -135,15 +161,15 @@ def _pretrain(config: StepConfig) -> Parts:
         if run.objective.name == "mlm"
         else rtd_flops(models_config, length, masked)
     )
-    return (
+    return _Parts(
         pretrain.build_step(models, optimizers, run, sharing=models_config.embedding_sharing),
         functools.partial(pretrain.build_state, run, models_config, optimizers, {}),
-        {name: ((widths[name],), jnp.int32) for name in pretrain_setup.BATCH_FIELDS},
-        3 * flops,
+        {name: jax.ShapeDtypeStruct((widths[name],), jnp.int32) for name in pretrain_setup.BATCH_FIELDS},
+        3 * flops,  # the backward pass takes twice the operations of the forward pass
     )
 
 
-def _finetune(config: StepConfig) -> Parts:
+def _finetune(config: StepConfig) -> _Parts:
     run = FinetuneConfig(
         output=Path(),
         model=Path(),
@@ -163,10 +189,10 @@ def _finetune(config: StepConfig) -> Parts:
     model = objective.model(model_config, dtype=jnp.dtype(run.dtype), remat=run.remat)
     optimizer = build_optimizer(run.optimizer, total_steps=_STEPS)
     ids = jnp.ones((1, 8), jnp.int32)
-    rows = ((config.sequence_length,), jnp.int32)
-    fields = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), rows)
-    labels = ((), jnp.float32 if config.num_labels == 1 else jnp.int32)
-    return (
+    tokens = jax.ShapeDtypeStruct((config.sequence_length,), jnp.int32)
+    fields = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
+    labels = jax.ShapeDtypeStruct((), jnp.float32 if config.num_labels == 1 else jnp.int32)
+    return _Parts(
         finetune.build_step(model, objective, optimizer, run, total_steps=_STEPS),
         functools.partial(finetune.build_state, model, optimizer, ids, seed=run.seed),
         {**fields, "labels": labels},
@@ -174,25 +200,34 @@ def _finetune(config: StepConfig) -> Parts:
     )
 
 
-def lay_mesh(config: StepConfig, devices: list[Any]) -> Mesh:
+def build_mesh(config: StepConfig, devices: list[Any]) -> Mesh:
+    """Arranges the devices of a topology as the mesh of a run.
+
+    Raises:
+      UserError: the sizes of the axes do not fit the number of devices, or the torus.
+    """
     try:
         return make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    except NotImplementedError:  # jax finds no way to lay the axes on the torus
-        asked = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items())
+    except NotImplementedError:  # raised by jax for sizes that the torus of chips cannot be divided into
+        axes = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items())
         raise UserError(
-            f"a mesh of {asked} cannot be laid on {config.topology}; give sizes that are products of its sides"
+            f"a mesh of {axes} cannot be arranged on {config.topology}; give sizes that are products of its sides"
         ) from None
 
 
 def check_batch(config: StepConfig, mesh: Mesh) -> None:
-    """Raises ValueError where the batch does not divide; it says by what."""
-    rows, left = config.global_batch, "global_batch"
+    """Checks that accumulation and each batch axis of the mesh divide the batch.
+
+    Raises:
+      UserError: one of them does not; the message names it.
+    """
+    rows, divided = config.global_batch, "global_batch"
     for name, size in (
         ("accumulation", config.accumulation),
         *((f"the mesh axis {axis}", mesh.shape[axis]) for axis in BATCH_AXES),
     ):
         if rows % size:
             least = config.accumulation * batch_devices(mesh)
-            raise UserError(f"{left} {rows} does not divide by {name} of size {size}; give a multiple of {least}")
+            raise UserError(f"{divided} {rows} is not divisible by {name} of size {size}; give a multiple of {least}")
         if size > 1:
-            rows, left = rows // size, f"{left} / {name.split()[-1]}"
+            rows, divided = rows // size, f"{divided} / {name.split()[-1]}"

@@ -1,6 +1,6 @@
-"""Flags that the TPU compiler gets where a run is started by tpu_scripts/, as options of a compilation ahead of time.
+"""The flags of the TPU compiler that tpu_scripts/ sets for training runs, as options for compiling ahead of time.
 
-tpu_scripts/xla_flags.sh has the same table for shells and says what each flag does; a test holds the two equal.
+tpu_scripts/xla_flags.sh has the same table for shells and explains each flag; a test keeps the two equal.
 """
 
 from deberta_jax.errors import UserError
@@ -20,15 +20,15 @@ XLA_FLAGS: dict[str, dict[str, str]] = {
 
 
 def parse_flags(text: str) -> dict[str, str]:
-    """Flags as LIBTPU_INIT_ARGS has them, "--name=value --other=value", as options of a compilation.
+    """Parses flags in the syntax of LIBTPU_INIT_ARGS: "--name=value --other=value" -> {name: value, other: value}.
 
     Raises:
-      ValueError: a word of another form.
+      UserError: a word has another form.
     """
     options = {}
     for word in text.split():
         name, separator, value = word.removeprefix("--").partition("=")
         if not (word.startswith("--") and separator and name):
-            raise UserError(f"{word!r} is not a flag of the compiler; give --name=value, several with spaces between")
+            raise UserError(f"{word!r} is not a flag of the TPU compiler; give --name=value, separated by spaces")
         options[name] = value
     return options

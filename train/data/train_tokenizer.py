@@ -11,7 +11,9 @@ from pathlib import Path
 import sentencepiece
 
 from deberta_jax.errors import UserError
-from deberta_jax.tokenizers.tokenizer import CLS, CONFIG_FILE, MODEL_FILE, PAD, SEP, UNK, Tokenizer
+from deberta_jax.tokenizers.spm import MODEL_FILE
+from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
 from .text import embedded_corpus, read_documents
 
@@ -69,7 +71,7 @@ def main(config: TokenizerConfig) -> None:
             f"{saved} is another tokenizer, and data prepared with it would become unusable; "
             "choose another output folder, or pass --overwrite"
         )
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer.from_bytes(model)
     tokenizer.save(config.output)
     rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
     print(

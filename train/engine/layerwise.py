@@ -6,7 +6,7 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from deberta_jax.sharding import path_of
+from deberta_jax.sharding import parameter_path
 
 
 def depth_of(path: str, layers: int) -> int:
@@ -30,7 +30,8 @@ def stop_frozen_gradients(params: Any, *, frozen: int, layers: int) -> Any:
     if not frozen:
         return params
     return jax.tree.map_with_path(
-        lambda path, leaf: jax.lax.stop_gradient(leaf) if depth_of(path_of(path), layers) <= frozen else leaf, params
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if depth_of(parameter_path(path), layers) <= frozen else leaf,
+        params,
     )
 
 
@@ -55,7 +56,7 @@ def layerwise_learning_rates(
         del params
 
         def scale(path: Any, update: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-            depth = depth_of(path_of(path), layers)
+            depth = depth_of(parameter_path(path), layers)
             return update * (0.0 if frozen and depth <= frozen else decay ** (layers + 1 - depth))
 
         return jax.tree.map_with_path(scale, updates)

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from deberta_jax.atomic_files import replace_file
+
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Returns the objects that have a step. Skips a line that is not JSON, such as one that a kill truncated."""
@@ -22,8 +24,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Writes one line per record, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as lines:
+    with replace_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
         for record in records:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    partial.replace(path)

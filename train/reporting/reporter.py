@@ -9,7 +9,6 @@ for a device.
 import functools
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from deberta_jax.atomic_files import write_file
 
 from ..hosts.join import Hosts
 from .goodput import GoodputLog, read_goodput
@@ -124,10 +125,8 @@ class RunReporter:
         """
         self._lines.close()
         path = self._folder / "metrics.jsonl"
-        replacement = path.with_suffix(".jsonl.tmp")
         kept = [record for record in read_records(path) if record["step"] <= step]
-        replacement.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(replacement, path)
+        write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._first_step, self._reached = step + 1, step
         if self._goodput is not None:

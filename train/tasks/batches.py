@@ -31,8 +31,8 @@ class FinetuneBatches:
     """Endless training batches: the examples shuffled afresh every epoch, the epochs joined without a gap.
 
     Every host builds one with the same seed and the global `batch_size`, and gets those `rows` of each global batch
-    that are its own (`sharding.local_rows`; None: all). The state counts examples, not batches, and is the same on
-    every host, so a run resumes exactly on another number of hosts.
+    that are its own (`sharding.local_batch_indices`; None: all). The state counts examples, not batches, and is the
+    same on every host, so a run resumes exactly on another number of hosts.
 
     Args:
       max_length: what a batch is padded to at most; `padded_length` of its longest example on any host.

@@ -41,7 +41,7 @@ NAMES = ["Anne", "Emma", "Jane", "Mary"]
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     novel = next(read_documents((embedded_corpus(),), boundary="blank_line"))
-    return Tokenizer(train_tokenizer(novel.splitlines()[:300], vocab_size=500))
+    return Tokenizer.from_bytes(train_tokenizer(novel.splitlines()[:300], vocab_size=500))
 
 
 @pytest.fixture

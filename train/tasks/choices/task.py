@@ -20,7 +20,7 @@ from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForMultipleChoice
-from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.tokenizers.tokenizer import JoinedIds, Tokenizer
 
 from ...configs import FinetuneConfig
 from ..base import Arrays, Batch, Found, stack_probabilities
@@ -39,7 +39,7 @@ class TextTokenizer(Protocol):
     pair_separators: int
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def join(self, a: Iterable[int], b: Iterable[int]) -> tuple[list[int], list[int]]: ...
+    def with_special_tokens(self, a: Iterable[int], b: Iterable[int]) -> JoinedIds: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class EncodedQuestions:
             for choice in range(shape[1]):
                 pair = pairs[choice] if choice < len(pairs) else pairs[0]
                 context = self.contexts[row][: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
-                joined, joined_types = self.tokenizer.join(context, pair)
+                joined, joined_types = self.tokenizer.with_special_tokens(context, pair)
                 ids[place, choice, : len(joined)] = joined
                 mask[place, choice, : len(joined)] = 1
                 types[place, choice, : len(joined)] = joined_types

@@ -77,7 +77,7 @@ class Windows:
             question, context = self.questions[owner], self.contexts[owner]
             begin, end = self.context_place(row), int(self.lengths[row]) - 1
             window = context.ids[self.first[row] : self.first[row] + end - begin]
-            input_ids[place, : end + 1], types[place, : end + 1] = self.tokenizer.join(question, window)
+            input_ids[place, : end + 1], types[place, : end + 1] = self.tokenizer.with_special_tokens(question, window)
             choosable[place, 0] = choosable[place, begin:end] = 1
         real = np.arange(length) < self.lengths[rows, None]
         batch = {
