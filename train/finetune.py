@@ -70,7 +70,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
 
     # ---------------------------------------------------------------- how long to train, on what
     examples = task.splits["train"]
-    epoch = math.ceil(len(examples.lengths) / config.batch_size)
+    epoch = math.ceil(len(examples.lengths) / config.batch_size)  # in steps
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
     batches = FinetuneBatches(
         examples,
@@ -88,6 +88,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
         frozen=config.regularization.freeze_layers,
         layers=model_config.num_hidden_layers,
     )
+    # Real token ids, because their number of axes depends on the kind: [B, S], or [B, choices, S].
     first = examples.batch(np.zeros(1, np.int64), length=int(examples.lengths[0]))
     create = functools.partial(build_state, model, optimizer, first["input_ids"], seed=config.seed)
     initial = None if config.random_weights else weights

@@ -57,6 +57,7 @@ class Predictor:
         )
         for numbers, batch in batches:
             arrays = jax.device_get(self._predict_batch(params, place_batch(batch, self.mesh)))
+            # The last batch is filled up with copies, which `numbers` does not list.
             for place, number in enumerate(numbers):
                 predictions[number] = {name: array[place] for name, array in arrays.items()}
         return predictions

@@ -36,7 +36,7 @@ def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrai
     if weights is None:
         return "all weights random"
     shapes = {name: jax.tree.map(lambda leaf: leaf.shape, part) for name, part in weights.items()}
-    parts = []
+    parts = []  # of the message, one per part of the head
     for name, part in sorted(fresh.items()):
         if name == "deberta":
             continue

@@ -213,6 +213,7 @@ def build_step(
         return config.objective.rtd_lambda * out.loss_sum / weight, out
 
     def joint_loss(params: Params, chunk: Batch, key: Key[Array, ""], masked: Num[Array, ""], real: Num[Array, ""]):
+        # Both models in one loss, so that shared embeddings receive both gradients in one update.
         first, second = jax.random.split(key)
         generator_part, generated = generator_loss(params["generator"], chunk, first, masked)
         view = discriminator_view(params, sharing)
@@ -221,6 +222,8 @@ def build_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         keys = jax.random.split(state.step_key())
+        # Weights of the whole batch, so that the means do not depend on accumulation or on the number of devices.
+        # At least 1, because a batch of nothing but padding must give 0 rather than NaN.
         masked = jnp.maximum((batch["masked_labels"] > 0).sum(), 1)
         real = jnp.maximum((batch["segment_ids"] != 0).sum(), 1)
         params, opt_state = dict(state.params), dict(state.opt_state)
@@ -299,6 +302,7 @@ def evaluate(
       state: the state to evaluate.
     """
     sums: Sums = {}
+    # A batch is as large as one accumulation step, which is known to fit into memory.
     for number, batch in enumerate(rows.held_out_batches(config.batch_size // config.accumulation)):
         key = jax.random.fold_in(training_key(config.seed), number)
         for name, value in jax.device_get(measure(state.params, rows.place(batch), key)).items():

@@ -71,6 +71,7 @@ def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] 
             discriminator=models.discriminator.replace(vocab_size=choice.vocab_size),
         )
     if config.objective.name == "mlm":
+        # Only the generator is trained; the discriminator's configuration is required but not used.
         single = initial.get("generator", models.discriminator)
         return RTDConfig(discriminator=single, generator=single, embedding_sharing="nes")
     models = dataclasses.replace(models, **initial)

@@ -39,6 +39,7 @@ def grid_points(config: FinetuneConfig) -> tuple[GridPoint, ...]:
     Without seeds and grid this is the run itself, in its own folder; otherwise each run has a folder below it, such as
     `learning_rate=1e-05,batch_size=32/seed-3`.
     """
+    # Without a grid the product below has one element, the empty combination.
     grid = {name: values for name, values in dataclasses.asdict(config.sweep.grid).items() if values}
     points = []
     for values in itertools.product(*grid.values()):
@@ -82,6 +83,7 @@ def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], Outcome], *,
         metric = outcomes[0].main_metric
         values = [outcome.results["validation"][metric] for outcome in outcomes]
         mean, margin = mean_and_margin(values)
+        # A run whose metric is NaN diverged and is never the best, unless all of them did.
         best = int(np.nanargmax(values)) if not np.isnan(values).all() else 0
         rows.append(
             {

@@ -25,7 +25,7 @@ class BestEvaluation:
 
     def record(self, step: int, figures: dict[str, float]) -> bool:
         """Records an evaluation and returns whether it is the best so far. NaN never is."""
-        if figures[self.metric] > self.value:
+        if figures[self.metric] > self.value:  # False for NaN
             self.step, self.value, self.evaluations_since = step, figures[self.metric], 0
             return True
         self.evaluations_since += 1

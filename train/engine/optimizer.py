@@ -123,7 +123,8 @@ def schedule(config: OptimizerConfig, *, total_steps: int) -> Callable[[jax.typi
                 return jnp.ones_like(x)
 
     def multiplier(step: jax.typing.ArrayLike) -> Float[Array, "*shape"]:
-        x = jnp.mod(jnp.asarray(step), total_steps) / total_steps
+        x = jnp.mod(jnp.asarray(step), total_steps) / total_steps  # the share of the steps that are done
+        # Both branches are computed for every step, so the bound keeps a warmup of 0 from dividing by 0.
         return jnp.where(x < warmup, x / max(warmup, 1e-12), after_warmup(x))
 
     return multiplier

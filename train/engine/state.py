@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt32
 
+# Fixed, because keys are saved in checkpoints: a user's JAX settings must not change what a resumed run draws.
 KEY_IMPLEMENTATION = "threefry2x32"
 
 

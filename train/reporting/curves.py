@@ -25,6 +25,7 @@ def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
     records = read_records(Path(jsonl_path))
     if not records:
         raise UserError(f"{jsonl_path} holds no step, so there is nothing to draw; train first")
+    # Without pyplot, whose global state and choice of a window system have no place in a training process.
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     generator, discriminator, shares, rate = figure.subplots(2, 2, sharex=True).flat

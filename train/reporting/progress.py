@@ -104,7 +104,7 @@ class ProgressLine:
         wide = options.max_width >= _WIDE
         steps = self._steps() if wide else f"{self.step}/{format_count(self.total)}"
         ending = f"{self._tokens()} tok/s  {self._time_left()}" if wide else f"{self._tokens()}/s {self._time_left()}"
-        room = options.max_width - len(steps) - _SMALLEST_BAR - len(ending) - 3
+        room = options.max_width - len(steps) - _SMALLEST_BAR - len(ending) - 3  # three spaces between four cells
         words = []
         for column, value in self._columns():
             word = f"{column.label if wide else column.short} {value}"
@@ -162,7 +162,7 @@ def format_count(value: float) -> str:
     if not math.isfinite(value):
         return "-"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * size:
+        if value >= 0.9995 * size:  # from here on three digits round up to the next unit: 1k, not 1e+03
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 

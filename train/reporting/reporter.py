@@ -109,7 +109,7 @@ class RunReporter:
         self._lines = open(self._folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._header = ""
         self._lines_since_header = 0
-        self._live: Live | None = None
+        self._live: Live | None = None  # started with the first step, so that earlier messages stay above it
         self._last_refresh = -math.inf
 
     def __enter__(self) -> Self:
@@ -164,7 +164,7 @@ class RunReporter:
             self._live.stop()
             self._live = None
         self._lines.close()
-        if "_tensorboard" in self.__dict__:
+        if "_tensorboard" in self.__dict__:  # the cached property was used
             self._tensorboard.close()
         if self._goodput is not None and self._first_step is not None:
             self._goodput.write(self._reached)
@@ -172,6 +172,7 @@ class RunReporter:
 
     @functools.cached_property
     def _tensorboard(self) -> "SummaryWriter":
+        # Created with the first value: TensorBoard then drops what an earlier start logged after the step resumed from.
         return self._open_tensorboard(str(self._folder / "tensorboard"), purge_step=self._first_step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
