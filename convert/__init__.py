@@ -1,6 +1,7 @@
-"""Conversion between PyTorch checkpoints and ours; the only place that knows PyTorch's names."""
+"""Conversion between PyTorch checkpoints and deberta-jax; the only package that knows PyTorch's parameter names."""
 
+from .errors import ConversionError
 from .from_pytorch import load_pytorch
 from .to_pytorch import save_pytorch
 
-__all__ = ["load_pytorch", "save_pytorch"]
+__all__ = ["ConversionError", "load_pytorch", "save_pytorch"]

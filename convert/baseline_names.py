@@ -1,6 +1,6 @@
-"""Parameter names of BERT, RoBERTa and ELECTRA: theirs to the table's, which are DeBERTa's, and back.
+"""Renames the parameters of BERT, RoBERTa and ELECTRA to DeBERTa's names, which `mapping.TABLE` knows, and back.
 
-Source: the modules of transformers and the published files, which differ in what stands beside the encoder.
+Source: the modules of transformers, and the published files, whose parameters outside the encoder differ from them.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from deberta_jax.config import DebertaConfig
 
 T = TypeVar("T")
 
-# Of each model_type in a config.json, what transformers' classes of it begin with.
+# The `model_type` of a config.json -> the prefix of transformers' class names.
 TRANSFORMERS_CLASSES = {
     "deberta": "Deberta",
     "deberta-v2": "DebertaV2",
@@ -22,8 +22,8 @@ TRANSFORMERS_CLASSES = {
 _PROJECTIONS = {f".attention.self.{name}.": f".attention.self.{name}_proj." for name in ("query", "key", "value")}
 _MLM_HEAD, _RTD_HEAD = "lm_predictions.lm_head.", "mask_predictions."
 
-# The start of a key, the longest that fits -> what the table has in its place.
-_STARTS = {
+# Prefix of a baseline's key -> prefix of DeBERTa's key. The longest prefix that fits is replaced.
+_PREFIXES = {
     "bert": {
         "bert.": "deberta.",
         "bert.pooler.": "pooler.",
@@ -42,7 +42,7 @@ _STARTS = {
     "electra": {
         "electra.": "deberta.",
         "electra.embeddings_project.": "deberta.embeddings.embed_proj.",
-        "embeddings_project.": "deberta.embeddings.embed_proj.",  # of an encoder that was saved by itself
+        "embeddings_project.": "deberta.embeddings.embed_proj.",  # an encoder that was saved without a head
         "generator_predictions.dense.": f"{_MLM_HEAD}dense.",
         "generator_predictions.LayerNorm.": f"{_MLM_HEAD}LayerNorm.",
         "generator_lm_head.bias": f"{_MLM_HEAD}bias",
@@ -52,38 +52,42 @@ _STARTS = {
         "sequence_summary.summary.": "pooler.dense.",  # multiple choice
     },
 }
-# RoBERTa's and ELECTRA's sequence classification has its dense layer under another name than the encoder's pooler.
+# Sequence classification of RoBERTa and ELECTRA has a dense layer of its own instead of the encoder's pooler.
 _DENSE_CLASSIFIER = {"classifier.dense.": "pooler.dense.", "classifier.out_proj.": "classifier."}
 
 
-def to_table(state: Mapping[str, T], config: DebertaConfig) -> list[tuple[str, T]]:
-    """Each value with the table's name for its key. A key that these models do not have stays, for the table to refuse.
+def to_deberta_names(state: Mapping[str, T], config: DebertaConfig) -> list[tuple[str, T]]:
+    """Returns each value with DeBERTa's name for its key; unknown keys are unchanged, and `mapping` reports them.
 
-    Left out are two kinds of tensors that transformers does not read either: RoBERTa's pooler beside a classification
-    head with a dense layer of its own, and the projection in the files of ELECTRA base and large, whose embeddings are
+    Two kinds of tensors that transformers does not read are dropped: RoBERTa's pooler, where a classification head has
+    a dense layer of its own, and the embedding projection in the files of ELECTRA base and large, whose embeddings are
     as wide as the hidden states (huggingface/transformers#7530).
     """
-    unread: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     if any(key.startswith("classifier.dense.") for key in state):
-        unread += ("roberta.pooler.",)
+        unused += ("roberta.pooler.",)
     if config.embedding_size == config.hidden_size:
-        unread += ("electra.embeddings_project.",)
-    starts = _STARTS[config.model_type] | ({} if config.model_type == "bert" else _DENSE_CLASSIFIER)
-    return [(_replace(key, starts, _PROJECTIONS), value) for key, value in state.items() if not key.startswith(unread)]
+        unused += ("electra.embeddings_project.",)
+    prefixes = _PREFIXES[config.model_type] | ({} if config.model_type == "bert" else _DENSE_CLASSIFIER)
+    return [(_rename(key, prefixes, _PROJECTIONS), value) for key, value in state.items() if not key.startswith(unused)]
 
 
-def from_table(state: Mapping[str, T], config: DebertaConfig) -> dict[str, T]:
-    """The inverse. A pooler and a classifier together are those of transformers' sequence classification."""
-    starts = {ours: theirs for theirs, ours in reversed(_STARTS[config.model_type].items())}  # the first that is named
+def from_deberta_names(state: Mapping[str, T], config: DebertaConfig) -> dict[str, T]:
+    """Returns each value with the baseline's name for its key, the inverse of `to_deberta_names`.
+
+    A pooler and a classifier together are written as transformers' sequence classification.
+    """
+    # Reversed, so that the first of several prefixes with the same DeBERTa name is the one that is written.
+    prefixes = {deberta: baseline for baseline, deberta in reversed(_PREFIXES[config.model_type].items())}
     if config.model_type != "bert" and {"pooler.dense.weight", "classifier.weight"} <= state.keys():
-        starts |= {ours: theirs for theirs, ours in _DENSE_CLASSIFIER.items()}
-    inside = {ours: theirs for theirs, ours in _PROJECTIONS.items()}
-    return {_replace(key, starts, inside): value for key, value in state.items()}
+        prefixes |= {deberta: baseline for baseline, deberta in _DENSE_CLASSIFIER.items()}
+    projections = {deberta: baseline for baseline, deberta in _PROJECTIONS.items()}
+    return {_rename(key, prefixes, projections): value for key, value in state.items()}
 
 
-def _replace(key: str, starts: Mapping[str, str], inside: Mapping[str, str]) -> str:
-    start = max((start for start in starts if key.startswith(start)), key=len, default="")
-    key = starts.get(start, "") + key.removeprefix(start)
-    for old, new in inside.items():
+def _rename(key: str, prefixes: Mapping[str, str], infixes: Mapping[str, str]) -> str:
+    prefix = max((prefix for prefix in prefixes if key.startswith(prefix)), key=len, default="")
+    key = prefixes.get(prefix, "") + key.removeprefix(prefix)
+    for old, new in infixes.items():
         key = key.replace(old, new)
     return key

@@ -1,7 +1,7 @@
-"""One bijective table between PyTorch's parameter names and ours; the only transform is reversing a kernel's axes.
+"""One bijective table of parameter names: PyTorch's and deberta-jax's. The only transform reverses a kernel's axes.
 
-Oddities of published files are straightened out before (`layouts`), and BERT's, RoBERTa's and ELECTRA's names replaced
-(`baselines`). The names are those of the official code and of transformers.
+PyTorch's names are those of the official code and of transformers. `quirks` removes what published files do
+differently, and `baseline_names` renames the parameters of BERT, RoBERTa and ELECTRA, before the table is used.
 """
 
 import functools
@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from deberta_jax.config import DebertaConfig
 
-from .quirks import ConversionError, State, checked, normalize, shorten
+from .errors import ConversionError, shorten
+from .quirks import LazyState, check_array, remove_quirks
 
 Params = dict[str, Any]  # nested dict of arrays
 Need = Literal["required", "optional", "absent"]
@@ -29,7 +31,7 @@ def _always(config: DebertaConfig) -> Need:
     return "required"
 
 
-def _maybe(config: DebertaConfig) -> Need:
+def _optional(config: DebertaConfig) -> Need:
     return "optional"
 
 
@@ -38,13 +40,13 @@ def _only_if(condition: Callable[[DebertaConfig], bool]) -> Callable[[DebertaCon
 
 
 def _position_table(config: DebertaConfig) -> Need:
-    return "required" if config.position_biased_input else "optional"  # transformers drops it where the input lacks it
+    return "required" if config.position_biased_input else "optional"  # transformers drops an unused table
 
 
 def _relative_norm(config: DebertaConfig) -> Need:
     if config.norm_rel_ebd == "none":
         return "absent"
-    return "required" if config.relative_attention else "optional"  # the original's BERT baseline has it, unused
+    return "required" if config.relative_attention else "optional"  # unused in the official BERT baseline
 
 
 _token_types = _only_if(lambda c: c.type_vocab_size > 0)
@@ -54,28 +56,29 @@ _relative = _only_if(lambda c: c.relative_attention)
 _convolution = _only_if(lambda c: c.conv_kernel_size > 0)
 _reads_first_token = _only_if(lambda c: c.rtd_reads_first_token)
 _next_sentence = _only_if(lambda c: c.model_type == "bert")
-_own_pos_key = _only_if(lambda c: c.relative_attention and not c.share_att_key and "c2p" in c.pos_att_type)
-_own_pos_query = _only_if(lambda c: c.relative_attention and not c.share_att_key and "p2c" in c.pos_att_type)
+_separate_pos_key = _only_if(lambda c: c.relative_attention and not c.share_att_key and "c2p" in c.pos_att_type)
+_separate_pos_query = _only_if(lambda c: c.relative_attention and not c.share_att_key and "p2c" in c.pos_att_type)
 
 _LINEAR = (("weight", "kernel"), ("bias", "bias"))
 _KERNEL = (("weight", "kernel"),)
 _BIAS = (("bias", "bias"),)
 _NORM = (("weight", "scale"), ("bias", "bias"))
 _LOOKUP = (("weight", "embedding"),)
-_DELTA = (("_weight", "delta"),)  # GDES: what the discriminator adds to the generator's table
+_DELTA = (("_weight", "delta"),)  # GDES: the discriminator's difference to the generator's table
 
-# Prefixes, then one row per module: PyTorch's name, our path, leaves, the weight's dimensions in PyTorch's order (a
-# bias has the first of them) and when a model has it; a head's rows are needed once the head appears at all.
-# V vocabulary, E embedding size, D hidden size, N width of the embeddings' LayerNorm, P positions, T token types, R
-# rows of the relative table, A heads x head size, F feed-forward size, G hidden size / convolution groups,
-# K convolution kernel, C classes.
+# Each group has its two prefixes, then one row per module: PyTorch's name, path in the parameter tree, leaves, sizes of
+# the weight in PyTorch's order (a bias has the first of them), and whether a model has the module. The rows of a head
+# apply only if the weights contain any part of that head.
+# Sizes: V vocabulary, E embedding size, D hidden size, N width of the embeddings' LayerNorm, P positions, T token
+# types, R relative table, A heads x head size, F feed-forward size, G hidden size / convolution groups, K convolution
+# kernel, C classes.
 TABLE = (
     (
         ("deberta.embeddings.", "deberta/embeddings/"),
         ("word_embeddings", "word_embeddings", _LOOKUP, "VE", _always),
-        ("word_embeddings", "word_embeddings", _DELTA, "VE", _maybe),
+        ("word_embeddings", "word_embeddings", _DELTA, "VE", _optional),
         ("position_embeddings", "position_embeddings", _LOOKUP, "PE", _position_table),
-        ("position_embeddings", "position_embeddings", _DELTA, "PE", _maybe),
+        ("position_embeddings", "position_embeddings", _DELTA, "PE", _optional),
         ("token_type_embeddings", "token_type_embeddings", _LOOKUP, "TE", _token_types),
         ("embed_proj", "embed_proj", _KERNEL, "DE", _projected),
         ("embed_proj", "embed_proj", _BIAS, "D", _projected_with_bias),
@@ -93,8 +96,8 @@ TABLE = (
         ("attention.self.query_proj", "attention/query_proj", _LINEAR, "AD", _always),
         ("attention.self.key_proj", "attention/key_proj", _LINEAR, "AD", _always),
         ("attention.self.value_proj", "attention/value_proj", _LINEAR, "AD", _always),
-        ("attention.self.pos_key_proj", "attention/pos_key_proj", _LINEAR, "AD", _own_pos_key),
-        ("attention.self.pos_query_proj", "attention/pos_query_proj", _LINEAR, "AD", _own_pos_query),
+        ("attention.self.pos_key_proj", "attention/pos_key_proj", _LINEAR, "AD", _separate_pos_key),
+        ("attention.self.pos_query_proj", "attention/pos_query_proj", _LINEAR, "AD", _separate_pos_query),
         ("attention.output.dense", "attention/output", _LINEAR, "DA", _always),
         ("attention.output.LayerNorm", "attention/layer_norm", _NORM, "D", _always),
         ("intermediate.dense", "feed_forward/intermediate", _LINEAR, "FD", _always),
@@ -124,33 +127,42 @@ PARTS = (
     "classifier",
     "token_proj",
     "span_classifier",
-    "next_sentence_head",  # BERT's; no model here reads it, so that it only goes from file to file
+    "next_sentence_head",  # BERT's; no model of this library uses it, but export writes it back
 )
 
 
 class Entry(NamedTuple):
-    """One array on both sides."""
+    """One array of a model.
+
+    Attributes:
+      key: its name in PyTorch's state dict.
+      path: its path in the parameter tree, with slashes.
+      torch_shape: its shape in PyTorch; `None` allows any size.
+      need: whether weights must contain it.
+    """
 
     key: str
     path: str
-    shape: tuple[int | None, ...]  # in PyTorch's order; None: any size
+    torch_shape: tuple[int | None, ...]
     need: Need
 
     @property
     def part(self) -> str:
+        """One of PARTS."""
         return self.path.split("/")[0]
 
     def swap_layout(self, array: Any) -> Any:
-        """From PyTorch's axes to ours or back: kernels ([out, in], [out, in, k]) reverse theirs."""
+        """Converts PyTorch's axis order to Flax's or back: kernels, [out, in] or [out, in, k], reverse their axes."""
         return array.T if self.path.endswith("/kernel") else array
 
     @property
-    def our_shape(self) -> tuple[int | None, ...]:
-        return self.shape[::-1] if self.path.endswith("/kernel") else self.shape
+    def flax_shape(self) -> tuple[int | None, ...]:
+        """Its shape in the parameter tree."""
+        return self.torch_shape[::-1] if self.path.endswith("/kernel") else self.torch_shape
 
 
 def entries(config: DebertaConfig) -> list[Entry]:
-    """The table written out for one model: every array that its encoder and any head may have."""
+    """Returns the table for one model: every array that its encoder and any head may have."""
     sizes: dict[str, int | None] = {
         "V": config.vocab_size,
         "E": config.embedding_size,
@@ -167,16 +179,16 @@ def entries(config: DebertaConfig) -> list[Entry]:
         "1": 1,
         "2": 2,
     }
-    found = []
+    table = []
     for (key_prefix, path_prefix), *rows in TABLE:
         for i in range(config.num_hidden_layers) if "{i}" in key_prefix else (0,):
-            for key, path, leaves, dims, need in rows:
-                for theirs, ours in leaves:
-                    shape = tuple(sizes[dim] for dim in (dims[:1] if theirs == "bias" else dims))
-                    name = f"{key_prefix}{key}.{theirs}".replace("{i}", str(i))
-                    place = f"{path_prefix}{path}/{ours}".replace("{i}", str(i))
-                    found.append(Entry(name, place, shape, need(config)))
-    return [entry for entry in found if entry.need != "absent"]
+            for key, path, leaves, letters, need in rows:
+                for torch_leaf, flax_leaf in leaves:
+                    shape = tuple(sizes[letter] for letter in (letters[:1] if torch_leaf == "bias" else letters))
+                    full_key = f"{key_prefix}{key}.{torch_leaf}".replace("{i}", str(i))
+                    full_path = f"{path_prefix}{path}/{flax_leaf}".replace("{i}", str(i))
+                    table.append(Entry(full_key, full_path, shape, need(config)))
+    return [entry for entry in table if entry.need != "absent"]
 
 
 # ----------------------------------------------------------------------------------------------- the two directions
@@ -189,22 +201,24 @@ def to_params(
     include: Collection[str] | None = None,
     shared_embeddings: bool = False,
 ) -> Params:
-    """PyTorch's names and axes to ours; the inverse of `to_state_dict`, bit for bit up to float32.
+    """Converts a PyTorch state dict to a parameter tree; the inverse of `to_state_dict`, bit for bit up to float32.
 
     Args:
-      state_dict: name -> array of floats of 16 to 64 bits, in any published layout; it may read lazily.
-      config: the model that the arrays must be. The number of classes is the classifier's own.
-      include: the parts to return (of `PARTS`), each of which must be there; None: all that are there.
-      shared_embeddings: the word and position tables may be missing (the discriminator of an ES pair).
+      state_dict: Maps names to arrays of 16-, 32- or 64-bit floats, in any published layout. Values are read one by
+        one, so a mapping that reads lazily keeps memory low.
+      config: Configuration of the model. Its number of classes is ignored: the classifier's own is used.
+      include: The parts to return, from `PARTS`; the weights must contain each of them (default: every part that the
+        weights contain).
+      shared_embeddings: Allow the word and position tables to be missing (the discriminator of an ES pair).
 
     Returns:
-      Nested dict of new float32 arrays. A table that holds GDES differences is called `delta`, not `embedding`.
+      A nested dict of new float32 arrays. A table of GDES differences is called `delta` instead of `embedding`.
 
     Raises:
-      ConversionError: a key that no parameter takes or a parameter that no key fills (all are listed), a wrong shape,
-        a wrong type, or a part that is not there.
+      ConversionError: Keys that no parameter uses or parameters that no key fills (the message lists both), a wrong
+        shape or type, or a part of `include` that the weights do not contain.
     """
-    state = normalize({key: functools.partial(state_dict.__getitem__, key) for key in state_dict}, config)
+    state = remove_quirks({key: functools.partial(state_dict.__getitem__, key) for key in state_dict}, config)
     _check_layers(state, config)
     table = {entry.key: entry for entry in entries(config)}
     present = _check_complete(state, table, shared_embeddings=shared_embeddings)
@@ -216,8 +230,8 @@ def to_params(
     params: Params = {}
     for key, entry in table.items():
         if key in state and (include is None or entry.part in include):
-            array = checked(state[key](), key, entry.shape)
-            _place(params, entry.path, _as_float32(entry.swap_layout(array), key))
+            array = check_array(state[key](), key, entry.torch_shape)
+            _insert(params, entry.path, _as_float32(entry.swap_layout(array), key))
     _check_classes(params)
     return params
 
@@ -225,18 +239,18 @@ def to_params(
 def to_state_dict(
     params: Mapping[str, Any], config: DebertaConfig, *, shared_embeddings: bool = False
 ) -> dict[str, np.ndarray]:
-    """Our names and axes to those of the official code; the inverse of `to_params`, bit for bit.
+    """Converts a parameter tree to a state dict with the official code's names; the exact inverse of `to_params`.
 
     Args:
-      params: nested dict, all of the encoder and any number of whole heads.
-      config: the model that the arrays must be.
-      shared_embeddings: as in `to_params`.
+      params: Nested dict of a complete encoder and any number of complete heads.
+      config: Configuration of the model.
+      shared_embeddings: As in `to_params`.
 
     Returns:
-      name -> array. Kernels are views of `params`.
+      A dict of arrays by name. Kernels are views of those in `params`.
 
     Raises:
-      ConversionError: as in `to_params`.
+      ConversionError: As in `to_params`.
     """
     arrays = _flatten(params)
     table = {entry.path: entry for entry in entries(config)}
@@ -244,13 +258,16 @@ def to_state_dict(
     state = {}
     for path, entry in table.items():
         if path in arrays:
-            state[entry.key] = entry.swap_layout(np.asarray(checked(arrays[path], path, entry.our_shape)))
+            state[entry.key] = entry.swap_layout(np.asarray(check_array(arrays[path], path, entry.flax_shape)))
     _check_classes(params)
     return state
 
 
-def _check_layers(state: State, config: DebertaConfig) -> None:
-    """Comes before the table is written out, so that a configuration with a billion layers costs nothing."""
+def _check_layers(state: LazyState, config: DebertaConfig) -> None:
+    """Raises unless weights and configuration have the same number of layers.
+
+    It runs before `entries`, which would exhaust memory if a damaged configuration asked for a billion layers.
+    """
     layers = {match[1] for match in map(re.compile(r"deberta\.encoder\.layer\.(\d+)\.").match, state) if match}
     if len(layers) != config.num_hidden_layers:
         raise ConversionError(
@@ -260,16 +277,21 @@ def _check_layers(state: State, config: DebertaConfig) -> None:
 
 
 def _check_complete(names: Iterable[str], table: Mapping[str, Entry], *, shared_embeddings: bool) -> set[str]:
-    """Returns the parts that are there. `table` is keyed as `names` are: by PyTorch's names or by our paths."""
+    """Returns the parts that `names` contain, and raises if names are missing or unexpected.
+
+    Args:
+      names: PyTorch's keys or paths of the parameter tree.
+      table: Keyed by the same kind of names.
+    """
     names = set(names)
     filled = {table[name].path for name in names & table.keys()}
     present = {"deberta"} | {path.split("/")[0] for path in filled}
-    replaced = {table for table in (_WORDS, _POSITIONS) if shared_embeddings or f"{table}/delta" in filled}
+    not_needed = {path for path in (_WORDS, _POSITIONS) if shared_embeddings or f"{path}/delta" in filled}
     missing = [
         name
         for name, entry in table.items()
         if entry.need == "required" and entry.part in present and entry.path not in filled
-        if entry.path.removesuffix("/embedding") not in replaced
+        if entry.path.removesuffix("/embedding") not in not_needed
     ]
     unexpected = sorted(names - table.keys())
     if missing or unexpected:
@@ -279,8 +301,8 @@ def _check_complete(names: Iterable[str], table: Mapping[str, Entry], *, shared_
     return present
 
 
-def _as_float32(array: Any, key: str) -> np.ndarray:
-    """A new array, of the same values; only float64 is rounded."""
+def _as_float32(array: Float[np.ndarray, "*shape"], key: str) -> Float[np.ndarray, "*shape"]:
+    """Returns a new array of the same values; float64 is rounded, and an overflow raises."""
     with np.errstate(over="ignore"):
         values = np.array(array, np.float32, order="C")
     if array.dtype == np.float64 and np.any(np.isinf(values) & np.isfinite(array)):
@@ -289,14 +311,14 @@ def _as_float32(array: Any, key: str) -> np.ndarray:
 
 
 def _check_classes(params: Mapping[str, Any]) -> None:
-    """The table leaves the number of classes open; the classifier's two arrays must still agree on it."""
+    """Raises if the classifier's kernel and bias have different numbers of classes, which the table leaves open."""
     if "classifier" in params:
         (_, columns), (size,) = params["classifier"]["kernel"].shape, params["classifier"]["bias"].shape
         if columns != size:
             raise ConversionError(f"classifier.weight is for {columns} classes, but classifier.bias for {size}")
 
 
-def _place(tree: Params, path: str, value: Any) -> None:
+def _insert(tree: Params, path: str, value: Any) -> None:
     *parents, leaf = path.split("/")
     for name in parents:
         tree = tree.setdefault(name, {})

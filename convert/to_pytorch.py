@@ -1,4 +1,4 @@
-"""Our weights to PyTorch: `save_pytorch`, and the command `deberta-jax export SRC DST`."""
+"""Writes a model as PyTorch files: `save_pytorch`, and the command `deberta-jax export SOURCE DESTINATION`."""
 
 import dataclasses
 import json
@@ -11,23 +11,27 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Float
 from numpy.typing import DTypeLike
 
 from deberta_jax.atomic_files import replace_file
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import UserError
+from deberta_jax.errors import MissingPackageError, UserError
 
-from .baseline_names import TRANSFORMERS_CLASSES, from_table
+from .baseline_names import TRANSFORMERS_CLASSES, from_deberta_names
+from .errors import ConversionError
 from .from_pytorch import copy_tokenizer, describe
 from .mapping import Params, to_state_dict
-from .quirks import LEGACY_MLM_HEAD, V1_NAMES, ConversionError
+from .quirks import LEGACY_MLM_HEAD, V1_NAMES
+
+State = dict[str, np.ndarray]  # PyTorch's state dict
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
-_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # transformers' names where they differ from ours
+_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # transformers' names where they differ from this library's
 _PROJECTIONS = ("query_proj", "key_proj", "value_proj")
 _V1_KEY_BIASES = (".attention.self.key_proj.bias", ".attention.self.pos_key_proj.bias")
 
-# Which of transformers' classes a set of heads means; a classifier with one row may be regression or multiple choice.
+# Set of heads -> suffix of transformers' class. A classifier of one class may be for regression or multiple choice.
 _ARCHITECTURES = {
     frozenset(): "Model",
     frozenset({"mlm_head"}): "ForMaskedLM",
@@ -48,60 +52,64 @@ _BASELINE_ARCHITECTURES = {
 def save_pytorch(
     folder: str | os.PathLike[str], config: DebertaConfig, params: Params, *, dtype: DTypeLike = np.float32
 ) -> None:
-    """Writes `config.json` and `model.safetensors`, which transformers loads with nothing missing or left over.
+    """Writes `config.json` and `model.safetensors`, which transformers loads without missing or unexpected parameters.
 
-    A model that the published version 1 layout can hold is written in it (`DebertaModel`; the biases of keys must be
-    zero), every other one in that of version 2 (`DebertaV2Model`), which can hold version 1's arithmetic as well.
+    A DeBERTa is written in the published version 1 layout (`DebertaModel`) if that can hold it, which requires key
+    biases of zero, and otherwise in the layout of version 2 (`DebertaV2Model`), which can hold any DeBERTa.
     transformers does not use `position_embeddings` without `position_biased_input` and has no class for `rtd_head`;
-    both are written nevertheless, as in the published files, and `load_pytorch` reads them back. A masked LM head is
-    written as `config.mlm_head` says: legacy with `legacy: true`, the others under the official names with
-    `legacy: false`; transformers runs neither behind the enhanced mask decoder.
+    both are written anyway, as in the published files, and `load_pytorch` reads them back. A masked LM head is written
+    in the form that `config.mlm_head` names: "legacy" with `legacy: true`, the others under the official names with
+    `legacy: false`. transformers has no enhanced mask decoder and runs both forms on the last hidden state.
 
-    A BERT, RoBERTa or ELECTRA is written in its own layout. transformers' base class of the first two has a pooler, and
-    makes one up where `params` has none; RoBERTa's and ELECTRA's pooler and classifier are always written as those of
-    a sequence classification, of which multiple choice has others.
+    A BERT, RoBERTa or ELECTRA is written in its own layout. transformers' base classes of the first two have a pooler,
+    which is initialized at random if `params` has none. A pooler and a classifier of RoBERTa or ELECTRA are written as
+    a sequence classification head; transformers' multiple choice head has other names.
 
     Args:
-      folder: made if need be; files of these names are replaced only once the new ones are complete.
-      config, params: as `load_pytorch` returns them.
-      dtype: float32, float16 or bfloat16. float32 comes back bit for bit.
+      folder: Folder to write to; it is created if necessary, and files of these names are replaced atomically.
+      config: As `load_pytorch` returns it.
+      params: As `load_pytorch` returns them.
+      dtype: float32, float16 or bfloat16. float32 is lossless.
 
     Raises:
-      ConversionError: params that do not match config, or a model that transformers cannot hold: a GDES discriminator
-        without its generator, `token_proj`, heads whose sizes do not add up to hidden_size, values beyond float16.
-      ValueError: another dtype.
+      ConversionError: The parameters do not match the configuration, or transformers cannot hold the model: a GDES
+        discriminator without its generator, `token_proj`, heads whose sizes do not add up to hidden_size, or values
+        that float16 cannot represent.
+      UserError: Another dtype.
+      MissingPackageError: safetensors is not installed.
     """
-    kind = np.dtype(dtype)
-    if kind.name not in _DTYPES:
-        raise UserError(f"dtype is {kind.name}; it must be one of {', '.join(_DTYPES)}")
-    _refuse_unrepresentable(config, params)
+    number_type = np.dtype(dtype)
+    if number_type.name not in _DTYPES:
+        raise UserError(f"dtype is {number_type.name}; it must be one of {', '.join(_DTYPES)}")
+    _check_representable(config, params)
     state = to_state_dict(params, config)
     fields = _config_fields(config, params)
     if config.model_type == "deberta":
         state, fields = _deberta_layout(config, params, state, fields)
     else:
-        state = from_table(state, config)
+        state = from_deberta_names(state, config)
     fields |= _architectures(fields["model_type"], params)
-    fields["dtype"] = kind.name
-    tensors = {key: _cast(array, kind, key) for key, array in state.items()}
+    fields["dtype"] = number_type.name
+    tensors = {key: _cast(array, number_type, key) for key, array in state.items()}
     _write(Path(folder), tensors, fields)
 
 
-def _refuse_unrepresentable(config: DebertaConfig, params: Params) -> None:
+def _check_representable(config: DebertaConfig, params: Params) -> None:
+    """Raises if no class of transformers can hold the model."""
     tables = params.get("deberta", {}).get("embeddings", {}).values()
     if any("delta" in table for table in tables):
         raise ConversionError(
-            "this GDES discriminator holds differences (delta) to its generator's embeddings; add the two first, with "
-            "deberta_jax.rtd.standalone_discriminator"
+            "this GDES discriminator contains only differences (delta) to its generator's embeddings; add the two with "
+            "deberta_jax.rtd.standalone_discriminator first"
         )
     if "token_proj" in params:
         raise ConversionError(
-            "transformers has no layer for token_proj (Microsoft's token classification); its model would leave it out"
+            "transformers has no layer for token_proj (Microsoft's token classification) and would ignore it"
         )
     if config.num_attention_heads * config.attention_head_size != config.hidden_size:
         raise ConversionError(
-            f"transformers needs num_attention_heads {config.num_attention_heads} x attention_head_size "
-            f"{config.attention_head_size} to be hidden_size {config.hidden_size}"
+            f"transformers requires num_attention_heads {config.num_attention_heads} x attention_head_size "
+            f"{config.attention_head_size} to equal hidden_size {config.hidden_size}"
         )
 
 
@@ -110,38 +118,38 @@ def _config_fields(config: DebertaConfig, params: Params) -> dict[str, Any]:
     for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
         fields[name] = _ACTIVATIONS.get(fields[name], fields[name])
     if "layer_norm" not in params["deberta"]["encoder"]:
-        fields["norm_rel_ebd"] = "none"  # without relative attention ours need not have it, transformers' would
+        fields["norm_rel_ebd"] = "none"  # optional here without relative attention, but not in transformers
     if "classifier" in params:
         fields["num_labels"] = int(params["classifier"]["bias"].shape[0])
     elif "span_classifier" in params:
-        fields["num_labels"] = 2  # transformers' spans have a start and an end for labels
+        fields["num_labels"] = 2  # transformers counts a span's start and end as labels
     return fields
 
 
 def _architectures(model_type: str, params: Params) -> dict[str, list[str]]:
     heads = frozenset(params) - {"deberta"}
-    known = _ARCHITECTURES if model_type.startswith("deberta") else _BASELINE_ARCHITECTURES
-    unclear = "classifier" in heads and params["classifier"]["bias"].shape[0] == 1
-    if unclear or heads not in known:
+    suffixes = _ARCHITECTURES if model_type.startswith("deberta") else _BASELINE_ARCHITECTURES
+    ambiguous = "classifier" in heads and params["classifier"]["bias"].shape[0] == 1
+    if ambiguous or heads not in suffixes:
         return {}
-    return {"architectures": [TRANSFORMERS_CLASSES[model_type] + known[heads]]}
+    return {"architectures": [TRANSFORMERS_CLASSES[model_type] + suffixes[heads]]}
 
 
 # ------------------------------------------------------------------------------------------------------- layouts
 
 
 def _deberta_layout(
-    config: DebertaConfig, params: Params, state: dict[str, np.ndarray], fields: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """State and fields of the version, and of the form of masked LM head, that transformers is to read."""
+    config: DebertaConfig, params: Params, state: State, fields: dict[str, Any]
+) -> tuple[State, dict[str, Any]]:
+    """Returns state dict and config.json fields in the version and with the MLM head that transformers reads."""
     fields = {**fields, "legacy": False}
     if _fits_v1_layout(config, state):
-        state = _join_v1_projections(config, state)
+        state = join_v1_projections(config, state)
         fields["model_type"] = "deberta"
-    # transformers' other head multiplies hidden states with the word embeddings, so their sizes must be equal.
+    # The head that is not legacy multiplies hidden states with the word embeddings, so their sizes must be equal.
     legacy = config.mlm_head == "legacy" or config.embedding_size != config.hidden_size
     if "mlm_head" in params and legacy:
-        state = _rename(state, {ours: theirs for theirs, ours in LEGACY_MLM_HEAD.items()})
+        state = rename_keys(state, {current: old for old, current in LEGACY_MLM_HEAD.items()})
         fields |= {"legacy": True, "mlm_head": "legacy"}
     return state, fields
 
@@ -157,18 +165,19 @@ def _fits_v1_layout(config: DebertaConfig, state: Mapping[str, np.ndarray]) -> b
     )
 
 
-def _join_v1_projections(config: DebertaConfig, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Query, key and value in one `in_proj` [heads x (q, k, v) x head size, D]; no biases of keys, which are zero."""
+def join_v1_projections(config: DebertaConfig, state: Mapping[str, np.ndarray]) -> State:
+    """Joins query, key and value to one `in_proj` [heads x (q, k, v) x head size, D] and drops the zero key biases."""
     joined = {key: array for key, array in state.items() if not key.endswith(_V1_KEY_BIASES)}
     by_head = (config.num_attention_heads, config.attention_head_size, config.hidden_size)
     for i in range(config.num_hidden_layers):
         prefix = f"deberta.encoder.layer.{i}.attention.self."
         parts = [joined.pop(f"{prefix}{name}.weight").reshape(by_head) for name in _PROJECTIONS]
         joined[f"{prefix}in_proj.weight"] = np.stack(parts, axis=1).reshape(-1, config.hidden_size)
-    return _rename(joined, {current: v1 for v1, current in V1_NAMES.items()})
+    return rename_keys(joined, {current: v1 for v1, current in V1_NAMES.items()})
 
 
-def _rename(state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[str, np.ndarray]:
+def rename_keys(state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> State:
+    """Replaces, in each key, the first of `names` that occurs in it."""
     renamed = {}
     for key, array in state.items():
         old = next((name for name in names if name in key), "")
@@ -176,27 +185,29 @@ def _rename(state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[s
     return renamed
 
 
-def _cast(array: np.ndarray, dtype: np.dtype[Any], key: str) -> np.ndarray:
+def _cast(array: Float[np.ndarray, "*shape"], dtype: np.dtype[Any], key: str) -> Float[np.ndarray, "*shape"]:
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(array, dtype)
     if dtype == np.float16 and np.any(np.isinf(cast) & np.isfinite(array)):
-        raise ConversionError(f"{key} has values that float16 cannot hold; save as bfloat16 or float32")
+        raise ConversionError(f"{key} has values that float16 cannot represent; save as bfloat16 or float32")
     return cast
 
 
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def _write(folder: Path, tensors: dict[str, np.ndarray], fields: dict[str, Any]) -> None:
+def _write(folder: Path, tensors: State, fields: dict[str, Any]) -> None:
     try:
         from safetensors.numpy import save_file
     except ImportError:
-        raise ConversionError(f"writing {folder} needs safetensors (pip install 'deberta-jax[convert]')") from None
+        raise MissingPackageError(
+            f"writing {folder} needs the package safetensors; install deberta-jax[convert]"
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     with replace_file(folder / "config.json") as config, replace_file(folder / "model.safetensors") as weights:
         config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(tensors, weights, metadata={"format": "pt"})
-        shutil.copymode(config, weights)  # safetensors lets nobody else read its files
+        shutil.copymode(config, weights)  # safetensors makes its files readable only for their owner
 
 
 # ------------------------------------------------------------------------------------------------------- command
@@ -204,21 +215,25 @@ def _write(folder: Path, tensors: dict[str, np.ndarray], fields: dict[str, Any])
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Export a folder of deberta-jax to PyTorch, for transformers."""
+    """Export a deberta-jax folder as PyTorch files that transformers loads."""
 
     source: tyro.conf.Positional[Path]
-    """Folder written by deberta-jax."""
+    """Folder that deberta-jax wrote"""
     destination: tyro.conf.Positional[Path]
-    """Folder to write config.json and model.safetensors to."""
+    """Folder to write config.json and model.safetensors to"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type of the numbers in the file."""
+    """Number format of the weights"""
 
 
 def main(config: ExportConfig) -> None:
-    """Runs `deberta-jax export`. Raises what `load_pretrained` and `save_pytorch` raise."""
+    """Runs `deberta-jax export`.
+
+    Raises:
+      Exception: As `load_pretrained` and `save_pytorch`.
+    """
     from deberta_jax.checkpoint import load_pretrained
 
-    deberta, params = load_pretrained(config.source)
-    save_pytorch(config.destination, deberta, params, dtype=_DTYPES[config.dtype])
+    model_config, params = load_pretrained(config.source)
+    save_pytorch(config.destination, model_config, params, dtype=_DTYPES[config.dtype])
     copy_tokenizer(config.source, config.destination)
     print(f"wrote {config.destination}: {describe(params)}")

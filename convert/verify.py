@@ -1,6 +1,6 @@
-"""Compares a PyTorch model in transformers with the same model here, layer by layer: `deberta-jax verify SRC`.
+"""Compares a PyTorch model in transformers with the same model in deberta-jax: `deberta-jax verify SOURCE`.
 
-transformers reads the files itself, so the comparison covers the conversion as well as the arithmetic.
+transformers reads the files itself, so the comparison covers the conversion as well as the arithmetic, layer by layer.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tyro
+from jaxtyping import Bool, Float, Int
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,52 +18,72 @@ from rich.table import Table
 from deberta_jax import models
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import MissingPackageError
 
 from .baseline_names import TRANSFORMERS_CLASSES
+from .errors import ConversionError, first_line, shorten
 from .from_pytorch import find_folder, load_pytorch
 from .mapping import Params
-from .quirks import ConversionError, shorten
 
-TOLERANCE = 1e-4  # of the largest entry on real tokens
-Inputs = dict[str, Any]  # NumPy arrays by the name of the argument
-LENGTHS = (300, 40, 7, 1)  # tokens of the rows; 300 reach beyond the distances that have a bucket of their own
-_FROM_WEIGHTS = ("mlm_head", "num_labels", "label_names")  # fields that the weights decide in `load_pytorch`
+TOLERANCE = 1e-4  # relative to the largest magnitude on real tokens
+LENGTHS = (300, 40, 7, 1)  # tokens of each example; 300 exceeds the distances that have a bucket of their own
+_FROM_WEIGHTS = ("mlm_head", "num_labels", "label_names")  # configuration fields that the weights decide
+
+
+class Inputs(NamedTuple):
+    """Arguments of both models."""
+
+    input_ids: Int[np.ndarray, "B S"]
+    attention_mask: Int[np.ndarray, "B S"]
+    token_type_ids: Int[np.ndarray, "B S"]
 
 
 class Head(NamedTuple):
-    """A head that both sides have: the parts it needs, the classes' names without their prefixes, its row's name."""
+    """A head that transformers and deberta-jax both have.
+
+    Attributes:
+      parts: The parts of the parameter tree that it needs.
+      row: Its name in the table (empty: only the encoder is compared).
+      torch_suffix: Name of transformers' class without its prefix.
+      flax_suffix: Name of the class in `deberta_jax.models` without its prefix.
+    """
 
     parts: tuple[str, ...]
-    suffix: str
     row: str
-    suffix_here: str = ""  # where it is another
+    torch_suffix: str
+    flax_suffix: str
 
 
-# The first whose parts are all there is compared. transformers has no class for Microsoft's token_proj.
-_ENCODER_ONLY = Head((), "Model", "")
+_ENCODER_ONLY = Head((), "", "Model", "")
+# The first head whose parts are all present is compared. transformers has no class for Microsoft's token_proj.
 _HEADS = (
-    Head(("mlm_head",), "ForMaskedLM", "masked LM logits"),
+    Head(("mlm_head",), "masked LM logits", "ForMaskedLM", "ForMaskedLM"),
     _ENCODER_ONLY._replace(parts=("token_proj",)),
-    Head(("pooler", "classifier"), "ForSequenceClassification", "classification logits"),
-    Head(("classifier",), "ForTokenClassification", "token classification logits"),
-    Head(("span_classifier",), "ForQuestionAnswering", "start and end logits"),
+    Head(("pooler", "classifier"), "classification logits", "ForSequenceClassification", "ForSequenceClassification"),
+    Head(("classifier",), "token classification logits", "ForTokenClassification", "ForTokenClassification"),
+    Head(("span_classifier",), "start and end logits", "ForQuestionAnswering", "ForQuestionAnswering"),
     _ENCODER_ONLY,
 )
-_DISCRIMINATOR = Head(
-    ("rtd_head",), "ForPreTraining", "replaced token logits", "ForReplacedTokenDetection"
-)  # ELECTRA's
+_ELECTRA_DISCRIMINATOR = Head(("rtd_head",), "replaced token logits", "ForPreTraining", "ForReplacedTokenDetection")
 
 
 class Difference(NamedTuple):
-    """One row of the table, over real tokens only."""
+    """One row of the table, over real tokens only.
+
+    Attributes:
+      name: What is compared.
+      largest: Largest magnitude in transformers' array.
+      difference: Largest absolute difference.
+    """
 
     name: str
-    largest: float  # magnitude in transformers' array
-    difference: float  # the largest
+    largest: float
+    difference: float
 
     @property
     def agrees(self) -> bool:
-        return self.difference <= TOLERANCE * self.largest  # false for NaN
+        """Whether the difference is within TOLERANCE; false for NaN."""
+        return self.difference <= TOLERANCE * self.largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,38 +91,41 @@ class VerifyConfig:
     """Compare a PyTorch model in transformers with the same model in deberta-jax, layer by layer."""
 
     source: tyro.conf.Positional[str]
-    """Folder or hub name with config.json and *.safetensors or *.bin, which transformers can load."""
+    """Folder or hub name with config.json and *.safetensors or *.bin that transformers can load"""
     converted: Path | None = None
-    """Folder that `deberta-jax convert` wrote from it; the default converts it anew, in memory."""
+    """Folder that `deberta-jax convert` wrote from it (None: convert it in memory)"""
 
 
 def main(config: VerifyConfig) -> None:
     """Runs `deberta-jax verify`: prints a table.
 
     Raises:
-      ConversionError: the two differ by more than TOLERANCE, PyTorch or transformers is not installed, transformers
-        finds no weights for a part of the model, or `converted` is another model. Otherwise what `load_pytorch` and
-        `load_pretrained` raise.
+      ConversionError: The two models differ by more than TOLERANCE, transformers finds no weights for a part of the
+        model, or `converted` is a different model.
+      MissingPackageError: PyTorch or transformers is not installed.
+      Exception: As `load_pytorch` and `load_pretrained`.
     """
     folder = find_folder(config.source)
     if config.converted is None:
-        deberta, params = load_pytorch(folder)
+        model_config, params = load_pytorch(folder)
     else:
-        deberta, params = load_pretrained(config.converted)
-        _refuse_another_model(folder, deberta, config.converted)
-    rows = compare(folder, deberta, params)
-    Console().print(_table(rows))
-    wrong = [row for row in rows if not row.agrees]
-    if wrong:
+        model_config, params = load_pretrained(config.converted)
+        _check_same_model(folder, model_config, config.converted)
+    differences = compare(folder, model_config, params)
+    Console().print(_table(differences))
+    failures = [difference for difference in differences if not difference.agrees]
+    if failures:
+        name, largest, difference = failures[0]
         raise ConversionError(
-            f"{len(wrong)} of {len(rows)} rows differ by more than {TOLERANCE:g} of their largest entry; the first is "
-            f"{wrong[0].name}, by {wrong[0].difference:.1e} of {wrong[0].largest:.1e}"
+            f"{len(failures)} of {len(differences)} rows differ by more than {TOLERANCE:g} of their largest entry; the "
+            f"first is {name}, by {difference:.1e} of {largest:.1e}"
         )
 
 
-def _refuse_another_model(folder: Path, config: DebertaConfig, converted: Path) -> None:
-    theirs, ours = dataclasses.asdict(DebertaConfig.from_json(folder)), dataclasses.asdict(config)
-    differing = [name for name in ours if name not in _FROM_WEIGHTS and theirs[name] != ours[name]]
+def _check_same_model(folder: Path, config: DebertaConfig, converted: Path) -> None:
+    """Raises if the configurations of the two folders differ."""
+    source_fields, fields = dataclasses.asdict(DebertaConfig.from_json(folder)), dataclasses.asdict(config)
+    differing = [name for name in fields if name not in _FROM_WEIGHTS and source_fields[name] != fields[name]]
     if differing:
         raise ConversionError(
             f"{converted} was not converted from {folder}: their configurations differ in {', '.join(differing)}"
@@ -109,66 +133,76 @@ def _refuse_another_model(folder: Path, config: DebertaConfig, converted: Path) 
 
 
 def compare(folder: Path, config: DebertaConfig, params: Params) -> list[Difference]:
-    """The embeddings, every layer and the logits, of transformers' model in `folder` and of ours.
+    """Compares embeddings, layers and logits of transformers' model in `folder` with those of deberta-jax's model.
 
-    transformers has no enhanced mask decoder and no replaced-token head: the masked LM head of a file that has one
-    is compared on the last hidden state, and a discriminator without its head.
+    transformers has no enhanced mask decoder and no DeBERTa with a replaced token head. A masked LM head that was
+    trained with that decoder is therefore compared on the last hidden state, and of a discriminator only the encoder.
 
     Raises:
-      ConversionError: as `main`, but for differences.
+      ConversionError: transformers cannot load the folder, or finds no weights for a part of the model.
+      MissingPackageError: PyTorch or transformers is not installed.
     """
-    heads = (_DISCRIMINATOR, *_HEADS) if config.model_type == "electra" else _HEADS
+    heads = (_ELECTRA_DISCRIMINATOR, *_HEADS) if config.model_type == "electra" else _HEADS
     head = next(head for head in heads if set(head.parts) <= params.keys())
     inputs = make_inputs(config)
-    theirs = run_transformers(folder, config, head, inputs)
-    ours = run_ours(config, params, head, inputs)
+    expected = run_transformers(folder, config, head, inputs)
+    actual = run_flax(config, params, head, inputs)
     names = ["embeddings", *(f"layer {i + 1}" for i in range(config.num_hidden_layers))]
     names[-1] += " (last hidden state)"
     names += [head.row] if head.row else []
-    real = inputs["attention_mask"].astype(bool)
-    return [_difference(*row, real) for row in zip(names, theirs, ours, strict=True)]
+    is_real = inputs.attention_mask.astype(bool)
+    return [_difference(*arrays, is_real) for arrays in zip(names, expected, actual, strict=True)]
 
 
 def make_inputs(config: DebertaConfig) -> Inputs:
-    """Random ids of rows of LENGTHS tokens, each as long as the model allows, padded right and left by turns."""
+    """Returns random ids of LENGTHS tokens, or as many as the model allows, padded on the right and left in turn."""
     limit = config.max_position_embeddings - config.position_offset
     if config.relative_attention:
-        limit = min(limit, config.relative_reach)  # beyond it transformers does not clamp distances, the original does
+        # The official code and deberta-jax clamp larger distances, transformers does not.
+        limit = min(limit, config.relative_reach)
     lengths = [min(length, limit) for length in LENGTHS]
     rng, shape = np.random.default_rng(0), (len(lengths), lengths[0])
     index = np.arange(shape[1])
     mask = np.stack(
-        [index >= shape[1] - length if row % 2 else index < length for row, length in enumerate(lengths)]
+        [index >= shape[1] - length if i % 2 else index < length for i, length in enumerate(lengths)]
     ).astype(np.int32)
-    padding = config.pad_token_id  # RoBERTa in transformers knows padding by its id
+    padding = config.pad_token_id  # RoBERTa in transformers recognizes padding by its id
     ids = np.where(mask, rng.integers(padding + 1, config.vocab_size, shape, np.int32), padding)
     types = rng.integers(0, max(config.type_vocab_size, 1), shape, np.int32)
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return Inputs(ids, mask, types)
 
 
-def run_ours(config: DebertaConfig, params: Params, head: Head, inputs: Inputs) -> list[np.ndarray]:
-    """Hidden states, the embeddings first, then the logits of the head, if there is one."""
+def run_flax(config: DebertaConfig, params: Params, head: Head, inputs: Inputs) -> list[Float[np.ndarray, "..."]]:
+    """Returns deberta-jax's hidden states [B, S, D], embeddings first, and the head's logits if there is a head."""
     if config.uses_enhanced_mask_decoder:
         config = config.replace(mlm_head="bert")
 
     @jax.jit
     def run(params: Params) -> tuple[Any, Any]:
-        encoder: Any = models.Deberta(config).apply({"params": params["deberta"]}, **inputs, output_hidden_states=True)
-        model = getattr(models, "Deberta" + (head.suffix_here or head.suffix))(config) if head.row else None
-        return encoder.hidden_states, model and model.apply({"params": params}, **inputs)
+        arguments = inputs._asdict()
+        encoder: Any = models.Deberta(config).apply(
+            {"params": params["deberta"]}, **arguments, output_hidden_states=True
+        )
+        model = getattr(models, f"Deberta{head.flax_suffix}")(config) if head.row else None
+        return encoder.hidden_states, model and model.apply({"params": params}, **arguments)
 
     with jax.default_matmul_precision("highest"):
-        hidden_states, out = jax.device_get(run(params))
-    return [*hidden_states, *([_logits(head, out)] if head.row else [])]
+        hidden_states, output = jax.device_get(run(params))
+    return [*hidden_states, *([_logits(head, output)] if head.row else [])]
 
 
-def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: Inputs) -> list[np.ndarray]:
-    """The same of transformers' model, which it reads from `folder` itself, in float32."""
+def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: Inputs) -> list[Float[np.ndarray, "..."]]:
+    """Returns the arrays of `run_flax`, computed by transformers in float32 from the files in `folder`.
+
+    Raises:
+      ConversionError: transformers cannot load the folder, or finds no weights for a part of the model.
+      MissingPackageError: PyTorch or transformers is not installed.
+    """
     try:
         import torch  # pyright: ignore[reportMissingImports]
         import transformers  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ConversionError(
+        raise MissingPackageError(
             f"verify runs transformers on PyTorch, and {error.name} is not installed; pip install torch transformers"
         ) from None
     transformers.logging.set_verbosity_error()
@@ -178,51 +212,58 @@ def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: In
         version = TRANSFORMERS_CLASSES[fields.get("model_type", "deberta-v2")]
         options = {"add_pooling_layer": False} if not head.row and version in ("Bert", "Roberta") else {}
         fields |= {"legacy": config.mlm_head == "legacy", "num_labels": config.num_labels}
-        model, info = getattr(transformers, version + head.suffix).from_pretrained(
+        model, loading = getattr(transformers, version + head.torch_suffix).from_pretrained(
             folder,
             config=getattr(transformers, version + "Config").from_dict(fields),
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # they are reported below, by name
+            ignore_mismatched_sizes=True,  # reported below by name
             output_loading_info=True,
             **options,
         )
-    except Exception as error:  # whatever a file that it does not understand leads to
-        reason = (str(error).splitlines() or ["no details"])[0]
-        raise ConversionError(f"transformers cannot load {folder}: {type(error).__name__}: {reason}") from None
-    random = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    if random:
+    except Exception as error:  # transformers has no common class for the errors of a folder that it cannot read
         raise ConversionError(
-            f"transformers' {type(model).__name__} finds nothing that fits in {folder} for {shorten(sorted(random))}; "
-            "it would fill them with random numbers, so there is nothing to compare with"
+            f"transformers cannot load {folder}: {type(error).__name__}: {first_line(error)}"
+        ) from None
+    randomized = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    if randomized:
+        raise ConversionError(
+            f"transformers' {type(model).__name__} finds no fitting weights in {folder} for "
+            f"{shorten(sorted(randomized))}; it would initialize them at random, so a comparison would be meaningless"
         )
     with torch.no_grad():
-        tensors = {name: torch.from_numpy(array).long() for name, array in inputs.items()}
-        out = model.eval()(**tensors, output_hidden_states=True)
-    return [*(state.numpy() for state in out.hidden_states), *([_logits(head, out)] if head.row else [])]
+        tensors = {name: torch.from_numpy(array).long() for name, array in inputs._asdict().items()}
+        output = model.eval()(**tensors, output_hidden_states=True)
+    hidden_states = [state.numpy() for state in output.hidden_states]
+    return [*hidden_states, *([_logits(head, output)] if head.row else [])]
 
 
-def _logits(head: Head, out: Any) -> np.ndarray:
-    """[B, C], or of heads on every token [B, S, C]."""
-    if hasattr(out, "start_logits"):
-        return np.stack([out.start_logits, out.end_logits], axis=-1)
-    logits = np.asarray(out.logits)
-    return logits[..., None] if head is _DISCRIMINATOR else logits
+def _logits(head: Head, output: Any) -> Float[np.ndarray, "B C"] | Float[np.ndarray, "B S C"]:
+    """Returns the logits of either model's output: for each example or, of token-level heads, for each token."""
+    if hasattr(output, "start_logits"):
+        return np.stack([output.start_logits, output.end_logits], axis=-1)
+    logits = np.asarray(output.logits)
+    return logits[..., None] if head is _ELECTRA_DISCRIMINATOR else logits
 
 
-def _difference(name: str, theirs: np.ndarray, ours: np.ndarray, real: np.ndarray) -> Difference:
-    # Heads on the first token say nothing of a row that begins with padding.
-    at = real if theirs.ndim == 3 else real[:, 0]
-    theirs, ours = theirs[at], ours[at]
-    return Difference(name, float(np.abs(theirs).max()), float(np.abs(theirs - ours).max()))
+def _difference(
+    name: str,
+    expected: Float[np.ndarray, "B *shape"],
+    actual: Float[np.ndarray, "B *shape"],
+    is_real: Bool[np.ndarray, "B S"],
+) -> Difference:
+    # A head that reads the first token has no meaningful logits for an example that begins with padding.
+    compared = is_real if expected.ndim == 3 else is_real[:, 0]
+    expected, actual = expected[compared], actual[compared]
+    return Difference(name, float(np.abs(expected).max()), float(np.abs(expected - actual).max()))
 
 
-def _table(rows: list[Difference]) -> Table:
-    caption = f"real tokens only; ok is a difference of at most {TOLERANCE:g} of the largest entry"
+def _table(differences: list[Difference]) -> Table:
+    caption = f"real tokens only; ok: the difference is at most {TOLERANCE:g} of the largest entry"
     table = Table("", "largest", "max |difference|", "relative", "", box=box.SIMPLE, caption=caption)
     for column in table.columns[1:4]:
         column.justify = "right"
-    for row in rows:
-        share = f"{row.difference / row.largest:.1e}" if row.largest else "-"
-        numbers = (f"{row.largest:.4g}", f"{row.difference:.1e}", share)
+    for row in differences:
+        relative = f"{row.difference / row.largest:.1e}" if row.largest else "-"
+        numbers = (f"{row.largest:.4g}", f"{row.difference:.1e}", relative)
         table.add_row(row.name, *numbers, "[green]ok" if row.agrees else "[bold red]differs")
     return table

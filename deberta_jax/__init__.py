@@ -1,7 +1,10 @@
 """DeBERTa for JAX: models as Flax modules, pre-training by replaced token detection, exact PyTorch conversion."""
 
+import importlib.metadata
+
 from .checkpoint import load_pretrained, save_pretrained
 from .config import DebertaConfig
+from .errors import UserError
 from .models import (
     Deberta,
     DebertaForMaskedLM,
@@ -11,8 +14,15 @@ from .models import (
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
 )
+from .outputs import EncoderOutput, HeadOutput, SpanOutput
 from .rtd import RTDConfig
+from .sharding import make_mesh
 from .tokenizers.tokenizer import Tokenizer
+
+try:
+    __version__ = importlib.metadata.version("deberta-jax")
+except importlib.metadata.PackageNotFoundError:  # a copy of the folder that was never installed
+    __version__ = "unknown"
 
 __all__ = [
     "Deberta",
@@ -23,8 +33,14 @@ __all__ = [
     "DebertaForReplacedTokenDetection",
     "DebertaForSequenceClassification",
     "DebertaForTokenClassification",
+    "EncoderOutput",
+    "HeadOutput",
     "RTDConfig",
+    "SpanOutput",
     "Tokenizer",
+    "UserError",
+    "__version__",
     "load_pretrained",
+    "make_mesh",
     "save_pretrained",
 ]

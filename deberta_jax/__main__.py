@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 
-from .errors import UserError
+from .errors import is_expected
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
@@ -110,11 +110,6 @@ def run(command: str, options: list[str]) -> int:
             )
         return 1
     return 0
-
-
-def is_expected(error: BaseException) -> bool:
-    """Whether an error needs one line, not a traceback: a user's mistake, or a failed call of the operating system."""
-    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def usage() -> str:

@@ -3,58 +3,103 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
-from .attention import IMPLEMENTATIONS, disentangled_attention
+from .attention import IMPLEMENTATIONS, AttentionInputs, disentangled_attention
 from .config import DebertaConfig
 from .errors import UserError
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
-from .positions import live_rows
+from .positions import LiveRows, live_rows
 from .sharding import constrain_batch
 
 
-class Tokens(NamedTuple):
-    """Where the tokens of a batch stand: the part of the input that every layer needs."""
+class TokenLayout(NamedTuple):
+    """Segment and absolute position of every token of a batch.
 
-    segments: jax.Array  # int [B, S], equal numbers see each other, 0 is padding
-    positions: jax.Array  # int [B, S], row of the position table
+    Attributes:
+      segments: tokens of equal segments see each other; 0 is padding.
+      positions: row of the table of absolute positions.
+    """
+
+    segments: Int[Array | np.ndarray, "B S"]
+    positions: Int[Array | np.ndarray, "B S"]
 
 
 class KeysValues(NamedTuple):
-    """Projections of the hidden states that queries of another stream attend to (the enhanced mask decoder's)."""
+    """Projections of hidden states, for queries that come from elsewhere (those of the enhanced mask decoder)."""
 
-    key: jax.Array  # [B, S, N, H]
-    value: jax.Array  # [B, S, N, H]
-
-
-class Selection(NamedTuple):
-    """Queries that are not simply every position in order (the enhanced mask decoder's masked positions)."""
-
-    positions: jax.Array  # int [B, M], index into the sequence
-    segments: jax.Array  # int [B, M]
+    key: Float[Array, "B S N H"]
+    value: Float[Array, "B S N H"]
 
 
-def perturb(embeddings: jax.Array, delta: jax.Array) -> jax.Array:
-    """The embeddings [B, S, D], normalized and held constant, plus delta (official `PerturbationLayer`).
+class SelectedQueries(NamedTuple):
+    """Positions in the sequence and segments of queries that are only some of the tokens (the masked ones)."""
 
-    float32, as bfloat16 has no room for a step of 1e-4 beside numbers around 1.
+    positions: Int[Array | np.ndarray, "B M"]
+    segments: Int[Array | np.ndarray, "B M"]
+
+
+@flax.struct.dataclass
+class LayerInputs:
+    """What a layer reads besides its hidden states. A pytree, so that a rematerialized layer can take it.
+
+    Attributes:
+      segments: of the keys; tokens of equal segments see each other; 0 is padding.
+      relative: live rows of the relative table, or None without relative attention.
+      keys_values: what the queries attend to (default: projections of the hidden states).
+      selection: position and segment of each query (default: query i is token i).
+      live_rows: which row of `relative` each distance reads. Static: it must stay a NumPy array while JAX traces.
+      train: enables dropout. Static.
+    """
+
+    segments: Int[Array | np.ndarray, "B S"]
+    relative: Float[Array, "P D"] | None
+    keys_values: KeysValues | None = None
+    selection: SelectedQueries | None = None
+    live_rows: LiveRows | None = flax.struct.field(pytree_node=False, default=None)
+    train: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+class LayerOutput(NamedTuple):
+    """Result of a layer, or of the attention in it."""
+
+    hidden: Float[Array, "B T D"]
+    probabilities: Float[Array, "B N T S"]
+
+
+class EncoderStates(NamedTuple):
+    """Hidden states, the embeddings first, and the attention probabilities of every layer."""
+
+    hidden_states: list[Float[Array, "B S D"]]
+    attentions: list[Float[Array, "B N S S"]]
+
+
+def perturb(embeddings: Float[Array, "B S D"], delta: Float[Array, "..."]) -> Float[Array, "B S D"]:
+    """Returns the embeddings, normalized and held constant, plus delta (official `PerturbationLayer`).
+
+    Computes in float32: beside numbers around 1, bfloat16 cannot represent a step of 1e-4.
+
+    Raises:
+      UserError: delta has another shape than the embeddings.
     """
     if delta.shape != embeddings.shape:
         raise UserError(f"the perturbation has shape {delta.shape}; it must be the embeddings', {embeddings.shape}")
     embeddings = jax.lax.stop_gradient(embeddings).astype(jnp.float32)
-    variance = embeddings.var(axis=-1, keepdims=True)  # in two passes; the function's own is the fast one
+    variance = embeddings.var(axis=-1, keepdims=True)  # two passes; `standardize` would compute it in one
     return jax.nn.standardize(embeddings, variance=variance, epsilon=1e-7) + delta
 
 
 class Embeddings(nn.Module):
     """Token (+ absolute position, + token type) embeddings, LayerNorm, zero at padding, dropout.
 
-    A projection to the hidden size stands in front of the LayerNorm, in ELECTRA behind the dropout.
+    A projection to the hidden size comes before the LayerNorm, in ELECTRA after the dropout.
 
-    With a variable `delta` of the collection "perturbation" the LayerNorm reads `perturb` of the embeddings: that is
-    how scale-invariant fine-tuning disturbs them (`sift.perturbation`).
+    With a variable `delta` in the collection "perturbation", the LayerNorm reads `perturb(embeddings, delta)`:
+    scale-invariant fine-tuning perturbs the embeddings this way (`sift.perturbation`).
     """
 
     config: DebertaConfig
@@ -78,8 +123,13 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
-        self, input_ids: jax.Array, tokens: Tokens, token_type_ids: jax.Array | None, train: bool
-    ) -> jax.Array:
+        self,
+        input_ids: Int[Array | np.ndarray, "B S"],
+        tokens: TokenLayout,
+        token_type_ids: Int[Array | np.ndarray, "B S"] | None,
+        train: bool,
+    ) -> Float[Array, "B S D"]:
+        """Embeds a batch. Without token_type_ids, every type is 0."""
         hidden = self.word_embeddings(input_ids)
         if self.config.position_biased_input:
             hidden = hidden + self.absolute_positions(tokens.positions)
@@ -87,22 +137,20 @@ class Embeddings(nn.Module):
             if token_type_ids is None:
                 token_type_ids = jnp.zeros_like(input_ids)
             hidden = hidden + self.token_type_embeddings(token_type_ids)
-        projected, after = (
-            self.config.embedding_size != self.config.hidden_size,
-            self.config.projects_normalized_embeddings,
-        )
-        if projected and not after:
+        projects = self.config.embedding_size != self.config.hidden_size
+        projects_last = projects and self.config.projects_normalized_embeddings
+        if projects and not projects_last:
             hidden = self.embed_proj(hidden)
         if self.has_variable("perturbation", "delta"):
             hidden = perturb(hidden, self.get_variable("perturbation", "delta"))
         real = (tokens.segments != 0)[..., None].astype(self.dtype)
         hidden = self.dropout(self.layer_norm(hidden) * real, train)
-        if projected and after:
+        if projects_last:
             hidden = self.embed_proj(hidden) * real
         return constrain_batch(hidden)
 
-    def absolute_positions(self, positions: jax.Array) -> jax.Array:
-        """Rows of the position table. Positions past its end read the last row; the official code fails there."""
+    def absolute_positions(self, positions: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
+        """Returns rows of the position table. Positions past its end read the last row; the official code fails."""
         return self.position_embeddings(positions)
 
 
@@ -134,54 +182,42 @@ class Attention(nn.Module):
         self.relative_dropout = Dropout(config.hidden_dropout_prob)
         self.output_dropout = Dropout(config.hidden_dropout_prob)
 
-    def __call__(
-        self,
-        hidden: jax.Array,
-        keys_values: KeysValues | None,
-        relative: jax.Array | None,
-        segments: jax.Array,
-        selection: Selection | None,
-        train: bool,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Queries and residual from hidden [B, T, D], and without keys_values keys and values as well.
-
-        Returns:
-          [B, T, D], and the probabilities [B, N, T, S].
-        """
-        key, value = self.keys_values(hidden) if keys_values is None else keys_values
-        pos_key, pos_query = self._relative_projections(relative, train)
-        # Found here and not handed in, as a rematerialized layer makes every argument an unknown.
-        rows = np.zeros(0, int) if relative is None else live_rows(key.shape[1], self.config)[1]
-        drops = train and self.config.attention_probs_dropout_prob > 0
+    def __call__(self, hidden: Float[Array, "B T D"], inputs: LayerInputs) -> LayerOutput:
+        """Computes queries and residual from the hidden states, and unless `inputs` has them, keys and values."""
+        config, selection = self.config, inputs.selection
+        key, value = self.keys_values(hidden) if inputs.keys_values is None else inputs.keys_values
+        pos_key, pos_query = self._relative_projections(inputs)
+        drops = inputs.train and config.attention_probs_dropout_prob > 0
         context, probabilities = disentangled_attention(
             self._heads(self.query_proj(hidden)),
             key,
             value,
-            pos_key=pos_key,
-            pos_query=pos_query,
-            rows=rows,
-            query_segments=segments if selection is None else selection.segments,
-            key_segments=segments,
-            query_positions=None if selection is None else selection.positions,
-            dropout_rate=self.config.attention_probs_dropout_prob,
-            dropout_key=self.make_rng("dropout") if drops else None,
+            AttentionInputs(
+                query_segments=inputs.segments if selection is None else selection.segments,
+                key_segments=inputs.segments,
+                pos_key=pos_key,
+                pos_query=pos_query,
+                live_rows=inputs.live_rows,
+                query_positions=None if selection is None else selection.positions,
+                dropout_rate=config.attention_probs_dropout_prob,
+                dropout_key=self.make_rng("dropout") if drops else None,
+            ),
             implementation=self.attention_implementation,
         )
         context = self.output(context.reshape(*context.shape[:2], -1))
-        return self.layer_norm(self.output_dropout(context, train) + hidden), probabilities
+        return LayerOutput(self.layer_norm(self.output_dropout(context, inputs.train) + hidden), probabilities)
 
-    def keys_values(self, hidden: jax.Array) -> KeysValues:
-        """hidden [B, S, D]."""
+    def keys_values(self, hidden: Float[Array, "B S D"]) -> KeysValues:
         return KeysValues(self._heads(self.key_proj(hidden)), self._heads(self.value_proj(hidden)))
 
     def _relative_projections(
-        self, relative: jax.Array | None, train: bool
-    ) -> tuple[jax.Array | None, jax.Array | None]:
-        """Keys and queries [P, N, H] of the relative table; one dropout mask a layer for the whole batch."""
-        if relative is None:
+        self, inputs: LayerInputs
+    ) -> tuple[Float[Array, "P N H"] | None, Float[Array, "P N H"] | None]:
+        """Keys and queries of the relative table; one dropout mask per layer for the whole batch."""
+        if inputs.relative is None:
             return None, None
         config = self.config
-        table = self.relative_dropout(relative, train)
+        table = self.relative_dropout(inputs.relative, inputs.train)
         pos_key = pos_query = None
         if "c2p" in config.pos_att_type:
             pos_key = self._heads((self.key_proj if config.share_att_key else self.pos_key_proj)(table))
@@ -189,11 +225,13 @@ class Attention(nn.Module):
             pos_query = self._heads((self.query_proj if config.share_att_key else self.pos_query_proj)(table))
         return pos_key, pos_query
 
-    def _heads(self, x: jax.Array) -> jax.Array:
+    def _heads(self, x: Float[Array, "*tokens W"]) -> Float[Array, "*tokens N H"]:
         return x.reshape(*x.shape[:-1], self.config.num_attention_heads, self.config.attention_head_size)
 
 
 class FeedForward(nn.Module):
+    """Two dense layers with an activation between them, residual and LayerNorm."""
+
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
 
@@ -203,7 +241,7 @@ class FeedForward(nn.Module):
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
 
-    def __call__(self, hidden: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, hidden: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
         inner = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.intermediate(hidden))
         return self.layer_norm(self.dropout(self.output(inner), train) + hidden)
 
@@ -219,20 +257,11 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(self.config, self.dtype, self.attention_implementation)
         self.feed_forward = FeedForward(self.config, self.dtype)
 
-    def __call__(
-        self,
-        hidden: jax.Array,
-        keys_values: KeysValues | None,
-        relative: jax.Array | None,
-        segments: jax.Array,
-        selection: Selection | None,
-        train: bool,
-    ) -> tuple[jax.Array, jax.Array]:
-        """As Attention."""
-        attended, probabilities = self.attention(hidden, keys_values, relative, segments, selection, train)
-        return self.feed_forward(attended, train), probabilities
+    def __call__(self, hidden: Float[Array, "B T D"], inputs: LayerInputs) -> LayerOutput:
+        attended, probabilities = self.attention(hidden, inputs)
+        return LayerOutput(self.feed_forward(attended, inputs.train), probabilities)
 
-    def keys_values(self, hidden: jax.Array) -> KeysValues:
+    def keys_values(self, hidden: Float[Array, "B S D"]) -> KeysValues:
         return self.attention.keys_values(hidden)
 
 
@@ -247,9 +276,15 @@ class ConvolutionLayer(nn.Module):
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
 
-    def __call__(self, embeddings: jax.Array, first_output: jax.Array, segments: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        embeddings: Float[Array, "B S D"],
+        first_output: Float[Array, "B S D"],
+        segments: Int[Array | np.ndarray, "B S"],
+        train: bool,
+    ) -> Float[Array, "B S D"]:
         real = (segments != 0)[..., None].astype(self.dtype)
-        mixed = self.dropout(self.conv(embeddings, segments) * real, train)  # dropout before the activation, as there
+        mixed = self.dropout(self.conv(embeddings, segments) * real, train)  # before the activation, as officially
         mixed = ACTIVATION_FUNCTIONS[self.config.conv_act](mixed)
         return self.layer_norm(first_output + mixed) * real
 
@@ -257,15 +292,15 @@ class ConvolutionLayer(nn.Module):
 class SegmentConvolution(nn.Module):
     """A convolution over the sequence that reads a neighbor of another segment as zero.
 
-    One tap of the kernel at a time: a product with the embeddings moved by the tap's offset. Without packing this
-    is the plain convolution, for the embeddings of padding are zero anyway.
+    For each tap of the kernel, the embeddings are moved by the tap's offset and multiplied. Without packing this is the
+    plain convolution, since the embeddings of padding are zero anyway.
     """
 
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B S D"], segments: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
         width, groups, taps = self.config.hidden_size, self.config.conv_groups, self.config.conv_kernel_size
         init = nn.initializers.normal(self.config.initializer_range)
         kernel = self.param("kernel", init, (taps, width // groups, width), jnp.float32).astype(self.dtype)
@@ -279,13 +314,12 @@ class SegmentConvolution(nn.Module):
         return total
 
 
-def _shift(x: jax.Array, offset: int) -> jax.Array:
+def _shift(x: Shaped[Array | np.ndarray, "B S *features"], offset: int) -> Shaped[Array, "B S *features"]:
     """out[:, i] = x[:, i + offset], zero past the ends."""
     length = x.shape[1]
-    moved = jnp.roll(x, -offset, axis=1)
-    at = jnp.arange(length) + offset
-    inside = (at >= 0) & (at < length)
-    return jnp.where(inside.reshape(1, -1, *(1,) * (x.ndim - 2)), moved, 0)
+    source = jnp.arange(length) + offset
+    inside = (source >= 0) & (source < length)
+    return jnp.where(inside.reshape(1, -1, *(1,) * (x.ndim - 2)), jnp.roll(x, -offset, axis=1), 0)
 
 
 class Encoder(nn.Module):
@@ -298,7 +332,7 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        layer_class = nn.remat(EncoderLayer, static_argnums=(6,)) if self.remat else EncoderLayer
+        layer_class = nn.remat(EncoderLayer) if self.remat else EncoderLayer
         self.layer = [
             layer_class(config, self.dtype, self.attention_implementation) for _ in range(config.num_hidden_layers)
         ]
@@ -312,51 +346,54 @@ class Encoder(nn.Module):
             self.conv = ConvolutionLayer(config, self.dtype)
 
     def __call__(
-        self, embeddings: jax.Array, segments: jax.Array, *, train: bool, layers: int | None = None
-    ) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Runs the first `layers` layers (None: all).
-
-        Args:
-          embeddings: [B, S, D]; segments: int [B, S].
-
-        Returns:
-          Hidden states [B, S, D], the embeddings first, and the attention probabilities [B, N, S, S] of each layer.
-        """
-        relative = self.relative(embeddings.shape[1])
+        self,
+        embeddings: Float[Array, "B S D"],
+        segments: Int[Array | np.ndarray, "B S"],
+        *,
+        train: bool,
+        layers: int | None = None,
+    ) -> EncoderStates:
+        """Runs the first `layers` layers (default: all)."""
+        inputs = self._layer_inputs(segments, train)
         hidden_states, attentions = [embeddings], []
         for index, layer in enumerate(self.layer[:layers]):
-            hidden, probabilities = layer(hidden_states[-1], None, relative, segments, None, train)
+            hidden, probabilities = layer(hidden_states[-1], inputs)
             if index == 0 and self.config.conv_kernel_size > 0:
                 hidden = self.conv(embeddings, hidden, segments, train)
             hidden_states.append(constrain_batch(hidden))
             attentions.append(probabilities)
-        return hidden_states, attentions
+        return EncoderStates(hidden_states, attentions)
 
     def decode(
         self,
-        hidden: jax.Array,
-        queries: jax.Array,
-        segments: jax.Array,
-        selection: Selection | None,
+        hidden: Float[Array, "B S D"],
+        queries: Float[Array, "B T D"],
+        segments: Int[Array | np.ndarray, "B S"],
+        selection: SelectedQueries | None,
         *,
         steps: int,
         train: bool,
-    ) -> jax.Array:
-        """The last layer `steps` times, each on the queries [B, T, D] that the one before gave -> [B, T, D].
+    ) -> Float[Array, "B T D"]:
+        """Runs the last layer `steps` times, each time on the queries that the time before returned.
 
-        Keys and values are those of hidden [B, S, D] throughout. In training the relative table's dropout mask differs
-        between the steps.
+        Keys and values are always those of `hidden`. In training the dropout mask of the relative table differs between
+        the steps.
         """
-        layer, keys_values = self.layer[-1], self.layer[-1].keys_values(hidden)
-        relative = self.relative(hidden.shape[1])
+        layer = self.layer[-1]
+        inputs = self._layer_inputs(segments, train)
+        inputs = inputs.replace(  # type: ignore[attr-defined]
+            keys_values=layer.keys_values(hidden), selection=selection
+        )
         for _ in range(steps):
-            queries, _ = layer(constrain_batch(queries), keys_values, relative, segments, selection, train)
+            queries, _ = layer(constrain_batch(queries), inputs)
         return constrain_batch(queries)
 
-    def relative(self, length: int) -> jax.Array | None:
-        """The relative table's live rows [P, D] for `length` tokens, normalized; None without relative attention."""
+    def _layer_inputs(self, segments: Int[Array | np.ndarray, "B S"], train: bool) -> LayerInputs:
+        """Looks up the live rows of the relative table and normalizes them, once for all layers."""
         if not self.config.relative_attention:
-            return None
-        live, _ = live_rows(length, self.config)
+            return LayerInputs(segments, None, train=train)
+        live = live_rows(segments.shape[1], self.config)
         table = self.rel_embeddings(jnp.arange(live.start, live.stop))
-        return self.layer_norm(table) if self.config.norm_rel_ebd == "layer_norm" else table
+        if self.config.norm_rel_ebd == "layer_norm":
+            table = self.layer_norm(table)
+        return LayerInputs(segments, table, live_rows=live, train=train)

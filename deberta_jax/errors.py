@@ -15,3 +15,11 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """An optional package is not installed; the message names the extra that installs it."""
+
+
+def is_expected(error: BaseException) -> bool:
+    """Returns whether one line describes an error fully: a user's mistake, or a failed call of the operating system.
+
+    Every other exception is reported with its traceback.
+    """
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None)

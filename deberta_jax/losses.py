@@ -1,109 +1,148 @@
-"""Losses as (sum, weight): the caller divides, so that a mean over chunks, hosts or accumulation steps stays exact.
+"""Losses as a sum and a weight: the caller divides, so that means over chunks, hosts and accumulation steps are exact.
 
-The official code averages the means of its ranks and accumulation chunks instead, which weights a token by how few
-share its chunk; with one chunk the two are the same.
+The official code averages the means of its ranks and accumulation chunks instead, so a token weighs more in a chunk
+with few tokens. With one chunk the two are equal.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .sharding import constrain_features
 
-# logits of some words float32 [B, M, C], the words int [C], key -> scores [B, M, C]: the highest of all words is drawn
-Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Maps the logits of some words, the ids of these words and a random key to scores. The word with
+# the highest score of the whole vocabulary is drawn.
+Sampler = Callable[[Float[Array, "B M words"], Int[Array, "words"], Array], Float[Array, "B M words"]]
+
+# The vocabulary is processed in chunks of at least this many words, and of more if there are few slots: a single chunk
+# is computed once, several are computed again in the backward pass.
 _WORDS_PER_CHUNK = 8192
-_LOGITS_PER_CHUNK = 2**25  # more words where there are few slots; one chunk of all words is computed once, not twice
+_LOGITS_PER_CHUNK = 2**25
 
 
-def masked_lm(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of the masked tokens.
+class LossSum(NamedTuple):
+    """A loss, summed over the examples or tokens that count, and their number (or total weight)."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+class MaskedLMPass(NamedTuple):
+    """Masked LM loss over the used slots, with a sample for every slot."""
+
+    loss_sum: Float[Array, ""]
+    weight: Float[Array, ""]  # number of used slots
+    correct: Float[Array, ""]  # number of used slots in which the original word has the highest logit
+    sampled: Int[Array, "B M"]
+
+
+def masked_lm(logits: Float[Array, "B M V"], labels: Int[Array | np.ndarray, "B M"]) -> LossSum:
+    """Computes the cross entropy of the masked tokens.
 
     Args:
-      logits: float32 [B, M, V].
-      labels: int [B, M], the original ids; 0 is an unused slot (official `labels > 0`).
+      labels: the original ids; 0 marks an unused slot (official `labels > 0`).
 
     Returns:
-      Sum over the used slots, and their number.
+      The sum over the used slots, and their number.
     """
     used = labels > 0
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-    return jnp.where(used, losses, 0.0).sum(), used.sum().astype(jnp.float32)
+    return LossSum(jnp.where(used, losses, 0.0).sum(), used.sum().astype(jnp.float32))
 
 
 def masked_lm_and_samples(
-    hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, *, key: jax.Array, score: Score
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """`masked_lm` of hidden . table + bias, and a word drawn for every slot, without keeping logits [B, M, V].
+    hidden: Float[Array, "B M embedding"],
+    table: Float[Array, "V embedding"],
+    bias: Float[Array, "V"],
+    labels: Int[Array | np.ndarray, "B M"],
+    *,
+    key: Array,
+    sampler: Sampler,
+) -> MaskedLMPass:
+    """Computes `masked_lm` of hidden · table + bias and draws a word for every slot, without keeping logits [B, M, V].
 
-    The vocabulary is worked off in chunks, in the forward pass by an online log-sum-exp and a running maximum of the
-    scores, and once more in the backward pass. Only loss_sum has a gradient.
+    The forward pass goes through the vocabulary in chunks, with an online log-sum-exp and a running maximum of the
+    scores; the backward pass computes the logits of each chunk again. Only loss_sum has a gradient.
 
     Args:
-      hidden: [B, M, E], its dtype that of the products; table: float32 [V, E]; bias: float32 [V].
-      labels: int [B, M], the original ids; 0 is an unused slot.
-      key, score: see Score; logits plus Gumbel noise draw from the softmax. Each chunk gets a key of its own.
-
-    Returns:
-      Sum over the used slots, their number, in how many of them the original has the highest logit, and the samples,
-      int32 [B, M].
+      hidden: its dtype is that of the products; table and bias are float32.
+      labels: the original ids; 0 marks an unused slot.
+      sampler: see `Sampler`. Logits plus Gumbel noise draw from the softmax. Each chunk has its own key.
     """
     used = labels > 0
-    visited: Any = _visit_vocabulary(score, hidden, table, bias, labels, key)
+    visited: Any = _visit_vocabulary(sampler, hidden, table, bias, labels, key)
     losses, correct, sampled = visited
     loss_sum = jnp.where(used, losses, 0.0).sum()
-    return loss_sum, used.sum().astype(jnp.float32), (used & correct).sum().astype(jnp.float32), sampled
+    return MaskedLMPass(loss_sum, used.sum().astype(jnp.float32), (used & correct).sum().astype(jnp.float32), sampled)
+
+
+class _Running(NamedTuple):
+    """Reductions over the words visited so far, each [B, M]; over the words of a chunk before `_reduce`."""
+
+    total: jax.Array  # sum of exp(logit - largest)
+    label_logit: jax.Array  # logit of the label, 0 before it is visited
+    best_score: jax.Array
+    sampled: jax.Array  # word of the best score
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _visit_vocabulary(
-    score: Score, hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cross entropy float32 [B, M], whether the label's logit is the highest bool [B, M], sample int32 [B, M]."""
-    return _visit_forward(score, hidden, table, bias, labels, key)[0]
+    sampler: Sampler,
+    hidden: Float[Array, "B M embedding"],
+    table: Float[Array, "V embedding"],
+    bias: Float[Array, "V"],
+    labels: Int[Array | np.ndarray, "B M"],
+    key: Array,
+) -> tuple[Float[Array, "B M"], Bool[Array, "B M"], Int[Array, "B M"]]:
+    """Returns the cross entropy, whether the label's logit is the highest, and the sample of each slot."""
+    return _visit_forward(sampler, hidden, table, bias, labels, key)[0]
 
 
-def _visit_forward(score: Score, hidden, table, bias, labels, key) -> tuple[tuple, tuple]:
+def _visit_forward(sampler: Sampler, hidden, table, bias, labels, key) -> tuple[tuple, tuple]:
     def visit(start: Any, size: int, carry: tuple) -> tuple:
-        largest, total, own, best, sampled = carry
+        largest, running = carry
         words = start + jnp.arange(size)
         logits = _chunk_of_logits(hidden, table, bias, start, size)[0]
-        now = jnp.maximum(largest, logits.max(axis=-1))
-        total *= jnp.exp(largest - now)
-        found = (
-            jnp.exp(logits - now[..., None]),
+        new_largest = jnp.maximum(largest, logits.max(axis=-1))
+        running = running._replace(total=running.total * jnp.exp(largest - new_largest))
+        chunk = _Running(
+            jnp.exp(logits - new_largest[..., None]),
             jnp.where(words == labels[..., None], logits, 0.0),
-            score(logits, words, jax.random.fold_in(key, start)),
+            sampler(logits, words, jax.random.fold_in(key, start)),
             jnp.broadcast_to(words, logits.shape),
         )
-        zero, none = jnp.float32(0), jnp.float32(-jnp.inf)
-        reduced = jax.lax.reduce(found, (zero, zero, none, jnp.int32(0)), _join, (logits.ndim - 1,))
-        return now, *_join((total, own, best, sampled), reduced)
+        zero, lowest = jnp.float32(0), jnp.float32(-jnp.inf)
+        # A single reduction of all four, so that a chunk's logits and noise are read once.
+        reduced = jax.lax.reduce(tuple(chunk), (zero, zero, lowest, jnp.int32(0)), _combine_tuples, (logits.ndim - 1,))
+        return new_largest, _combine(running, _Running(*reduced))
 
     zero = jnp.zeros(labels.shape, jnp.float32)
-    start = (zero - jnp.inf, zero, zero, zero - jnp.inf, jnp.zeros(labels.shape, jnp.int32))
-    largest, total, own, _, sampled = _in_chunks(visit, start, words=len(table), slots=labels.size)
-    normalizer = largest + jnp.log(total)
-    return (normalizer - own, own == largest, sampled), (hidden, table, bias, labels, normalizer)
+    start = (zero - jnp.inf, _Running(zero, zero, zero - jnp.inf, jnp.zeros(labels.shape, jnp.int32)))
+    largest, running = _in_chunks(visit, start, words=len(table), slots=labels.size)
+    normalizer = largest + jnp.log(running.total)
+    results = (normalizer - running.label_logit, running.label_logit == largest, running.sampled)
+    return results, (hidden, table, bias, labels, normalizer)
 
 
-def _visit_backward(score: Score, residuals: tuple, cotangents: tuple) -> tuple:
-    del score
+def _visit_backward(sampler: Sampler, residuals: tuple, cotangents: tuple) -> tuple:
+    del sampler
     hidden, table, bias, labels, normalizer = residuals
     weights = cotangents[0][..., None]
 
     def visit(start: Any, size: int, carry: tuple) -> tuple:
         d_hidden, d_table, d_bias = carry
         words = start + jnp.arange(size)
-        logits, rows = _chunk_of_logits(hidden, table, bias, start, size)
+        logits, embeddings = _chunk_of_logits(hidden, table, bias, start, size)
         d_logits = weights * (jnp.exp(logits - normalizer[..., None]) - (words == labels[..., None]))
         narrow = d_logits.astype(hidden.dtype)
-        d_hidden += _product("bmv,ve->bme", narrow, rows)
-        d_rows = constrain_features(_product("bmv,bme->ve", narrow, hidden))
-        d_table = jax.lax.dynamic_update_slice_in_dim(d_table, d_rows, start, axis=0)
+        d_hidden += _product("bmv,vd->bmd", narrow, embeddings)
+        d_embeddings = constrain_features(_product("bmv,bmd->vd", narrow, hidden))
+        d_table = jax.lax.dynamic_update_slice_in_dim(d_table, d_embeddings, start, axis=0)
         d_bias = jax.lax.dynamic_update_slice_in_dim(d_bias, d_logits.sum(axis=(0, 1)), start, axis=0)
         return d_hidden, d_table, d_bias
 
@@ -116,62 +155,80 @@ _visit_vocabulary.defvjp(_visit_forward, _visit_backward)
 
 
 def _in_chunks(visit: Callable[[Any, int, tuple], tuple], carry: tuple, *, words: int, slots: int) -> tuple:
-    """carry = visit(first word, number of words, carry) over equal chunks, and over what is left."""
+    """Folds carry = visit(first word, number of words, carry) over equal chunks, and over a smaller last one."""
     size = min(words, max(_WORDS_PER_CHUNK, _LOGITS_PER_CHUNK // slots))
-    whole, rest = divmod(words, size)
-    carry = jax.lax.fori_loop(0, whole, lambda number, carry: visit(number * size, size, carry), carry)
-    return visit(whole * size, rest, carry) if rest else carry
+    chunks, remainder = divmod(words, size)
+    carry = jax.lax.fori_loop(0, chunks, lambda number, carry: visit(number * size, size, carry), carry)
+    return visit(chunks * size, remainder, carry) if remainder else carry
 
 
-def _join(one: tuple, other: tuple) -> tuple:
-    """Two sums, and of two scores and their words the higher; of equal scores the smaller word.
+def _combine(first: _Running, second: _Running) -> _Running:
+    """Adds the sums and keeps the better score with its word; of equal scores that of the smaller word."""
+    takes_second = (second.best_score > first.best_score) | (
+        (second.best_score == first.best_score) & (second.sampled < first.sampled)
+    )
+    return _Running(
+        first.total + second.total,
+        first.label_logit + second.label_logit,
+        jnp.where(takes_second, second.best_score, first.best_score),
+        jnp.where(takes_second, second.sampled, first.sampled),
+    )
 
-    All of it in one reduction, so that a chunk's logits and its noise are gone through once.
-    """
-    second = (other[2] > one[2]) | ((other[2] == one[2]) & (other[3] < one[3]))
-    best = jnp.where(second, other[2], one[2])
-    return one[0] + other[0], one[1] + other[1], best, jnp.where(second, other[3], one[3])
+
+def _combine_tuples(first: tuple, second: tuple) -> tuple:
+    """`_combine` for `jax.lax.reduce`, which passes and expects plain tuples."""
+    return tuple(_combine(_Running(*first), _Running(*second)))
 
 
 def _chunk_of_logits(
-    hidden: jax.Array, table: jax.Array, bias: jax.Array, start: Any, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """float32 [B, M, size] of the words from start on, and their rows of the table in hidden's dtype."""
-    rows = jax.lax.dynamic_slice_in_dim(table, start, size).astype(hidden.dtype)
-    return _product("bme,ve->bmv", hidden, rows) + jax.lax.dynamic_slice_in_dim(bias, start, size), rows
+    hidden: Float[Array, "B M embedding"],
+    table: Float[Array, "V embedding"],
+    bias: Float[Array, "V"],
+    start: Any,
+    size: int,
+) -> tuple[Float[Array, "B M words"], Float[Array, "words embedding"]]:
+    """Returns the float32 logits of `size` words from word `start` on, and their embeddings in hidden's dtype."""
+    embeddings = jax.lax.dynamic_slice_in_dim(table, start, size).astype(hidden.dtype)
+    logits = _product("bmd,vd->bmv", hidden, embeddings) + jax.lax.dynamic_slice_in_dim(bias, start, size)
+    return logits, embeddings
 
 
-def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
+def _product(spec: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
 
 
-def replaced_token(logits: jax.Array, replaced: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Binary cross entropy over every real token, [CLS] and [SEP] included (official RTDModel).
+def replaced_token(
+    logits: Float[Array, "B S"], replaced: Shaped[Array | np.ndarray, "B S"], real: Shaped[Array | np.ndarray, "B S"]
+) -> LossSum:
+    """Computes the binary cross entropy over every real token, [CLS] and [SEP] included (official RTDModel).
 
     Args:
-      logits: float32 [B, S]; replaced: [B, S], nonzero where the token is a replacement; real: [B, S], nonzero for
-        real tokens.
+      replaced: nonzero where the token is a replacement.
+      real: nonzero for real tokens, 0 for padding.
 
     Returns:
-      Sum over the real tokens, and their number.
+      The sum over the real tokens, and their number.
     """
     losses = jnp.logaddexp(0.0, logits) - logits * (replaced != 0)
-    return jnp.where(real != 0, losses, 0.0).sum(), (real != 0).sum().astype(jnp.float32)
+    return LossSum(jnp.where(real != 0, losses, 0.0).sum(), (real != 0).sum().astype(jnp.float32))
 
 
 def classification(
-    logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None, *, smoothing: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy with hard or soft labels.
+    logits: Float[Array, "*examples C"],
+    labels: Int[Array | np.ndarray, "*examples"] | Float[Array | np.ndarray, "*examples C"],
+    weight: Shaped[Array | np.ndarray, "*examples"] | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> LossSum:
+    """Computes the cross entropy with hard or soft labels.
 
     Args:
-      logits: float32 [..., C].
-      labels: int [...], negative for "no label"; or float [..., C], a distribution.
-      weight: [...], 0 leaves an example out; None: all count.
+      labels: class indices, negative for no label; or the probabilities of the classes.
+      weight: weight of each example, 0 to ignore it (default: all 1).
       smoothing: share of every label that is spread evenly over all classes (PyTorch's label_smoothing).
 
     Returns:
-      Sum over what counts, and the number (or weight) of it.
+      The sum over the examples that count, and their number or total weight.
     """
     log_probabilities = jax.nn.log_softmax(logits)
     if jnp.issubdtype(labels.dtype, jnp.floating):
@@ -184,22 +241,26 @@ def classification(
         losses = (1 - smoothing) * losses - smoothing * log_probabilities.mean(axis=-1)
     if weight is not None:
         counts = counts * weight
-    return (losses * counts).sum(), counts.sum()
+    return LossSum((losses * counts).sum(), counts.sum())
 
 
 def span(
-    logits: jax.Array, ends: jax.Array, choosable: jax.Array, *, smoothing: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of the first and the last token of an answer.
+    logits: Float[Array, "B 2 S"],
+    ends: Int[Array | np.ndarray, "B 2"],
+    choosable: Shaped[Array | np.ndarray, "B S"],
+    *,
+    smoothing: float = 0.0,
+) -> LossSum:
+    """Computes the cross entropy of the first and the last token of an answer.
 
     Args:
-      logits: float32 [B, 2, S], `sift.span_logits`: start and end, very low where a token cannot be chosen.
-      ends: int [B, 2], the places of the two tokens.
-      choosable: [B, S], nonzero for the tokens that can be chosen, those of `ends` among them.
+      logits: start and end logits from `sift.span_logits`, very low where a token cannot be chosen.
+      ends: positions of the first and the last token.
+      choosable: nonzero for the tokens that can be chosen, those of `ends` among them.
       smoothing: share of every label that is spread evenly over the choosable tokens.
 
     Returns:
-      Sum over both answers of all rows, and their number, 2 B.
+      The sum over both ends of all rows, and their number, 2 B.
     """
     log_probabilities = jax.nn.log_softmax(logits)
     losses = -jnp.take_along_axis(log_probabilities, ends[..., None], axis=-1)[..., 0]
@@ -207,12 +268,21 @@ def span(
         chosen = choosable[:, None] != 0
         means = jnp.where(chosen, log_probabilities, 0.0).sum(axis=-1) / chosen.sum(axis=-1)
         losses = (1 - smoothing) * losses - smoothing * means
-    return losses.sum(), jnp.asarray(losses.size, jnp.float32)
+    return LossSum(losses.sum(), jnp.asarray(losses.size, jnp.float32))
 
 
 def regression(
-    predictions: jax.Array, labels: jax.Array, weight: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Squared error. predictions and labels float [B]; weight [B] or None. Returns the sum and the weight."""
+    predictions: Float[Array, "B"],
+    labels: Float[Array | np.ndarray, "B"],
+    weight: Shaped[Array | np.ndarray, "B"] | None = None,
+) -> LossSum:
+    """Computes the squared error.
+
+    Args:
+      weight: weight of each example, 0 to ignore it (default: all 1).
+
+    Returns:
+      The sum, and the number or total weight of the examples.
+    """
     counts = jnp.ones_like(predictions) if weight is None else weight
-    return (jnp.square(predictions - labels) * counts).sum(), counts.sum()
+    return LossSum((jnp.square(predictions - labels) * counts).sum(), counts.sum())

@@ -1,45 +1,31 @@
-"""The models that users name, and what they return."""
+"""The models. Every one takes the call arguments of `Deberta`, and multiple choice with one axis more."""
+
+from typing import Any, Unpack
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from .config import DebertaConfig
-from .encoder import Embeddings, Encoder, Tokens
+from .encoder import Embeddings, Encoder, TokenLayout
 from .errors import UserError
-from .heads import BeforeLogits, ContextPooler, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
+from .heads import ContextPooler, LogitFactors, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
+from .inputs import EncoderOptions, TokenIds, TokenMask, locate_tokens, segment_starts
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout
-
-
-@flax.struct.dataclass
-class EncoderOutput:
-    """last_hidden_state [B, S, D]; on request hidden_states (embeddings first) and attentions [B, N, S, S] by layer."""
-
-    last_hidden_state: jax.Array
-    hidden_states: tuple[jax.Array, ...] | None = None
-    attentions: tuple[jax.Array, ...] | None = None
-
-
-@flax.struct.dataclass
-class HeadOutput:
-    """logits, float32; their shape is the model's."""
-
-    logits: jax.Array
-
-
-@flax.struct.dataclass
-class SpanOutput:
-    """start_logits and end_logits, float32 [B, S]."""
-
-    start_logits: jax.Array
-    end_logits: jax.Array
+from .outputs import DecoderOutput, EncoderOutput, HeadOutput, SpanOutput
 
 
 class _Model(nn.Module):
-    """What every model takes: the configuration, the computation dtype, how attention is computed, rematerialization.
+    """Attributes of every model.
 
-    Parameters are float32 whatever `dtype` says, and so are softmax, LayerNorm statistics, scores and logits.
+    Parameters are float32 with every `dtype`, and so are softmax, LayerNorm statistics, scores and logits.
+
+    Attributes:
+      dtype: of the computation.
+      attention_implementation: "auto", "xla" or "pallas" (the fused kernels); "auto" chooses by device and length.
+      remat: recomputes each layer in the backward pass instead of keeping its activations.
     """
 
     config: DebertaConfig
@@ -54,19 +40,25 @@ class _Model(nn.Module):
 class Deberta(_Model):
     """The encoder.
 
-    Call arguments, the same for every model here:
-      input_ids: int [B, S].
-      attention_mask: [B, S], nonzero for real tokens; None: all are real. Padding positions get zero context.
-      segment_ids: int [B, S] instead of attention_mask for packed rows: attention, absolute positions and the
-        convolution stay inside a segment, a run of equal numbers; 0 is padding.
-      token_type_ids: int [B, S], only read by configurations with type_vocab_size. A type past the table's end reads
-        its last row: RoBERTa has one, so that a pair's types do no harm.
-      position_ids: int [B, S], rows of the position table; None: from config.position_offset, anew in every segment.
-        Past the table's end its last row is read. Relative positions never depend on them.
-      train: dropout on; needs a "dropout" rng.
+    The call arguments are the same for every model; the models with a head return `output_hidden_states` and
+    `output_attentions` in their output as well.
+
+    Args:
+      input_ids: token ids [B, S].
+      attention_mask: [B, S], nonzero for real tokens (default: all are real). Padding gets zero context.
+      segment_ids: [B, S], in place of attention_mask for packed rows: a run of equal numbers is a segment and 0 is
+        padding. Attention, absolute positions and the convolution stay inside a segment. A head with one result per
+        row (sequence classification, multiple choice) reads the first token of the row, thus its first segment.
+      token_type_ids: [B, S], read only by configurations with type_vocab_size. Types past the end of the table read
+        its last row, so the types of a pair do no harm in RoBERTa, whose table has one row.
+      position_ids: [B, S], rows of the position table (default: from config.position_offset on, anew in every
+        segment). Positions past the end of the table read its last row. Relative positions never depend on them.
+      output_hidden_states: return `hidden_states`, the embeddings and the output of every layer [B, S, D].
+      output_attentions: return `attentions`, the probabilities of every layer [B, N, S, S].
+      train: enables dropout; needs a "dropout" rng.
 
     Raises:
-      ValueError: shapes that do not fit, or both masks given.
+      ValueError: shapes that do not match, or both attention_mask and segment_ids.
     """
 
     def setup(self) -> None:
@@ -75,19 +67,18 @@ class Deberta(_Model):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        segment_ids: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
+        segment_ids: TokenIds | None = None,
+        token_type_ids: TokenIds | None = None,
+        position_ids: TokenIds | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         train: bool = False,
     ) -> EncoderOutput:
-        offset = self.config.position_offset
-        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
-        embeddings = self.embeddings(input_ids, tokens, token_type_ids, train)
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
+        embeddings = self._embed(input_ids, tokens, token_type_ids, train)
         hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train)
         return EncoderOutput(
             last_hidden_state=hidden_states[-1],
@@ -97,88 +88,111 @@ class Deberta(_Model):
 
     def decode_masked(
         self,
-        input_ids: jax.Array,
-        tokens: Tokens,
-        token_type_ids: jax.Array | None,
-        masked_positions: jax.Array | None,
-        train: bool,
-    ) -> jax.Array:
-        """Input of the masked LM head, [B, M, D] ([B, S, D] without masked_positions).
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None,
+        masked_positions: Int[Array | np.ndarray, "B M"] | None,
+        *,
+        segment_ids: TokenIds | None = None,
+        token_type_ids: TokenIds | None = None,
+        position_ids: TokenIds | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        train: bool = False,
+    ) -> DecoderOutput:
+        """Returns the input of the masked LM head at the masked positions (default: at all positions).
 
-        With the enhanced mask decoder the last layer runs only as decoder: its plain output would be thrown away.
+        With the enhanced mask decoder the last layer runs only as the decoder, because its plain output is not needed,
+        unless hidden states or attentions are requested.
         """
-        embeddings = self.embeddings(input_ids, tokens, token_type_ids, train)
-        if self.config.uses_enhanced_mask_decoder:
-            layers = self.config.num_hidden_layers - 1
-            hidden = self.encoder(embeddings, tokens.segments, train=train, layers=layers)[0][-1]
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
+        embeddings = self._embed(input_ids, tokens, token_type_ids, train)
+        queries = None if masked_positions is None else jnp.asarray(masked_positions)
+        before_last = self.config.num_hidden_layers - 1
+        decodes = self.config.uses_enhanced_mask_decoder
+        layers = before_last if decodes and not (output_hidden_states or output_attentions) else None
+        hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train, layers=layers)
+        if decodes:
             positions = self.embeddings.absolute_positions(tokens.positions)
-            return enhanced_mask_decoder(self.encoder, hidden, positions, tokens, masked_positions, train)
-        hidden = self.encoder(embeddings, tokens.segments, train=train)[0][-1]
-        if masked_positions is None:
-            return hidden
-        return jnp.take_along_axis(hidden, masked_positions[..., None], axis=1)
+            decoded = enhanced_mask_decoder(self.encoder, hidden_states[before_last], positions, tokens, queries, train)
+        else:
+            decoded = hidden_states[-1]
+            if queries is not None:
+                decoded = jnp.take_along_axis(decoded, queries[..., None], axis=1)
+        return DecoderOutput(
+            decoded,
+            tuple(hidden_states) if output_hidden_states else None,
+            tuple(attentions) if output_attentions else None,
+        )
+
+    def _locate(
+        self,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None,
+        segment_ids: TokenIds | None,
+        position_ids: TokenIds | None,
+    ) -> TokenLayout:
+        offset = self.config.position_offset
+        return locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
+
+    def _embed(
+        self, input_ids: TokenIds, tokens: TokenLayout, token_type_ids: TokenIds | None, train: bool
+    ) -> Float[Array, "B S D"]:
+        types = None if token_type_ids is None else jnp.asarray(token_type_ids)
+        return self.embeddings(jnp.asarray(input_ids), tokens, types, train)
 
 
 class DebertaForMaskedLM(_Model):
-    """Masked LM: with the enhanced mask decoder, or on the last hidden state, as `config.mlm_head` says.
+    """Masked LM, after the enhanced mask decoder or on the last hidden state (`config.mlm_head`).
 
-    Call: as Deberta, and masked_positions int [B, M]. Returns logits [B, M, V], or [B, S, V] without them.
+    Returns logits [B, M, V] at `masked_positions` [B, M], or [B, S, V] without them.
+
+    Raises:
+      UserError: the enhanced mask decoder needs two layers, and embeddings as large as the hidden size.
     """
 
     def setup(self) -> None:
         if self.config.uses_enhanced_mask_decoder and self.config.num_hidden_layers < 2:
             raise UserError(
-                "the enhanced mask decoder needs num_hidden_layers of at least 2; mlm_head 'bert' does without it"
+                f"num_hidden_layers is {self.config.num_hidden_layers}; the enhanced mask decoder needs at least 2. "
+                "Add layers, or set mlm_head to 'bert'"
             )
         if self.config.uses_enhanced_mask_decoder and self.config.embedding_size != self.config.hidden_size:
             raise UserError(
-                "the enhanced mask decoder needs embedding_size equal to hidden_size; mlm_head 'bert' does without it"
+                f"embedding_size is {self.config.embedding_size}; the enhanced mask decoder needs hidden_size, "
+                f"{self.config.hidden_size}. Make them equal, or set mlm_head to 'bert'"
             )
         self.deberta = self._encoder()
         self.mlm_head = MaskedLMHead(self.config, self.dtype)
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        masked_positions: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
+        masked_positions: Int[Array | np.ndarray, "B M"] | None = None,
         train: bool = False,
+        **options: Unpack[EncoderOptions],
     ) -> HeadOutput:
-        parts = self.before_logits(
-            input_ids,
-            attention_mask,
-            masked_positions=masked_positions,
-            segment_ids=segment_ids,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            train=train,
-        )
-        return HeadOutput(parts.logits())
+        out = self.deberta.decode_masked(input_ids, attention_mask, masked_positions, train=train, **options)
+        logits = self.mlm_head(out.decoded, self.deberta.embeddings.word_embeddings).logits()
+        return HeadOutput(logits, out.hidden_states, out.attentions)
 
-    def before_logits(
+    def logit_factors(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        masked_positions: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
+        masked_positions: Int[Array | np.ndarray, "B M"] | None = None,
         train: bool = False,
-    ) -> BeforeLogits:
-        """As a call, but for the last product: `losses.masked_lm_and_samples` does without logits [B, M, V]."""
-        offset = self.config.position_offset
-        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
-        hidden = self.deberta.decode_masked(input_ids, tokens, token_type_ids, masked_positions, train)
-        return self.mlm_head(hidden, self.deberta.embeddings.word_embeddings)
+        **options: Unpack[EncoderOptions],
+    ) -> LogitFactors:
+        """Same as a call, but stops before the product with the vocabulary."""
+        out = self.deberta.decode_masked(input_ids, attention_mask, masked_positions, train=train, **options)
+        return self.mlm_head(out.decoded, self.deberta.embeddings.word_embeddings)
 
 
 class DebertaForReplacedTokenDetection(_Model):
-    """The discriminator. Call: as Deberta. Returns logits [B, S], positive for tokens thought to be replaced."""
+    """The discriminator. Returns logits [B, S], positive where it predicts that a token was replaced."""
 
     def setup(self) -> None:
         self.deberta = self._encoder()
@@ -186,30 +200,22 @@ class DebertaForReplacedTokenDetection(_Model):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        segment_ids: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
         train: bool = False,
+        **options: Unpack[EncoderOptions],
     ) -> HeadOutput:
-        hidden = self.deberta(
-            input_ids,
-            attention_mask,
-            segment_ids=segment_ids,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            train=train,
-        ).last_hidden_state
+        out = self.deberta(input_ids, attention_mask, train=train, **options)
+        hidden, segment_ids = out.last_hidden_state, options.get("segment_ids")
         first = hidden[:, :1]
         if segment_ids is not None:
             first = jnp.take_along_axis(hidden, segment_starts(segment_ids)[..., None], axis=1)
-        return HeadOutput(self.rtd_head(hidden, first))
+        return HeadOutput(self.rtd_head(hidden, first), out.hidden_states, out.attentions)
 
 
 class DebertaForSequenceClassification(_Model):
-    """Pooler and classifier over the first token. Returns logits [B, C]; [B, 1] for regression (num_labels 1)."""
+    """Pooler and classifier on the first token of the row. Returns logits [B, C]; [B, 1] for regression."""
 
     def setup(self) -> None:
         self.deberta = self._encoder()
@@ -219,22 +225,23 @@ class DebertaForSequenceClassification(_Model):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
         train: bool = False,
+        **options: Unpack[EncoderOptions],
     ) -> HeadOutput:
-        hidden = self.deberta(
-            input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, train=train
-        ).last_hidden_state
-        pooled = self.dropout(self.pooler(hidden, train), train)
-        return HeadOutput(self.classifier(pooled))
+        out = self.deberta(input_ids, attention_mask, train=train, **options)
+        pooled = self.dropout(self.pooler(out.last_hidden_state, train), train)
+        return HeadOutput(self.classifier(pooled), out.hidden_states, out.attentions)
 
 
 class DebertaForMultipleChoice(_Model):
-    """Scores each of several texts. Every argument has one axis more, [B, C, S]; returns logits [B, C]."""
+    """Scores each of several texts by the first token of its row. Returns logits [B, C].
+
+    Every argument has an axis for the choices, [B, C, S], and so have hidden_states [B, C, S, D] and attentions
+    [B, C, N, S, S].
+    """
 
     def setup(self) -> None:
         self.deberta = self._encoder()
@@ -244,32 +251,32 @@ class DebertaForMultipleChoice(_Model):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
         train: bool = False,
+        **options: Unpack[EncoderOptions],
     ) -> HeadOutput:
-        def flat(x: jax.Array | None) -> jax.Array | None:
-            return None if x is None else x.reshape(-1, x.shape[-1])
+        def flatten(argument: Any) -> Any:
+            """Merges the choices into the batch; leaves None and flags alone."""
+            return argument.reshape(-1, argument.shape[-1]) if hasattr(argument, "shape") else argument
 
-        hidden = self.deberta(
-            input_ids.reshape(-1, input_ids.shape[-1]),
-            flat(attention_mask),
-            token_type_ids=flat(token_type_ids),
-            position_ids=flat(position_ids),
-            train=train,
-        ).last_hidden_state
-        pooled = self.dropout(self.pooler(hidden, train), train)
-        return HeadOutput(self.classifier(pooled).reshape(input_ids.shape[:2]))
+        choices = input_ids.shape[:2]
+        flat: Any = {name: flatten(argument) for name, argument in options.items()}
+        out = self.deberta(flatten(input_ids), flatten(attention_mask), train=train, **flat)
+        pooled = self.dropout(self.pooler(out.last_hidden_state, train), train)
+        logits = self.classifier(pooled).reshape(choices)
+        hidden_states, attentions = jax.tree.map(
+            lambda array: array.reshape(*choices, *array.shape[1:]), (out.hidden_states, out.attentions)
+        )
+        return HeadOutput(logits, hidden_states, attentions)
 
 
 class DebertaForTokenClassification(_Model):
-    """One label a token. Returns logits [B, S, C].
+    """One label per token. Returns logits [B, S, C].
 
-    With `projection` the head is Microsoft's for NER: a dense layer and an activation in front of the classifier;
-    without, transformers' single layer.
+    With `projection` the head is Microsoft's for NER, a dense layer and an activation before the classifier; without,
+    it is transformers' single layer.
     """
 
     projection: bool = False
@@ -283,23 +290,22 @@ class DebertaForTokenClassification(_Model):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
         train: bool = False,
+        **options: Unpack[EncoderOptions],
     ) -> HeadOutput:
-        hidden = self.deberta(
-            input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, train=train
-        ).last_hidden_state
+        out = self.deberta(input_ids, attention_mask, train=train, **options)
+        hidden = out.last_hidden_state
         if self.projection:
             hidden = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.token_proj(hidden))
-        return HeadOutput(self.classifier(self.dropout(hidden, train)))
+        logits = self.classifier(self.dropout(hidden, train))
+        return HeadOutput(logits, out.hidden_states, out.attentions)
 
 
 class DebertaForQuestionAnswering(_Model):
-    """The span that answers: start_logits and end_logits [B, S]."""
+    """The span of the answer. Returns start_logits and end_logits [B, S]."""
 
     def setup(self) -> None:
         self.deberta = self._encoder()
@@ -307,54 +313,12 @@ class DebertaForQuestionAnswering(_Model):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
         *,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
         train: bool = False,
+        **options: Unpack[EncoderOptions],
     ) -> SpanOutput:
-        hidden = self.deberta(
-            input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, train=train
-        ).last_hidden_state
-        logits = self.span_classifier(hidden)
-        return SpanOutput(start_logits=logits[..., 0], end_logits=logits[..., 1])
-
-
-def segment_starts(segment_ids: jax.Array) -> jax.Array:
-    """Index of the first token of each token's segment: int [B, S] -> int [B, S]."""
-    index = jnp.arange(segment_ids.shape[1])
-    starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-
-
-def locate_tokens(
-    input_ids: jax.Array,
-    attention_mask: jax.Array | None,
-    segment_ids: jax.Array | None,
-    position_ids: jax.Array | None,
-    *,
-    position_offset: int = 0,
-) -> Tokens:
-    """Segments and absolute positions of a batch from whichever of the masks was given.
-
-    With a position_offset (RoBERTa) real tokens are counted from it, without one places in the row from 0.
-    """
-    if input_ids.ndim != 2:
-        raise UserError(f"input_ids has shape {input_ids.shape}; it must be [batch, sequence]")
-    if attention_mask is not None and segment_ids is not None:
-        raise UserError("give attention_mask or segment_ids, not both: segment_ids already mark padding with 0")
-    for name, array in (
-        ("attention_mask", attention_mask),
-        ("segment_ids", segment_ids),
-        ("position_ids", position_ids),
-    ):
-        if array is not None and array.shape != input_ids.shape:
-            raise UserError(f"{name} has shape {array.shape}; it must be that of input_ids, {input_ids.shape}")
-    index = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-    if segment_ids is not None:
-        segments, positions = segment_ids, index - segment_starts(segment_ids)
-    else:
-        segments = jnp.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).astype(jnp.int32)
-        positions = jnp.cumsum(segments, axis=1) - 1 if position_offset else index
-    return Tokens(segments, positions + position_offset if position_ids is None else position_ids)
+        out = self.deberta(input_ids, attention_mask, train=train, **options)
+        logits = self.span_classifier(out.last_hidden_state)
+        return SpanOutput(logits[..., 0], logits[..., 1], out.hidden_states, out.attentions)

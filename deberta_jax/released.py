@@ -1,4 +1,4 @@
-"""Fields of the released models, by name; `DebertaConfig.named` builds them."""
+"""The configurations of the released models, by name; `DebertaConfig.named` builds them."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ _BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 307
 _LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 _XSMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 
-# Every released size, as in the files of microsoft/deberta-* (reference: official_deberta.md, section 1.3).
+# Every size that Microsoft released, as in the config.json of microsoft/<name> on the Hugging Face hub. Fields that are
+# missing here have the defaults of DebertaConfig, which are those of the original code.
 RELEASED: dict[str, dict[str, Any]] = {
     "deberta-base": {**_V1, **_BASE, "num_hidden_layers": 12},
     "deberta-large": {**_V1, **_LARGE, "num_hidden_layers": 24},

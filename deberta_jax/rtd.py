@@ -1,35 +1,51 @@
 """Replaced token detection: generator and discriminator, how they share embeddings, sampling of replacements.
 
-Parameters of a run are {"generator": {deberta, mlm_head}, "discriminator": {deberta, rtd_head}}. What the
-discriminator holds of the word and position tables depends on the sharing (DeBERTaV3, section 3.2):
+The parameters of a run are {"generator": {deberta, mlm_head}, "discriminator": {deberta, rtd_head}}. How the
+discriminator stores the word and position embeddings depends on the sharing (DeBERTaV3, section 3.2). E_G is a table
+of the generator and E_D one of the discriminator:
 
-    gdes   `delta` in place of `embedding`, zero at first: it reads stop_gradient(E_G) + delta
-    es     nothing: it reads E_G, and both losses train it
-    nes    tables of its own
+    gdes   gradient-disentangled embedding sharing: E_D = stop_gradient(E_G) + delta; it stores `delta`, initially zero
+    es     embedding sharing: E_D = E_G; it stores no table, and both losses train E_G
+    nes    no embedding sharing: it stores E_D
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from . import losses
-from .checkpoint import start_from
 from .config import DebertaConfig
+from .config_json import config_path, read_json_object
 from .errors import UserError
-from .layers import random_bits
+from .losses import MaskedLMPass, Sampler
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
+from .random import random_bits
+from .warm_start import merge_pretrained
 
 Params = dict[str, Any]
-Batch = Mapping[str, jax.Array]  # input_ids, segment_ids [B, S]; masked_positions, masked_labels [B, M]
-Sampler = losses.Score
 EmbeddingSharing = Literal["gdes", "es", "nes"]
 _SHARED_TABLES = ("word_embeddings", "position_embeddings")
+
+
+class PretrainingBatch(TypedDict):
+    """A batch of packed, masked rows."""
+
+    input_ids: Int[Array, "B S"]  # masked
+    segment_ids: Int[Array, "B S"]  # as for `Deberta`
+    masked_positions: Int[Array, "B M"]
+    masked_labels: Int[Array, "B M"]  # original ids; 0 marks an unused slot
+
+
+class SampledBatch(PretrainingBatch):
+    """A batch with the generator's samples."""
+
+    sampled: Int[Array, "B M"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +53,7 @@ class RTDConfig:
     """Generator, discriminator and how they share embeddings.
 
     Raises:
-      ValueError: an unknown sharing, or two models that cannot share a vocabulary or tables.
+      UserError: an unknown sharing, or two models that cannot share a vocabulary or embeddings.
     """
 
     discriminator: DebertaConfig
@@ -51,36 +67,47 @@ class RTDConfig:
         if self.embedding_sharing != "nes":
             shared += ["embedding_size", "max_position_embeddings"]
         for name in shared:
-            ours, theirs = getattr(self.generator, name), getattr(self.discriminator, name)
-            if ours != theirs:
+            generator, discriminator = getattr(self.generator, name), getattr(self.discriminator, name)
+            if generator != discriminator:
                 raise UserError(
-                    f"{name} is {ours} in the generator and {theirs} in the discriminator; "
+                    f"{name} is {generator} in the generator and {discriminator} in the discriminator; "
                     f"with embedding_sharing {self.embedding_sharing!r} they must be equal"
                 )
 
     @classmethod
     def half_depth(cls, discriminator: DebertaConfig, embedding_sharing: EmbeddingSharing = "gdes") -> Self:
-        """The released recipe: a generator of the same width with half the layers (at least the decoder's two)."""
+        """Returns the released recipe: a generator of the same width with half the layers (at least two, for EMD)."""
         layers = max(2, discriminator.num_hidden_layers // 2)
         generator = discriminator.replace(num_hidden_layers=layers)
         return cls(discriminator=discriminator, generator=generator, embedding_sharing=embedding_sharing)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
-        """Reads {"embedding_sharing", "generator", "discriminator"}: the official RTD configuration, or ours.
+        """Reads {"embedding_sharing", "generator", "discriminator"}, the official RTD configuration or one of ours.
 
-        The configuration of a single model is taken as the discriminator's, with a generator of half its layers.
+        The configuration of a single model becomes the discriminator's, with a generator of half its layers.
+
+        Args:
+          source: a file, a folder with a config.json, or the parsed dict.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          UserError: it is not JSON, has missing or unknown fields, or an invalid model.
         """
-        fields = dict(source) if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
+        fields = dict(source) if isinstance(source, Mapping) else read_json_object(config_path(source))
         if not {"generator", "discriminator"} & fields.keys():
             return cls.half_depth(DebertaConfig.from_json(source))
         unknown = sorted(fields.keys() - {"embedding_sharing", "generator", "discriminator"})
         missing = sorted({"generator", "discriminator"} - fields.keys())
+        where = "the RTD configuration" if isinstance(source, Mapping) else str(config_path(source))
         if unknown or missing:
             raise UserError(
-                f"an RTD configuration has the fields embedding_sharing, generator and discriminator; "
+                f"{where}: an RTD configuration has the fields embedding_sharing, generator and discriminator; "
                 f"unknown: {unknown}, missing: {missing}"
             )
+        for name in ("generator", "discriminator"):
+            if not isinstance(fields[name], Mapping):
+                raise UserError(f"{where}: {name} is {fields[name]!r}; it must be the configuration of a model")
         sharing = fields.get("embedding_sharing", "none")
         return cls(
             discriminator=DebertaConfig.from_json(fields["discriminator"]),
@@ -89,6 +116,7 @@ class RTDConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Returns a dict from which `from_json` reads an equal configuration."""
         return {
             "embedding_sharing": self.embedding_sharing,
             "generator": self.generator.to_json(),
@@ -105,7 +133,11 @@ class RTDModels:
 
     @classmethod
     def build(cls, config: RTDConfig, **attributes: Any) -> Self:
-        """attributes: dtype, attention_implementation, remat, as of every model."""
+        """Builds both modules.
+
+        Args:
+          attributes: dtype, attention_implementation and remat, as for every model.
+        """
         return cls(
             DebertaForMaskedLM(config.generator, **attributes),
             DebertaForReplacedTokenDetection(config.discriminator, **attributes),
@@ -115,34 +147,38 @@ class RTDModels:
 def init_params(
     config: RTDConfig, key: jax.Array, *, generator: Params | None = None, discriminator: Params | None = None
 ) -> Params:
-    """Parameters of a run, float32: fresh, or going on from either model or both.
+    """Returns the float32 parameters of a run: fresh, or starting from a pretrained generator, discriminator or both.
 
-    Under GDES a given discriminator's `delta` is E_D - E_G, so that it starts where it stands. Deliberate difference:
-    the official code starts it from the generator's table unless the file holds the difference (`rtd_task.py`,
-    `_create_model`). A fresh generator that shares tables with a given discriminator starts from that one's: learning
-    other ones would drag E_D along. Under ES the generator's tables are the shared ones.
+    Under GDES the `delta` of a pretrained discriminator is E_D - E_G, so its initial embeddings are unchanged. This
+    differs deliberately from the official code, which starts it from the generator's table unless the file holds
+    differences (`rtd_task.py`, `_create_model`). A fresh generator takes the shared tables of a pretrained
+    discriminator, because while it learned others, it would move E_D with them. Under ES the generator's tables are
+    the shared ones.
 
     Args:
-      generator: {"deberta", "mlm_head"}; see `start_from`.
-      discriminator: {"deberta", "rtd_head"}, with tables of its own, or with `delta` and its generator beside it.
+      generator: {"deberta", "mlm_head"}, merged as by `merge_pretrained`.
+      discriminator: {"deberta", "rtd_head"}, with its own tables, or with `delta` if its generator is given as well.
 
     Raises:
-      ValueError: a parameter that is missing or of another shape, or `delta` without the generator.
+      UserError: a parameter is missing or has another shape, or `delta` is given without the generator.
     """
     models, ids = RTDModels.build(config), jnp.ones((1, 8), jnp.int32)
     generator_key, discriminator_key = jax.random.split(key)
     generator_params = jax.jit(models.generator.init)(generator_key, ids)["params"]
     discriminator_params = jax.jit(models.discriminator.init)(discriminator_key, ids)["params"]
     if generator is not None:
-        generator_params = start_from(generator, generator_params)
+        generator_params = merge_pretrained(generator, generator_params)
     if discriminator is not None:
         if "delta" in discriminator["deberta"]["embeddings"]["word_embeddings"]:
             if generator is None:
-                raise UserError("the discriminator's embeddings are differences (GDES): give its generator as well")
+                raise UserError(
+                    "the discriminator's embeddings are differences (GDES): give its generator as well, with "
+                    "--init-generator"
+                )
             discriminator = standalone_discriminator(
                 {"generator": generator_params, "discriminator": discriminator}, "gdes"
             )
-        discriminator_params = start_from(discriminator, discriminator_params)
+        discriminator_params = merge_pretrained(discriminator, discriminator_params)
         if generator is None and config.embedding_sharing != "nes":
             generator_params = _with_tables(
                 generator_params,
@@ -150,7 +186,8 @@ def init_params(
             )
     tables: dict[str, Params | None] = {}
     if config.embedding_sharing == "gdes":
-        tables |= _differences(generator_params, discriminator_params, relative=discriminator is not None)
+        pretrained = None if discriminator is None else discriminator_params
+        tables |= _initial_deltas(generator_params, pretrained)
     elif config.embedding_sharing == "es":
         tables |= dict.fromkeys(_SHARED_TABLES)
     return {"generator": generator_params, "discriminator": _with_tables(discriminator_params, tables)}
@@ -160,39 +197,42 @@ def _shared(params: Params) -> list[str]:
     return [name for name in _SHARED_TABLES if name in params["deberta"]["embeddings"]]
 
 
-def _differences(generator: Params, discriminator: Params, *, relative: bool) -> dict[str, Params]:
-    """E_D - E_G of every table that the discriminator reads; 0 otherwise."""
-    theirs, own = generator["deberta"]["embeddings"], discriminator["deberta"]["embeddings"]
-    return {
-        name: {
-            "delta": own[name]["embedding"] - theirs[name]["embedding"]
-            if relative and name in own
-            else jnp.zeros_like(theirs[name]["embedding"])
-        }
-        for name in _shared(generator)
-    }
+def _initial_deltas(generator: Params, discriminator: Params | None) -> dict[str, Params]:
+    """Returns E_D - E_G for every table of a pretrained discriminator, and 0 for the others."""
+    generator_tables = generator["deberta"]["embeddings"]
+    discriminator_tables = {} if discriminator is None else discriminator["deberta"]["embeddings"]
+    deltas = {}
+    for name in _shared(generator):
+        table = generator_tables[name]["embedding"]
+        if name in discriminator_tables:
+            deltas[name] = {"delta": discriminator_tables[name]["embedding"] - table}
+        else:
+            deltas[name] = {"delta": jnp.zeros_like(table)}
+    return deltas
 
 
 def discriminator_view(params: Params, sharing: EmbeddingSharing) -> Params:
-    """The parameters to apply the discriminator with: its own and what it reads of the generator's tables.
+    """Returns the parameters to apply the discriminator with: the stored ones and the tables shared by the generator.
 
-    Differentiating through the result gives the generator's tables a gradient under ES alone.
+    Only under ES does a gradient through the result reach the generator's tables.
     """
     discriminator = params["discriminator"]
     if sharing == "nes":
         return discriminator
-    theirs, own = params["generator"]["deberta"]["embeddings"], discriminator["deberta"]["embeddings"]
+    generator_tables = params["generator"]["deberta"]["embeddings"]
+    discriminator_tables = discriminator["deberta"]["embeddings"]
     tables = {}
     for name in _SHARED_TABLES:
-        if sharing == "es" and name in theirs:
-            tables[name] = theirs[name]
-        elif name in own:
-            tables[name] = {"embedding": jax.lax.stop_gradient(theirs[name]["embedding"]), **own[name]}
+        if sharing == "es" and name in generator_tables:
+            tables[name] = generator_tables[name]
+        elif name in discriminator_tables:
+            constant = jax.lax.stop_gradient(generator_tables[name]["embedding"])
+            tables[name] = {"embedding": constant, **discriminator_tables[name]}
     return _with_tables(discriminator, tables)
 
 
 def standalone_discriminator(params: Params, sharing: EmbeddingSharing) -> Params:
-    """The discriminator with tables of its own, E_G + delta summed: what is saved, exported and fine-tuned."""
+    """Returns the discriminator with the tables E_D = E_G + delta, as it is saved, exported and fine-tuned."""
     view = discriminator_view(params, sharing)
     tables = {
         name: {"embedding": table["embedding"] + table.get("delta", 0.0)}
@@ -202,18 +242,21 @@ def standalone_discriminator(params: Params, sharing: EmbeddingSharing) -> Param
     return _with_tables(view, tables)
 
 
-def _with_tables(discriminator: Params, tables: Mapping[str, Params | None]) -> Params:
-    """A copy of the tree with some embedding tables replaced (None: removed)."""
-    embeddings = {**discriminator["deberta"]["embeddings"], **tables}
+def _with_tables(params: Params, tables: Mapping[str, Params | None]) -> Params:
+    """Returns a copy of a model's parameters with some embedding tables replaced, or removed where None."""
+    embeddings = {**params["deberta"]["embeddings"], **tables}
     embeddings = {name: table for name, table in embeddings.items() if table is not None}
-    return {**discriminator, "deberta": {**discriminator["deberta"], "embeddings": embeddings}}
+    return {**params, "deberta": {**params["deberta"], "embeddings": embeddings}}
 
 
-def sample_replacements(logits: jax.Array, words: jax.Array, key: jax.Array) -> jax.Array:
-    """Scores whose highest is a draw from softmax(logits), at temperature 1: the Gumbel-max trick.
+def sample_replacements(
+    logits: Float[Array, "B M words"], words: Int[Array, "words"], key: Array
+) -> Float[Array, "B M words"]:
+    """Returns scores whose highest is a draw from softmax(logits) at temperature 1 (the Gumbel-max trick).
 
     Args:
-      logits: float32 [B, M, C] of the words int [C], a part of the vocabulary.
+      logits: float32, of a part of the vocabulary.
+      words: the ids of that part; not used.
     """
     del words
     uniform = ((random_bits(logits.shape, key) >> 1).astype(jnp.int32) + 0.5) * 2**-31
@@ -221,49 +264,48 @@ def sample_replacements(logits: jax.Array, words: jax.Array, key: jax.Array) -> 
 
 
 def corrupt(
-    input_ids: jax.Array, masked_positions: jax.Array, masked_labels: jax.Array, sampled: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Puts the samples in place of the masked tokens.
+    input_ids: Int[Array | np.ndarray, "B S"],
+    masked_positions: Int[Array | np.ndarray, "B M"],
+    masked_labels: Int[Array | np.ndarray, "B M"],
+    sampled: Int[Array | np.ndarray, "B M"],
+) -> tuple[Int[Array, "B S"], Bool[Array, "B S"]]:
+    """Replaces the masked tokens by the samples.
 
     Args:
-      input_ids: int [B, S], masked; masked_positions: int [B, M]; masked_labels: int [B, M], the original ids, 0 for
-        an unused slot; sampled: int [B, M].
+      masked_labels: the original ids; 0 marks an unused slot.
 
     Returns:
-      corrupted_ids int [B, S], and replaced bool [B, S]: a sample that equals the original is not a replacement.
+      corrupted_ids, and replaced: a sample that equals the original is not a replacement.
     """
     used = masked_labels > 0
-    rows = jnp.arange(input_ids.shape[0])[:, None]
-    slots = jnp.where(used, masked_positions, input_ids.shape[1])  # unused slots fall outside and are dropped
-    corrupted = jnp.asarray(input_ids).at[rows, slots].set(sampled, mode="drop")
-    replaced = jnp.zeros(input_ids.shape, bool).at[rows, slots].set(sampled != masked_labels, mode="drop")
+    batch_index = jnp.arange(input_ids.shape[0])[:, None]
+    slots = jnp.where(used, masked_positions, input_ids.shape[1])  # unused slots are out of range and dropped
+    corrupted = jnp.asarray(input_ids).at[batch_index, slots].set(sampled, mode="drop")
+    replaced = jnp.zeros(input_ids.shape, bool).at[batch_index, slots].set(sampled != masked_labels, mode="drop")
     return corrupted, replaced
 
 
-class GeneratorPass(NamedTuple):
-    """What one generator forward gives: loss, replacements, and how often its best guess was right."""
-
-    loss_sum: jax.Array
-    weight: jax.Array  # number of masked tokens
-    correct: jax.Array
-    sampled: jax.Array  # int [B, M]
-
-
 class DiscriminatorPass(NamedTuple):
-    """Loss and counts of one discriminator forward, over real tokens."""
+    """Loss and counts of one discriminator forward pass, over real tokens."""
 
-    loss_sum: jax.Array
-    weight: jax.Array
-    correct: jax.Array
-    true_positive: jax.Array  # replaced, and said to be
-    predicted: jax.Array
-    actual: jax.Array
+    loss_sum: Float[Array, ""]
+    weight: Float[Array, ""]  # number of real tokens
+    correct: Float[Array, ""]
+    true_positive: Float[Array, ""]  # replaced, and predicted to be
+    predicted: Float[Array, ""]  # predicted to be replaced
+    actual: Float[Array, ""]  # replaced
 
 
 def generator_pass(
-    model: DebertaForMaskedLM, params: Params, batch: Batch, *, key: jax.Array, sample: Sampler, train: bool
-) -> GeneratorPass:
-    """One forward serves the masked LM loss and the sampling, dropout on in training (official RTDModel)."""
+    model: DebertaForMaskedLM,
+    params: Params,
+    batch: PretrainingBatch,
+    *,
+    key: Array,
+    sample: Sampler,
+    train: bool,
+) -> MaskedLMPass:
+    """Runs the generator once, for both the masked LM loss and the samples (with dropout in training, as RTDModel)."""
     dropout_key, sample_key = jax.random.split(key)
     out: Any = model.apply(
         {"params": params},
@@ -272,35 +314,43 @@ def generator_pass(
         masked_positions=batch["masked_positions"],
         train=train,
         rngs={"dropout": dropout_key},
-        method="before_logits",
+        method="logit_factors",
     )
-    labels = batch["masked_labels"]
-    return GeneratorPass(
-        *losses.masked_lm_and_samples(out.hidden, out.table, out.bias, labels, key=sample_key, score=sample)
+    return losses.masked_lm_and_samples(
+        out.hidden, out.table, out.bias, batch["masked_labels"], key=sample_key, sampler=sample
     )
 
 
 def discriminator_pass(
     model: DebertaForReplacedTokenDetection,
     params: Params,
-    batch: Batch,
-    sampled: jax.Array,
+    batch: PretrainingBatch,
+    sampled: Int[Array | np.ndarray, "B M"],
     *,
-    key: jax.Array,
+    key: Array,
     train: bool,
 ) -> DiscriminatorPass:
-    """params: what `discriminator_view` gives. A logit above 0 says "replaced"."""
+    """Runs the discriminator once on the corrupted batch. A logit above 0 predicts a replacement.
+
+    Args:
+      params: from `discriminator_view`.
+    """
     corrupted, replaced = corrupt(batch["input_ids"], batch["masked_positions"], batch["masked_labels"], sampled)
     out: Any = model.apply(
         {"params": params}, corrupted, segment_ids=batch["segment_ids"], train=train, rngs={"dropout": key}
     )
     logits, real = out.logits, batch["segment_ids"] != 0
     loss_sum, weight = losses.replaced_token(logits, replaced, real)
-    said = (logits > 0) & real
+    predicted = (logits > 0) & real
 
-    def count(which: jax.Array) -> jax.Array:
-        return which.sum().astype(jnp.float32)
+    def count(tokens: jax.Array) -> jax.Array:
+        return tokens.sum().astype(jnp.float32)
 
     return DiscriminatorPass(
-        loss_sum, weight, count((said == replaced) & real), count(said & replaced), count(said), count(replaced & real)
+        loss_sum,
+        weight,
+        correct=count((predicted == replaced) & real),
+        true_positive=count(predicted & replaced),
+        predicted=count(predicted),
+        actual=count(replaced & real),
     )

@@ -1,25 +1,27 @@
-"""Scale-invariant fine-tuning (SiFT): a model should answer alike when its normalized embeddings are a little off.
+"""Scale-invariant fine-tuning (SiFT): small changes of the normalized embeddings should not change the prediction.
 
-DeBERTa, "Scale invariant fine-tuning"; official `sift.py`. With t the logits of a plain forward:
+DeBERTa, "Scale invariant fine-tuning"; official `sift.py`. With t the logits of a plain forward pass:
 
-    d     clip(N(0, init_perturbation), +-2 init_perturbation), added to the embeddings after a LayerNorm without
-          parameters and in front of the model's own; what it is added to is held constant
-    d'    d + learning_rate * g / (1e-6 + max |g|), g the gradient of divergence(logits(d), t), the maximum a token's
-    loss  divergence(logits(d'), t), its weight times which is added to the task's loss
+    d     clip(N(0, init_perturbation), ±2 init_perturbation). It is added to the embeddings after a LayerNorm without
+          parameters, in front of the model's own LayerNorm. No gradient reaches the embeddings through this sum.
+    d'    d + learning_rate · g / (1e-6 + max |g|), with g the gradient of divergence(logits(d), t) and the maximum over
+          the numbers of a token.
+    loss  divergence(logits(d'), t). The task's loss plus `weight` times this loss is minimized.
 
-Where the original has faults, the default here differs; `official` is the original to the letter:
+The default corrects faults of the original; with `official` it reproduces the original exactly:
 
     official                                                  default
     t is trained as well, toward logits(d')                  t is held constant
-    symmetric_kl, kl: cross entropies of probabilities held   divergences, 0 where both answers agree; the gradient
-      constant, whose lowest value is an entropy                of symmetric_kl is that of all of it
-    the loss is symmetric_kl whatever was chosen for d'       one choice for both
-    regression: a softmax over the scores of the batch        regression: the squared difference
-    mse: a mean over the batch and the classes                mse: the squared distance of an answer's logits
+    symmetric_kl and kl are cross entropies with constant    they are divergences, 0 for equal predictions; the
+      probabilities, whose minimum is an entropy               gradient of symmetric_kl is the full one
+    the loss is symmetric_kl whatever is chosen for d'       one choice for both
+    regression: a softmax over the scores of the batch       regression: the squared difference
+    mse: the mean over the batch and the classes             mse: the squared distance of the logits of an example
 
-For answers close to each other symmetric_kl draws the two together at the same rate in both columns. In both, nothing
-of the adversarial loss reaches the embedding tables through the perturbed forward, and dropout differs between the
-forwards. The original normalizes twice in the plain forward, too: the same, but for epsilon.
+For similar predictions symmetric_kl draws the two together at the same rate in both columns. In both columns the
+adversarial loss has no gradient for the embedding tables through the perturbed forward pass, and dropout differs
+between the forward passes. The original also normalizes twice in the plain forward pass, which changes nothing but an
+epsilon.
 """
 
 import dataclasses
@@ -29,30 +31,35 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from .errors import UserError
+from .losses import LossSum
 
 SiftLoss = Literal["symmetric_kl", "kl", "mse"]
-Divergence = Callable[[jax.Array, jax.Array], jax.Array]  # logits and target [..., C] -> [...]
-# parameters, delta [B, S, D], dropout key -> logits float32 [..., C]
-PerturbedLogits = Callable[[Any, jax.Array, jax.Array], jax.Array]
-_MASKED = -1e9  # a logit whose probability is 0, finite so that 0 times it is 0
+# Compares logits with a target, both [..., C].
+Divergence = Callable[[Float[Array, "*examples C"], Float[Array, "*examples C"]], Float[Array, "*examples"]]
+# Applies a model: parameters, delta [B, S, D] and a dropout key to logits [..., C].
+PerturbedLogits = Callable[[Any, Float[Array, "B S D"], Array], Float[Array, "*examples C"]]
+_EXCLUDED = -1e9  # logit of probability 0; finite, because 0 times infinity is not 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiftConfig:
-    """Scale-invariant fine-tuning; off by default. The other defaults are the published values."""
+    """Scale-invariant fine-tuning, disabled by default. The other defaults are the published values."""
 
     weight: float = 0.0
-    """weight of the adversarial loss (the original's vat_lambda), 0: none; published: 5, deberta-v3-xsmall 3"""
+    """weight of the adversarial loss, the original's vat_lambda (0 disables it; published: 5, for v3-xsmall 3)"""
     loss: SiftLoss = "symmetric_kl"
-    """divergence between the answers with and without perturbation (vat_loss_fn); of scores the squared difference"""
+    """divergence between predictions with and without perturbation, the original's vat_loss_fn (regression always uses
+    the squared difference)"""
     learning_rate: float = 1e-4
-    """size of the perturbation's one step (vat_learning_rate)"""
+    """size of the single step of the perturbation, the original's vat_learning_rate"""
     init_perturbation: float = 1e-2
-    """standard deviation of the perturbation before that step (vat_init_perturbation); the embeddings have 1"""
+    """standard deviation of the initial perturbation, the original's vat_init_perturbation (the embeddings' is 1)"""
     official: bool = False
-    """as the original, faults included: the unperturbed answer is trained, too; `deberta_jax/sift.py` lists them"""
+    """reproduce the original exactly, with the faults that `deberta_jax/sift.py` lists"""
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(SiftLoss):
@@ -60,88 +67,88 @@ class SiftConfig:
         for name in ("weight", "learning_rate", "init_perturbation"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise UserError(f"{name} of SiFT is {value}; it must be a finite number, not negative")
+                raise UserError(f"{name} of SiFT is {value}; it must be finite and not negative")
 
 
 # -------------------------------------------------------------------------------------------- divergences
 
 
-def symmetric_kl(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """KL(logits || target) + KL(target || logits) of the softmax of [..., C] -> [...]."""
+def symmetric_kl(logits: Float[Array, "*examples C"], target: Float[Array, "*examples C"]) -> Float[Array, "*examples"]:
+    """Computes KL(logits || target) + KL(target || logits) of the softmax."""
     difference = jax.nn.log_softmax(logits) - jax.nn.log_softmax(target)
     return ((jax.nn.softmax(logits) - jax.nn.softmax(target)) * difference).sum(axis=-1)
 
 
-def kl(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """KL(target || logits) of the softmax of [..., C] -> [...]."""
+def kl(logits: Float[Array, "*examples C"], target: Float[Array, "*examples C"]) -> Float[Array, "*examples"]:
+    """Computes KL(target || logits) of the softmax."""
     difference = jax.nn.log_softmax(target) - jax.nn.log_softmax(logits)
     return (jax.nn.softmax(target) * difference).sum(axis=-1)
 
 
-def squared_distance(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """[..., C] -> [...]."""
+def squared_distance(
+    logits: Float[Array, "*examples C"], target: Float[Array, "*examples C"]
+) -> Float[Array, "*examples"]:
+    """Computes the squared Euclidean distance."""
     return jnp.square(logits - target).sum(axis=-1)
 
 
-def official_symmetric_kl(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Two cross entropies of [..., C] -> [...]; gradients reach both arguments, but no probability."""
-    return official_kl(logits, target) + official_kl(target, logits)
-
-
-def official_kl(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Cross entropy of the target's probabilities, held constant, with [..., C] -> [...]."""
+def cross_entropy(
+    logits: Float[Array, "*examples C"], target: Float[Array, "*examples C"]
+) -> Float[Array, "*examples"]:
+    """Computes the cross entropy with the target's probabilities, which are held constant."""
     return -(jax.lax.stop_gradient(jax.nn.softmax(target)) * jax.nn.log_softmax(logits)).sum(axis=-1)
 
 
-def official_mse(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """[..., C] -> [...], whose sum is the mean of all squared differences."""
-    return jnp.square(logits - target).sum(axis=-1) / logits.size
-
-
 DIVERGENCES: dict[SiftLoss, Divergence] = {"symmetric_kl": symmetric_kl, "kl": kl, "mse": squared_distance}
+# The original's. Summed over the examples, its mse is the mean over examples and classes.
 OFFICIAL_DIVERGENCES: dict[SiftLoss, Divergence] = {
-    "symmetric_kl": official_symmetric_kl,
-    "kl": official_kl,
-    "mse": official_mse,
+    "symmetric_kl": lambda logits, target: cross_entropy(logits, target) + cross_entropy(target, logits),
+    "kl": cross_entropy,
+    "mse": lambda logits, target: squared_distance(logits, target) / logits.size,
 }
 
 
-def _over_the_batch(divergence: Divergence) -> Divergence:
-    """Of scores [B, 1] as one answer with B classes, for each row the whole of it: what the original makes of them."""
-    return lambda logits, target: jnp.broadcast_to(divergence(logits[:, 0], target[:, 0]), logits.shape[:1])
-
-
 def _divergences(config: SiftConfig, classes: int) -> tuple[Divergence, Divergence]:
-    """What the perturbation ascends, and the loss. One class is a score: a softmax over it says nothing."""
+    """Returns the objective of the perturbation, and the loss. A single class is a score, without a softmax."""
     if not config.official:
-        chosen = DIVERGENCES[config.loss] if classes > 1 else squared_distance
-        return chosen, chosen
-    ascended, loss = OFFICIAL_DIVERGENCES[config.loss], official_symmetric_kl
-    return (ascended, loss) if classes > 1 else (_over_the_batch(ascended), _over_the_batch(loss))
+        divergence = DIVERGENCES[config.loss] if classes > 1 else squared_distance
+        return divergence, divergence
+    objective, loss = OFFICIAL_DIVERGENCES[config.loss], OFFICIAL_DIVERGENCES["symmetric_kl"]
+    return (objective, loss) if classes > 1 else (_over_the_batch(objective), _over_the_batch(loss))
+
+
+def _over_the_batch(divergence: Divergence) -> Divergence:
+    """Treats scores [B, 1] as one example with B classes, as the original does; every row gets the same result."""
+    return lambda logits, target: jnp.broadcast_to(divergence(logits[:, 0], target[:, 0]), logits.shape[:1])
 
 
 # -------------------------------------------------------------------------------------------- the perturbation
 
 
-def initial_perturbation(key: jax.Array, shape: tuple[int, ...], config: SiftConfig) -> jax.Array:
-    """float32 [shape], normal with init_perturbation as standard deviation, cut off at twice that."""
+def initial_perturbation(key: Array, shape: tuple[int, ...], config: SiftConfig) -> Float[Array, "B S D"]:
+    """Draws from a normal distribution with the standard deviation init_perturbation, clipped at twice that."""
     deviation = config.init_perturbation
     return jnp.clip(deviation * jax.random.normal(key, shape), -2 * deviation, 2 * deviation)
 
 
-def ascend(delta: jax.Array, gradient: jax.Array, learning_rate: float) -> jax.Array:
-    """delta [B, S, D] after a step that moves no number of a token by more than learning_rate, and one by just that.
+def ascend(
+    delta: Float[Array | np.ndarray, "B S D"], gradient: Float[Array, "B S D"], learning_rate: float
+) -> Float[Array, "B S D"]:
+    """Returns delta after a step of size `learning_rate` in the max-norm, per token.
 
-    Where the gradient's norm is not finite, delta as it is.
+    Delta is unchanged if the norm of the gradient is not finite.
     """
     moved = delta + learning_rate * gradient / (1e-6 + jnp.abs(gradient).max(axis=-1, keepdims=True))
     return jnp.where(jnp.isfinite(jnp.square(gradient).sum()), moved, delta)
 
 
-def perturbation(delta: jax.Array) -> dict[str, Any]:
-    """Variables that perturb a model with a head: `model.apply({"params": params, **perturbation(delta)}, ...)`.
+def perturbation(delta: Float[Array | np.ndarray, "B S D"]) -> dict[str, Any]:
+    """Returns the variables that perturb a model with a head; `encoder.Embeddings` reads them.
 
-    delta is float32 [B, S, D], for multiple choice [B * C, S, D]. `encoder.Embeddings` reads it.
+        model.apply({"params": params, **perturbation(delta)}, ...)
+
+    Args:
+      delta: float32; for multiple choice [B · C, S, D].
     """
     return {"perturbation": {"deberta": {"embeddings": {"delta": delta}}}}
 
@@ -152,44 +159,51 @@ def perturbation(delta: jax.Array) -> dict[str, Any]:
 def adversarial_loss(
     logits_of: PerturbedLogits,
     params: Any,
-    clean: jax.Array,
-    delta: jax.Array,
+    clean: Float[Array, "*examples C"],
+    delta: Float[Array | np.ndarray, "B S D"],
     config: SiftConfig,
     *,
-    key: jax.Array,
-    weight: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Divergence between the answers with the worst perturbation found and those without; add config.weight times it.
+    key: Array,
+    weight: Shaped[Array | np.ndarray, "*examples"] | None = None,
+) -> LossSum:
+    """Computes the divergence between the predictions with the adversarial perturbation and those without.
 
-    The tasks differ only in what an answer is, one softmax over C classes or a score (C = 1):
+    The task's loss plus config.weight times this one is minimized. Tasks differ only in what an example is, one softmax
+    over C classes or one score (C = 1):
       sequence classification and multiple choice: their logits [B, C]; regression: [B, 1].
       token classification: logits [B, S, C], with the real tokens as weight [B, S].
       question answering: `span_logits`.
 
     Args:
-      logits_of: applies the model with `perturbation(delta)`; logits as `clean`.
-      params: handed to logits_of. The search for the perturbation holds them constant, so that no gradient of its
-        gradient is ever formed.
-      clean: float32 [..., C], the logits without perturbation.
+      logits_of: applies the model with `perturbation(delta)`, and returns logits of the shape of `clean`.
+      params: passed to logits_of. They are held constant while the perturbation is searched, so no second derivative
+        is computed.
+      clean: the logits without perturbation, float32.
       delta: the perturbation to start from, `initial_perturbation`.
-      weight: [...], 0 leaves an answer out; None: all count.
+      weight: weight of each example, 0 to ignore it (default: all 1).
 
     Returns:
-      Sum over what counts, and the number (or weight) of it.
+      The sum over the examples that count, and their number or total weight.
     """
-    ascended, loss = _divergences(config, clean.shape[-1])
-    first, second = jax.random.split(key)
+    objective, loss = _divergences(config, clean.shape[-1])
+    search_key, loss_key = jax.random.split(key)
     target, constant = jax.lax.stop_gradient((clean, params))
     counts = jnp.ones(clean.shape[:-1]) if weight is None else weight
 
-    def objective(delta: jax.Array) -> jax.Array:
-        return (ascended(logits_of(constant, delta, first), target) * counts).sum()
+    def ascended(delta: jax.Array) -> jax.Array:
+        return (objective(logits_of(constant, delta, search_key), target) * counts).sum()
 
-    delta = ascend(delta, jax.grad(objective)(delta), config.learning_rate)
-    losses = loss(logits_of(params, delta, second), clean if config.official else target)
-    return (losses * counts).sum(), counts.sum()
+    delta = ascend(delta, jax.grad(ascended)(delta), config.learning_rate)
+    losses = loss(logits_of(params, delta, loss_key), clean if config.official else target)
+    return LossSum((losses * counts).sum(), counts.sum())
 
 
-def span_logits(start_logits: jax.Array, end_logits: jax.Array, real: jax.Array) -> jax.Array:
-    """A span's two answers as logits [B, 2, S] over the tokens; real [B, S]: nonzero for those that may be chosen."""
-    return jnp.where(real[:, None] != 0, jnp.stack([start_logits, end_logits], axis=1), _MASKED)
+def span_logits(
+    start_logits: Float[Array, "B S"], end_logits: Float[Array, "B S"], real: Shaped[Array | np.ndarray, "B S"]
+) -> Float[Array, "B 2 S"]:
+    """Returns the two predictions of a span as logits over the tokens.
+
+    Args:
+      real: nonzero for the tokens that can be chosen; the others get a very low logit.
+    """
+    return jnp.where(real[:, None] != 0, jnp.stack([start_logits, end_logits], axis=1), _EXCLUDED)

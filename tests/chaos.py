@@ -1,13 +1,14 @@
-"""Faults on a run of four processes, again and again, until it has trained to its end: `make chaos`.
+"""Injects faults into a run of four processes, again and again, until it has trained to its end: `make chaos`.
 
     python -m tests.chaos [--rounds 20] [--seed 0] [--folder DIR]
 
-One run of pre-training on real text is left alone. Another, with the same settings, is hit by a fault in every round:
-a process killed at a random moment or during a save, frozen, stuck in its data loader, told to stop (SIGTERM), or the
-newest checkpoint truncated or with flipped bits. Every other process has to end by itself within a bound, with an exit
-code that asks for a restart and with a message that names the lost process; then all four are started again. At the end
-the losses of all steps must be those of the unbroken run, bit for bit, and every row of the text must have been trained
-on exactly as often. Exit status 1 and a list of what went wrong otherwise.
+One run of pre-training on real text is left alone. In every round another run, with the same settings, meets a fault:
+one process is killed at a random moment or during a save, is frozen, hangs in its data loader, or receives SIGTERM; or
+the newest checkpoint is truncated or has flipped bits. Every other process has to end by itself, with an exit code that
+asks for a restart and a message that names the lost process. Then all four are started again.
+
+At the end the losses of all steps must equal those of the undisturbed run, bit for bit, and every row of the text must
+have been trained on exactly as often. Otherwise the exit status is 1, and a list of the complaints is printed.
 """
 
 import argparse
@@ -39,23 +40,23 @@ from .support.small_models import TINY
 COUNT = 4
 BATCH = 8
 DEAD_AFTER, STALL_AFTER = 6.0, 12.0
-BOUND = 40.0  # seconds in which the others have to end; a busy machine is slow to see that time is up
-RESTART = (42, -signal.SIGABRT)  # JAX aborts by itself where it loses process 0; a shell sees 134
+PATIENCE = 300.0  # seconds that end a hang; the report shows how fast the processes were
+RESTART = (42, -signal.SIGABRT)  # JAX aborts a process that loses process 0; a shell shows 134
 
 
 def prepare_home(folder: Path) -> None:
-    """Text, tokenizer, corpus and model of a run."""
+    """Writes text, tokenizer, corpus and model configuration of a run."""
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text.txt"
     small_tokenizer(folder / "tokenizer", text, lines=600)
-    spm = Tokenizer.from_folder(folder / "tokenizer")
+    tokenizer = Tokenizer.from_folder(folder / "tokenizer")
     settings = {"sequence_length": 32, "boundary": "blank_line", "held_out_fraction": 0.05, "seed": 0}
-    prepare.prepare((text,), spm, folder / "corpus", **settings)
+    prepare.prepare((text,), tokenizer, folder / "corpus", **settings)
     (folder / "model.json").write_text(json.dumps(TINY.to_json()), encoding="utf-8")
 
 
 def arguments(home: Path, output: Path, *, steps: int, save_every: int, options: tuple[str, ...] = ()) -> list[str]:
-    """What Python is called with."""
+    """Returns the arguments with which Python runs `recorded_pretrain`."""
     records = output / "records"
     records.mkdir(parents=True, exist_ok=True)
     return [
@@ -71,141 +72,52 @@ def arguments(home: Path, output: Path, *, steps: int, save_every: int, options:
 
 
 def losses(output: Path) -> dict[int, float]:
-    """The generator's loss, or the masked LM's, of every step."""
+    """Returns the loss of the generator, or of the masked language model, by step."""
     path = output / "metrics.jsonl"
     return {record["step"]: record["generator_loss"] for record in read_records(path)} if path.exists() else {}
 
 
-def rows_of(output: Path, *, steps: int) -> tuple[list[list[int]], list[list[str]]]:
-    """Rows and fingerprints of every step, from what all processes wrote down. Of a step taken twice the last counts.
-
-    A process may have read ahead of the others' last step: what counts is what it took at the step's last turn."""
-    taken: dict[int, dict[tuple[int, ...], list[str]]] = collections.defaultdict(dict)
-    for path in sorted((output / "records").glob("rows-*.jsonl")):
-        own = {record["step"]: record for record in read_records(path)}
-        for step, record in own.items():
-            taken[step][tuple(record["rows"])] = record["tokens"]
-    rows, tokens = [], []
-    for step in range(1, steps + 1):
-        parts = sorted(taken[step].items())
-        rows.append([row for part, _ in parts for row in part])
-        tokens.append([token for _, part in parts for token in part])
-    return rows, tokens
-
-
-def faulty_rows(output: Path, *, steps: int) -> tuple[int, int]:
-    """How many rows of the stream were left out, and how many were trained on twice."""
-    found = collections.Counter(row for rows in rows_of(output, steps=steps)[0] for row in rows)
-    lost = sum(1 for row in range(steps * BATCH) if not found[row])
-    return lost, sum(count - 1 for count in found.values() if count > 1)
-
-
-# ---------------------------------------------------------------------------------------------- faults
+def last_step(output: Path) -> int:
+    """Returns the last step that was logged, or 0."""
+    return max(losses(output), default=0)
 
 
 @dataclass
-class Round:
-    """What was done to a run, and what came of it."""
+class StepRows:
+    """The rows that one step was taken on: their numbers in the stream and their fingerprints."""
 
-    fault: str
-    seconds: float = 0.0
-    codes: list[int] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    step: int = 0
+    numbers: list[int]
+    tokens: list[str]
 
 
-def run_round(command: list[str], output: Path, fault: str, chance: random.Random) -> Round:
-    """Starts all four, waits for some steps, hits them, and watches them end."""
-    found = Round(fault)
-    victim = chance.randrange(COUNT)
-    before = max(losses(output), default=0)
-    logs = {index: len(_text(output / "logs" / f"{index}.log")) for index in range(COUNT)}
-    with cluster(command, output / "logs", count=COUNT) as processes:
-        goal = before + chance.randint(1, 4)
+def recorded_rows(output: Path, *, steps: int) -> list[StepRows]:
+    """Returns the rows of every step, from the records of all processes.
 
-        def running_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
-            def check() -> bool:
-                ended = [process.popen.poll() for process in processes if process.popen.poll() is not None]
-                if ended:
-                    raise AssertionError(f"ended with {ended} before the fault:\n{processes[0].said[-3000:]}")
-                return condition()
-
-            wait_until(check, seconds=seconds, what=what)
-
-        running_until(lambda: max(losses(output), default=0) >= goal, seconds=180, what="steps")
-        if fault in DAMAGES:  # there has to be another to fall back on
-            running_until(lambda: len(checkpoints(output)) > 1, seconds=60, what="two checkpoints")
-        if fault == "SIGKILL during a save":
-            pending = output / "checkpoints"
-            running_until(lambda: any(pending.glob("*.orbax-checkpoint-tmp")), seconds=60, what="a save")
-        else:
-            time.sleep(chance.uniform(0, 0.5))
-        found.step = max(losses(output))
-        named = _hit(fault, victim, processes, output)
-        began = time.monotonic()
-        for index, process in enumerate(processes):
-            if fault == "SIGSTOP" and index == victim:
-                continue
-            found.codes.append(process.ends_within(BOUND))
-        found.seconds = time.monotonic() - began
-        for index, process in enumerate(processes):
-            told = process.said[logs[index] :]
-            if index != victim and named and not re.search(rf"(lost|wait for)[^\n]* process {victim} on", told):
-                found.wrong.append(f"process {index} does not name process {victim}: {told[-300:]!r}")
-    expected = {
-        "SIGTERM": lambda index, code: code == 42,
-        **dict.fromkeys(DAMAGES, lambda index, code: code == -signal.SIGKILL),
-        "stuck data loader": lambda index, code: code in RESTART,
-    }.get(fault, lambda index, code: code in RESTART or (index == victim and code == -signal.SIGKILL))
-    for index, code in enumerate(found.codes):
-        if not expected(index, code):
-            found.wrong.append(f"process {index} ended with {code}")
-    return found
+    A step that was taken several times counts as it was taken last: a process may have read ahead of the last step of
+    the others, or a restart has repeated steps.
+    """
+    taken: dict[int, dict[tuple[int, ...], list[str]]] = collections.defaultdict(dict)
+    for path in sorted((output / "records").glob("rows-*.jsonl")):
+        newest = {record["step"]: record for record in read_records(path)}
+        for step, record in newest.items():
+            taken[step][tuple(record["rows"])] = record["tokens"]
+    return [
+        StepRows(
+            [number for numbers in sorted(taken[step]) for number in numbers],
+            [token for numbers in sorted(taken[step]) for token in taken[step][numbers]],
+        )
+        for step in range(1, steps + 1)
+    ]
 
 
-def _hit(fault: str, victim: int, processes: list[Process], output: Path) -> bool:
-    """Does it. Returns whether the others have to name the victim."""
-    match fault:
-        case "SIGKILL" | "SIGKILL during a save":
-            processes[victim].popen.kill()
-        case "SIGSTOP":
-            processes[victim].popen.send_signal(signal.SIGSTOP)
-        case "stuck data loader":
-            (output / "records" / f"stuck-{victim}").touch()
-        case "SIGTERM":
-            processes[victim].popen.send_signal(signal.SIGTERM)
-            return False
-        case _:  # damage on disk, done when all have been killed
-            for process in processes:
-                process.popen.kill()
-            return False
-    return True
+def faulty_rows(output: Path, *, steps: int) -> tuple[int, int]:
+    """Returns how many rows of the stream were left out, and how many were trained on again."""
+    counts = collections.Counter(number for rows in recorded_rows(output, steps=steps) for number in rows.numbers)
+    lost = sum(1 for number in range(steps * BATCH) if not counts[number])
+    return lost, sum(count - 1 for count in counts.values() if count > 1)
 
 
-def checkpoints(output: Path) -> list[int]:
-    """The steps that are whole on disk, ascending."""
-    return sorted(int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit())
-
-
-def damage(fault: str, output: Path, chance: random.Random) -> str:
-    """Damages the newest checkpoint. Returns what has to be said of it at the next start."""
-    steps = checkpoints(output)
-    newest = output / "checkpoints" / str(steps[-1])
-    files = [path for path in newest.rglob("d/*") if path.is_file() and path.stat().st_size > 1000]
-    if fault == DAMAGES[0]:
-        path = chance.choice(files)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    else:  # one bit of every file, as some hold bytes that nothing refers to any more
-        for path in files:
-            content = bytearray(path.read_bytes())
-            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-            path.write_bytes(content)
-    return f"the checkpoint of step {steps[-1]} in"
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
+# ---------------------------------------------------------------------------------------------- faults
 
 DAMAGES = ("checkpoint truncated", "checkpoint with flipped bits")
 FAULTS = (
@@ -219,94 +131,230 @@ FAULTS = (
 )
 
 
+@dataclass
+class Round:
+    """A fault and what followed.
+
+    Attributes:
+      seconds: how long it took until the last process had ended.
+      codes: the exit codes of the processes that ended.
+      complaints: what went wrong; empty if the run survived.
+      step: the last step before the fault.
+    """
+
+    fault: str
+    seconds: float = 0.0
+    codes: list[int] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    step: int = 0
+
+
+def run_round(command: list[str], output: Path, fault: str, chance: random.Random) -> Round:
+    """Starts all processes, waits for some steps, injects the fault and watches the processes end."""
+    result = Round(fault)
+    victim = chance.randrange(COUNT)
+    logs = [_text(output / "logs" / f"{index}.log") for index in range(COUNT)]
+    goal = last_step(output) + chance.randint(1, 4)
+    with cluster(command, output / "logs", count=COUNT) as processes:
+        _wait_while_running(processes, lambda: last_step(output) >= goal, purpose="steps")
+        if fault in DAMAGES:  # there has to be an older checkpoint to use instead
+            _wait_while_running(processes, lambda: len(checkpoints(output)) > 1, purpose="two checkpoints")
+        if fault == "SIGKILL during a save":
+            unfinished = output / "checkpoints"
+            _wait_while_running(
+                processes, lambda: any(unfinished.glob("*.orbax-checkpoint-tmp")), purpose="a save", interval=0.0
+            )
+        else:
+            time.sleep(chance.uniform(0, 0.5))
+        result.step = last_step(output)
+        must_name_victim = _inject(fault, victim, processes, output)
+        began = time.monotonic()
+        for index, process in enumerate(processes):
+            if fault == "SIGSTOP" and index == victim:
+                continue
+            code = process.wait_for_exit(PATIENCE)
+            result.codes.append(code)
+            if not _is_right_code(fault, code, hit=index == victim):
+                result.complaints.append(f"process {index} ended with {code}")
+        result.seconds = time.monotonic() - began
+        for index, process in enumerate(processes):
+            printed = process.output[len(logs[index]) :]
+            named = re.search(rf"(lost|wait for)[^\n]* process {victim} on", printed)
+            if index != victim and must_name_victim and not named:
+                result.complaints.append(f"process {index} does not name process {victim}: {printed[-300:]!r}")
+    return result
+
+
+def _wait_while_running(
+    processes: list[Process], condition: Callable[[], object], *, purpose: str, interval: float = 0.05
+) -> None:
+    """Waits for a condition, and raises AssertionError if a process ends before."""
+
+    def check() -> bool:
+        ended = [process.popen.poll() for process in processes if process.popen.poll() is not None]
+        assert not ended, f"ended with {ended} before the fault:\n{processes[0].output[-3000:]}"
+        return bool(condition())
+
+    wait_until(check, seconds=PATIENCE, purpose=purpose, interval=interval)
+
+
+def _inject(fault: str, victim: int, processes: list[Process], output: Path) -> bool:
+    """Injects a fault. Returns whether the other processes have to name the victim."""
+    match fault:
+        case "SIGKILL" | "SIGKILL during a save":
+            processes[victim].popen.kill()
+        case "SIGSTOP":
+            processes[victim].popen.send_signal(signal.SIGSTOP)
+        case "stuck data loader":
+            (output / "records" / f"stuck-{victim}").touch()
+        case "SIGTERM":
+            processes[victim].popen.send_signal(signal.SIGTERM)
+            return False
+        case _:  # the checkpoint is damaged once all processes are killed
+            for process in processes:
+                process.popen.kill()
+            return False
+    return True
+
+
+def _is_right_code(fault: str, code: int, *, hit: bool) -> bool:
+    """Returns whether a process may end with this code.
+
+    Args:
+      hit: whether it is the one that was killed, frozen or stuck.
+    """
+    if fault == "SIGTERM":
+        return code == RESTART[0]
+    if fault in DAMAGES:
+        return code == -signal.SIGKILL
+    return code in RESTART or (fault != "stuck data loader" and hit and code == -signal.SIGKILL)
+
+
+def checkpoints(output: Path) -> list[int]:
+    """Returns the steps that are complete on disk, ascending."""
+    return sorted(int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def damage(fault: str, output: Path, chance: random.Random) -> str:
+    """Damages the newest checkpoint. Returns a part of the message that the next start has to print about it."""
+    step = checkpoints(output)[-1]
+    newest = output / "checkpoints" / str(step)
+    files = [path for path in newest.rglob("d/*") if path.is_file() and path.stat().st_size > 1000]
+    if fault == DAMAGES[0]:
+        path = chance.choice(files)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:  # one bit of every file, since some files hold bytes that nothing refers to any more
+        for path in files:
+            content = bytearray(path.read_bytes())
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            path.write_bytes(content)
+    return f"the checkpoint of step {step} in"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+# ---------------------------------------------------------------------------------------------- the whole
+
+
+def run_undisturbed(command: list[str], output: Path) -> str | None:
+    """Runs all processes to the end. Returns a complaint if one of them fails."""
+    with cluster(command, output / "logs", count=COUNT) as processes:
+        for index, process in enumerate(processes):
+            if code := process.wait_for_exit(1200):
+                return f"process {index} of the last start ended with {code}:\n{process.output[-3000:]}"
+    return None
+
+
+def run_rounds(
+    command: list[str], output: Path, faults: list[str], chance: random.Random, console: Console
+) -> list[Round]:
+    """Runs one round for each fault, then without a fault to the end. Complaints of that are in a last round."""
+    rounds: list[Round] = []
+    expected_message = ""
+    for number, fault in enumerate([*faults, "none"], start=1):
+        try:
+            if fault == "none":
+                console.print("to the end, without a fault")
+                complaint = run_undisturbed(command, output)
+                result = Round(fault, complaints=[complaint] if complaint else [])
+            else:
+                result = run_round(command, output, fault, chance)
+        except AssertionError as error:
+            result = Round(fault, complaints=[str(error)])
+        for path in (output / "records").glob("stuck-*"):
+            path.unlink()
+        if expected_message not in _text(output / "logs" / "0.log"):
+            result.complaints.append(f"the damage of the round before was not reported: {expected_message!r}")
+        # If the round failed, there may be nothing to damage.
+        expected_message = damage(fault, output, chance) if fault in DAMAGES and not result.complaints else ""
+        rounds.append(result)
+        if fault != "none":
+            console.print(
+                f"round {number:2} of {len(faults)}: {fault} at step {result.step}: codes {result.codes} after "
+                f"{result.seconds:.1f} s: {'; '.join(result.complaints) or 'survived'}",
+                markup=False,
+            )
+    return rounds
+
+
+def report(folder: Path, rounds: list[Round], *, steps: int, console: Console) -> bool:
+    """Prints the table and the verdict. Returns whether the run survived everything."""
+    output, undisturbed = folder / "broken", folder / "unbroken"
+    table = Table("fault", "injected", "survived", "others ended within, s", title="chaos")
+    injected = [result for result in rounds if result.fault in FAULTS]
+    for fault in dict.fromkeys(FAULTS):
+        same_fault = [result for result in injected if result.fault == fault]
+        if same_fault:
+            slowest = max(result.seconds for result in same_fault)
+            survived = sum(not result.complaints for result in same_fault)
+            table.add_row(fault, str(len(same_fault)), str(survived), f"{slowest:.1f}")
+    console.print(table)
+    lost, repeated = faulty_rows(output, steps=steps)
+    same_rows = recorded_rows(output, steps=steps) == recorded_rows(undisturbed, steps=steps)
+    same_losses = losses(output) == losses(undisturbed) and len(losses(output)) == steps
+    survived = sum(not result.complaints for result in injected)
+    console.print(f"faults injected: {len(injected)}, survived: {survived}")
+    console.print(f"rows lost: {lost}, repeated: {repeated}; equal to the undisturbed run: {_yes(same_rows)}")
+    console.print(f"losses of all {steps} steps equal to the undisturbed run's, bit for bit: {_yes(same_losses)}")
+    console.print(str(read_goodput(output)))
+    complaints = [complaint for result in rounds for complaint in result.complaints]
+    for complaint in complaints:
+        console.print(f"WRONG: {complaint}", markup=False)
+    return not complaints and same_rows and same_losses and not lost and not repeated
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=len(FAULTS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="kept; default: a temporary one, which is kept on failure")
+    parser.add_argument("--rounds", type=int, default=len(FAULTS), help="number of faults")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults and their moments")
+    parser.add_argument("--folder", type=Path, help="folder for everything (default: a temporary one)")
     options = parser.parse_args()
     began, chance, console = time.monotonic(), random.Random(options.seed), Console()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     steps = 5 * options.rounds
     prepare_home(folder / "home")
-
-    console.print(f"the unbroken run: {COUNT} processes, {steps} steps")
-    # Masked LM, as one model compiles, and so every round starts, in half the time of RTD's two.
-    settings: dict = {"steps": steps, "save_every": 4, "options": ("--objective", "mlm")}
-    command = arguments(folder / "home", folder / "unbroken", **settings)
-    with cluster(command, folder / "unbroken/logs", count=COUNT) as processes:
-        for process in processes:
-            if code := process.ends_within(600):
-                console.print(f"the unbroken run failed with {code}:\n{process.said[-3000:]}")
-                return 1
-
-    output = folder / "broken"
-    command = arguments(folder / "home", output, **settings)
     faults = [*FAULTS] * -(-options.rounds // len(FAULTS))
     chance.shuffle(faults)
-    del faults[options.rounds :]
-    rounds: list[Round] = []
-    expected = ""
-    for number, fault in enumerate(faults, start=1):
-        try:
-            found = run_round(command, output, fault, chance)
-        except AssertionError as error:
-            found = Round(fault, wrong=[str(error)])
-        for path in (output / "records").glob("stuck-*"):
-            path.unlink()
-        if expected and expected not in _text(output / "logs" / "0.log"):
-            found.wrong.append(f"nothing was said of the damage of the round before: {expected!r}")
-        # Where the round failed there may be nothing to damage.
-        expected = damage(fault, output, chance) if fault in DAMAGES and not found.wrong else ""
-        rounds.append(found)
-        state = "; ".join(found.wrong) or "survived"
-        console.print(
-            f"round {number:2} of {len(faults)}: {fault} at step {found.step}: codes {found.codes} after "
-            f"{found.seconds:.1f} s: {state}",
-            markup=False,
-        )
-    console.print("to the end, undisturbed")
-    with cluster(command, output / "logs", count=COUNT) as processes:
-        ends = [process.ends_within(600) for process in processes]
-    return report(folder, rounds, ends, steps, expected, time.monotonic() - began, console)
 
-
-def report(
-    folder: Path, rounds: list[Round], ends: list[int], steps: int, expected: str, seconds: float, console: Console
-) -> int:
-    """Prints the table and the verdict. Returns the exit status."""
-    output = folder / "broken"
-    wrong = [complaint for one in rounds for complaint in one.wrong]
-    if any(ends):
-        wrong.append(f"the last start ended with {ends}")
-    if expected and expected not in _text(output / "logs" / "0.log"):
-        wrong.append(f"nothing was said of the damage of the last round: {expected!r}")
-    table = Table("fault", "injected", "survived", "others ended within, s", title="chaos")
-    for fault in dict.fromkeys(FAULTS):
-        own = [one for one in rounds if one.fault == fault]
-        if own:
-            slowest = max(one.seconds for one in own)
-            table.add_row(fault, str(len(own)), str(sum(not one.wrong for one in own)), f"{slowest:.1f}")
-    console.print(table)
-    lost, repeated = faulty_rows(output, steps=steps)
-    same_rows = rows_of(output, steps=steps) == rows_of(folder / "unbroken", steps=steps)
-    same_losses = losses(output) == losses(folder / "unbroken") and len(losses(output)) == steps
-    survived = sum(not one.wrong for one in rounds)
-    console.print(f"faults injected: {len(rounds)}, survived: {survived}")
-    console.print(f"examples lost: {lost}, repeated: {repeated}; the same as in the unbroken run: {_yes(same_rows)}")
-    console.print(f"losses of all {steps} steps equal to the unbroken run's, bit for bit: {_yes(same_losses)}")
-    console.print(str(read_goodput(output)))
-    console.print(f"{seconds / 60:.1f} minutes; everything is in {folder}")
-    for complaint in wrong:
-        console.print(f"WRONG: {complaint}", markup=False)
-    good = not wrong and same_rows and same_losses and not lost and not repeated
-    if good:
+    console.print(f"the undisturbed run: {COUNT} processes, {steps} steps")
+    # Masked LM: it compiles one model, so every round starts in half the time of RTD with its two models.
+    settings: dict = {"steps": steps, "save_every": 4, "options": ("--objective", "mlm")}
+    if complaint := run_undisturbed(arguments(folder / "home", folder / "unbroken", **settings), folder / "unbroken"):
+        console.print(complaint, markup=False)
+        return 1
+    command = arguments(folder / "home", folder / "broken", **settings)
+    rounds = run_rounds(command, folder / "broken", faults[: options.rounds], chance, console)
+    survived = report(folder, rounds, steps=steps, console=console)
+    console.print(f"{(time.monotonic() - began) / 60:.1f} minutes; everything is in {folder}")
+    if survived:
         shutil.rmtree(folder / "broken" / "checkpoints", ignore_errors=True)
-    return 0 if good else 1
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "NO"
+    return 0 if survived else 1
 
 
 if __name__ == "__main__":

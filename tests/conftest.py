@@ -50,6 +50,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, novel: Path) -> Path:
 
     folder = tmp_path_factory.mktemp("model")
     Tokenizer.from_folder(novel / "tokenizer").save(folder)
-    encoder = Deberta(TINY).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    # Without jit the initializers compile one by one, which takes longer than the whole model.
+    encoder = jax.jit(Deberta(TINY).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     save_pretrained(folder, TINY, {"deberta": encoder})
     return folder

@@ -18,10 +18,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key, Num
 
-from deberta_jax.checkpoint import load_pretrained, save_pretrained, start_from
+from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.warm_start import merge_pretrained
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import FinetuneConfig
@@ -32,7 +33,7 @@ from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .finetune_evaluation import Params, Predictor, Validation, apply_model, write_results
 from .finetune_setup import check_settings, heads_message, identity, task_config
-from .hosts.join import Hosts, join
+from .hosts.join import Hosts, join_run
 from .reporting.reporter import open_reporter
 from .sweep import Outcome, Results, run_all
 from .tasks.base import Encoded, Objective
@@ -41,7 +42,9 @@ from .tasks.loading import load_task
 
 
 def main(config: FinetuneConfig) -> Results:
-    """Trains and writes model, predictions and results.json. `hosts.join` documents the errors of several processes.
+    """Trains and writes model, predictions and results.json.
+
+    `hosts.join.join_run` documents the errors of several processes.
 
     Returns:
       The metrics of each labeled split; of several runs those of the best one.
@@ -50,7 +53,7 @@ def main(config: FinetuneConfig) -> Results:
       StoppedError: if the run was preempted or ran out of time. Everything is saved.
       UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
-    with join(config) as hosts:
+    with join_run(config) as hosts:
         if not config.sweep.several_runs:
             return run(config, hosts).results
         return run_all(config, lambda single: run(single, hosts), report=hosts.first)
@@ -78,7 +81,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
         max_length=config.data.max_length,
         seed=config.seed,
         group=config.data.group_by_length,
-        rows=local_batch_indices(mesh, config.batch_size),
+        batch_indices=local_batch_indices(mesh, config.batch_size),
     )
 
     # ---------------------------------------------------------------- state, sharded by the table
@@ -167,7 +170,7 @@ def build_state(
     """
     params: Any = model.init(training_key(seed), input_ids)["params"]
     if weights is not None:
-        params = start_from(weights, params)
+        params = merge_pretrained(weights, params)
     return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=seed)
 
 

@@ -22,7 +22,7 @@ from .hosts.join import Hosts
 from .reporting.jsonl import write_records
 from .reporting.reporter import Reporter
 from .sweep import Results
-from .tasks.base import Found, Task
+from .tasks.base import Predictions, Task
 from .tasks.batches import evaluation_batches
 
 Params = dict[str, Any]
@@ -45,7 +45,7 @@ class Predictor:
     model: Any
     mesh: Mesh
 
-    def predict(self, params: Params, split: str) -> Found:
+    def predict(self, params: Params, split: str) -> Predictions:
         """Returns what the model predicts for each example of a split, in their order, on every host."""
         encoded = self.task.splits[split]
         predictions: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
@@ -53,13 +53,13 @@ class Predictor:
             encoded,
             batch_size=self.config.batch_size,
             max_length=self.config.data.max_length,
-            rows=local_batch_indices(self.mesh, self.config.batch_size),
+            batch_indices=local_batch_indices(self.mesh, self.config.batch_size),
         )
-        for numbers, batch in batches:
+        for indices, batch in batches:
             arrays = jax.device_get(self._predict_batch(params, place_batch(batch, self.mesh)))
-            # The last batch is filled up with copies, which `numbers` does not list.
-            for place, number in enumerate(numbers):
-                predictions[number] = {name: array[place] for name, array in arrays.items()}
+            # The last batch is filled up with copies, which `indices` does not list.
+            for place, index in enumerate(indices):
+                predictions[index] = {name: array[place] for name, array in arrays.items()}
         return predictions
 
     @functools.cached_property
@@ -80,7 +80,7 @@ class Validation:
     def __init__(self, predictor: Predictor, model_config: DebertaConfig) -> None:
         self._predictor, self._model_config = predictor, model_config
         self._config = predictor.config
-        self._newest: tuple[int, Found] | None = None  # step and predictions of the newest evaluation
+        self._newest: tuple[int, Predictions] | None = None  # step and predictions of the newest evaluation
         self.best = BestEvaluation(predictor.task.main_metric, self._config.selection.patience)
 
     @property
@@ -108,7 +108,7 @@ class Validation:
         reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
         return load_pretrained(self._config.output / "best", mesh=self._predictor.mesh)[1]
 
-    def known_predictions(self, state: TrainState) -> dict[str, Found]:
+    def known_predictions(self, state: TrainState) -> dict[str, Predictions]:
         """Returns predictions of the chosen model that an evaluation has already made, by split."""
         if self._selects_best or self._newest is None or self._newest[0] != int(state.step):
             return {}
@@ -116,7 +116,7 @@ class Validation:
 
 
 def write_results(
-    predictor: Predictor, params: Params, known: dict[str, Found], hosts: Hosts, reporter: Reporter
+    predictor: Predictor, params: Params, known: dict[str, Predictions], hosts: Hosts, reporter: Reporter
 ) -> Results:
     """Predicts all splits but "train", and writes predictions/, plots and results.json on the first host.
 

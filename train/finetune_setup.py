@@ -25,7 +25,7 @@ def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -
 
 
 def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrained: DebertaConfig, task: Task) -> str:
-    """Returns which parts of the head `checkpoint.start_from` takes from the model, which are random, and why.
+    """Returns which parts of the head `warm_start.merge_pretrained` takes from the model, which are random, and why.
 
     Args:
       weights: the parameters to start from; None if all are random.

@@ -21,11 +21,12 @@ from jaxtyping import Array, Key, Num
 from deberta_jax.checkpoint import save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.rtd import (
-    Batch,
     EmbeddingSharing,
     Params,
+    PretrainingBatch,
     RTDConfig,
     RTDModels,
+    SampledBatch,
     Sampler,
     discriminator_pass,
     discriminator_view,
@@ -43,7 +44,7 @@ from .engine.accumulation import accumulate, check_batch_size
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
-from .hosts.join import Hosts, join
+from .hosts.join import Hosts, join_run
 from .pretrain_setup import (
     MaskedRows,
     check_vocabulary,
@@ -61,13 +62,15 @@ Optimizers = dict[str, optax.GradientTransformation]
 
 
 def main(config: PretrainConfig) -> None:
-    """Trains and writes the models into the run's folder. `hosts.join` documents the errors of several processes.
+    """Trains and writes the models into the run's folder.
+
+    `hosts.join.join_run` documents the errors of several processes.
 
     Raises:
       StoppedError: if the run was preempted or ran out of time. Everything is saved.
       UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
-    with join(config) as hosts:
+    with join_run(config) as hosts:
         run(config, hosts)
 
 
@@ -187,7 +190,7 @@ def build_step(
     *,
     sharing: EmbeddingSharing,
     sample: Sampler = sample_replacements,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, PretrainingBatch], tuple[TrainState, StepMetrics]]:
     """Returns the update of one batch as a pure function of state and batch.
 
     Its metrics are sums over the tokens of the batch (see `pretraining_figures`), gradient norms and the learning rate.
@@ -201,18 +204,20 @@ def build_step(
     """
     multiplier = schedule(config.optimizer, total_steps=config.steps)
 
-    def generator_loss(params: Params, chunk: Batch, key: Key[Array, ""], weight: Num[Array, ""]):
+    def generator_loss(params: Params, chunk: PretrainingBatch, key: Key[Array, ""], weight: Num[Array, ""]):
         out = generator_pass(models.generator, params, chunk, key=key, sample=sample, train=True)
         return out.loss_sum / weight, out
 
     def discriminator_loss(
-        discriminator: Params, chunk: Batch, key: Key[Array, ""], weight: Num[Array, ""], generator: Params
+        discriminator: Params, chunk: SampledBatch, key: Key[Array, ""], weight: Num[Array, ""], generator: Params
     ):
         view = discriminator_view({"generator": generator, "discriminator": discriminator}, sharing)
         out = discriminator_pass(models.discriminator, view, chunk, chunk["sampled"], key=key, train=True)
         return config.objective.rtd_lambda * out.loss_sum / weight, out
 
-    def joint_loss(params: Params, chunk: Batch, key: Key[Array, ""], masked: Num[Array, ""], real: Num[Array, ""]):
+    def joint_loss(
+        params: Params, chunk: PretrainingBatch, key: Key[Array, ""], masked: Num[Array, ""], real: Num[Array, ""]
+    ):
         # Both models in one loss, so that shared embeddings receive both gradients in one update.
         first, second = jax.random.split(key)
         generator_part, generated = generator_loss(params["generator"], chunk, first, masked)
@@ -220,7 +225,7 @@ def build_step(
         judged = discriminator_pass(models.discriminator, view, chunk, generated.sampled, key=second, train=True)
         return generator_part + config.objective.rtd_lambda * judged.loss_sum / real, (generated, judged)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: PretrainingBatch) -> tuple[TrainState, StepMetrics]:
         keys = jax.random.split(state.step_key())
         # Weights of the whole batch, so that the means do not depend on accumulation or on the number of devices.
         # At least 1, because a batch of nothing but padding must give 0 rather than NaN.
@@ -267,13 +272,13 @@ def build_step(
 
 def build_evaluation(
     models: RTDModels, config: PretrainConfig, *, sharing: EmbeddingSharing
-) -> Callable[[Params, Batch, jax.Array], StepMetrics]:
+) -> Callable[[Params, PretrainingBatch, jax.Array], StepMetrics]:
     """Returns a function of parameters, held-out batch and key that computes sums without dropout.
 
     The key draws the generator's replacements.
     """
 
-    def measure(params: Params, batch: Batch, key: Key[Array, ""]) -> StepMetrics:
+    def measure(params: Params, batch: PretrainingBatch, key: Key[Array, ""]) -> StepMetrics:
         generated = generator_pass(
             models.generator, params["generator"], batch, key=key, sample=sample_replacements, train=False
         )
@@ -290,7 +295,7 @@ def build_evaluation(
 def evaluate(
     config: PretrainConfig,
     rows: MaskedRows,
-    measure: Callable[[Params, Batch, jax.Array], StepMetrics],
+    measure: Callable[[Params, PretrainingBatch, jax.Array], StepMetrics],
     state: TrainState,
 ) -> Figures:
     """Computes the figures of the held-out rows, with the same masks and replacements at every evaluation.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
-from deberta_jax.rtd import Batch, Params, RTDConfig
+from deberta_jax.rtd import Params, PretrainingBatch, RTDConfig
 from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -161,9 +161,9 @@ class MaskedRows:
             tokenizer=self.tokenizer,
         )
 
-    def place(self, batch: dict[str, np.ndarray]) -> Batch:
+    def place(self, batch: dict[str, np.ndarray]) -> PretrainingBatch:
         """Puts this host's rows of a batch onto the devices."""
-        return place_batch({name: batch[name] for name in BATCH_FIELDS}, self.mesh)
+        return cast(PretrainingBatch, place_batch({name: batch[name] for name in BATCH_FIELDS}, self.mesh))
 
 
 def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[str, Any]:

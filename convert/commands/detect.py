@@ -1,91 +1,40 @@
-"""Which tokens of a text look replaced: the command `deberta-jax detect MODEL TEXT`."""
+"""The command `deberta-jax detect MODEL TEXT`."""
 
 import dataclasses
-from typing import Any
 
-import jax
-import numpy as np
-import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from deberta_jax.errors import UserError
-from deberta_jax.models import DebertaForReplacedTokenDetection
+from deberta_jax.predict.replaced_tokens import score_replaced_tokens
 
-from .open_model import OpenedModel, open_model
+from .open_model import ModelAndText, open_model
 
-
-@dataclasses.dataclass(frozen=True)
-class Judgment:
-    """One token of a text.
-
-    Attributes:
-      piece: as the tokenizer has it, such as "▁Paris".
-      start, end: where it stands in the text, in characters.
-      probability: that it was replaced, 0 to 1.
-    """
-
-    piece: str
-    start: int
-    end: int
-    probability: float
-
-
-def detect(model: OpenedModel, text: str) -> list[Judgment]:
-    """The probability of being replaced, for every token of a text but [CLS] and [SEP].
-
-    Raises:
-      ConversionError: the model has no replaced token head.
-      ValueError: the text is empty.
-    """
-    encoding = model.tokenizer(text, return_offsets=True)
-    ids = np.array([encoding.input_ids])
-    if ids.size <= 2:
-        raise UserError(f"the text {text!r} has no tokens; give one with words in it")
-    network = DebertaForReplacedTokenDetection(model.config)
-    out: Any = jax.jit(network.apply)({"params": model.head("rtd_head")}, ids)
-    probabilities = np.asarray(jax.nn.sigmoid(out.logits[0]))
-    pieces = model.tokenizer.pieces(ids[0])
-    return [
-        Judgment(piece, *place, float(share))
-        for piece, place, share in zip(pieces, encoding.offsets or (), probabilities, strict=True)
-        if place is not None  # [CLS] and [SEP]
-    ]
-
-
-# ------------------------------------------------------------------------------------------------------- command
+# Minimum probability of being replaced -> style of the token; less probable tokens keep the terminal's color.
+_STYLES = ((0.5, "bold red"), (0.2, "dark_orange"), (0.05, "yellow"))
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectConfig:
-    """Show which tokens of a text look replaced."""
-
-    model: tyro.conf.Positional[str]
-    """Folder of a discriminator (ours or PyTorch's), or a hub name such as microsoft/deberta-v3-base."""
-    text: tyro.conf.Positional[str]
-    """The text."""
-    filename: str | None = None
-    """Which PyTorch weights, where the usual names do not say."""
+class DetectConfig(ModelAndText):
+    """Show which tokens of a text look replaced, with the discriminator of replaced token detection."""
 
 
 def main(config: DetectConfig) -> None:
-    """Runs `deberta-jax detect`. Raises what `open_model` and `detect` do."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Runs `deberta-jax detect`: prints a table of the tokens, and the text with suspicious tokens in color.
 
+    Raises:
+      Exception: As `open_model` and `score_replaced_tokens`.
+    """
     console = Console()
-    judgments = detect(open_model(config.model, filename=config.filename), config.text)
-    table = Table("token", "replaced?")
-    for judgment in judgments:
-        style = _color(judgment.probability)
-        table.add_row(Text(judgment.piece, style), Text(f"{judgment.probability:.4f}", style))
+    scores = score_replaced_tokens(open_model(config.model, filename=config.filename), config.text)
+    table, colored_text = Table("token", "replaced?"), Text(config.text)
+    for score in scores:
+        style = _style(score.probability)
+        table.add_row(Text(score.piece, style), Text(f"{score.probability:.4f}", style))
+        colored_text.stylize(style, score.start, score.end)
     console.print(table)
-    line = Text(config.text)
-    for judgment in judgments:
-        line.stylize(_color(judgment.probability), judgment.start, judgment.end)
-    console.print(line, soft_wrap=True)
+    console.print(colored_text, soft_wrap=True)
 
 
-def _color(probability: float) -> str:
-    """From the terminal's own color over yellow to red, in steps that can be told apart."""
-    steps = ((0.5, "bold red"), (0.2, "dark_orange"), (0.05, "yellow"))
-    return next((style for least, style in steps if probability >= least), "")
+def _style(probability: float) -> str:
+    return next((style for threshold, style in _STYLES if probability >= threshold), "")

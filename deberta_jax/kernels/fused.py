@@ -1,183 +1,229 @@
-"""Fused disentangled attention as a differentiable function: layout, padding, tables by distance, the kernels' VJP."""
+"""Fused disentangled attention as a differentiable function: layout, padding, tables by offset, the kernels' VJP."""
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Int32
 
+from ..attention_inputs import AttentionInputs
+from ..positions import LiveRows
 from .backward import backward
 from .forward import forward
-from .forward_128 import forward_short
+from .forward_128 import forward_128
+from .operands import ChunkSegments, KernelInputs
+from .plan import LANES, KernelPlan
 from .scores import segment_codes
-from .tiles import LANES, Plan
 
-HEAD_SIZES = (32, 64, 128)  # what the kernels divide 128 lanes into; other sizes are padded
-_MAX_BLOCKS = 4  # a tile is at most 512 x 512: a larger one gains nothing and its program grows with its area
-_V4_LENGTH = 2048  # in bfloat16: v4 has 16 MiB of VMEM, where the tables of a longer sequence leave no room
+
+class TableRows(NamedTuple):
+    """Row of the relative table for each row t of an expanded table: distance S - t in c2p, t - S in p2c."""
+
+    c2p: Int[Array | np.ndarray, "offsets"]
+    p2c: Int[Array | np.ndarray, "offsets"]
+
+
+class Indices(NamedTuple):
+    """The integer operands, which have no gradients.
+
+    Attributes:
+      origin: see `tiles.head_salt`.
+      query_segments, key_segments: see `KernelInputs`.
+      table_rows: None without position terms.
+    """
+
+    origin: Int32[Array, "3"]
+    query_segments: Int32[Array, "B 1 S"]
+    key_segments: Int32[Array, "B 1 S"]
+    table_rows: TableRows | None
+
+
+class Projections(NamedTuple):
+    """The operands that have gradients, padded and with heads side by side; a table is None without its term."""
+
+    query: Float[Array, "B S W"]
+    key: Float[Array, "B S W"]
+    value: Float[Array, "B S W"]
+    pos_key: Float[Array, "P W"] | None
+    pos_query: Float[Array, "P W"] | None
 
 
 def fused_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B S N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    inputs: AttentionInputs,
     *,
-    pos_key: jax.Array | None,
-    pos_query: jax.Array | None,
-    rows: np.ndarray,
-    query_segments: jax.Array,
-    key_segments: jax.Array,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    first_row: jax.Array | int = 0,
-    first_head: jax.Array | int = 0,
-    device_kind: str = "TPU v5 lite",
-) -> jax.Array:
-    """The context of `attention.disentangled_attention`, query i standing at position i, without its probabilities.
+    device_kind: str,
+    first_sequence: Int[Array, ""] | int = 0,
+    first_head: Int[Array, ""] | int = 0,
+) -> Float[Array, "B S N H"]:
+    """Returns the context of `attention.disentangled_attention`, for queries at their own positions.
+
+    The dropout mask depends on the dropout key and on the numbers of sequence, head, query and key.
 
     Args:
-      query, key, value: [B, S, N, H]; see `unsupported`.
-      pos_key, pos_query: [P, N, H] or None; rows: int [2S - 1]; query_segments, key_segments: int [B, S].
-      dropout_rate, dropout_key: none without a key. The mask depends on the key and on sequence, head, query and key.
-      first_row, first_head: how many sequences and heads stand before these on the mesh, for the dropout mask.
-      device_kind: of the TPU that will run it, as JAX names it; of anything else, for TPU interpret mode.
+      query, key, value: of a length, head size and dtype that `plan.unsupported` does not exclude.
+      inputs: without query_positions.
+      device_kind: the kind of TPU that will run the kernels, as JAX names it; any other kind means interpret mode.
+      first_sequence, first_head: numbers of the first sequence and head on the whole mesh, for the dropout mask.
 
     Returns:
-      [B, S, N, H] in query's dtype, exactly zero for padding queries.
+      The context in query's dtype, exactly zero for padding queries.
     """
     batch, length, heads, size = query.shape
-    chunk, chunks = tiling(length, query.dtype, device_kind)
-    rate = dropout_rate if dropout_key is not None else 0.0
-    plan = Plan(
-        chunk=chunk,
-        chunks=chunks,
-        head_size=next(allowed for allowed in HEAD_SIZES if allowed >= size),
-        scale=(size * (1 + (pos_key is not None) + (pos_query is not None))) ** -0.5,
-        c2p=pos_key is not None,
-        p2c=pos_query is not None,
-        dropout_rate=rate,
-        packed=query.dtype == jnp.bfloat16,
-        strided_roll="v4" not in device_kind,
-        pack_instruction="TPU" in device_kind,
+    plan = KernelPlan.create(
+        length=length,
+        head_size=size,
+        dtype=query.dtype,
+        device_kind=device_kind,
+        c2p=inputs.pos_key is not None,
+        p2c=inputs.pos_query is not None,
+        dropout_rate=0.0 if inputs.dropout_key is None else inputs.dropout_rate,
     )
-
-    def flat(x: jax.Array, length: int | None = None) -> jax.Array:
-        """[..., N, H] -> [..., W]; pads heads to fill 128 lanes, head size and length to what the kernels take."""
-        grow = [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % plan.heads), (0, plan.head_size - size)]
-        if length is not None:
-            grow[1] = (0, length - x.shape[1])
-        x = jnp.pad(x, grow) if any(after for _, after in grow) else x
-        return x.reshape(*x.shape[:-2], -1)
-
-    def segments(x: jax.Array, padding: int) -> jax.Array:
-        x = jnp.pad(x.astype(jnp.int32), ((0, 0), (0, plan.length - length)))
-        return jnp.where(x == 0, padding, x)[:, None]
-
-    seed = jnp.zeros((), jnp.uint32) if dropout_key is None else jax.random.bits(dropout_key, (), jnp.uint32)
+    seed = jnp.zeros((), jnp.uint32)
+    if inputs.dropout_key is not None:
+        seed = jax.random.bits(inputs.dropout_key, (), jnp.uint32)
     seed = jax.lax.bitcast_convert_type(seed, jnp.int32)
-    integers: dict[str, Any] = {
-        "scalars": jnp.stack([seed, jnp.asarray(first_row, jnp.int32), jnp.asarray(first_head, jnp.int32)]),
-        "query_segments": segments(query_segments, 0),
-        "key_segments": segments(key_segments, -1),
-        "rows": rows_by_offset(rows, plan.length) if plan.c2p or plan.p2c else None,
-    }
-    arrays: dict[str, Any] = {
-        name: flat(x, plan.length) for name, x in (("query", query), ("key", key), ("value", value))
-    }
-    arrays["pos_key"] = None if pos_key is None else flat(pos_key)
-    arrays["pos_query"] = None if pos_query is None else flat(pos_query)
-    context: Any = _attention(plan, integers, arrays)
+    table_rows = None
+    if inputs.position_terms:
+        assert inputs.live_rows is not None, "live_rows are needed with pos_key or pos_query"
+        table_rows = rows_by_offset(inputs.live_rows, plan.length)
+    indices = Indices(
+        origin=jnp.stack([seed, jnp.asarray(first_sequence, jnp.int32), jnp.asarray(first_head, jnp.int32)]),
+        # Padding must not see padding, so it is another segment among the keys.
+        query_segments=_pad_segments(plan, inputs.query_segments, padding=0),
+        key_segments=_pad_segments(plan, inputs.key_segments, padding=-1),
+        table_rows=table_rows,
+    )
+    projections = Projections(
+        *(_merge_heads(plan, x, length=plan.length) for x in (query, key, value)),
+        *(None if table is None else _merge_heads(plan, table) for table in (inputs.pos_key, inputs.pos_query)),
+    )
+    context: jax.Array = _attention(plan, indices, projections)  # type: ignore[assignment]
     return context[:, :length].reshape(batch, length, -1, plan.head_size)[:, :, :heads, :size]
 
 
-def unsupported(length: int, head_size: int, dtype: Any, device_kind: str) -> str | None:
-    """Why the kernel cannot serve such queries on such a device; None: it can."""
-    if head_size > HEAD_SIZES[-1]:
-        return f"the head size is {head_size} and the kernel takes at most {HEAD_SIZES[-1]}"
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"the dtype is {jnp.dtype(dtype)} and the kernel takes float32 or bfloat16"
-    longest = _V4_LENGTH if dtype == jnp.bfloat16 else _V4_LENGTH // 2
-    if "v4" in device_kind and length > longest:
-        return f"there are {length} tokens and on TPU v4 the kernel takes at most {longest} of this dtype"
-    return None
+def _merge_heads(
+    plan: KernelPlan, x: Float[Array, "*rows N H"], length: int | None = None
+) -> Float[Array, "*padded W"]:
+    """Puts heads side by side, after padding the head size, the heads to fill 128 lanes, and axis 1 to `length`."""
+    padding = [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % plan.heads), (0, plan.head_size - x.shape[-1])]
+    if length is not None:
+        padding[1] = (0, length - x.shape[1])
+    x = jnp.pad(x, padding) if any(after for _, after in padding) else x
+    return x.reshape(*x.shape[:-2], -1)
 
 
-def tiling(length: int, dtype: Any, device_kind: str) -> tuple[int, int]:
-    """(chunk, chunks) of a sequence length: as few tiles as will do, as small as they can be."""
-    narrow = "v4" in device_kind and (length > _V4_LENGTH // 2 or dtype == jnp.float32)  # its VMEM holds less
-    blocks = -(-length // LANES)
-    chunks = -(-blocks // (_MAX_BLOCKS // 2 if narrow else _MAX_BLOCKS))
-    return -(-blocks // chunks) * LANES, chunks
+def _pad_segments(
+    plan: KernelPlan, segments: Int[Array | np.ndarray, "B tokens"], *, padding: int
+) -> Int32[Array, "B 1 S"]:
+    """Pads to the plan's length and replaces the 0 of padding."""
+    segments = jnp.pad(segments.astype(jnp.int32), ((0, 0), (0, plan.length - segments.shape[1])))
+    return jnp.where(segments == 0, padding, segments)[:, None]
 
 
-def rows_by_offset(rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row of the relative table for the distances S - t (c2p) and t - S (p2c), t from 0 to 2S - 1.
+def rows_by_offset(live: LiveRows, length: int) -> TableRows:
+    """Returns the rows of the expanded tables, for sequences that are padded to `length`.
 
-    Args:
-      rows: int [2L - 1], row of each distance from L - 1 down to -(L - 1), see `positions.live_rows`.
-      length: S, at least L. Distances that no two tokens have repeat the last row, and are never read.
+    Distances that no two tokens have repeat the first or last row; no score that counts reads them.
     """
-    middle, last = (len(rows) - 1) // 2, len(rows) - 1
+    row_of_distance = live.row_of_distance
+    middle, last = live.length - 1, len(row_of_distance) - 1
     distance = length - np.arange(2 * length)
-    return rows[np.clip(middle - distance, 0, last)], rows[np.clip(middle + distance, 0, last)]
+    c2p, p2c = middle - distance, middle + distance
+    return TableRows(row_of_distance[np.clip(c2p, 0, last)], row_of_distance[np.clip(p2c, 0, last)])
+
+
+# ---------------------------------------------------------------- the kernels and their VJP
+
+
+class Residuals(NamedTuple):
+    """What the forward pass saves for the backward pass."""
+
+    indices: Indices
+    projections: Projections
+    context: Float[Array, "B S W"]
+    lse: Float[Array, "B heads 1 S"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, integers: dict, arrays: dict) -> jax.Array:
-    return _attention_forward(plan, integers, arrays)[0]
+def _attention(plan: KernelPlan, indices: Indices, projections: Projections) -> Float[Array, "B S W"]:
+    return _attention_forward(plan, indices, projections)[0]
 
 
-def _attention_forward(plan: Plan, integers: dict, arrays: dict) -> tuple[jax.Array, tuple]:
-    inputs = _inputs(plan, integers, arrays)
+def _attention_forward(
+    plan: KernelPlan, indices: Indices, projections: Projections
+) -> tuple[Float[Array, "B S W"], Residuals]:
+    inputs = _kernel_inputs(plan, indices, projections)
     if plan.length == LANES:
-        context, lse = forward_short(plan, integers["scalars"], inputs)
+        context, lse = forward_128(plan, indices.origin, inputs)
     else:
-        context, lse = forward(plan, integers["scalars"], _ranges(plan, integers), inputs)
-    return context, (integers, arrays, context, lse)
+        context, lse = forward(plan, indices.origin, _chunk_segments(plan, indices), inputs)
+    return context, Residuals(indices, projections, context, lse)
 
 
-def _attention_backward(plan: Plan, residuals: tuple, d_context: jax.Array) -> tuple[None, dict]:
-    integers, arrays, context, lse = residuals
-    inputs = _inputs(plan, integers, arrays) | {"context": context, "d_context": d_context, "lse": lse}
-    d_query, d_key, d_value, d_key_table, d_query_table = backward(
-        plan, integers["scalars"], _ranges(plan, integers), inputs
-    )
-
-    def per_row(gradient: jax.Array | None, table: jax.Array | None, index: int) -> jax.Array | None:
-        """[W, 2S], by offset and unscaled -> [P, W], summed in float32 over the distances that share a row."""
-        if gradient is None or table is None:
-            return None
-        one_hot = jax.nn.one_hot(integers["rows"][index], table.shape[0], dtype=jnp.float32)
-        summed = jnp.einsum("tp,wt->pw", one_hot, gradient, precision=jax.lax.Precision.HIGHEST)
-        return (summed * plan.scale).astype(table.dtype)
-
-    return None, {
-        "query": d_query,
-        "key": d_key,
-        "value": d_value,
-        "pos_key": per_row(d_key_table, arrays["pos_key"], 0),
-        "pos_query": per_row(d_query_table, arrays["pos_query"], 1),
-    }
+def _attention_backward(
+    plan: KernelPlan, residuals: Residuals, d_context: Float[Array, "B S W"]
+) -> tuple[None, Projections]:
+    indices, projections, context, lse = residuals
+    inputs = _kernel_inputs(plan, indices, projections)
+    gradients = backward(plan, indices.origin, _chunk_segments(plan, indices), inputs, context, lse, d_context)
+    d_pos_key = d_pos_query = None
+    if indices.table_rows is not None:
+        d_pos_key = _sum_offsets(plan, gradients.key_table, projections.pos_key, indices.table_rows.c2p)
+        d_pos_query = _sum_offsets(plan, gradients.query_table, projections.pos_query, indices.table_rows.p2c)
+    return None, Projections(gradients.query, gradients.key, gradients.value, d_pos_key, d_pos_query)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _inputs(plan: Plan, integers: dict, arrays: dict) -> dict:
-    inputs: dict[str, Any] = {name: arrays[name] for name in ("query", "key", "value")}
-    inputs |= {name: integers[name] for name in ("query_segments", "key_segments")}
-    inputs |= dict.fromkeys(("query_code", "key_code"))
+def _sum_offsets(
+    plan: KernelPlan,
+    gradient: Float[Array, "W offsets"] | None,
+    table: Float[Array, "P W"] | None,
+    rows: Int[Array | np.ndarray, "offsets"],
+) -> Float[Array, "P W"] | None:
+    """Turns an expanded table's gradient into the table's: sums the distances that share a row, in float32.
+
+    A product with a one-hot matrix: a scatter-add would add row after row on a TPU.
+    """
+    if gradient is None or table is None:
+        return None
+    one_hot = jax.nn.one_hot(rows, table.shape[0], dtype=jnp.float32)
+    summed = jnp.einsum("tp,wt->pw", one_hot, gradient, precision=jax.lax.Precision.HIGHEST)
+    return (summed * plan.scale).astype(table.dtype)
+
+
+def _kernel_inputs(plan: KernelPlan, indices: Indices, projections: Projections) -> KernelInputs[jax.Array]:
+    query_code = key_code = key_table = query_table = None
     if plan.heads > 1:
-        codes = segment_codes(integers["query_segments"], integers["key_segments"], arrays["query"].dtype)
-        inputs["query_code"], inputs["key_code"] = codes
-    inputs["key_table"] = arrays["pos_key"][integers["rows"][0]] if plan.c2p else None
-    inputs["query_table"] = arrays["pos_query"][integers["rows"][1]] if plan.p2c else None
-    return inputs
+        query_code, key_code = segment_codes(indices.query_segments, indices.key_segments, projections.query.dtype)
+    if indices.table_rows is not None:
+        c2p, p2c = indices.table_rows
+        key_table = None if projections.pos_key is None else projections.pos_key[c2p]
+        query_table = None if projections.pos_query is None else projections.pos_query[p2c]
+    return KernelInputs(
+        key=projections.key,
+        key_code=key_code,
+        key_segments=indices.key_segments,
+        key_table=key_table,
+        query=projections.query,
+        query_code=query_code,
+        query_segments=indices.query_segments,
+        query_table=query_table,
+        value=projections.value,
+    )
 
 
-def _ranges(plan: Plan, integers: dict) -> tuple[jax.Array, jax.Array]:
-    """Lowest and highest segment of each chunk, int32 [B * chunks]: two chunks whose ranges do not meet are skipped."""
-    segments = integers["query_segments"].reshape(-1, plan.chunk)
-    none = jnp.iinfo(jnp.int32).max
-    return jnp.where(segments == 0, none, segments).min(axis=1), segments.max(axis=1)
+def _chunk_segments(plan: KernelPlan, indices: Indices) -> ChunkSegments:
+    """Returns the lowest and highest segment of each chunk of queries, padding aside.
+
+    A chunk of padding alone has a lowest segment above every highest, so that no chunk overlaps with it.
+    """
+    segments = indices.query_segments.reshape(-1, plan.chunk)
+    highest = jnp.iinfo(jnp.int32).max
+    return ChunkSegments(jnp.where(segments == 0, highest, segments).min(axis=1), segments.max(axis=1))

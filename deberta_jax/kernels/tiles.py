@@ -1,165 +1,136 @@
-"""What the forward and the backward kernel share: the plan of a call, and operations on tiles in registers.
+"""Operations on tiles in vector registers that every kernel uses: products, packing, skewing.
 
-Scores stand as [keys, queries], so that maxima and sums run down the sublanes and the log-sum-exp is a dense row.
-128 lanes hold as many heads as fit (two of 64); a head is picked by zeroing the others' lanes on one side of a product.
+All of them unroll at trace time into straight-line code. A block is 128 rows or lanes of a tile.
 """
 
-import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int32, Shaped
 
-LANES = 128
-VMEM_LIMIT = 64 * 2**20  # bytes, in place of the 16 MiB that a kernel gets unasked
-MASKED = -1e30  # a score that no real one comes near; finite, so that a difference of two is 0
+from ..random import dropout_salt, keep_mask
+from .operands import Ref
+from .plan import LANES, KernelPlan
 
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that is static about a call. Lengths and head sizes are those after padding."""
-
-    chunk: int  # C: a tile of scores is [C, C]; a multiple of 128
-    chunks: int  # tiles along the queries, and along the keys: S = chunk * chunks
-    head_size: int  # 32, 64 or 128
-    scale: float  # of the scores; from the head size before padding
-    c2p: bool
-    p2c: bool
-    dropout_rate: float
-    packed: bool  # bfloat16: relative scores move as two bfloat16 in 32 bits
-    strided_roll: bool  # False on v4, which has none
-    pack_instruction: bool  # False in interpret mode, which has none
-
-    @property
-    def blocks(self) -> int:
-        return self.chunk // LANES
-
-    @property
-    def length(self) -> int:
-        return self.chunk * self.chunks
-
-    @property
-    def heads(self) -> int:
-        """Heads in a grid step."""
-        return LANES // self.head_size
-
-    @property
-    def slabs(self) -> list[tuple[int, ...]]:
-        """Row blocks of a tile that are skewed together, last first."""
-        width = 2 if self.packed else 1
-        return [tuple(range(i, min(i + width, self.blocks))) for i in range(0, self.blocks, width)][::-1]
-
-    @property
-    def drop_below(self) -> int:
-        """Of 65536 values of a hash, how many drop an element."""
-        return round(self.dropout_rate * 2**16)
-
-    @property
-    def kept_share(self) -> float:
-        return 1 - self.drop_below / 2**16
-
-    def lanes(self, head: int) -> slice:
-        return slice(head * self.head_size, (head + 1) * self.head_size)
-
-    def pick(self, x: jax.Array, head: int, others=None) -> jax.Array:
-        """x [rows, 128], the lanes of other heads zeroed or taken from `others`."""
-        if self.heads == 1:
-            return x
-        lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
-        own = (lane >= head * self.head_size) & (lane < (head + 1) * self.head_size)
-        return jnp.where(own, x, jnp.zeros((), x.dtype) if others is None else others)
+VMEM_LIMIT = 64 * 2**20  # bytes; a kernel gets 16 MiB by default
+MASKED = -1e30  # below every real score; finite, so that the difference of two masked scores is 0
 
 
-def rows(block: int, count: int = 1) -> slice:
-    """`count` blocks of 128 from `block` on."""
+def block_slice(block: int, count: int = 1) -> slice:
+    """Slice of `count` blocks from `block`."""
     return slice(block * LANES, (block + count) * LANES)
 
 
-def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+def window_slice(base: Int32[Array, ""] | int, offset: int, size: int) -> Any:
+    """Slice from base + offset. `base` is a multiple of 128: a number, or a scalar known when the kernel runs."""
+    if isinstance(base, int):
+        return slice(base + offset, base + offset + size)
+    # Without the hint the compiler would have to load and shift unaligned rows.
+    return pl.ds(pl.multiple_of(base + offset, LANES), size)
+
+
+def only_head(
+    plan: KernelPlan,
+    x: Shaped[Array, "tokens 128"],
+    head: int,
+    others: Shaped[Array, "tokens 128"] | None = None,
+) -> Shaped[Array, "tokens 128"]:
+    """Replaces the lanes of the other heads by zero, or by those of `others`."""
+    if plan.heads == 1:
+        return x
+    lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
+    of_head = (lane >= head * plan.head_size) & (lane < (head + 1) * plan.head_size)
+    return jnp.where(of_head, x, jnp.zeros((), x.dtype) if others is None else others)
+
+
+def product(
+    left: Float[Array, "rows columns"] | Ref,
+    right: Float[Array, "rows2 columns2"] | Ref,
+    left_axis: int,
+    right_axis: int,
+) -> Float[Array, "left right"]:
     """Contracts one axis of each in float32."""
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     dimensions = (((left_axis,), (right_axis,)), ((), ()))
     return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def at(base, offset: int, size: int):
-    """A slice from base + offset, base being a multiple of the chunk that is known when the kernel runs, or 0."""
-    if isinstance(base, int):
-        return slice(base + offset, base + offset + size)
-    return pl.ds(pl.multiple_of(base + offset, LANES), size)
+def pack(plan: KernelPlan, slab: list[Float[Array, "128 lanes"]]) -> Int32[Array, "128 lanes"]:
+    """Packs the blocks of a slab: one float32 block, or two as bfloat16 in the low and the high half.
 
-
-def pack(plan: Plan, tiles: list[jax.Array]) -> jax.Array:
-    """One float32 tile, or two as bfloat16 halves, as int32."""
-    if len(tiles) == 1:
-        return jax.lax.bitcast_convert_type(tiles[0], jnp.int32)
+    Rotates and transposes move 32 bits, so two blocks packed into one are moved at the price of one.
+    """
+    if len(slab) == 1:
+        return jax.lax.bitcast_convert_type(slab[0], jnp.int32)
     if plan.pack_instruction:
-        return pltpu.bitcast(pltpu.pack_elementwise(tiles, packed_dtype=jnp.bfloat16), jnp.int32)
-    low, high = (jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(jnp.float32), jnp.int32) for x in tiles)
+        return pltpu.bitcast(pltpu.pack_elementwise(slab, packed_dtype=jnp.bfloat16), jnp.int32)
+    low, high = (jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(jnp.float32), jnp.int32) for x in slab)
     return jax.lax.shift_right_logical(low, 16) | high
 
 
-def unpack(x: jax.Array, slab: tuple[int, ...], block: int) -> jax.Array:
-    """The float32 tile of one of the slab's row blocks."""
+def unpack(x: Int32[Array, "128 lanes"], slab: tuple[int, ...], block: int) -> Float[Array, "128 lanes"]:
+    """Returns one block of a packed slab as float32. A bfloat16 is the upper half of a float32."""
     if len(slab) == 2:
         x = x << 16 if block == slab[0] else x & -65536
     return jax.lax.bitcast_convert_type(x, jnp.float32)
 
 
-def _row_and_lane() -> tuple[jax.Array, jax.Array]:
-    shape = (LANES, LANES)
-    return jax.lax.broadcasted_iota(jnp.int32, shape, 0), jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+def skew(plan: KernelPlan, x: Int32[Array, "128 offsets"]) -> Int32[Array, "128 C"]:
+    """Moves scores by offset to scores by position: [128, C + 128] -> [128, C], out[r, j] = x[r, j + 128 - r].
 
-
-def skew(plan: Plan, x: jax.Array) -> jax.Array:
-    """Lines distances up with positions: [128, C + 128] -> [128, C], out[r, j] = x[r, j + 128 - r].
-
-    The first and the last 128 lanes fill complementary triangles, so that C lanes need rotating, row r by r.
+    Row r reads the last r of the first 128 lanes and the first 128 - r of the last 128 lanes. These are complementary
+    triangles of two blocks: merged into one block, a cyclic rotation of C lanes by r does the move.
     """
     row, lane = _row_and_lane()
     ends = jnp.where(lane + row >= LANES, x[:, :LANES], x[:, plan.chunk :])
     y = jnp.concatenate([x[:, LANES : plan.chunk], ends], axis=1) if plan.blocks > 1 else ends
     if plan.strided_roll:
         return pltpu.roll(y, 0, 1, stride=1, stride_axis=0)
-    turned = [jnp.take_along_axis(y[:, rows(j)], (lane - row) & 127, axis=1) for j in range(plan.blocks)]
-    return jnp.concatenate([jnp.where(lane >= row, turned[j], turned[j - 1]) for j in range(plan.blocks)], axis=1)
+    # v4: rotate within each block, then take the lanes that wrapped around from the block before.
+    rotated = [jnp.take_along_axis(y[:, block_slice(j)], (lane - row) & 127, axis=1) for j in range(plan.blocks)]
+    return jnp.concatenate([jnp.where(lane >= row, rotated[j], rotated[j - 1]) for j in range(plan.blocks)], axis=1)
 
 
-def unskew(plan: Plan, x: jax.Array) -> jax.Array:
-    """The transpose of `skew`: [128, C] -> [128, C + 128], zero where no position is."""
+def unskew(plan: KernelPlan, x: Int32[Array, "128 C"]) -> Int32[Array, "128 offsets"]:
+    """The transpose of `skew`: [128, C] -> [128, C + 128]; zero at offsets without a position.
+
+    A rotate with a negative stride does not compile, so every chip gathers within blocks here.
+    """
     row, lane = _row_and_lane()
     wraps = lane + row >= LANES
-    turned = [jnp.take_along_axis(x[:, rows(j)], (lane + row) & 127, axis=1) for j in range(plan.blocks)]
-    y = [jnp.where(wraps, turned[(j + 1) % plan.blocks], turned[j]) for j in range(plan.blocks)]
+    rotated = [jnp.take_along_axis(x[:, block_slice(j)], (lane + row) & 127, axis=1) for j in range(plan.blocks)]
+    y = [jnp.where(wraps, rotated[(j + 1) % plan.blocks], rotated[j]) for j in range(plan.blocks)]
     zero = jnp.zeros((), x.dtype)
     return jnp.concatenate([jnp.where(wraps, y[-1], zero), *y[:-1], jnp.where(wraps, zero, y[-1])], axis=1)
 
 
-def _mix(x):
-    """A 32-bit integer finalizer: every bit of the input reaches every bit of the output."""
-    x = (x ^ jax.lax.shift_right_logical(x, 16)) * np.int32(0x7FEB352D)
-    x = (x ^ jax.lax.shift_right_logical(x, 15)) * np.int32(0x846CA68B - 2**32)
-    return x ^ jax.lax.shift_right_logical(x, 16)
+def _row_and_lane() -> tuple[Int32[Array, "128 128"], Int32[Array, "128 128"]]:
+    shape = (LANES, LANES)
+    return jax.lax.broadcasted_iota(jnp.int32, shape, 0), jax.lax.broadcasted_iota(jnp.int32, shape, 1)
 
 
-def dropout_salt(seed, row, head):
-    """What tells one sequence and head from another; row and head count over the whole mesh."""
-    return _mix(_mix(_mix(seed) + row) + head)
+def head_salt(plan: KernelPlan, origin: Ref, sequence: Int32[Array, ""] | int, head: int) -> Int32[Array, ""]:
+    """Returns the dropout salt of a head of a grid step. Axis 0 of every grid is the group of heads.
+
+    Args:
+      origin: int32 [3], the dropout seed and the numbers that the first sequence and the first head of this device
+        have on the whole mesh.
+    """
+    return dropout_salt(origin[0], origin[1] + sequence, origin[2] + pl.program_id(0) * plan.heads + head)
 
 
-def head_salt(plan: Plan, scalars, row, head: int):
-    """The salt of one of the heads of a grid step, whose first axis is the group of heads."""
-    return dropout_salt(scalars[0], scalars[1] + row, scalars[2] + pl.program_id(0) * plan.heads + head)
-
-
-def kept(plan: Plan, salt, first_key, first_query) -> jax.Array:
-    """Which probabilities dropout keeps: bool [128 keys, C queries], a hash of their positions, 16 bits an element."""
-    half = (LANES // 2, plan.chunk)
-    key = jax.lax.broadcasted_iota(jnp.int32, half, 0) + first_key
-    query = jax.lax.broadcasted_iota(jnp.int32, half, 1) + first_query
-    bits = _mix((key * plan.length + query) ^ salt)
-    threshold = np.int32(plan.drop_below - 2**15)
-    halves = [jnp.right_shift(bits, 16) >= threshold, jnp.right_shift(jnp.left_shift(bits, 16), 16) >= threshold]
-    return jnp.concatenate(halves, axis=0)
+def keep_block(
+    plan: KernelPlan,
+    salt: Int32[Array, ""],
+    block: int,
+    query_chunk: Int32[Array, ""] | int,
+    key_chunk: Int32[Array, ""] | int,
+) -> Bool[Array, "128 C"] | None:
+    """Returns which probabilities of a key block dropout keeps, or None without dropout."""
+    if not plan.drop_below:
+        return None
+    first_key, first_query = key_chunk * plan.chunk + block * LANES, query_chunk * plan.chunk
+    return keep_mask(salt, first_key, first_query, queries=plan.chunk, length=plan.length, drop_below=plan.drop_below)

@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.kernel_cost [--chips v4 v5e v5p v6e] [--lengths 128 256 512 1024 2048] [--dropout 0 0.1]
 
-Needs libtpu (`pip install "jax[tpu]"`), whose compiler runs on any Linux host. For each case a process compiles one
-kernel ahead of time with its schedule dumped; printed are the VLIW bundles (about cycles) of one sequence and head:
-those of a grid step, divided by its sequences and heads, times the tiles of a sequence. 12 heads of 64, bfloat16,
-segments on, both relative terms. Left out: waiting for memory, and the block that only the first sequence of a group
-of heads runs (it multiplies the table for the first head, or zeroes the tables' gradients). Beside the bundles stands
-the unit that has the most to do, and in which share of its slots.
+Needs libtpu (`pip install "jax[tpu]"`), whose compiler runs on any Linux host. For each case, a process compiles one
+kernel ahead of time and the compiler dumps its schedule. The numbers are VLIW bundles (about cycles) of one sequence
+and head: those of a grid step, divided by its sequences and heads, times the tiles of a sequence. The case is 12 heads
+of 64 in bfloat16, with segments and both relative terms. Not counted are waits for memory, and the block that only the
+first sequence of a group of heads runs (it multiplies the table for the first head, or zeroes the gradients of the
+tables). Next to the bundles are the busiest unit and the share of its slots that is taken.
 """
 
 import argparse
@@ -18,57 +18,61 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-HEADS, HEAD_SIZE, HEADS_A_STEP = 12, 64, 2
-TOKENS = 131_072  # so many that the compiler leaves the kernel's arguments in HBM, where a model has them
+HEADS, HEAD_SIZE, HEADS_PER_STEP = 12, 64, 2
+TOKENS = 131_072  # so many that the compiler keeps the kernel's arguments in HBM, where those of a model are
 
 
 def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None:
-    """Compiles one kernel for the topology's first device; what comes of it is the compiler's dump."""
+    """Compiles one kernel for the topology's first device; the result is what the compiler dumps."""
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies
 
     from deberta_jax.kernels.backward import backward
     from deberta_jax.kernels.forward import forward
-    from deberta_jax.kernels.forward_128 import forward_short
-    from deberta_jax.kernels.fused import tiling
-    from deberta_jax.kernels.tiles import Plan
+    from deberta_jax.kernels.forward_128 import forward_128
+    from deberta_jax.kernels.operands import ChunkSegments, KernelInputs
+    from deberta_jax.kernels.plan import KernelPlan
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    chunk, chunks = tiling(length, jnp.bfloat16, device.device_kind)
-    plan = Plan(
-        chunk=chunk,
-        chunks=chunks,
+    plan = KernelPlan.create(
+        length=length,
         head_size=HEAD_SIZE,
-        scale=(3 * HEAD_SIZE) ** -0.5,
-        c2p=True,
-        p2c=True,
+        dtype=jnp.bfloat16,
+        device_kind=device.device_kind,
         dropout_rate=rate,
-        packed=True,
-        strided_roll="v4" not in device.device_kind,
-        pack_instruction=True,
     )
     batch, width = TOKENS // plan.length, HEADS * HEAD_SIZE
 
-    def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(device))
 
-    inputs = dict.fromkeys(("query", "key", "value"), array(batch, plan.length, width))
-    inputs |= dict.fromkeys(("query_code", "key_code"), array(batch, plan.length, 128))
-    inputs |= dict.fromkeys(("query_segments", "key_segments"), array(batch, 1, plan.length, dtype=jnp.int32))
-    inputs |= dict.fromkeys(("key_table", "query_table"), array(2 * plan.length, width))
-    scalars, ranges = array(3, dtype=jnp.int32), (array(batch * chunks, dtype=jnp.int32),) * 2
+    tokens, code = array(batch, plan.length, width), array(batch, plan.length, 128)
+    segments, table = array(batch, 1, plan.length, dtype=jnp.int32), array(2 * plan.length, width)
+    inputs = KernelInputs(
+        key=tokens,
+        key_code=code,
+        key_segments=segments,
+        key_table=table,
+        query=tokens,
+        query_code=code,
+        query_segments=segments,
+        query_table=table,
+        value=tokens,
+    )
+    origin, chunks = array(3, dtype=jnp.int32), array(batch * plan.chunks, dtype=jnp.int32)
+    arguments: tuple[Any, ...] = (origin, ChunkSegments(chunks, chunks), inputs)
     if kernel == "backward":
-        statistics = array(batch, HEADS, 1, plan.length, dtype=jnp.float32)
-        inputs |= {"context": inputs["query"], "d_context": inputs["query"], "lse": statistics}
-        program = jax.jit(lambda *arguments: backward(plan, *arguments)).lower(scalars, ranges, inputs)
+        lse = array(batch, HEADS, 1, plan.length, dtype=jnp.float32)
+        function, arguments = backward, (*arguments, tokens, lse, tokens)
     elif plan.length == 128:
-        program = jax.jit(lambda *arguments: forward_short(plan, *arguments)).lower(scalars, inputs)
+        function, arguments = forward_128, (origin, inputs)
     else:
-        program = jax.jit(lambda *arguments: forward(plan, *arguments)).lower(scalars, ranges, inputs)
-    program.compile()
+        function = forward
+    jax.jit(lambda *arguments: function(plan, *arguments)).lower(*arguments).compile()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +85,9 @@ class KernelCost:
 
 
 def kernel_cost(kernel: str, chip: str, length: int, rate: float) -> KernelCost:
-    """Raises RuntimeError with the compiler's message where it does not compile."""
-    from deberta_jax.kernels.forward_128 import MAX_ROWS
-    from deberta_jax.kernels.fused import tiling
+    """Prices one kernel. Raises RuntimeError with the compiler's message if it does not compile."""
+    from deberta_jax.kernels.forward_128 import MAX_SEQUENCES
+    from deberta_jax.kernels.plan import tiling
 
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -95,21 +99,26 @@ def kernel_cost(kernel: str, chip: str, length: int, rate: float) -> KernelCost:
         }
         command = [sys.executable, "-m", "tests.benchmarks.kernel_cost", "--compile", kernel, TOPOLOGIES[chip]]
         command += [str(length), str(rate)]
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
         schedules = list(Path(folder).glob(f"*disentangled_{kernel}*[0-9]-final_bundles.txt"))
-        if done.returncode or len(schedules) != 1:
-            raise RuntimeError(f"{kernel}, {chip}, {length} tokens, dropout {rate}:\n{done.stderr[-2000:]}")
+        if process.returncode or len(schedules) != 1:
+            raise RuntimeError(f"{kernel}, {chip}, {length} tokens, dropout {rate}:\n{process.stderr[-2000:]}")
         step = _step_bundles(schedules[0].read_text().splitlines())
         unit, share = _busiest(
             next(Path(folder).glob(f"*disentangled_{kernel}*-final_hlo-*utilization.txt")).read_text()
         )
     chunk, chunks = tiling(length, "bfloat16", chip)
-    sequences = MAX_ROWS if kernel == "forward" and chunk * chunks == 128 else 1
-    return KernelCost(step * chunks**2 / (HEADS_A_STEP * sequences), unit, share)
+    sequences = MAX_SEQUENCES if kernel == "forward" and chunk * chunks == 128 else 1
+    return KernelCost(step * chunks**2 / (HEADS_PER_STEP * sequences), unit, share)
 
 
 def _busiest(utilization: str) -> tuple[str, float]:
-    """Of a table: the names of the units, how many slots of each a bundle has, and a line a bundle of those taken."""
+    """Returns the busiest unit and the share of its slots that is taken.
+
+    Args:
+      utilization: a table: the names of the units, how many slots of each a bundle has, and for each bundle a line
+        with the number of slots taken.
+    """
     lines = utilization.splitlines()
     names = lines[1].split(", ")
     slots, *taken = ([int(number) for number in line.split()] for line in lines[2:] if not line.startswith("="))
@@ -120,18 +129,18 @@ def _busiest(utilization: str) -> tuple[str, float]:
 
 
 def _step_bundles(schedule: list[str]) -> int:
-    """Bundles of a grid step, without the smaller one of two alternatives: blocks that few steps run."""
+    """Counts the bundles of a grid step, without blocks that few steps run: the shorter side of each branch."""
     lines = [line for line in schedule if re.match(r"\s*0x[0-9a-f]+ ", line)]
     total, branch = len(lines), None
-    left_out = 0
-    for at, line in enumerate(lines):
-        if " PF:" in line[:24] and branch is not None and at - branch < total / 4:
-            left_out += at - branch
+    skipped = 0
+    for number, line in enumerate(lines):
+        if " PF:" in line[:24] and branch is not None and number - branch < total / 4:
+            skipped += number - branch
         if " PF:" in line[:24]:
             branch = None
         if "sbr.rel" in line:
-            branch = at + 5  # a branch takes effect five bundles later
-    return total - left_out
+            branch = number + 5  # a branch takes effect five bundles later
+    return total - skipped
 
 
 def main() -> None:

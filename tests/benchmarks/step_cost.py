@@ -82,8 +82,8 @@ def mlm_head() -> Case:
     masked, width, vocab = 19_661, BASE.hidden_size, BASE.vocab_size
 
     def loss(hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, key: jax.Array):
-        outputs = masked_lm_and_samples(hidden, table, bias, labels, key=key, score=sample_replacements)
-        return outputs[0], outputs
+        out = masked_lm_and_samples(hidden, table, bias, labels, key=key, sampler=sample_replacements)
+        return out[0], out
 
     arguments = (
         jax.ShapeDtypeStruct((1, masked, width), jnp.bfloat16),

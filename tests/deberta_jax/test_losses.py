@@ -1,4 +1,4 @@
-"""Masked LM loss and samples over the vocabulary in chunks against the plain way, with logits."""
+"""Losses; the masked LM loss and its samples in chunks of the vocabulary equal those of the full logits."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ ROWS, SLOTS, WIDTH = 3, 5, 8
 
 
 def inputs(words: int, dtype=jnp.float32) -> tuple:
-    """hidden, table, bias, labels; some slots unused."""
+    """Returns hidden, table, bias and labels; some slots are unused."""
     keys = jax.random.split(jax.random.key(0), 4)
     labels = jax.random.randint(keys[3], (ROWS, SLOTS), 1, words).at[0, 2:].set(0)
     return (
@@ -27,89 +27,89 @@ def inputs(words: int, dtype=jnp.float32) -> tuple:
     )
 
 
-def plain_logits(hidden: jax.Array, table: jax.Array, bias: jax.Array) -> jax.Array:
+def full_logits(hidden: jax.Array, table: jax.Array, bias: jax.Array) -> jax.Array:
     table = table.astype(hidden.dtype)
     return jnp.einsum("bme,ve->bmv", hidden, table, preferred_element_type=jnp.float32) + bias
 
 
-def chunked(*arguments, score=sample_replacements):
-    return losses.masked_lm_and_samples(*arguments, key=jax.random.key(1), score=score)
+def chunked(*arguments, sampler=sample_replacements):
+    return losses.masked_lm_and_samples(*arguments, key=jax.random.key(1), sampler=sampler)
 
 
-@pytest.fixture(params=[7, 16, 40, 64], ids=lambda size: f"chunks of {size}")
+@pytest.fixture(params=[16, pytest.param(7, marks=pytest.mark.slow), 20, 64], ids=lambda size: f"chunks of {size}")
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """40 words: several chunks and a rest, or not, or one chunk, or less than one."""
+    """Splits 40 words into chunks with a smaller last one, into equal chunks, and into one."""
     monkeypatch.setattr(losses, "_WORDS_PER_CHUNK", request.param)
     monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
     return request.param
 
 
-def test_values_and_gradients_are_those_of_the_plain_way(chunk: int) -> None:
+def test_values_and_gradients_equal_those_of_full_logits(chunk: int) -> None:
     *arrays, labels = inputs(40)
 
     def plain(*arrays):
-        return 0.7 * losses.masked_lm(plain_logits(*arrays), labels)[0]
+        return 0.7 * losses.masked_lm(full_logits(*arrays), labels)[0]
 
-    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
+    want, want_grads = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2)))(*arrays)
     got, grads = jax.jit(jax.value_and_grad(lambda *arrays: 0.7 * chunked(*arrays, labels)[0], argnums=(0, 1, 2)))(
         *arrays
     )
     np.testing.assert_allclose(got, want, rtol=1e-6)
     for got, want, name in zip(grads, want_grads, ("hidden", "table", "bias"), strict=True):
         assert_close(got, want, 1e-6, name)
-    assert chunked(*arrays, labels)[1] == losses.masked_lm(plain_logits(*arrays), labels)[1] == (labels > 0).sum()
+    assert chunked(*arrays, labels)[1] == losses.masked_lm(full_logits(*arrays), labels)[1] == (labels > 0).sum()
 
 
-def test_bfloat16_is_within_its_rounding_of_the_plain_way(chunk: int) -> None:
+def test_bfloat16_differs_from_full_logits_by_rounding(chunk: int) -> None:
     *arrays, labels = inputs(40, jnp.bfloat16)
 
     def plain(*arrays):
-        return losses.masked_lm(plain_logits(*arrays), labels)[0]
+        return losses.masked_lm(full_logits(*arrays), labels)[0]
 
-    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1, 2))(*arrays)
-    got, grads = jax.value_and_grad(lambda *arrays: chunked(*arrays, labels)[0], argnums=(0, 1, 2))(*arrays)
+    want, want_grads = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2)))(*arrays)
+    got, grads = jax.jit(jax.value_and_grad(lambda *arrays: chunked(*arrays, labels)[0], argnums=(0, 1, 2)))(*arrays)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
     for got, want, name in zip(grads, want_grads, ("hidden", "table", "bias"), strict=True):
         assert_close(got.astype(jnp.float32), want.astype(jnp.float32), 2**-7, name)
 
 
-def test_correct_counts_used_slots_whose_own_word_has_the_highest_logit(chunk: int) -> None:
+def test_correct_counts_used_slots_whose_label_has_the_highest_logit(chunk: int) -> None:
     *arrays, _ = inputs(40)
-    best = plain_logits(*arrays).argmax(axis=-1)
+    best = full_logits(*arrays).argmax(axis=-1)
     labels = best.at[0, 0].set(0).at[1, 1].set(best[1, 1] - 1)  # an unused slot and a wrong guess
     assert chunked(*arrays, labels)[2] == (best > 0).sum() - 2
 
 
-def test_the_sample_is_the_word_of_the_highest_score_whatever_the_chunk(chunk: int) -> None:
+def test_sample_is_the_word_of_the_highest_score(chunk: int) -> None:
     *arrays, labels = inputs(40)
     noise = jax.random.normal(jax.random.key(3), (ROWS, SLOTS, 40))
 
-    def score(logits: jax.Array, words: jax.Array, key: jax.Array) -> jax.Array:
+    def sampler(logits: jax.Array, words: jax.Array, key: jax.Array) -> jax.Array:
         return logits + jnp.take(noise, words, axis=-1)
 
-    want = (plain_logits(*arrays) + noise).argmax(axis=-1)
-    sampled = chunked(*arrays, labels, score=score)[3]
+    want = (full_logits(*arrays) + noise).argmax(axis=-1)
+    sampled = chunked(*arrays, labels, sampler=sampler)[3]
     assert sampled.dtype == jnp.int32
     np.testing.assert_array_equal(sampled, want)
-    level = chunked(*arrays, labels, score=lambda logits, words, key: jnp.zeros_like(logits))[3]
-    np.testing.assert_array_equal(level, 0)  # of equal scores the first
+    constant = chunked(*arrays, labels, sampler=lambda logits, words, key: jnp.zeros_like(logits))[3]
+    np.testing.assert_array_equal(constant, 0)  # of equal scores the first word wins
 
 
-def test_samples_follow_the_softmax_over_all_chunks(chunk: int) -> None:
-    """Each chunk has noise of its own: the same in two of them would tie words together."""
+def test_samples_follow_the_softmax(chunk: int) -> None:
+    """Each chunk has its own noise: the same noise in two chunks would correlate their words."""
     draws = 60_000
     _, table, bias, _ = inputs(40)
     hidden = jnp.broadcast_to(jax.random.normal(jax.random.key(4), (WIDTH,)) / 4, (1, draws, WIDTH))
     sampled = jax.jit(chunked)(hidden, table, bias, jnp.ones((1, draws), jnp.int32))[3]
     shares = np.bincount(np.asarray(sampled).ravel(), minlength=40) / draws
-    want = np.asarray(jax.nn.softmax(plain_logits(hidden[:, :1], table, bias)).ravel())
+    want = np.asarray(jax.nn.softmax(full_logits(hidden[:, :1], table, bias)).ravel())
     assert np.abs(shares - want).max() < 5 * np.sqrt(want * (1 - want) / draws).max()
     chi_squared = (draws * (shares - want) ** 2 / want)[draws * want > 5].sum()
     assert chi_squared < 39 + 5 * np.sqrt(2 * 39)
 
 
-def test_no_array_of_masked_positions_times_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_the_whole_vocabulary_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
     words = 3 * losses._WORDS_PER_CHUNK + 100
     arguments = inputs(words)
@@ -118,8 +118,8 @@ def test_no_array_of_masked_positions_times_vocabulary(monkeypatch: pytest.Monke
     assert f"{ROWS}x{SLOTS}x{words}x" not in program
 
 
-def test_sharded_over_batch_table_and_vocabulary_it_is_the_same(chunk: int) -> None:
-    """Samples too: the noise is of an element's place in the whole array."""
+def test_sharding_changes_nothing(chunk: int) -> None:
+    """Samples included: the noise depends on the position of an element in the whole array."""
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     hidden, table, bias, labels = inputs(40)
     hidden, labels = jnp.concatenate([hidden, hidden[:1]]), jnp.concatenate([labels, labels[:1]])  # 4 rows
@@ -131,5 +131,19 @@ def test_sharded_over_batch_table_and_vocabulary_it_is_the_same(chunk: int) -> N
         for array, spec in zip((hidden, table, bias, labels), specs, strict=True)
     ]
     got = run(*placed)
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for sharded, plain in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(sharded, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_losses_are_sums_that_add_up() -> None:
+    logits = jax.random.normal(jax.random.key(0), (6, 5, 11))
+    labels = jax.random.randint(jax.random.key(1), (6, 5), 0, 11)
+    masked_lm, classification = jax.jit(losses.masked_lm), jax.jit(losses.classification)
+    whole = masked_lm(logits, labels)
+    parts = [masked_lm(logits[part], labels[part]) for part in (slice(0, 3), slice(3, 6))]
+    np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
+    assert whole.weight == (labels > 0).sum()
+    scores, classes, weight = logits[:3, 0], jnp.array([1, 2, -1]), jnp.array([1.0, 0.0, 1.0])
+    total, count = classification(scores, classes, weight)
+    assert count == 1
+    np.testing.assert_allclose(total, -jax.nn.log_softmax(scores[0])[1], rtol=1e-6)

@@ -1,14 +1,16 @@
+"""Relative positions against the official code."""
+
 import numpy as np
 import pytest
 
 from deberta_jax import DebertaConfig
-from deberta_jax.positions import live_rows, log_bucket, relative_index
+from deberta_jax.positions import LiveRows, live_rows, log_bucket, relative_index
 
 from ..support.golden_cases import load
 
 
 @pytest.mark.parametrize(("buckets", "reach"), [(256, 512), (128, 512), (32, 128), (8, 32), (16, 64)])
-def test_buckets_equal_the_official_ones_exactly(buckets: int, reach: int) -> None:
+def test_buckets_equal_official_buckets(buckets: int, reach: int) -> None:
     case = load("buckets")
     distance = case.arrays["inputs/relative_pos"]
     config = DebertaConfig(
@@ -24,7 +26,7 @@ def test_buckets_equal_the_official_ones_exactly(buckets: int, reach: int) -> No
 
 
 @pytest.mark.parametrize("reach", [512, 64])
-def test_index_without_buckets(reach: int) -> None:
+def test_index_without_buckets_equals_official_index(reach: int) -> None:
     case = load("buckets")
     config = DebertaConfig(vocab_size=8, relative_attention=True, pos_att_type="c2p", max_relative_positions=reach)
     index = relative_index(case.arrays["inputs/relative_pos"], config)
@@ -35,9 +37,24 @@ def test_index_without_buckets(reach: int) -> None:
 @pytest.mark.parametrize("name", ["deberta-base", "deberta-v3-base"])
 def test_live_rows_are_the_indices_of_every_distance(name: str, length: int) -> None:
     config = DebertaConfig.named(name)
-    live, rows = live_rows(length, config)
+    live = live_rows(length, config)
+    row_of_distance = live.row_of_distance
+    assert live.length == length
     distances = np.arange(length - 1, -length, -1)
-    np.testing.assert_array_equal(rows + live.start, relative_index(distances, config))
-    assert rows.min() == 0
-    assert rows.max() == live.stop - live.start - 1
+    np.testing.assert_array_equal(row_of_distance + live.start, relative_index(distances, config))
+    assert row_of_distance.min() == 0
+    assert row_of_distance.max() == live.stop - live.start - 1
     assert live.start >= (1 if length <= 512 else 0)  # row 0 is never trained at 512 tokens
+
+
+def test_live_rows_are_compared_by_value() -> None:
+    config = DebertaConfig.named("deberta-v3-base")
+    live = live_rows(7, config)
+    assert live == live_rows(7, config)
+    assert hash(live) == hash(live_rows(7, config))
+    assert live != live_rows(8, config)
+
+
+def test_row_of_pair_is_the_row_of_the_distance() -> None:
+    live = LiveRows(0, 5, np.array([4, 3, 2, 1, 0]))  # distances 2 .. -2 of three tokens
+    np.testing.assert_array_equal(live.row_of_pair(), [[2, 1, 0], [3, 2, 1], [4, 3, 2]])

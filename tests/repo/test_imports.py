@@ -12,15 +12,17 @@ FLOORS = (
     {"errors", "released", "safe_pickle", "atomic_files", "random"},
     {"config_json"},
     {"config"},
-    {"positions", "sharding", "kernels"},
-    {"layers"},
+    {"positions", "sharding"},
+    {"attention_inputs"},
+    {"kernels", "layers"},
     {"attention"},
     {"encoder"},
-    {"heads"},
+    {"heads", "inputs", "outputs"},
     {"models"},
-    {"losses", "checkpoint", "sift"},
-    {"rtd"},
-    {"tokenizers", "predict"},
+    {"losses", "checkpoint", "warm_start"},
+    {"rtd", "sift"},
+    {"tokenizers"},
+    {"predict"},
 )
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (

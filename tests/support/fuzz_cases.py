@@ -1,31 +1,36 @@
-"""Model folders of `test_fuzz`: whole ones like the published files, and what is done to them."""
+"""Model folders of `test_fuzz`: intact ones like the published files, and mutations that damage them."""
 
 import collections
+import functools
 import io
 import json
 import pickle
 import struct
 import zipfile
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 
-from tests.support.pytorch_files import MLM, RTD, V1, V3, bin_bytes, published_state, random_state
+from tests.support.pytorch_files import MLM, RTD, V1, V3, State, bin_bytes, published_state, random_state
 
 Files = dict[str, bytes]
 Rng = np.random.Generator
+T = TypeVar("T")
 
 
 # --------------------------------------------------------------------------------------------------- whole folders
 
 
-def safetensors_bytes(state: dict) -> bytes:
+def safetensors_bytes(state: State) -> bytes:
     from safetensors.numpy import save
 
     return save(state)
 
 
-def sharded(state: dict, kind: str) -> Files:
+def sharded(state: State, kind: str) -> Files:
+    """Returns two shards of the kind "bin" or "safetensors" with their index."""
     write = bin_bytes if kind == "bin" else safetensors_bytes
     base = "pytorch_model" if kind == "bin" else "model"
     names = {key: f"{base}-0000{i % 2 + 1}-of-00002.{kind}" for i, key in enumerate(state)}
@@ -34,13 +39,14 @@ def sharded(state: dict, kind: str) -> Files:
     return {f"{base}.{'bin' if kind == 'bin' else kind}.index.json": json.dumps(index).encode(), **files}
 
 
+@functools.cache
 def sources() -> dict[str, Files]:
-    """Folders with the layouts of the published files, in a small size."""
+    """Returns small folders with the layouts of the published files; mutate copies of them only."""
     v3 = V3.replace(num_hidden_layers=1)
     v3_state = random_state(v3, MLM, RTD)
     half = {key: array.astype(np.float16) for key, array in v3_state.items()}
     v1, v1_state = published_state("base")
-    whole = {
+    weights = {
         "v3 safetensors": (v3, {"model.safetensors": safetensors_bytes(v3_state)}),
         "v3 bin": (v3, {"pytorch_model.bin": bin_bytes(half)}),
         "v1 bin": (v1, {"pytorch_model.bin": bin_bytes(v1_state, extra={"config": {"hidden_size": 16}})}),
@@ -50,7 +56,7 @@ def sources() -> dict[str, Files]:
     }
     return {
         name: {"config.json": json.dumps(config.to_json(), indent=2).encode(), **dict(sorted(files.items()))}
-        for name, (config, files) in whole.items()
+        for name, (config, files) in weights.items()
     }
 
 
@@ -61,43 +67,43 @@ def weights_of(files: Files, kind: str) -> list[str]:
 # ------------------------------------------------------------------------------------------- an independent reader
 
 
-class Rebuilt(list):
-    """What a pickle's call stands for."""
+class PickledCall(list[Any]):
+    """The name and the arguments of a call in a pickle."""
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Calls become lists; run only on files that the converter has taken."""
+    """Turns calls into lists; used only on files that the converter has accepted."""
 
-    def find_class(self, module: str, name: str):
-        def call(*arguments):
-            return collections.OrderedDict() if name == "OrderedDict" else Rebuilt([name, *arguments])
+    def find_class(self, module: str, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            return collections.OrderedDict() if name == "OrderedDict" else PickledCall([name, *arguments])
 
         call.storage = name  # type: ignore[attr-defined]
         return call
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> Any:
         return pid
 
 
-def read_bin_plainly(data: bytes) -> dict:
+def read_bin_plainly(data: bytes) -> dict[str, Any]:
     sizes = {"FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16}
     sizes |= {"DoubleStorage": np.float64}
     archive = zipfile.ZipFile(io.BytesIO(data))
     (program,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
     folder, state = program.removesuffix("data.pkl"), {}
     for key, value in PlainUnpickler(io.BytesIO(archive.read(program)), encoding="utf-8").load().items():
-        if not isinstance(value, Rebuilt):
+        if not isinstance(value, PickledCall):
             state[key] = value
             continue
         _, (_, kind, number, *_), offset, size, stride, *_ = value
         dtype = np.dtype(sizes[kind.storage])
-        numbers = archive.read(f"{folder}data/{number}")  # checks the sum
-        steps = [step * dtype.itemsize for step in stride]
-        state[key] = np.ndarray(size, dtype, numbers, offset * dtype.itemsize, steps)
+        numbers = archive.read(f"{folder}data/{number}")  # verifies the checksum
+        byte_strides = [step * dtype.itemsize for step in stride]
+        state[key] = np.ndarray(size, dtype, numbers, offset * dtype.itemsize, byte_strides)
     return state
 
 
-def read_safetensors_plainly(data: bytes) -> dict:
+def read_safetensors_plainly(data: bytes) -> State:
     kinds = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
     (length,) = struct.unpack("<Q", data[:8])
     header, state = json.loads(data[8 : 8 + length]), {}
@@ -108,7 +114,8 @@ def read_safetensors_plainly(data: bytes) -> dict:
     return state
 
 
-def read_plainly(files: Files) -> dict:
+def read_plainly(files: Files) -> dict[str, Any]:
+    """Returns the state dict of all weight files in a folder."""
     state = {}
     for name, data in files.items():
         if not name.endswith(".json"):
@@ -119,7 +126,7 @@ def read_plainly(files: Files) -> dict:
 # ------------------------------------------------------------------------------------- mutations of bytes and keys
 
 
-def pick(rng: Rng, choices):
+def pick(rng: Rng, choices: Sequence[T]) -> T:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -174,7 +181,7 @@ def remove_file(rng: Rng, files: Files) -> None:
 
 
 def edit_state(rng: Rng, files: Files) -> None:
-    """Other shapes, types and keys in files that are whole."""
+    """Changes shapes, types and keys in files that stay valid."""
     name = pick(rng, weights_of(files, "bin") + weights_of(files, "safetensors"))
     is_bin = name.endswith(".bin")
     state = read_bin_plainly(files[name]) if is_bin else read_safetensors_plainly(files[name])
@@ -211,7 +218,7 @@ def edit_state(rng: Rng, files: Files) -> None:
 # -------------------------------------------------------------------------------------------- mutations of safetensors
 
 
-def split_header(data: bytes) -> tuple[dict, bytes]:
+def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
@@ -221,7 +228,7 @@ def join_header(header: str, body: bytes) -> bytes:
 
 
 def edit_header(rng: Rng, files: Files) -> None:
-    """Fields of a safetensors header that do not fit its data."""
+    """Writes fields of a safetensors header that contradict its data."""
     name = pick(rng, weights_of(files, "safetensors"))
     header, body = split_header(files[name])
     keys = sorted(set(header) - {"__metadata__"})
@@ -251,42 +258,44 @@ def edit_header(rng: Rng, files: Files) -> None:
 
 
 def break_header(rng: Rng, files: Files) -> None:
-    """A safetensors header of another length, with a key twice, or that is no JSON."""
+    """Writes a safetensors header that has another length or a duplicate key, or is not JSON."""
     name = pick(rng, weights_of(files, "safetensors"))
     header, body = split_header(files[name])
-    whole, key = json.dumps(header), pick(rng, sorted(set(header) - {"__metadata__"}))
-    short_one = {**header[key], "data_offsets": [0, 4], "shape": [1]}
-    sizes = [2**60, 2**63, 2**64 - 1, 0, 1, len(whole) - 1, len(whole) + 1, 10**8, len(files[name])]
+    header_json, key = json.dumps(header), pick(rng, sorted(set(header) - {"__metadata__"}))
+    short_entry = {**header[key], "data_offsets": [0, 4], "shape": [1]}
+    sizes = [2**60, 2**63, 2**64 - 1, 0, 1, len(header_json) - 1, len(header_json) + 1, 10**8, len(files[name])]
     files[name] = pick(
         rng,
         [
             struct.pack("<Q", pick(rng, sizes)) + files[name][8:],
-            join_header(whole[:-1] + f', "{key}": {json.dumps(header[key])}}}', body),
-            join_header(whole[:-1] + f', "{key}": {json.dumps(short_one)}}}', body),
+            join_header(header_json[:-1] + f', "{key}": {json.dumps(header[key])}}}', body),
+            join_header(header_json[:-1] + f', "{key}": {json.dumps(short_entry)}}}', body),
             join_header("[" * 10**5, body),
-            join_header(whole.replace('"', "'", 1), body),
-            join_header(whole + " " * int(rng.integers(1, 9)), body),
+            join_header(header_json.replace('"', "'", 1), body),
+            join_header(header_json + " " * int(rng.integers(1, 9)), body),
         ],
     )
 
 
 # ------------------------------------------------------------------------------------- configurations and indices
 
-LIES = (
+WRONG_VALUES = (
     *(0, -1, 1, 10**9, 10**18, 2**63, -(10**30), 1.5, 1e999, float("nan"), True, None, "12", "", [], {}, [1, "x"]),
     *("c2p|p2p", "gelu_new", {"dropout": 0.1}, "\x1b[2J", [[["x"]]], {"x": "y"}, 1e-30, ["c2p", 3], "none"),
 )
 
 
-def lie(rng: Rng, files: Files) -> None:
+def change_config(rng: Rng, files: Files) -> None:
+    """Changes or adds fields of config.json."""
     fields = json.loads(files["config.json"])
     extra = ["id2label", "pooling", "padding_idx", "pad_token_id", "label_names", "discriminator", "surprise", "x\ny"]
     for _ in range(int(rng.integers(1, 3))):
-        fields[pick(rng, sorted(fields) + extra)] = pick(rng, LIES)
+        fields[pick(rng, sorted(fields) + extra)] = pick(rng, WRONG_VALUES)
     files["config.json"] = json.dumps(fields).encode()
 
 
 def replace_json(rng: Rng, files: Files) -> None:
+    """Replaces a JSON file by other or invalid JSON."""
     name = pick(rng, sorted(name for name in files if name.endswith(".json")))
     files[name] = pick(
         rng,
@@ -301,6 +310,7 @@ def replace_json(rng: Rng, files: Files) -> None:
 
 
 def edit_index(rng: Rng, files: Files) -> None:
+    """Changes entries of an index of shards."""
     name = next(name for name in files if name.endswith(".index.json"))
     index = json.loads(files[name])
     table = index["weight_map"]
@@ -327,6 +337,6 @@ def edit_index(rng: Rng, files: Files) -> None:
     files[name] = json.dumps(index).encode()
 
 
-# Several times where one function stands for many changes.
+# Functions that make many different changes occur several times.
 DAMAGE = (truncate, truncate_weights, append, flip, flip_start, flip_data, overwrite, swap_files, remove_file)
-CONTRADICTIONS = (edit_state, edit_state, lie, lie, lie, replace_json)
+CONTRADICTIONS = (edit_state, edit_state, change_config, change_config, change_config, replace_json)

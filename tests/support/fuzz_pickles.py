@@ -1,25 +1,27 @@
-"""PyTorch files that would run something, or take all time or memory, were they read without care; for `test_fuzz`."""
+"""PyTorch files that run code, or exhaust time or memory, if a reader is careless; for `test_fuzz`."""
 
 import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.fuzz_cases import Files, Rng, pick, weights_of
 
 
 def text(value: str) -> bytes:
+    """Returns the opcode BINUNICODE."""
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
-def short(value: str) -> bytes:
+def short_text(value: str) -> bytes:
+    """Returns the opcode SHORT_BINUNICODE."""
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
 def gadgets(sentinel: Path) -> list[bytes]:
-    """Pieces of pickle that push one value, and would run something if they were let."""
+    """Returns pieces of pickle that push one value; most create the file `sentinel` in a careless reader."""
     run = f"touch {sentinel}"
     python = f"open({str(sentinel)!r}, 'w')"
     named = [
@@ -31,18 +33,18 @@ def gadgets(sentinel: Path) -> list[bytes]:
         *(("torch._utils", "os.system", run), ("torch", "FloatStorage.__class__", run), ("collections", "eval", run)),
         *(("deberta_jax.convert.pickle_reader", "os.system", run), ("runpy", "run_path", run), ("o\x1b[2J", "x", run)),
     ]
-    found = []
+    pieces = []
     for module, name, argument in named:
-        where = f"c{module}\n{name}\n".encode()
-        found.append(where + text(argument) + b"\x85R")  # GLOBAL, REDUCE
-        found.append(short(module) + short(name) + b"\x93" + text(argument) + b"\x85R")  # STACK_GLOBAL
-        found.append(f"({'S' + repr(argument)}\ni{module}\n{name}\n".encode())  # INST
-        found.append(b"(" + where + text(argument) + b"o")  # OBJ
-        found.append(where + text(argument) + b"\x85\x81")  # NEWOBJ
-        found.append(where + text(argument) + b"\x85}\x92")  # NEWOBJ_EX
+        global_opcode = f"c{module}\n{name}\n".encode()
+        pieces.append(global_opcode + text(argument) + b"\x85R")  # GLOBAL, REDUCE
+        pieces.append(short_text(module) + short_text(name) + b"\x93" + text(argument) + b"\x85R")  # STACK_GLOBAL
+        pieces.append(f"({'S' + repr(argument)}\ni{module}\n{name}\n".encode())  # INST
+        pieces.append(b"(" + global_opcode + text(argument) + b"o")  # OBJ
+        pieces.append(global_opcode + text(argument) + b"\x85\x81")  # NEWOBJ
+        pieces.append(global_opcode + text(argument) + b"\x85}\x92")  # NEWOBJ_EX
     get = b"cbuiltins\ngetattr\n(cos\n__dict__\n" + text("system") + b"tR" + text(run) + b"\x85R"
     table, rebuild = b"ccollections\nOrderedDict\n)R", b"ctorch._utils\n_rebuild_tensor_v2\n"
-    found += [
+    pieces += [
         get,
         b"\x82\x01" + text(run) + b"\x85R",  # EXT1
         table + b"}" + text("__class__") + b"cos\nsystem\nsb",  # BUILD
@@ -54,17 +56,22 @@ def gadgets(sentinel: Path) -> list[bytes]:
         text(run) + b"Q",
         f"P{run}\n".encode(),  # PERSID
     ]
-    return found
+    return pieces
 
 
 def bombs() -> list[bytes]:
-    """Pieces of pickle that push one value and ask for all time or memory."""
+    """Returns pieces of pickle that push one value and exhaust time or memory in a careless reader."""
     nested = b")" + b"2\x86" * 60
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n" + text("0")
     tensor += text("cpu") + b"K\x04tQK\x00"
     long = b"\x8a\xff" + b"\x7f" * 255
+    # A tuple of nested pairs: the last has 2**60 elements, so printing, hashing or comparing it takes forever.
+    shared = b"(" + b")q\x01" + b"h\x01h\x01\x86q\x01" * 60 + b"tq\x02"
     return [
-        nested + b"}" + b")q\x01" + b"h\x01h\x01\x86q\x01" * 60 + b"K\x01s",  # hashing it would take 2**60 steps
+        tensor + shared + b"h\x02\x89)tR",
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + shared + b"tQ",
+        b"}" + shared + b"K\x01s",
+        nested + b"}" + b")q\x01" + b"h\x01h\x01\x86q\x01" * 60 + b"K\x01s",
         b"}" + b")q\x01" + b"h\x01h\x01\x86q\x01" * 60 + b"K\x01s",
         b"Nr\xff\xff\xff\x7f",
         b"\x8b\xff\xff\xff\x7f",
@@ -77,25 +84,26 @@ def bombs() -> list[bytes]:
         tensor + b"(" + b"\x8a\x08" + struct.pack("<q", 2**62) + b"t(K\x00tt\x89)tR",
         tensor + b"(" + long + b"q\x05" + b"h\x05" * 10**5 + b"t(" + b"h\x05" * 10**5 + b"t\x89)tR",
         tensor + b"(" + b"K\x01" * 1000 + b"t(" + b"K\x01" * 1000 + b"t\x89)tR",
-        tensor + b"(K\x01t(" + long + b"t\x89)tR",  # a stride that no machine has, of a single element
+        tensor + b"(K\x01t(" + long + b"t\x89)tR",  # a stride beyond every address space, for one element
         tensor + b"(K\x00" + long + b"t(K\x01K\x01t\x89)tR",
         tensor + b"K\x04K\x01\x89)tR",
         b"I" + b"9" * 10**5 + b"\n",
     ]
 
 
-def rezip(data: bytes, change: Callable[[dict[str, bytes]], object]) -> bytes:
+def rezip(data: bytes, changes: Mapping[str, bytes | None]) -> bytes:
+    """Returns the zip archive with some members replaced, added or, if `None`, removed."""
     source, buffer = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
-    members = {name: source.read(name) for name in source.namelist()}
-    change(members)
+    members = {name: source.read(name) for name in source.namelist()} | dict(changes)
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            if content is not None:
+                archive.writestr(name, content)
     return buffer.getvalue()
 
 
 def planted(program: bytes, piece: bytes) -> list[bytes]:
-    """A pickle with the piece in place of its table, in it as a value, as a key, or in front of it and dropped."""
+    """Returns pickles with the piece instead of the table, as a value, as a key, or before the table and dropped."""
     return [
         b"\x80\x04" + piece + b".",
         program[:-1] + text("config") + piece + b"s.",
@@ -105,26 +113,27 @@ def planted(program: bytes, piece: bytes) -> list[bytes]:
 
 
 def plant(rng: Rng, files: Files, pieces: list[bytes]) -> None:
+    """Plants one of the pieces in a weight file."""
     name, member = pick(rng, weights_of(files, "bin")), "archive/data.pkl"
-    piece = pick(rng, pieces)
-    files[name] = rezip(
-        files[name], lambda members: members.update({member: pick(rng, planted(members[member], piece))})
-    )
+    piece, program = pick(rng, pieces), zipfile.ZipFile(io.BytesIO(files[name])).read(member)
+    files[name] = rezip(files[name], {member: pick(rng, planted(program, piece))})
 
 
 def plant_bomb(rng: Rng, files: Files) -> None:
+    """Plants a piece that exhausts time or memory."""
     plant(rng, files, bombs())
 
 
 def zip_bomb(rng: Rng, files: Files) -> None:
+    """Makes an archive that claims or unpacks to much more memory than it has bytes."""
     name = pick(rng, weights_of(files, "bin"))
     data = files[name]
     match int(rng.integers(6)):
         case 0 | 1:
             member = pick(rng, ["archive/data.pkl", "archive/byteorder", "archive/data/0"])
-            files[name] = rezip(data, lambda members: members.pop(member, None))
+            files[name] = rezip(data, {member: None})
             files[name] = add_inflated(files[name], member, truthful=bool(rng.integers(2)))
-        case 2:  # sizes in the directory that the file has not
+        case 2:  # sizes in the directory that exceed the file
             start = data.index(b"PK\x01\x02")
             files[name] = data[: start + 20] + b"\xfe\xff\xff\xff" * 2 + data[start + 28 :]
         case 3:  # every tensor is the same storage
@@ -138,17 +147,15 @@ def zip_bomb(rng: Rng, files: Files) -> None:
                 + b"J\x00\x00\x04\x00tQK\x00J\x00\x00\x04\x00\x85K\x01\x85\x89)tR"
                 for i in range(10000)
             )
-            files[name] = rezip(
-                data, lambda m: m.update({"archive/data.pkl": pickled + b"u.", "archive/data/big": bytes(2**20)})
-            )
+            files[name] = rezip(data, {"archive/data.pkl": pickled + b"u.", "archive/data/big": bytes(2**20)})
         case 4:
-            files[name] = rezip(data, lambda members: members.update({f"archive/{i}": b"" for i in range(5000)}))
+            files[name] = rezip(data, {f"archive/{i}": b"" for i in range(5000)})
         case 5:
-            files[name] = rezip(data, lambda members: members.update({"other/data.pkl": b"\x80\x02}."}))
+            files[name] = rezip(data, {"other/data.pkl": b"\x80\x02}."})
 
 
 def add_inflated(data: bytes, member: str, *, truthful: bool) -> bytes:
-    """Adds a member that unpacks to 4 GB, and says so or says 4 bytes."""
+    """Adds a member that unpacks to 4 GB; its header states that (`truthful`) or 4 bytes."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(2**22)) + packer.flush(zlib.Z_FULL_FLUSH)
     packed = block * 1023 + packer.flush()
@@ -161,7 +168,7 @@ def add_inflated(data: bytes, member: str, *, truthful: bool) -> bytes:
 
 
 def zip_doubles(rng: Rng, files: Files) -> None:
-    """Two members of one name."""
+    """Adds a second member with the name of another one."""
     name = pick(rng, weights_of(files, "bin"))
     buffer = io.BytesIO(files[name])
     with zipfile.ZipFile(buffer, "a") as archive:

@@ -1,18 +1,18 @@
-"""A tokenizer whose ids a reader can follow by eye, and tasks read from files that a test writes."""
+"""A tokenizer whose ids are the codes of letters, and tasks read from files that a test writes."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from deberta_jax import Tokenizer
+from deberta_jax.tokenizers.tokenizer import Encoding
 
 from .configs import finetune_config
 
 
 class Letters:
-    """Makes each letter a piece, with its code point as id, and skips the letters in `silent`."""
+    """A tokenizer with one piece per letter, whose id is the letter's code. The `silent` letters have no piece."""
 
     cls_id, sep_id, pair_separators = 1, 2, 1
     with_special_tokens = Tokenizer.with_special_tokens
@@ -22,7 +22,7 @@ class Letters:
 
     def __call__(self, text, pair=None, *, max_length):
         [ids] = self.encode_batch([f"{text}{pair or ''}"])
-        return SimpleNamespace(input_ids=ids[:max_length], token_type_ids=[0] * len(ids[:max_length]))
+        return Encoding(ids[:max_length], [0] * len(ids[:max_length]))
 
     def encode_batch(self, texts):
         return [[ord(letter) for letter in text if letter not in self._silent] for text in texts]
@@ -31,7 +31,7 @@ class Letters:
 def task_reader(
     folder: Path, load: Callable[..., Any], tokenizer: Letters, *, kind: str, name: str, max_length: int
 ) -> Callable[..., Any]:
-    """Returns a function that writes the files of a task, given as text or as JSON rows, and reads them with `load`."""
+    """Returns a function that writes the files of a task, given as text or as JSON rows, and reads them by `load`."""
 
     def read(train, name=name, *, validation=None, test=None, max_length=max_length, **columns):
         def write(name, content):
@@ -46,7 +46,7 @@ def task_reader(
             train=write(name, train),
             validation=validation and write(f"validation.{suffix}", validation),
             test=test and write(f"test.{suffix}", test),
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             max_length=max_length,
             **columns,
         )

@@ -1,10 +1,10 @@
-"""`deberta-jax pretrain` that writes down which rows it trains on, and gets stuck where a test asks for it.
+"""`deberta-jax pretrain`, with a record of the rows that it trains on and a data loader that a test can stop.
 
     python -m tests.support.recorded_pretrain RECORDS OPTIONS...
 
-RECORDS/rows-I.jsonl of process I gets a line for every batch that it takes: the rows' numbers in the stream and a
-fingerprint of the tokens of each, before masking. A file RECORDS/stuck-I makes its next batch wait for ever, like a
-data loader whose storage hangs.
+Process I appends a line to RECORDS/rows-I.jsonl for every batch: the step, the numbers of the rows in the stream, and a
+fingerprint of the tokens of each row. While RECORDS/stuck-I exists, the next batch of process I does not arrive, as if
+its storage hung.
 """
 
 import json
@@ -25,7 +25,7 @@ RECORDS = Path(sys.argv[1])
 
 
 class RecordedBatches(TrainingBatches):
-    """Writes down every batch with the place in the stream that it was taken at."""
+    """Records every batch with the step that takes it."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)

@@ -1,4 +1,4 @@
-"""What a row of a batch is known by."""
+"""Fingerprints of the rows of a batch, so that a test can tell which rows of a corpus were trained on."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from deberta_jax.train.data.batches import Batch
 
 
 def fingerprints(batch: Batch) -> list[str]:
-    """Of each row's tokens as they are in the corpus: the masks are filled in again."""
+    """Returns a hash of each row's tokens as they are in the corpus, that is with the masked tokens restored."""
     ids = batch["input_ids"].copy()
     for row, positions, labels in zip(ids, batch["masked_positions"], batch["masked_labels"], strict=True):
         row[positions[labels > 0]] = labels[labels > 0]

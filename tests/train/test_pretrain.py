@@ -106,7 +106,7 @@ def test_a_run_learns_evaluates_and_writes_models(home: Path, finished: Path) ->
 
 def test_a_run_starts_from_given_models(home: Path, tmp_path: Path) -> None:
     models_config = RTDConfig.half_depth(TINY)
-    params = init_params(models_config, jax.random.key(5))
+    params = jax.jit(lambda key: init_params(models_config, key))(jax.random.key(5))
     save_pretrained(tmp_path / "generator", models_config.generator, params["generator"])
     folders = {"init_generator": tmp_path / "generator"}
     config = settings(home, tmp_path / "run", **folders)

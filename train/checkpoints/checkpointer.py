@@ -1,27 +1,34 @@
-"""Checkpoints of a training run: Orbax, with what Orbax leaves out.
+"""Checkpoints of a training run: Orbax, plus checksums, the identity of the run, and retries on all processes together.
 
-Orbax writes asynchronously, keeps the newest steps and commits each by renaming a directory, so a killed save never
-looks finished. It does not notice a flipped byte in array data. Every checkpoint therefore carries a checksum of each
-leaf, computed on the device from the arrays that are saved, and independent of how they are sharded. It also carries
-the identity of the run (model, tokenizer, optimizer), so that a run cannot silently resume another one's state.
+A step on disk is `<folder>/<step>/state` (arrays) and `<folder>/<step>/meta` (the manifest, as JSON). How a step is
+committed, and what that requires of a bucket mounted by gcsfuse, is described in docs/checkpoints.md.
 
-With Orbax alone, storage that fails for a moment ends the run, and where it fails on one process the others wait for
-that one. Here every process learns at its next call that a save has failed on any, and what is then saved is tried
-again until it is on disk, or `patience` is over.
+Orbax writes asynchronously, keeps the newest steps and commits each of them at once, so a save that is killed never
+looks finished. This is what it lacks:
 
-A step on disk: `<folder>/<step>/state` (arrays) and `<folder>/<step>/meta` (JSON).
+* It does not notice a flipped byte in array data. Every checkpoint therefore has a checksum of each leaf, computed on
+  the devices from the arrays that are saved, which does not depend on how they are sharded.
+* A run could resume the state of another run. The manifest therefore has the identity of the run.
+* If storage fails for a moment, the run ends, and if it fails on one process, the others wait for that process.
 
-How a step is committed is left to Orbax: on `gs://`, where nothing can be renamed, by a commit file; else by a rename,
-on a bucket mounted by gcsfuse too. A commit file would work on such a mount, and Orbax recommends it; but then a
-half-written step has its final name, and every folder without that file is removed at the next start, steps that were
-set aside as damaged among them. The rename asks for a bucket with a hierarchical namespace, which renames a folder in
-one step. Of a bucket without it gcsfuse refuses to rename folders of many files, which is a failed save, or copies file
-by file, and a copy that was cut off is found to be damaged. (From the sources of Orbax 0.12.8; no bucket was tried.)
+So a save takes these steps, on all processes together:
+
+1. Await the previous save (`_finish_save`). Each process waits for its own background thread, no longer than twice the
+   time-out of a save. Then all exchange how theirs ended, so that all wait for the slowest one, and agree on a fault.
+2. Write a small file, and exchange whether that worked (`_begin_save`). Orbax has barriers in its `save`: a process
+   whose storage is down would leave the others waiting there.
+3. Let Orbax copy the arrays to the host and start its background thread. The caller continues with the training step.
+4. In the background, write, meet at CommitBarrier, and commit on process 0. The threads never use collectives, which
+   belong to the main thread.
+5. If 1, 2 or 4 failed, retry from 2 with the newest state (`_retry_save`) until it is on disk or `patience` is over.
+
+If a process dies, the others hang in an exchange, which the watchdog of `hosts` ends, and a thread of Orbax at
+CommitBarrier gives up after its time-out. A process that leaves by an exception (`_abandon_save`) waits for its own
+thread only.
 """
 
 import contextlib
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -34,21 +41,30 @@ import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
 
-from ..hosts.processes import coordinator, gather
-from . import manifest
-from .commit_barrier import CommitBarrier
+from ..hosts.processes import gather_json
+from .manifest import as_json, create_manifest
+from .orbax_manager import open_manager, probe_folder, remove_unfinished
+from .orbax_messages import ORBAX_MESSAGES
 from .restore import DamagedError, Reader, Restored
-from .storage_faults import CheckpointError, Fault, Retries, StuckError, agree, attempt, one_line, write_fault
+from .storage_faults import (
+    CheckpointError,
+    Fault,
+    Retries,
+    StorageStuckError,
+    agree_on_fault,
+    one_line,
+    outcome_of,
+    write_fault,
+)
 
 __all__ = ["CheckpointError", "Checkpointer", "Restored"]
 
-_TEMPORARY = ".orbax-checkpoint-tmp"
-_LEAVING_SECONDS = 60  # for a save on its way, when an exception ends the run
+_ABANDON_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class _Save:
-    """What is to be saved and is not yet known to be on disk."""
+class _PendingSave:
+    """A step that is to be saved and is not yet known to be on disk."""
 
     step: int
     state: Any
@@ -60,22 +76,23 @@ def _print_to_stderr(message: str) -> None:
 
 
 class Checkpointer:
-    """Saves and restores the training state in `folder`, keeping the newest `keep` steps.
+    """Saves and restores the training state in a folder, and keeps the newest steps.
 
     Every method is collective: with several processes, all of them call it, at the same step, with the same `data`.
-    Only `latest_step`, and leaving a `with` block by an exception, concern one process alone.
+    The exceptions are `latest_step` and leaving a `with` block by an exception.
 
     Args:
-      folder: where the steps lie, shared by all processes; a `gs://` address as a string.
-      keep: how many steps stay on disk, at least 1.
+      folder: where the steps are stored, shared by all processes; a `gs://` address is given as a string.
+      keep: number of steps that stay on disk, at least 1.
       identity: nested dict of JSON values that a checkpoint must match to be resumed.
-      log: receives one line per event that a person should know of; called on process 0 only.
-      patience: seconds for which a save that fails, or a read from storage that does not answer, is tried again.
-      timeout: seconds in which one try of a save has to be on disk on all processes, or it has failed. A process whose
-        storage never answers holds the others for about twice as long, then CheckpointError is raised. (All of this is
-        below what the watchdog allows a save, HostsConfig.slow_after.)
+      log: receives one line for each event that a person should know of; called on process 0 only.
+      patience: seconds for which a failing save, or a read from storage that does not answer, is retried.
+      timeout: seconds within which one attempt of a save has to be on disk on all processes. A process whose storage
+        never answers delays the others for about twice as long, then CheckpointError is raised. This is below the time
+        that the watchdog allows a save (HostsConfig.slow_after).
 
     Raises:
+      UserError: `keep` is below 1.
       CheckpointError: `folder` cannot be created, written or listed.
     """
 
@@ -90,18 +107,21 @@ class Checkpointer:
         timeout: int = 300,
     ) -> None:
         if keep < 1:
-            raise UserError(f"keep is {keep}; at least 1 checkpoint has to be kept")
+            raise UserError(f"keep is {keep}; it must be at least 1, the number of checkpoints that stay on disk")
         self._folder = str(folder)
-        self._local = None if "://" in self._folder else Path(self._folder).absolute()
-        self._identity = manifest.as_json(identity)
+        self._identity = as_json(identity)
         self._log = log
         self._patience, self._timeout = patience, timeout
-        self._pending: _Save | None = None
-        self._writing = False  # by Orbax' threads, since self._began
+        self._pending: _PendingSave | None = None
+        self._writing = False  # whether Orbax's background thread works on the pending save, since `_began`
         self._began = 0.0
-        self._stuck = False
-        self._cause: Exception | None = None  # of the newest fault, if this process has it
-        self._manager = self._open(keep)
+        self._stuck = False  # whether that thread was given up
+        self._cause: Exception | None = None  # the error behind the newest fault, if this process had one
+        with contextlib.ExitStack() as cleanup:
+            ORBAX_MESSAGES.suppress()
+            cleanup.callback(ORBAX_MESSAGES.restore)
+            self._manager = self._open(keep, timeout)
+            self._cleanup = cleanup.pop_all()  # deferred to `_end`, now that the folder is open
 
     def __enter__(self) -> Self:
         return self
@@ -110,59 +130,67 @@ class Checkpointer:
         if kind is None:
             self.close()
         else:
-            self._abandon()
+            self._abandon_save()
 
     def latest_step(self) -> int | None:
-        """The newest step, which may still be on its way to disk; None where there is none."""
+        """Returns the newest step, which may still be being written, or None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data: dict) -> None:
-        """Starts writing `state` (a tree of jax.Array) and `data` (JSON values) as checkpoint `step`.
+        """Starts to write `state` (a tree of jax.Array) and `data` (JSON values) as checkpoint `step`.
 
-        Returns once the values are held on the host: the caller may donate the buffers of `state` to the next step.
-        (On CPU Orbax holds the device buffers themselves, and JAX does not reuse a donated buffer while it is held.)
+        Returns once the values are copied to the host: the caller may donate the buffers of `state` to the next
+        training step. (On CPU Orbax keeps the device buffers themselves. JAX does not reuse a buffer that is in use.)
 
-        If the save before has failed, on any process, or this one cannot begin, one line says so, and this call tries
-        again, with growing pauses, until this step is on disk. So an outage costs time and the steps that failed, and
-        the run goes on. After the last save of a run there is no other: its `state` has to be alive, not donated, when
-        `wait` is called.
+        If the previous save failed, on any process, or this one cannot begin, the failure is logged and this call
+        retries, with growing pauses, until this step is on disk. An outage thus costs time and the steps that failed,
+        and training continues. After the last save of a run, call `wait` while its `state` is alive, not donated.
 
         Raises:
-          CheckpointError: it could not be written within `patience`, or never will (permissions); or `step` exists.
+          CheckpointError: the step could not be written within `patience`, or retrying cannot help.
+          ValueError: `step` was saved before.
         """
-        fault = self._finish()
-        if any(gather(step in self._manager.all_steps())):
-            raise CheckpointError(f"{self._folder} already holds a checkpoint of step {step}; save each step once")
-        self._pending = _Save(step, state, manifest.make(step, state, data=data, identity=self._identity))
-        if (fault := fault or self._start()) is not None:
-            self._write_at_last(fault)
+        fault = self._finish_save()
+        if any(gather_json(step in self._manager.all_steps())):
+            raise ValueError(f"{self._folder} already holds a checkpoint of step {step}; save each step once")
+        manifest = create_manifest(step, state, data=data, identity=self._identity)
+        self._pending = _PendingSave(step, state, manifest)
+        if (fault := fault or self._begin_save()) is not None:
+            self._retry_save(fault)
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """Reads the newest good checkpoint, or returns None where there is none at all.
+        """Reads the newest checkpoint that is not damaged.
 
-        `abstract_state` is a tree of jax.ShapeDtypeStruct, each with a sharding: the arrays come back with those
-        shardings and dtypes, whatever mesh and number of processes wrote them. A damaged step is reported and, once an
-        older one has proved good, renamed to `<step>.damaged`: nothing is deleted, and the step can be saved again.
-        All processes use the same step: process 0 lists them, and damage seen by one counts for all.
+        A damaged step is logged. Once an older one has been read, the damaged one is renamed to `<step>.damaged`:
+        nothing is deleted, and the step can be saved again. All processes use the same step: process 0 lists the steps,
+        and damage that one process finds counts for all.
+
+        Args:
+          abstract_state: tree of jax.ShapeDtypeStruct, each with a sharding. The restored arrays have these shardings
+            and dtypes, on whatever mesh and number of processes they were written.
+
+        Returns:
+          The checkpoint, or None if the folder has none.
 
         Raises:
-          CheckpointError: the checkpoint belongs to another configuration, every one is damaged, or a process is not
-            let read one or cannot see it.
+          CheckpointError: the checkpoint belongs to another configuration, every checkpoint is damaged, or a process
+            is not allowed to read one or cannot see it.
         """
         self.wait()
-        reader = Reader(self._manager.directory, self._identity, Retries(self._patience), self._log_once)
+        reader = Reader(self._manager.directory, self._identity, Retries(self._patience), self._log_on_first)
         damaged: dict[int, str] = {}
-        for step in sorted(gather(list(self._manager.all_steps()))[0], reverse=True):
+        for step in sorted(gather_json(list(self._manager.all_steps()))[0], reverse=True):
             try:
                 restored = reader.read_step(step, abstract_state)
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
-            reader.set_aside(damaged, used=step)
+            reader.rename_damaged(damaged, used=step)
             if damaged:
                 self._manager.reload()
             return restored
         if damaged:
+            # They keep their names: without any checkpoint the next start would begin from step 0.
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise CheckpointError(
                 f"every checkpoint in {self._folder} is damaged ({reasons}); "
@@ -171,81 +199,51 @@ class Checkpointer:
         return None
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk; one that has failed is tried again as long as its state is alive.
+        """Blocks until the last save is on disk. A failed save is retried as long as its state is alive.
 
         Raises:
-          CheckpointError: it could not be written within `patience`, or a later step has taken its buffers.
+          CheckpointError: it could not be written within `patience`, or its state was donated.
         """
-        fault = self._finish()
+        fault = self._finish_save()
         if fault is None:
             return
         assert self._pending is not None
-        gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(self._pending.state))
-        if any(gather(gone)):
-            self._give_up(fault)
-        self._write_at_last(fault)
+        donated = any(leaf.is_deleted() for leaf in jax.tree.leaves(self._pending.state))
+        if any(gather_json(donated)):
+            self._raise_save_error(fault)
+        self._retry_save(fault)
 
     def close(self) -> None:
         """Waits as `wait` does, then ends Orbax's threads."""
         try:
             self.wait()
         finally:
-            self._end_threads()
+            self._end()
 
-    # ---------------------------------------------------------------- writing
-
-    def _open(self, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            # So Orbax' constructor meets no barrier: it may fail, and be called again, on one process alone.
-            create=False,
-            save_root_metadata=False,
-            cleanup_tmp_directories=self._local is None,
-            async_options=ocp.AsyncOptions(
-                timeout_secs=self._timeout,
-                barrier_sync_fn=CommitBarrier(coordinator()) if jax.process_count() > 1 else None,
-            ),
-            # Orbax would look on process 0, between two barriers, for what `save` has already looked for.
-            file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
-        )
+    def _open(self, keep: int, timeout: int) -> ocp.CheckpointManager:
+        """Opens the folder, with retries. Collective."""
         manager: ocp.CheckpointManager | None = None
 
-        def open_folder() -> ocp.CheckpointManager:
-            self._probe()
-            if self._local is not None and jax.process_index() == 0:
-                for left_over in self._local.glob(f"*{_TEMPORARY}"):
-                    shutil.rmtree(left_over)
-            return ocp.CheckpointManager(self._local or self._folder, options=options)
-
-        def on_every_process() -> Fault | None:
+        def open_on_every_process() -> Fault | None:
             nonlocal manager
-            manager, self._cause = attempt(open_folder)
-            return agree(self._cause, write_fault)
+            manager, self._cause = outcome_of(lambda: open_manager(self._folder, keep=keep, timeout=timeout))
+            return agree_on_fault(self._cause, write_fault)
 
-        what = f"cannot keep checkpoints in {self._folder}: "
-        fault = Retries(self._patience).until_it_works(
-            on_every_process(), on_every_process, log=lambda why: self._log_once(what + why)
+        problem = f"cannot keep checkpoints in {self._folder}: "
+        fault = Retries(self._patience).retry_after(
+            open_on_every_process(), open_on_every_process, log=lambda text: self._log_on_first(problem + text)
         )
         if fault is not None:
-            raise fault.error(f"{what}{fault.text}; use another --output") from self._cause
+            raise fault.error(f"{problem}{fault.text}; use another --output") from self._cause
         assert manager is not None
         return manager
 
-    def _probe(self) -> None:
-        """Writes and removes a small file, so that nobody enters Orbax' barriers with storage that is down."""
-        if self._local is not None:
-            try:
-                self._local.mkdir(parents=True, exist_ok=True)
-            except FileExistsError as error:
-                raise NotADirectoryError("not a directory") from error
-            probe = self._local / f".probe-{jax.process_index()}"
-            probe.write_text("the storage answers")
-            probe.unlink()
+    # ---------------------------------------------------------------- writing
 
-    def _start(self) -> Fault | None:
-        """Has Orbax begin to write what is pending, on storage that has just answered on every process."""
-        _, self._cause = attempt(self._probe)
-        if (fault := agree(self._cause, write_fault)) is not None:
+    def _begin_save(self) -> Fault | None:
+        """Lets Orbax begin to write the pending step, once storage has answered on every process. Collective."""
+        _, self._cause = outcome_of(lambda: probe_folder(self._folder))
+        if (fault := agree_on_fault(self._cause, write_fault)) is not None:
             return fault
         assert self._pending is not None
         items = {
@@ -253,79 +251,97 @@ class Checkpointer:
             "meta": ocp.args.JsonSave(self._pending.manifest),
         }
         self._began = time.monotonic()
-        # Forced, as the caller decides when; Orbax would skip a step older than its newest.
+        # Forced: Orbax would skip a step that is older than its newest one.
         self._manager.save(self._pending.step, args=ocp.args.Composite(**items), force=True)
         self._writing = True
         return None
 
-    def _finish(self) -> Fault | None:
-        """Waits until nothing is being written any more. Then the pending step is on disk, or the fault is known."""
+    def _finish_save(self) -> Fault | None:
+        """Waits until nothing is being written. Collective.
+
+        Returns:
+          The fault of the pending save, or None if it is on disk or there was none.
+        """
         if not self._writing:
             return None
         assert self._pending is not None
         step = self._pending.step
-        _, self._cause = attempt(self._join)
-        fault = agree(self._cause, write_fault)
+        _, self._cause = outcome_of(self._await_threads)
+        fault = agree_on_fault(self._cause, write_fault)
         self._writing = False
         if fault is not None:
             with contextlib.suppress(OSError):
                 self._manager.reload()
-            if not gather(step in self._manager.all_steps())[0]:
-                if self._local is not None and jax.process_index() == 0:  # it may be what fills the disk
-                    shutil.rmtree(self._local / f"{step}{_TEMPORARY}", ignore_errors=True)
+            if not gather_json(step in self._manager.all_steps())[0]:
+                remove_unfinished(self._folder, step)
                 return fault
-            # Old steps are removed after the new one was committed.
-            self._log_once(f"step {step} is in {self._folder}, but an old step could not be removed: {fault.text}")
+            # Orbax removes an old step only after the new one is committed.
+            self._log_on_first(f"step {step} is in {self._folder}, but an old step could not be removed: {fault.text}")
         self._pending = None
         return None
 
-    def _join(self, seconds: float = math.inf) -> None:
-        """Waits for Orbax' threads. They meet those of other processes within twice the time-out, or never."""
-        limit = min(time.monotonic() + seconds, self._began + 2 * self._timeout + 10)
+    def _await_threads(self, seconds: float = math.inf) -> None:
+        """Waits for Orbax's threads of this process.
+
+        A thread waits for storage, and then for the threads of other processes, up to the time-out each. One that takes
+        longer will not return.
+
+        Raises:
+          StorageStuckError: the threads have not ended.
+          Exception: what a thread raised.
+        """
+        deadline = min(time.monotonic() + seconds, self._began + 2 * self._timeout + 10)
         while self._manager.is_saving_in_progress():
-            if time.monotonic() > limit:
+            if time.monotonic() > deadline:
                 self._stuck = True
-                raise StuckError(f"the storage has not answered for {time.monotonic() - self._began:.0f} s")
+                raise StorageStuckError(f"storage has not answered for {time.monotonic() - self._began:.0f} s")
             time.sleep(0.005)
         self._manager.wait_until_finished()
 
-    def _write_at_last(self, fault: Fault) -> None:
-        """Tries what is pending again until it is on disk."""
+    def _retry_save(self, fault: Fault) -> None:
+        """Writes the pending step again until it is on disk. Collective."""
         assert self._pending is not None
         step, began = self._pending.step, time.monotonic()
-        last = Retries(self._patience).until_it_works(
+        last_fault = Retries(self._patience).retry_after(
             fault,
-            lambda: self._start() or self._finish(),
-            log=lambda why: self._log_once(f"could not write into {self._folder}: {self._good()}: {why}"),
+            lambda: self._begin_save() or self._finish_save(),
+            log=lambda text: self._log_on_first(f"could not write into {self._folder}: {self._last_good()}: {text}"),
         )
-        if last is not None:
-            self._give_up(last)
-        self._log_once(f"step {step} is in {self._folder} after {time.monotonic() - began:.0f} s of trying")
+        if last_fault is not None:
+            self._raise_save_error(last_fault)
+        self._log_on_first(f"step {step} is in {self._folder} after {time.monotonic() - began:.0f} s of retries")
 
-    def _give_up(self, fault: Fault) -> NoReturn:
+    def _raise_save_error(self, fault: Fault) -> NoReturn:
         self._pending = None
-        todo = "free some space" if fault.kind == "full" else "see that the folder is writable"
+        advice = "free some space" if fault.kind == "full" else "see that the folder is writable"
         raise fault.error(
-            f"could not write a checkpoint into {self._folder}: {fault.text}; {self._good()}; "
-            f"{todo}, then run the same command again to resume"
+            f"could not write a checkpoint into {self._folder}: {fault.text}; {self._last_good()}; "
+            f"{advice}, then run the same command again to resume"
         ) from self._cause
 
-    def _good(self) -> str:
-        last = self._manager.latest_step()
-        return "no checkpoint has been written yet" if last is None else f"the last good one is step {last}"
+    def _last_good(self) -> str:
+        """Returns which step a run would resume from, for messages."""
+        step = self._manager.latest_step()
+        return "no checkpoint has been written yet" if step is None else f"the last good one is step {step}"
 
-    def _abandon(self) -> None:
-        """Lets a save that is on its way end, without the other processes, which may be gone or somewhere else."""
+    # ---------------------------------------------------------------- the end
+
+    def _abandon_save(self) -> None:
+        """Gives a save that is being written some time to end. Not collective: other processes may be gone."""
         if self._writing:
-            _, error = attempt(lambda: self._join(_LEAVING_SECONDS))
+            _, error = outcome_of(lambda: self._await_threads(_ABANDON_SECONDS))
             if error is not None:
-                self._log_once(f"could not write a checkpoint into {self._folder}: {one_line(error)}; {self._good()}")
-        self._end_threads()
+                self._log_on_first(
+                    f"could not write a checkpoint into {self._folder}: {one_line(error)}; {self._last_good()}"
+                )
+        self._end()
 
-    def _end_threads(self) -> None:
-        if not self._stuck:  # a thread that storage does not answer cannot be ended
-            self._manager.close()
+    def _end(self) -> None:
+        with self._cleanup:
+            if not self._stuck:  # closing would wait for a thread that does not return
+                self._manager.close()
 
-    def _log_once(self, message: str) -> None:
+    def _log_on_first(self, message: str) -> None:
+        """Logs on process 0."""
         if jax.process_index() == 0:
             self._log(message)

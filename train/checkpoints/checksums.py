@@ -1,17 +1,24 @@
-"""Checksums of a tree of arrays: computed on the devices, the same on every mesh and number of processes."""
+"""Checksums of a tree of arrays: computed on the devices, equal on every mesh and number of processes."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped, UInt32
 
 
 def describe_leaves(tree: Any, *, checksums: bool = False) -> dict[str, dict]:
-    """Path of each leaf -> its shape and dtype, and its checksum where asked."""
+    """Returns the shape and dtype of every leaf of a tree, as JSON values under the path of the leaf.
+
+    Args:
+      tree: arrays, or jax.ShapeDtypeStruct.
+      checksums: whether to add the checksum of every leaf, which has to be an array.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     described = {leaf_name(path): {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves}
     if checksums:
-        # One program per shape, not one for the tree: a large model has many leaves and few shapes.
+        # One program for each shape, not one for the tree: a large model has many leaves but few shapes.
         values = jax.device_get([checksum(x) for _, x in leaves])
         for leaf, value in zip(described.values(), values, strict=True):
             leaf["checksum"] = int(value)
@@ -19,32 +26,33 @@ def describe_leaves(tree: Any, *, checksums: bool = False) -> dict[str, dict]:
 
 
 def leaf_name(path: tuple) -> str:
-    """The key path of a leaf as `params/dense/kernel`."""
+    """Returns the key path of a leaf as `params/dense/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 @jax.jit
-def checksum(x: jax.Array) -> jax.Array:
-    """Checksum of an array of any shape with 1-, 2- or 4-byte elements: uint32 scalar.
+def checksum(x: Shaped[Array | np.ndarray, "*shape"]) -> UInt32[Array, ""]:
+    """Returns the checksum of an array whose elements have 1, 2 or 4 bytes.
 
-    Each element's bits are mixed with its row-major index by an invertible hash (the finalizer of MurmurHash3) and
-    added modulo 2^32. Adding integers commutes, so the value does not depend on the mesh; a change of one
-    element always changes it, and a change of several goes unseen once in 2^32.
+    The bits of each element are mixed with its row-major index by an invertible hash (the finalizer of MurmurHash3),
+    and the results are added modulo 2^32. Integer addition commutes, so the checksum does not depend on how the array
+    is sharded. A change of one element always changes the checksum; a change of several elements goes unnoticed with
+    probability 2^-32.
 
     Raises:
-      TypeError: elements of another size.
+      TypeError: the elements have another size.
     """
     if x.dtype.itemsize > 4:
         raise TypeError(f"cannot checksum {x.dtype}; a training state has elements of 1, 2 or 4 bytes")
-    bits = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jnp.asarray(x) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, unsigned)
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    mixed = bits.astype(jnp.uint32) + _mix(index)
-    return _mix(mixed).sum(dtype=jnp.uint32)
+    return _mix(bits.astype(jnp.uint32) + _mix(index)).sum(dtype=jnp.uint32)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,80 +1,82 @@
-"""What a checkpoint says of itself, beside its arrays: step, data, identity of the run, versions, and checksums."""
+"""The manifest of a checkpoint, stored beside its arrays: step, data position, identity, versions and checksums."""
 
 import importlib.metadata
 import json
 import zlib
-from collections.abc import Mapping
 from typing import Any
-
-from deberta_jax.errors import UserError
 
 from .checksums import describe_leaves
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _NAMES_SHOWN = 3
+_ABSENT = object()
 
 
-def make(step: int, state: Any, *, data: dict, identity: dict) -> dict:
-    """The manifest of `state`, a tree of jax.Array, as JSON values with a checksum of their own."""
+def create_manifest(step: int, state: Any, *, data: dict, identity: dict) -> dict:
+    """Returns the manifest of a training state as JSON values, with a checksum of their own.
+
+    Args:
+      state: tree of jax.Array.
+      data: the position of the data iterator, and whatever else the training loop resumes from.
+      identity: what a run has to match to resume from this checkpoint.
+    """
     content = as_json(
         {
             "step": step,
             "data": data,
             "identity": identity,
-            "versions": versions(),
+            "versions": library_versions(),
             "leaves": describe_leaves(state, checksums=True),
         }
     )
     return {"content": content, "crc32": _crc32(content)}
 
 
-def check(manifest: Mapping[str, Any]) -> dict:
-    """The content of a manifest that was read back.
+def verified_content(manifest: Any) -> dict:
+    """Returns the content of a manifest that was read from disk.
 
     Raises:
-      ValueError: it is not what was written.
-      LookupError: it is not a manifest.
+      ValueError: it is not a manifest, or not the one that was written.
     """
+    if not isinstance(manifest, dict) or not {"content", "crc32"} <= manifest.keys():
+        raise ValueError("meta is not a manifest")
     if manifest["crc32"] != _crc32(manifest["content"]):
-        raise UserError("wrong checksum of meta")
+        raise ValueError("wrong checksum of meta")
     return manifest["content"]
 
 
-def versions() -> dict[str, str]:
-    """The versions of the libraries that a checkpoint depends on."""
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that a checkpoint depends on."""
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def as_json(value: dict) -> dict:
-    """`value` as it will be read back (tuples as lists), and no longer shared with the caller."""
+    """Returns a copy of a dict as JSON represents it: tuples, for example, become lists."""
     return json.loads(json.dumps(value))
 
 
-def differences(there: dict, here: dict, prefix: str = "") -> list[str]:
-    """Differing fields of two nested dicts, as `a.b is 1 there, 2 here`."""
-    found = []
+def list_differences(there: dict, here: dict, prefix: str = "") -> list[str]:
+    """Returns the fields in which two nested dicts differ, as `a.b is 1 there, 2 here`."""
+    differences = []
     for key in [*there, *(key for key in here if key not in there)]:
         name = f"{prefix}{key}"
         old, new = there.get(key, _ABSENT), here.get(key, _ABSENT)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{name}.")
+            differences += list_differences(old, new, f"{name}.")
         elif old != new:
-            found.append(f"{name} is {_value(old)} there, {_value(new)} here")
-    return found
+            differences.append(f"{name} is {_show(old)} there, {_show(new)} here")
+    return differences
 
 
 def shorten(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names, and the number of the others."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-_ABSENT = object()
-
-
-def _value(value: object) -> str:
+def _show(value: object) -> str:
     return "absent" if value is _ABSENT else json.dumps(value)
 
 
-def _crc32(content: dict) -> int:
+def _crc32(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())

@@ -1,27 +1,24 @@
-"""Storage that fails, as several processes see it: what an error means, agreeing on it, waiting for it to pass.
+"""Storage that fails, as several processes see it: what an error means, agreeing on it, and retrying.
 
-Functions marked "collective" are called by all processes at the same point, or they wait for each other without limit.
+Functions marked "Collective" are called by all processes at the same point; otherwise processes wait for each other
+without limit.
 """
 
 import errno
-import functools
-import logging
-import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import jax
 
 from deberta_jax.errors import UserError
 
 from ..hosts.exit_codes import RestartError
-from ..hosts.processes import gather, host_name
+from ..hosts.processes import gather_json, host_name
 
-# tensorstore raises ValueError with the system's or the service's words inside.
+# tensorstore raises ValueError whose message contains that of the operating system or the storage service.
 _DENIED = re.compile(r"Permission denied|Operation not permitted|PERMISSION_DENIED|UNAUTHENTICATED")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 _OUTAGE = re.compile(
@@ -30,145 +27,150 @@ _OUTAGE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_PAUSE = 30.0
+_LONGEST_LINE = 200
 
 Result = TypeVar("Result")
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written or used; the message is one line that says what to do."""
+    """A checkpoint cannot be written or used. The message is one line that says what to do."""
 
 
 class StorageDownError(CheckpointError, RestartError):
-    """Storage that failed for longer than anyone was ready to wait; it may be back at the next start."""
+    """Storage stayed unavailable past the retry limit. It may be available again at the next start."""
 
 
-_FROM_ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+class PeerFailedError(OSError):
+    """This process gave up a save because the save failed on another process."""
 
 
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return _FROM_ORBAX not in record.pathname and _FROM_ORBAX not in record.getMessage()
+class StorageStuckError(OSError):
+    """Storage has not answered for so long that the thread which waits for it was given up."""
 
 
-def _skip_late_reads(otherwise: Callable[[Any], object], unraisable: Any) -> None:
-    late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
-    if not late:
-        otherwise(unraisable)
-
-
-# Orbax logs every failure with its traceback through absl before raising it, and when one array cannot be read it
-# abandons the reads of the others, which complain to asyncio and to a closed event loop. Here a failure is reported
-# once, in one line, with the original chained. Filters, as grain and tensorflow-datasets log through absl too.
-logging.getLogger("absl").addFilter(_not_from_orbax)
-logging.getLogger("asyncio").addFilter(_not_from_orbax)
-sys.unraisablehook = functools.partial(_skip_late_reads, sys.unraisablehook)
-
-
-class ElsewhereError(OSError):
-    """The save was given up on this process because it failed on another."""
-
-
-class StuckError(OSError):
-    """The storage has not answered for so long that the thread that waits for it is given up."""
-
-
-Kind = Literal["passing", "full", "denied", "damage", "mistake"]
+FaultKind = Literal["outage", "full", "denied", "damage", "mistake"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What all processes agree went wrong. `text` is one line and names the host where there are several.
+    """What went wrong, as all processes agree.
 
-    `kind`: passing (an outage: try again), full (try again: a person may free some space), denied and mistake
-    (trying again does not help), damage (of what is stored: trying again does not help, another step may).
+    Attributes:
+      kind: what to do about it. Retrying may help after an "outage", and when the disk is "full", since somebody may
+        free some space. It does not help if access was "denied" or after a "mistake", nor against "damage" of what is
+        stored, where only another step can be used.
+      text: one line, which names the host if there are several.
     """
 
-    kind: Kind
+    kind: FaultKind
     text: str
 
     @property
     def final(self) -> bool:
-        return self.kind not in ("passing", "full")
+        """Whether retrying cannot help."""
+        return self.kind not in ("outage", "full")
 
     @property
     def error(self) -> type[CheckpointError]:
-        """What to raise for it."""
+        """The class of the exception to raise."""
         return CheckpointError if self.final else StorageDownError
 
 
-def write_fault(error: Exception) -> Kind:
-    """What a failed write means. Whatever the storage says counts as an outage, unless it says why it never will."""
-    if isinstance(error, StuckError | FileExistsError | NotADirectoryError):
+def write_fault(error: Exception) -> FaultKind:
+    """Returns what a failed write means. An unknown error of the storage counts as an outage."""
+    if isinstance(error, StorageStuckError | FileExistsError | NotADirectoryError):
         return "mistake"
     if isinstance(error, PermissionError) or _DENIED.search(str(error)):
         return "denied"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error)):
         return "full"
-    return "passing" if isinstance(error, OSError | ValueError | jax.errors.JaxRuntimeError) else "mistake"
+    return "outage" if isinstance(error, OSError | ValueError | jax.errors.JaxRuntimeError) else "mistake"
 
 
-def read_fault(error: Exception) -> Kind:
-    """What a failed read means. It counts as damage, unless the error is one of storage that does not answer."""
+def read_fault(error: Exception) -> FaultKind:
+    """Returns what a failed read means. An unknown error counts as damage, so that an older step is tried."""
     if isinstance(error, PermissionError) or _DENIED.search(str(error)):
         return "denied"
-    return "passing" if isinstance(error, TimeoutError | ConnectionError) or _OUTAGE.search(str(error)) else "damage"
+    return "outage" if isinstance(error, TimeoutError | ConnectionError) or _OUTAGE.search(str(error)) else "damage"
 
 
-def attempt(
-    do: Callable[[], Result], caught: tuple[type[Exception], ...] = (Exception,)
-) -> tuple[Result | None, Exception | None]:
-    """The result of `do`, or its error if it is one of `caught`."""
+class Outcome(NamedTuple, Generic[Result]):
+    """The result of a call, or the error that it raised."""
+
+    result: Result | None
+    error: Exception | None
+
+
+def outcome_of(call: Callable[[], Result], caught: tuple[type[Exception], ...] = (Exception,)) -> Outcome[Result]:
+    """Calls a function, and returns its result or the error that it raised, if that is one of `caught`."""
     try:
-        return do(), None
+        return Outcome(call(), None)
     except caught as error:
-        return None, error
+        return Outcome(None, error)
 
 
-def agree(error: Exception | None, judge: Callable[[Exception], Kind]) -> Fault | None:
-    """The worst of what went wrong on any process, or None where nothing did. Collective."""
+def agree_on_fault(error: Exception | None, classify: Callable[[Exception], FaultKind]) -> Fault | None:
+    """Returns the worst fault of all processes, or None if no process had an error. Collective.
+
+    A process that failed by itself takes precedence over one that gave up because of it, then a final fault over one
+    that may pass.
+
+    Args:
+      error: the error of this process.
+      classify: `write_fault` or `read_fault`.
+    """
     mine = None
     if error is not None:
         host = f"on {host_name()}: " if jax.process_count() > 1 else ""
-        kind = judge(error)
+        kind = classify(error)
         reason = "the disk is full" if kind == "full" else one_line(error)
-        mine = [isinstance(error, ElsewhereError), kind, host + reason]
-    faults = [fault for fault in gather(mine) if fault is not None]
+        mine = [isinstance(error, PeerFailedError), kind, host + reason]
+    faults = [fault for fault in gather_json(mine) if fault is not None]
     if not faults:
         return None
-    # A reason before its consequence, and what is final first.
     _, kind, text = min(faults, key=lambda fault: (fault[0], not Fault(fault[1], "").final))
     return Fault(kind, text)
 
 
 class Retries:
-    """Tries again after 1, 2, 4, ... and then 30 seconds, for `patience` seconds from the first failure."""
+    """Retries after 1, 2, 4, ... and then every 30 seconds, for `patience` seconds from the first failure."""
 
     def __init__(self, patience: float) -> None:
         self.patience = patience
-        self._end: float | None = None
+        self._deadline: float | None = None
         self._pause = 1.0
 
-    def until_it_works(
-        self, fault: Fault | None, again: Callable[[], Fault | None], *, log: Callable[[str], None]
+    def retry_after(
+        self, fault: Fault | None, call: Callable[[], Fault | None], *, log: Callable[[str], None]
     ) -> Fault | None:
-        """Calls `again` after each fault until there is none; returns the last fault when time is over. Collective.
+        """Repeats `call` until it returns no fault, a final fault, or time is over. Collective.
 
-        `log` is told of the first failure since this object was made.
+        Args:
+          fault: the fault of a first call, which has been made; None returns at once.
+          log: receives one message when the first retry of this object begins.
+
+        Returns:
+          The last fault; None if a call succeeded.
         """
         while fault is not None and not fault.final and self.patience > 0:
-            if self._end is None:
-                self._end = time.monotonic() + self.patience
+            if self._deadline is None:
+                self._deadline = time.monotonic() + self.patience
                 log(f"{fault.text}; trying again for up to {self.patience:g} s")
-            left = gather(self._end - time.monotonic())[0]  # clocks differ: process 0 decides
-            if left <= 0:
+            # Clocks differ, and all processes have to end after the same call: process 0 decides.
+            remaining = gather_json(self._deadline - time.monotonic())[0]
+            if remaining <= 0:
                 break
-            time.sleep(min(self._pause, left))
+            time.sleep(min(self._pause, remaining))
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            fault = again()
+            fault = call()
         return fault
 
 
 def one_line(error: Exception) -> str:
-    """The message without tensorstore's specification; of a long one both ends, as the cause stands last."""
+    """Returns the message of an error as one line, without the specification that tensorstore appends.
+
+    A long message keeps its beginning and its end, where the cause is.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.split(r" \[(?:tensorstore_spec|source locations)", text)[0]
-    return text if len(text) <= 200 else f"{text[:60]} ... {text[-135:]}"
+    return text if len(text) <= _LONGEST_LINE else f"{text[:60]} ... {text[-135:]}"

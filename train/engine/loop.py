@@ -97,7 +97,7 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
       CheckpointError: if no checkpoint can be read, if they belong to another configuration, or if saving failed.
       StoppedError: if a process received SIGTERM or time ran out. The last step is saved.
     """
-    phases = run.hosts.activity
+    phases = run.hosts.phases
     phases.enter("restore")
     resumed = _restore(state, run)
     state, metrics = resumed.state, _MetricsReader(run, resumed.sums)

@@ -1,32 +1,41 @@
 """How a run ends: its exit code is a contract with whatever starts it again.
 
-0: done, or stopped by --max-seconds. 42: start me again (preempted after a save; a host lost or stuck; storage, network
-or a device that failed). 1: a mistake in settings or data, which starting again would not help. 127 to 255: killed by a
-signal; 134 is how JAX itself aborts when it loses process 0. `xpk` and `tpu_scripts/queued/watch.sh` start again on 42
-and on 127 to 255.
+| Code       | Meaning                                                                                            |
+|------------|----------------------------------------------------------------------------------------------------|
+| 0          | Training is done, or was stopped by `--max-seconds`.                                               |
+| 42         | Start the run again: it was preempted after a save, a host died or hung, or storage, the network   |
+|            | or a device failed.                                                                                |
+| 1          | A mistake in settings or data, or a bug: the next start would fail in the same way.                |
+| 127 to 255 | The process was killed by a signal. JAX aborts with 134 (SIGABRT) when it loses process 0.         |
+
+`xpk` and `tpu_scripts/queued/watch.sh` start a run again on 42 and on 127 to 255.
 """
 
 import errno
 import re
 
+import jax
+
 from deberta_jax.errors import UserError
 
 DONE, FAILED, RESTART = 0, 1, 42
-_MISTAKES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-_STATUS = re.compile(
+# Other errors of the operating system, such as EIO or ENOSPC, may be gone at the next start.
+_MISTAKE_ERRNOS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_XLA_STATUS = re.compile(
     r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS|RESOURCE_EXHAUSTED): "
 )
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # of a device: again the next time
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # device out of memory: retrying would fail again
 
 
 class RestartError(UserError):
-    """An error that may be gone when the run is started again: the process exits with RESTART."""
+    """Base class of errors after which the run should be started again: the process exits with RESTART."""
 
 
 class StoppedError(SystemExit):
-    """Training ended before its last step, with everything saved. `code`: RESTART, or DONE if it was to end here.
+    """Training stopped before its last step, with everything saved.
 
-    A SystemExit, so that a program which does not handle it ends with that exit code.
+    This is a SystemExit, so a program that does not handle it exits with `code`: RESTART, or DONE if the stop was
+    requested by `--max-seconds`.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -38,19 +47,18 @@ class StoppedError(SystemExit):
 
 
 def exit_code(error: BaseException) -> int:
-    """FAILED for what starting again would not help, RESTART for what it may."""
-    if from_runtime(error):
+    """Returns RESTART if starting the run again may succeed after this error, otherwise FAILED."""
+    if is_runtime_failure(error):
         return FAILED if _OUT_OF_MEMORY in str(error) else RESTART
     if isinstance(error, OSError) and error.errno is not None:
-        return FAILED if error.errno in _MISTAKES else RESTART
+        return FAILED if error.errno in _MISTAKE_ERRNOS else RESTART
     return RESTART if isinstance(error, RestartError) else FAILED
 
 
-def from_runtime(error: BaseException) -> bool:
-    """Whether it comes from XLA or its network: a collective whose other end is gone, a device that failed."""
-    import jax
-
-    # Waiting for a value raises a ValueError with the status in its text, waiting for a program a JaxRuntimeError.
+def is_runtime_failure(error: BaseException) -> bool:
+    """Returns whether an error comes from XLA or its network, such as a broken collective or a failed device."""
+    # JAX raises JaxRuntimeError when a program fails. If it fails while a result is being fetched, JAX raises a
+    # ValueError whose message starts with the status.
     return isinstance(error, jax.errors.JaxRuntimeError) or (
-        isinstance(error, ValueError) and _STATUS.match(str(error)) is not None
+        isinstance(error, ValueError) and _XLA_STATUS.match(str(error)) is not None
     )

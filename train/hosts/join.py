@@ -1,64 +1,74 @@
-"""Several hosts as one run: how they find each other, that they agree, and how all of them end when one does.
+"""Several hosts as one run: how they connect, check that they agree, and end together.
 
-`with join(config) as hosts:` around all of a command's work. JAX's own runtime is the engine (`jax.distributed`); what
-is added is what it leaves out: a check that all hosts run the same code with the same settings, a watchdog that names a
-lost or stuck host, one exit code for all of them (`exits`), and a stop that all of them make after the same step.
+JAX's own runtime (`jax.distributed`) connects the processes. This module adds what it lacks: a check that all hosts run
+the same code with the same settings (`agreement`), a watchdog that names a host which died or hangs (`watchdog`), one
+exit code for all hosts (`exit_codes`), and a stop at which all hosts save the same step. All work of a command happens
+inside `with join_run(config) as hosts:`.
+
+In the order of events:
+
+1. Every process connects to process 0 and waits there for all others, at most `start_within` seconds.
+2. All meet at a barrier, exchange their facts and compare them. If some differ, all raise the same error.
+3. Each process starts a DeathNotice and a Watchdog. From here on every process ends when another one dies, hangs or
+   fails: an exception on one host would otherwise leave the others waiting in a collective.
+4. A stop (SIGTERM on any process, or `max_seconds` on process 0) goes through JAX's preemption service, which picks one
+   step for all: `Hosts.stop_requested` returns True on every process after the same step.
+5. A process that fails publishes its failure (`_exit_all`), and waits until the others have read it. It exits by
+   `os._exit`, past JAX's shutdown barrier, at which it would wait for the others, which hang in a collective.
 """
 
-import collections
 import contextlib
-import dataclasses
-import functools
-import hashlib
-import importlib.metadata
-import json
 import os
-import platform
 import signal
 import socket
-import statistics
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deberta_jax.errors import UserError
+from deberta_jax.errors import is_expected
 
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
-from .exit_codes import DONE, RESTART, StoppedError, exit_code, from_runtime
-from .phases import Activity
-from .processes import Coordinator, coordinator
-from .watchdog import LastWords, Watchdog
+from .agreement import check_agreement, gather_facts
+from .compilation_cache import enable_compilation_cache
+from .death_notice import DeathNotice
+from .exit_codes import DONE, RESTART, StoppedError, exit_code, is_runtime_failure
+from .phases import PhaseTimer
+from .processes import coordination_client
+from .watchdog import Watchdog
 
-_PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
-_AGREE_WITHIN_MS = 300_000
+_REMIND_SECONDS = 20
 
 
 class Hosts:
-    """The processes of a run, and what this one does among them.
+    """The processes of a run, as one of them sees them.
 
     Attributes:
-      first: this is process 0, which alone prints, logs and writes what is written once.
-      activity: what this process is doing; the loop keeps it up to date.
+      index: the index of this process.
+      count: the number of processes.
+      first: whether this is process 0, which alone prints, logs and writes files that exist once.
+      phases: what this process is doing; the training loop keeps it up to date.
     """
 
     def __init__(self, *, max_seconds: float | None = None) -> None:
         self.index, self.count = jax.process_index(), jax.process_count()
         self.first = self.index == 0
-        self.activity = Activity()
+        self.phases = PhaseTimer()
         self._max_seconds = max_seconds
         self._signaled = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM asks for a stop instead of ending the process. (Of several processes JAX itself takes it.)"""
+        """Makes SIGTERM request a stop instead of ending the process, inside the context.
+
+        With several processes JAX's preemption service handles the signal.
+        """
         if _preemption_service() or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -73,172 +83,97 @@ class Hosts:
             signal.signal(signal.SIGTERM, before)
 
     def stop_requested(self, step: int) -> bool:
-        """Whether to save and stop after this step: the same answer on every process. Call it once every step."""
+        """Returns whether to save and stop after this step. Collective: every process calls it after every step.
+
+        Returns:
+          The same answer on every process.
+        """
         if self.first and not self._signaled and self._out_of_time():
-            # The way to stop all processes at one step is the one that a notice of preemption takes.
             self._signaled = True
             if _preemption_service():
+                # Only a notice of preemption stops all processes at the same step, so process 0 sends itself one.
                 os.kill(os.getpid(), signal.SIGTERM)
         if _preemption_service():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._signaled
 
     def stopped(self, step: int) -> StoppedError:
-        """What to raise once all is saved; collective."""
+        """Returns the exception to raise once `step` is saved. Collective."""
         out_of_time = self._out_of_time()
         if self.count > 1:
             out_of_time = bool(multihost_utils.broadcast_one_to_all(np.asarray(out_of_time)))
-        again = "the same command goes on from there"
+        resume = "run the same command again to continue"
         if out_of_time:
             return StoppedError(
-                f"stopped after --max-seconds {self._max_seconds:g}: step {step} is saved, {again}", DONE
+                f"stopped after --max-seconds {self._max_seconds:g}: step {step} is saved; {resume}", DONE
             )
-        return StoppedError(f"preempted (SIGTERM): step {step} is saved, {again}; exit code {RESTART}", RESTART)
+        return StoppedError(f"preempted (SIGTERM): step {step} is saved; {resume}. Exit code {RESTART}", RESTART)
 
     def _out_of_time(self) -> bool:
-        return self._max_seconds is not None and self.activity.elapsed >= self._max_seconds
+        return self._max_seconds is not None and self.phases.elapsed >= self._max_seconds
 
 
 @contextlib.contextmanager
-def join(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
-    """Waits for all processes of the run, checks that they agree, and watches over them.
+def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
+    """Connects the processes of a run, checks that they agree, and watches over them inside the context.
 
-    With one process nothing but `Hosts` comes of it, and errors pass through. With several, an error that leaves the
-    block on one of them is printed with the host's name and ends ALL processes (`os._exit`), with the exit code that
-    suits it: an exception on one host would otherwise leave the others waiting in a collective.
-
-    Raises:
-      ValueError: a process that differs from the others in settings, code, versions or clock; raised on all of them.
+    With one process, errors pass through. With several, an error that leaves the context on one of them is printed with
+    the name of its host and ends all processes by `os._exit` with one exit code (see `exit_codes`). That includes the
+    UserError of processes which differ in settings, code, versions or clock.
     """
     _start_runtime(config.hosts)
-    _keep_programs(config)
+    enable_compilation_cache(config)
     hosts = Hosts(max_seconds=config.max_seconds)
     if hosts.count == 1:
         yield hosts
         return
-    client = coordinator()
+    client = coordination_client()
     try:
-        names = agree(client, hosts, _facts(config), clock_within=config.hosts.clock_within)
+        names = check_agreement(
+            client,
+            gather_facts(config),
+            index=hosts.index,
+            count=hosts.count,
+            clock_within=config.hosts.clock_within,
+        )
     except Exception as error:
-        _leave(f"process {hosts.index} on {socket.gethostname()}", error)
+        _exit(f"process {hosts.index} on {socket.gethostname()}", error, linger=1.0)
     if hosts.first:
         print("\n".join(["processes:", *(f"  {name}" for name in names)]), file=sys.stderr, flush=True)
-    lost = f", or aborted by JAX because it lost {names[0]}, which coordinates" if hosts.index else ""
-    last_words = LastWords(f"{names[hosts.index]} died without a word: killed, or out of memory{lost}")
+    aborted = f", or aborted by JAX because {names[0]}, the coordinator, was lost" if hosts.index else ""
+    notice = DeathNotice(f"{names[hosts.index]} died without a message: killed, or out of memory{aborted}")
 
-    def leave(code: int) -> None:
-        last_words.unsaid()
+    def terminate(code: int) -> None:
+        notice.cancel()
         os._exit(code)
 
     watchdog = Watchdog(
-        client, index=hosts.index, names=names, activity=hosts.activity, config=config.hosts, leave=leave
+        client, index=hosts.index, names=names, phases=hosts.phases, config=config.hosts, terminate=terminate
     )
     watchdog.start()
     try:
         yield hosts
     except StoppedError:
-        last_words.unsaid()
+        notice.cancel()
         watchdog.stop()
         raise
     except BaseException as error:
-        _leave(names[hosts.index], error, watchdog=watchdog, last_words=last_words, config=config.hosts)
-    last_words.unsaid()
+        _exit_all(names[hosts.index], error, watchdog=watchdog, notice=notice, config=config.hosts)
+    notice.cancel()
     watchdog.stop()
 
 
-def agree(client: Coordinator, hosts: Hosts, facts: dict[str, Any], *, clock_within: float) -> list[str]:
-    """Compares what must be the same on all processes. Returns what to call each of them in messages.
-
-    Args:
-      client: JAX's, of its coordination service.
-      facts: nested dict of JSON values.
-
-    Raises:
-      ValueError: a process that differs, by name, and in what; the same error on every process.
-    """
-    client.wait_at_barrier("deberta_jax/agree", _AGREE_WITHIN_MS)  # all clocks are read at one time
-    mine = {"host": socket.gethostname(), "clock": time.time(), "facts": facts}
-    client.key_value_set(f"deberta_jax/facts/{hosts.index}", json.dumps(mine, default=str))
-    theirs = [
-        json.loads(client.blocking_key_value_get(f"deberta_jax/facts/{index}", _AGREE_WITHIN_MS))
-        for index in range(hosts.count)
-    ]
-    names = [f"process {index} on {one['host']}" for index, one in enumerate(theirs)]
-    clock = statistics.median(one["clock"] for one in theirs)
-    flat = [dict(_flat(one["facts"])) for one in theirs]
-    usual = {
-        key: collections.Counter(one.get(key, "absent") for one in flat).most_common(1)[0][0]
-        for key in sorted({key for one in flat for key in one})
-    }
-    complaints = []
-    for name, one, own in zip(names, theirs, flat, strict=True):
-        found = [
-            f"{key} is {own.get(key, 'absent')}, elsewhere {value}"
-            for key, value in usual.items()
-            if own.get(key, "absent") != value
-        ]
-        if abs(one["clock"] - clock) > clock_within:
-            found.append(f"its clock differs by {one['clock'] - clock:+.0f} s (at most {clock_within:g} allowed)")
-        if found:
-            complaints.append(f"{name}: {', '.join(found[:5])}")
-    if complaints:
-        raise UserError(
-            f"the hosts of this run differ; nothing was trained. {'; '.join(complaints)}. Install the same wheel, give "
-            f"the same command and let the clocks be set (NTP) on all of them"
-        )
-    return names
-
-
-def _flat(facts: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(facts, dict):
-        for key, value in facts.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, json.dumps(facts)
-
-
-def _facts(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
-    settings = dataclasses.asdict(config)
-    del settings["hosts"]
-    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "settings": json.loads(json.dumps(settings, default=str)),
-        "version": versions,
-        "code of deberta_jax": code_fingerprint(),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
-        "devices": jax.local_device_count(),
-    }
-
-
-@functools.cache
-def code_fingerprint() -> str:
-    """Of the Python files that this library consists of, wherever they are installed."""
-    import deberta_jax
-
-    folders = {Path(deberta_jax.__file__).parent, Path(__file__).parents[1]}
-    files = sorted((path for folder in folders for path in folder.rglob("*.py")), key=lambda path: path.parts[-2:])
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _start_runtime(config: HostsConfig) -> None:
-    """Connects the processes, where there are several; once in the life of a process."""
+    """Connects the processes, if there are several. Does nothing if they are connected already."""
     if jax.distributed.is_initialized():
         return
     settings: dict[str, Any] = {
         "initialization_timeout": config.start_within,
-        # A backstop behind the watchdog, which names the host: this one only has a number, and aborts.
+        # Later than the watchdog, which names the host: JAX's heartbeat has only its number, and aborts the process.
         "heartbeat_timeout_seconds": max(100, int(3 * config.dead_after)),
     }
-    waiting = threading.Event()
-    reminder = threading.Thread(target=_remind, args=(waiting, config), daemon=True)
-    reminder.start()
+    connected = threading.Event()
+    threading.Thread(target=_remind, args=(connected, config), daemon=True).start()
     try:
         if config.coordinator is not None:
             jax.distributed.initialize(config.coordinator, config.count, config.index, **settings)
@@ -246,67 +181,64 @@ def _start_runtime(config: HostsConfig) -> None:
         try:
             jax.distributed.initialize(**settings)
         except ValueError as error:
-            if "coordinator_address" not in str(error):  # what JAX says where it finds no cluster: one process
+            if "coordinator_address" not in str(error):  # JAX's message when it detects no cluster: one process
                 raise
         except RuntimeError as error:
-            if "before any JAX calls" not in str(error):  # JAX is in use already: its caller has decided on this
+            if "before any JAX calls" not in str(error):  # the caller of this library uses JAX already: one process
                 raise
     finally:
-        waiting.set()
+        connected.set()
 
 
-def _remind(done: threading.Event, config: HostsConfig) -> None:
-    """JAX waits in silence. Who is missing shows in the logs of the hosts: it is the one that does not say this."""
+def _remind(connected: threading.Event, config: HostsConfig) -> None:
+    """Prints from time to time that this host waits for others, because JAX waits silently.
+
+    The missing host is the one whose log does not show this message.
+    """
     began = time.monotonic()
-    while not done.wait(20):
-        where = f" at {config.coordinator}" if config.coordinator else ""
+    address = f" at {config.coordinator}" if config.coordinator else ""
+    while not connected.wait(_REMIND_SECONDS):
         print(
-            f"{socket.gethostname()}: waiting for the other hosts{where}, {time.monotonic() - began:.0f} s of "
+            f"{socket.gethostname()}: waiting for the other hosts{address}, {time.monotonic() - began:.0f} s of "
             f"{config.start_within}",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _keep_programs(config: PretrainConfig | FinetuneConfig) -> None:
-    folder = config.compilation_cache
-    if folder is None and jax.default_backend() == "tpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = config.output / "compiled"
-    if folder is not None:
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-
-
 def _preemption_service() -> bool:
+    """Returns whether JAX's preemption service handles SIGTERM, which it does when there are several processes."""
     from jax._src import distributed
 
     return distributed.global_state.preemption_sync_manager is not None
 
 
-def _leave(
-    name: str,
-    error: BaseException,
-    *,
-    watchdog: Watchdog | None = None,
-    last_words: LastWords | None = None,
-    config: HostsConfig | None = None,
+def _exit_all(
+    name: str, error: BaseException, *, watchdog: Watchdog, notice: DeathNotice, config: HostsConfig
 ) -> NoReturn:
-    """Says what happened on this process and ends it, past JAX's shutdown, which would wait for the others."""
-    code = exit_code(error)
-    if config is not None and from_runtime(error):
-        # Most likely another process is gone, and the collective broke. Who it was shows when its silence is long
-        # enough; the watchdog then ends this process. If all are well it is the network, or this host.
+    """Prints the error, ends this process and thereby, through its watchdog, all others."""
+    if is_runtime_failure(error):
+        # Most likely another process died, which broke a collective. The error does not tell which one; the watchdog
+        # does as soon as that process has been silent for `dead_after`, and then ends this process. If it does not,
+        # the network or this host is at fault.
         time.sleep(config.dead_after + 10)
-    expected = isinstance(error, (ValueError, OSError, ImportError, KeyboardInterrupt, jax.errors.JaxRuntimeError))
-    text = " ".join(str(error).split()) or type(error).__name__
-    if not expected or os.environ.get("DEBERTA_JAX_TRACEBACK"):
+    watchdog.publish_failure(exit_code(error), f"failed: {_one_line(error)}")
+    notice.cancel()
+    # Process 0 runs the service, so it stays until the others have read of the failure.
+    _exit(name, error, linger=5 * watchdog.period)
+
+
+def _exit(name: str, error: BaseException, *, linger: float) -> NoReturn:
+    """Prints the error and ends this process after `linger` seconds, without JAX's shutdown."""
+    described = is_expected(error) or is_runtime_failure(error) or isinstance(error, KeyboardInterrupt)
+    if not described or os.environ.get("DEBERTA_JAX_TRACEBACK"):
         traceback.print_exception(error)
-    if watchdog is not None:
-        with contextlib.suppress(Exception):  # the service may be what failed
-            watchdog.fail(code, f"failed: {text}")
-    print(f"{name}: {text}. Exit code {code}", file=sys.stderr, flush=True)
-    if last_words is not None:
-        last_words.unsaid()
-    # Process 0 serves the others: they read of the failure before it goes.
-    time.sleep(1.0 if watchdog is None else 5 * watchdog.period)
+    code = exit_code(error)
+    print(f"{name}: {_one_line(error)}. Exit code {code}", file=sys.stderr, flush=True)
+    time.sleep(linger)
     sys.stdout.flush()
     os._exit(code)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

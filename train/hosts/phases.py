@@ -1,4 +1,4 @@
-"""What a process is doing, and where its time has gone: the watchdog reads the one, the goodput account the other."""
+"""What a process is doing and where its time went: read by the watchdog and by the goodput log."""
 
 import sys
 import threading
@@ -9,24 +9,36 @@ Phase = Literal["start", "restore", "compile", "input", "step", "evaluate", "sav
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-class Activity:
-    """One phase at a time, entered by the main thread and read by others. Every moment belongs to one phase.
+class PhaseTimer:
+    """Measures the time of each phase of a process. Every moment belongs to exactly one phase.
 
-    `compile` is the first step of a process, and the first with batches of another length, compilation included;
-    `step` the dispatch of the others and the wait for results; `input` the wait for a batch; `finish` what comes after
-    the last step.
+    The main thread enters the phases; other threads read them.
+
+    * `compile` is the first step of a process and the first step with batches of a new length, compilation included.
+    * `step` is the dispatch of all other steps and the wait for their results.
+    * `input` is the wait for a batch.
+    * `finish` is everything after the last step.
+
+    Attributes:
+      phase: the current phase.
+      step: the training step in progress.
+      since: when the current phase was entered (`time.monotonic`).
     """
 
     def __init__(self) -> None:
         self.phase: Phase = "start"
         self.step = 0
-        self.since = time.monotonic()  # when the phase was entered
+        self.since = time.monotonic()
         self._began = self.since
         self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._thread = threading.get_ident()
 
     def enter(self, phase: Phase, step: int | None = None) -> None:
-        """Ends the phase before. `step`: the one that is being worked on; None: as before."""
+        """Ends the current phase and enters another one.
+
+        Args:
+          step: the training step in progress (default: unchanged).
+        """
         now = time.monotonic()
         self._seconds[self.phase] += now - self.since
         self.phase, self.since = phase, now
@@ -35,21 +47,21 @@ class Activity:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this was made."""
+        """Seconds since the timer was created."""
         return time.monotonic() - self._began
 
     def seconds(self) -> dict[str, float]:
-        """Time spent in every phase so far, the present one included."""
-        found: dict[str, float] = {**self._seconds}
-        found[self.phase] += time.monotonic() - self.since
-        return found
+        """Returns the seconds spent in each phase so far, the current one included."""
+        seconds = dict(self._seconds)
+        seconds[self.phase] += time.monotonic() - self.since
+        return seconds
 
-    def where(self, depth: int = 4) -> str:
-        """The innermost functions of the main thread, outermost first, such as "loop.py:74 train > data.py:70 read"."""
+    def innermost_functions(self, depth: int = 4) -> str:
+        """Returns the innermost functions of the main thread, such as "loop.py:74 train > data.py:70 read"."""
         frame = sys._current_frames().get(self._thread)
-        names = []
-        while frame is not None and len(names) < depth:
+        functions = []
+        while frame is not None and len(functions) < depth:
             code = frame.f_code
-            names.append(f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}")
+            functions.append(f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}")
             frame = frame.f_back
-        return " > ".join(reversed(names))
+        return " > ".join(reversed(functions))

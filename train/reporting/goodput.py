@@ -1,7 +1,7 @@
 """How a run spent its time, over all of its starts: `goodput.jsonl` in the run's folder.
 
 A line accounts for one start: when it began and when the line was written (Unix time), the step it resumed from and
-the step it has reached, and the seconds in each phase of `hosts.phases.Activity`. The last line of a start counts.
+the step it has reached, and the seconds in each phase of `hosts.phases.PhaseTimer`. The last line of a start counts.
 """
 
 import json
@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..hosts.phases import Activity
+from ..hosts.phases import PhaseTimer
 from .jsonl import read_records
 
 FILE = "goodput.jsonl"
@@ -18,9 +18,9 @@ FILE = "goodput.jsonl"
 class GoodputLog:
     """Writes the account of this start, in one process of the run."""
 
-    def __init__(self, folder: Path, activity: Activity) -> None:
-        self._path, self._activity = folder / FILE, activity
-        self._began = time.time() - activity.elapsed
+    def __init__(self, folder: Path, phases: PhaseTimer) -> None:
+        self._path, self._phases = folder / FILE, phases
+        self._began = time.time() - phases.elapsed
         self._first = 0
 
     def resume_at(self, step: int) -> None:
@@ -34,7 +34,7 @@ class GoodputLog:
             "written": round(time.time(), 3),
             "from_step": self._first,
             "step": step,
-            "seconds": {phase: round(seconds, 3) for phase, seconds in self._activity.seconds().items()},
+            "seconds": {phase: round(seconds, 3) for phase, seconds in self._phases.seconds().items()},
         }
         with open(self._path, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")

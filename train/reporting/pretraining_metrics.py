@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from jaxtyping import Array, Float
 
-from deberta_jax.rtd import DiscriminatorPass, GeneratorPass
+from deberta_jax.losses import MaskedLMPass
+from deberta_jax.rtd import DiscriminatorPass
 
 _GENERATOR_COUNTS = frozenset({"masked_loss_sum", "masked_count", "masked_correct"})
 _DISCRIMINATOR_COUNTS = frozenset(
@@ -20,7 +21,7 @@ _DISCRIMINATOR_COUNTS = frozenset(
 )
 
 
-def generator_sums(out: GeneratorPass) -> dict[str, Float[Array, ""]]:
+def generator_sums(out: MaskedLMPass) -> dict[str, Float[Array, ""]]:
     """Returns the counts of one forward pass of the generator, for `pretraining_figures`."""
     return {"masked_loss_sum": out.loss_sum, "masked_count": out.weight, "masked_correct": out.correct}
 

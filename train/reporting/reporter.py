@@ -47,7 +47,7 @@ def open_reporter(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_st
     if not hosts.first:
         return SilentReporter()
     folder.mkdir(parents=True, exist_ok=True)
-    goodput = GoodputLog(folder, hosts.activity)
+    goodput = GoodputLog(folder, hosts.phases)
     return RunReporter(folder, total_steps=total_steps, tokens_per_step=tokens_per_step, every=every, goodput=goodput)
 
 

@@ -1,5 +1,5 @@
-"""What models are fine-tuned on: where examples come from, and what differs from one kind of task to the next.
+"""Fine-tuning tasks: where the examples come from, and how each kind of task encodes, trains on and scores them.
 
-`loading.load_task` reads a task of any kind; `base` says what fine-tuning needs of one. A kind has a module of its own:
-`classification` (and regression), `choices`, `token_labels`, `spans`. `sources` reads files and tensorflow_datasets.
+`loading.load_task` reads a task of any kind, and `base` defines the interface of a task. Each kind has a room:
+`classification` (also regression), `choices`, `tokens` and `spans`. `sources` reads files and tensorflow_datasets.
 """

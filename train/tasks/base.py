@@ -1,85 +1,114 @@
-"""What fine-tuning needs of a task, whatever its kind.
+"""The interface between fine-tuning and the kinds of tasks.
 
-A kind of task is an `Objective` (a head, its loss, its answers: nothing but arrays) and a `Task` (examples, scores).
+A kind of task consists of an `Objective` (a head, its loss and its predictions: only arrays) and a `Task` (examples
+and scores).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int, Num
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 
 Kind = Literal["classification", "regression", "choice", "tokens", "span"]
-Batch = dict[str, np.ndarray]
-Arrays = Mapping[str, jax.Array]
-Found = Sequence[Mapping[str, np.ndarray]]  # what `Objective.predict` made of each example of a split, in its order
+ExampleBatch = dict[str, Num[np.ndarray, "B ..."]]
+Arrays = Mapping[str, jax.Array]  # an `ExampleBatch` on the devices
+Predictions = Sequence[Mapping[str, np.ndarray]]  # the arrays of `Objective.predict` for each example of a split
 
 
-def stack_probabilities(found: Found, unit: str) -> np.ndarray:
-    """`probabilities` of every example, [E, C]. Raises ValueError where one is not finite; the `unit` is named."""
-    probabilities = np.stack([one["probabilities"] for one in found])
+def stack_probabilities(predictions: Predictions, unit: str) -> Float[np.ndarray, "E C"]:
+    """Returns the `probabilities` of all examples. `unit` is the word for an example in error messages.
+
+    Raises:
+      UserError: if a probability is not finite.
+    """
+    probabilities = np.stack([prediction["probabilities"] for prediction in predictions])
     if not np.isfinite(probabilities).all():
-        row = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
-        raise UserError(f"the probabilities of {unit} {row} are not finite; the model has diverged")
+        index = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
+        raise UserError(f"the probabilities of {unit} {index} are not finite; the model has diverged")
     return probabilities
 
 
-class Encoded(Protocol):
-    """Token ids of the E examples of a split, in memory.
+def unlabeled_split(split: str) -> ValueError:
+    """Returns the error of `Task.score` for a split without labels."""
+    return ValueError(f"the {split} split has no labels to compare with; only labeled splits have scores")
 
-    `lengths`: int32 [E], tokens of each example (of its longest row). `notes`: what a user has to be told of the
-    encoding, such as "12 cut to 128 tokens"; lines that say nothing of note are left out.
+
+class AnswerLogits(NamedTuple):
+    """The softmaxes that a task trains.
+
+    Attributes:
+      logits: the logits of each answer.
+      weight: the weight of each answer (default: 1).
+    """
+
+    logits: Float[Array, "*answers C"]
+    weight: Float[Array, "*answers"] | None = None
+
+
+class Encoded(Protocol):
+    """The token ids of the E examples of a split, in memory.
+
+    Attributes:
+      lengths: number of tokens of each example (of its longest row).
+      labeled: whether the examples have labels.
+      notes: messages to the user about the encoding, such as "12 cut to 128 tokens".
     """
 
     @property
-    def lengths(self) -> np.ndarray: ...
+    def lengths(self) -> Int[np.ndarray, "E"]: ...
     @property
     def labeled(self) -> bool: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def batch(self, rows: np.ndarray, *, length: int) -> Batch:
-        """Examples `rows` padded to `length` tokens, which is not less than their `lengths`.
+    def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
+        """Returns the examples at `indices`, padded to `length` tokens, which must not be less than their `lengths`.
 
-        Has int32 [B, ..., S] `input_ids`, `attention_mask`, `token_type_ids`, and what the objective needs besides,
-        the labels only where the split is labeled.
+        The int32 arrays `input_ids`, `attention_mask` and `token_type_ids` [B, ..., S] are always present. The kind
+        adds what its objective needs, with labels only if the split is labeled.
         """
         ...
 
 
 class Objective(Protocol):
-    """How a kind of task trains and answers. Methods are traced; `out` is what the model returns for a batch."""
+    """The training and the predictions of a kind of task.
+
+    Methods are traced by JAX. `out` is the output of the model for a batch.
+    """
 
     def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module: ...
 
-    def loss(self, out: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        """The sum over what counts, and the number of it: float32 scalars."""
+    def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Returns the sum of the losses and their number."""
         ...
 
-    def count(self, batch: Arrays) -> jax.Array:
-        """The number that `loss` returns, from the batch alone."""
+    def count(self, batch: Arrays) -> Float[Array, ""]:
+        """Returns the number that `loss` returns, from the batch alone."""
         ...
 
-    def answers(self, out: Any, batch: Arrays) -> tuple[jax.Array, jax.Array | None]:
-        """Logits [..., C] and the weight [...] (None: all count) of every answer, as `sift.adversarial_loss` takes
-        them."""
+    def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
+        """Returns the logits and the weight of every answer, for `sift.adversarial_loss`."""
         ...
 
     def predict(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
-        """Arrays [B, ...] that `Task.score` and `Task.records` need of the model."""
+        """Returns the arrays [B, ...] that `Task.score` and `Task.records` need."""
         ...
 
 
 class Task(Protocol):
-    """Examples of one task by split: "train", then, where there are any, "validation", others by name, "test".
+    """The examples of a task by split.
 
-    `label_names[i]` is the name of class i; empty where the task has no classes. `main_metric`: which of the figures
-    of `score` says how good a model is; higher is better.
+    Attributes:
+      label_names: the name of each class by index; empty if the task has no classes.
+      main_metric: the metric of `score` that selects the best model; higher is better.
+      splits: "train" and, where they exist, "validation", further validation splits by name, and "test".
     """
 
     @property
@@ -93,14 +122,18 @@ class Task(Protocol):
     @property
     def splits(self) -> Mapping[str, Encoded]: ...
 
-    def score(self, split: str, found: Found) -> dict[str, float]:
-        """The metrics of a labeled split. Raises ValueError where predictions are not finite."""
+    def score(self, split: str, predictions: Predictions) -> dict[str, float]:
+        """Returns the metrics of a labeled split.
+
+        Raises:
+          UserError: if a prediction is not finite.
+        """
         ...
 
-    def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
-        """One JSON object an example of the split: what was asked, what is predicted, with which probability."""
+    def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
+        """Yields a JSON object for each example of the split: the input, the prediction and its probability."""
         ...
 
-    def plot(self, path: Path, split: str, found: Found) -> None:
-        """Draws the predictions of a labeled split into a PNG file; does nothing for kinds without a plot."""
+    def plot(self, path: Path, split: str, predictions: Predictions) -> None:
+        """Writes a plot of the predictions for a labeled split to a PNG file; does nothing for kinds without a plot."""
         ...

@@ -1,25 +1,23 @@
-"""Examples of a split to batches: shuffled for training, in order for evaluation, padded no further than needed."""
+"""Batches of the examples of a split: shuffled for training, in a fixed order for evaluation, with little padding."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import grain
 import numpy as np
-from numpy.typing import NDArray
-
-from deberta_jax.errors import UserError
+from jaxtyping import Int
 
 from ..data.batches import GlobalBatches, check_batch_indices
-from .base import Batch, Encoded
+from .base import Encoded, ExampleBatch
 
-_SHORTEST = 64  # tokens; every further length, twice the one before, costs a compilation
-_WINDOW = 50  # batches that are sorted among themselves where examples are grouped by length
+_SHORTEST = 64  # tokens; each further padded length is twice the previous one and costs one compilation
+_WINDOW = 50  # number of batches that are sorted by length together
 
 
 def padded_length(longest: int, max_length: int) -> int:
-    """The tokens that a batch is padded to: 64, 128, 256, ... or max_length, whichever is the first to hold `longest`.
+    """Returns the length to pad a batch to: the first of 64, 128, 256, ... and `max_length` that fits `longest`.
 
-    Few lengths, because every one is a program of its own.
+    There are few lengths because XLA compiles a program for each.
     """
     length = _SHORTEST
     while length < longest:
@@ -28,19 +26,25 @@ def padded_length(longest: int, max_length: int) -> int:
 
 
 class FinetuneBatches:
-    """Endless training batches: the examples shuffled afresh every epoch, the epochs joined without a gap.
+    """An endless stream of training batches. The examples are shuffled anew in each epoch.
 
-    Every host builds one with the same seed and the global `batch_size`, and gets those `rows` of each global batch
-    that are its own (`sharding.local_batch_indices`; None: all). The state counts examples, not batches, and is the
-    same on every host, so a run resumes exactly on another number of hosts.
+    An epoch may end inside a batch. All hosts use the same seed and `batch_size`, and each host gets its
+    `batch_indices` of every global batch. The position counts examples rather than batches and is the same on all
+    hosts, so a run resumes exactly on another number of hosts.
 
     Args:
-      max_length: what a batch is padded to at most; `padded_length` of its longest example on any host.
-      group: batches of examples of about the same length, in random order. Of every 50 batches; each epoch still has
-        every example once.
+      encoded: the labeled examples.
+      batch_size: number of examples per batch over all hosts.
+      max_length: upper limit of the padded length, which otherwise is `padded_length` of the longest example of the
+        global batch.
+      seed: seed of the order.
+      group: put examples of similar length into the same batch and shuffle these batches, within windows of 50
+        batches. Each epoch still contains each example once.
+      batch_indices: positions in the global batch of this host's examples, ascending (see
+        `sharding.local_batch_indices`; default: all).
 
     Raises:
-      ValueError: unlabeled examples, or rows that a batch does not have.
+      ValueError: if the examples have no labels, or a position is outside the batch.
     """
 
     def __init__(
@@ -51,47 +55,47 @@ class FinetuneBatches:
         max_length: int,
         seed: int,
         group: bool = False,
-        rows: NDArray[np.int64] | None = None,
+        batch_indices: Int[np.ndarray, "B"] | None = None,
     ) -> None:
         if not encoded.labeled:
-            raise UserError("training needs labels; these examples have none")
+            raise ValueError("training needs labels; these examples have none")
         self._encoded, self._max_length = encoded, max_length
-        self._own = check_batch_indices(batch_size, rows)
+        self._batch_indices = check_batch_indices(batch_size, batch_indices)
         examples = grain.MapDataset.range(len(encoded.lengths)).seed(seed).shuffle().repeat()
         if group:
-            examples = _Grouped(examples, encoded.lengths, batch=batch_size, seed=seed)
-        # The rows are in memory already: reading ahead in threads would only cost. Every host draws all numbers of a
-        # batch, as its longest example may be another host's.
+            examples = _GroupedByLength(examples, encoded.lengths, batch=batch_size, seed=seed)
+        # The examples are already in memory, so that prefetching threads would only cost time. Each host draws the
+        # whole global batch, because the padded length may depend on another host's example.
         read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self._batches = GlobalBatches(examples, global_batch=batch_size, batch_indices=None, read_options=read_options)
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
-        numbers = next(self._batches)
-        length = padded_length(int(self._encoded.lengths[numbers].max()), self._max_length)
-        return self._encoded.batch(numbers[self._own], length=length)
+    def __next__(self) -> ExampleBatch:
+        indices = next(self._batches)
+        length = padded_length(int(self._encoded.lengths[indices].max()), self._max_length)
+        return self._encoded.batch(indices[self._batch_indices], length=length)
 
     def get_state(self) -> dict[str, int]:
-        """The position, `{"global_next_index": examples drawn so far on all hosts}`; plain JSON."""
+        """Returns the position, `{"global_next_index": number of examples drawn by all hosts}`."""
         return self._batches.get_state()
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes to a position of `get_state`. Raises ValueError for anything else."""
+        """Restores a position that `get_state` returned. Raises UserError for any other value."""
         self._batches.set_state(state)
 
 
-class _Grouped(grain.MapDataset):
-    """The examples of every window of batches in an order in which those of a batch are about as long.
+class _GroupedByLength(grain.MapDataset):
+    """Reorders the examples inside each window of batches so that each batch has examples of similar length.
 
-    A window ends where its epoch does, and batches keep their places, also across the end of an epoch.
+    A window ends with its epoch. Batches keep their positions even where an epoch ends inside one.
     """
 
-    def __init__(self, examples: grain.MapDataset, lengths: np.ndarray, *, batch: int, seed: int) -> None:
+    def __init__(self, examples: grain.MapDataset, lengths: Int[np.ndarray, "E"], *, batch: int, seed: int) -> None:
         super().__init__(examples)
         self._lengths, self._batch, self._seed = lengths, batch, seed
-        self._first, self._window = 0, np.zeros(0, np.int64)  # the window read last
+        self._first, self._window = 0, np.zeros(0, np.int64)  # the last window that was read, as a cache
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -105,33 +109,41 @@ class _Grouped(grain.MapDataset):
 
     def _read_window(self, index: int) -> None:
         epoch, size = index // len(self._lengths), _WINDOW * self._batch
-        starts = epoch * len(self._lengths)
-        first = max(starts, index // size * size)
-        last = min(starts + len(self._lengths), (index // size + 1) * size)
-        numbers = np.array([self._parent[place] for place in range(first, last)])
-        numbers = numbers[np.argsort(self._lengths[numbers], kind="stable")]
-        # The whole batches of the window, in random order; what belongs to batches that begin or end outside keeps
-        # its place, and gets the shortest and the longest examples.
-        head = min(-first % self._batch, len(numbers))
-        whole = (len(numbers) - head) // self._batch * self._batch
-        body = numbers[head : head + whole].reshape(-1, self._batch)
-        order = np.random.default_rng([self._seed, first]).permutation(len(body))
+        epoch_start = epoch * len(self._lengths)
+        first = max(epoch_start, index // size * size)
+        last = min(epoch_start + len(self._lengths), (index // size + 1) * size)
+        examples = np.array([self._parent[position] for position in range(first, last)])
+        examples = examples[np.argsort(self._lengths[examples], kind="stable")]
+        # Only batches that lie completely inside the window are shuffled. A batch that crosses the start or the end
+        # of the window keeps its position and takes the shortest or the longest examples.
+        head = min(-first % self._batch, len(examples))
+        whole = (len(examples) - head) // self._batch * self._batch
+        batches = examples[head : head + whole].reshape(-1, self._batch)
+        order = np.random.default_rng([self._seed, first]).permutation(len(batches))
         self._first = first
-        self._window = np.concatenate([numbers[:head], body[order].reshape(-1), numbers[head + whole :]])
+        self._window = np.concatenate([examples[:head], batches[order].reshape(-1), examples[head + whole :]])
 
 
 def evaluation_batches(
-    encoded: Encoded, *, batch_size: int, max_length: int, rows: NDArray[np.int64] | None = None
-) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """One pass over all examples, those of about the same length together -> the examples' numbers, the batch.
+    encoded: Encoded, *, batch_size: int, max_length: int, batch_indices: Int[np.ndarray, "B"] | None = None
+) -> Iterator[tuple[Int[np.ndarray, "examples"], ExampleBatch]]:
+    """Yields the indices of the examples of each global batch and this host's part of the batch, sorted by length.
 
-    The numbers are those of the global batch; the last one has fewer than `batch_size`, and its batch is filled up
-    with copies of its last example. A host gets its `rows` of every global batch (None: all); all hosts get the same
-    number of batches, of the same lengths.
+    Each example occurs once. The last global batch may have fewer than `batch_size` indices; its batch is filled with
+    copies of its last example. All hosts get the same number of batches, of the same lengths.
+
+    Args:
+      encoded: the examples.
+      batch_size: number of examples per batch over all hosts.
+      max_length: upper limit of the padded length.
+      batch_indices: positions in the global batch of this host's examples, ascending (default: all).
+
+    Raises:
+      ValueError: if a position is outside the batch.
     """
-    own = check_batch_indices(batch_size, rows)
+    positions = check_batch_indices(batch_size, batch_indices)
     order = np.argsort(encoded.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
-        length = padded_length(int(encoded.lengths[numbers].max()), max_length)
-        yield numbers, encoded.batch(numbers[np.minimum(own, len(numbers) - 1)], length=length)
+        indices = order[first : first + batch_size]
+        length = padded_length(int(encoded.lengths[indices].max()), max_length)
+        yield indices, encoded.batch(indices[np.minimum(positions, len(indices) - 1)], length=length)

@@ -1,4 +1,4 @@
-"""From the settings of a run to its task, of whatever kind."""
+"""Loads the task of a run, of any kind."""
 
 from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -16,8 +16,8 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
     """Reads and tokenizes the examples of config.data.train, .validation and .test.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a source that cannot be read or used, or that is of another kind; one line with the reason.
+      MissingFileError: if there is no such file.
+      UserError: if a source cannot be read or used, or is of another kind.
     """
     known = Source.parse(config.data.train).published
     kind: Kind = config.data.kind or (known.kind if known else "classification")

@@ -43,7 +43,7 @@ def collectives(mesh: jax.sharding.Mesh, vocab: int, *, masked_lm: bool) -> list
             params["mlm_head"]["bias"],
             labels,
             key=jax.random.key(0),
-            score=lambda logits, words, key: logits,
+            sampler=lambda logits, words, key: logits,
         )[0]
 
     def step(state: TrainState, ids: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:

@@ -84,7 +84,7 @@ def test_several_processes_equal_one(
     command = ["-m", "tests.support.mesh_worker", settings]
     with cluster(command, tmp_path / "logs", count=processes, devices=devices) as workers:
         for worker in workers:
-            assert worker.ends_within(900) == 0, worker.said[-2000:]
+            assert worker.wait_for_exit(900) == 0, worker.output[-2000:]
     figures = json.loads((tmp_path / "figures.json").read_text())
     with np.load(tmp_path / "params.npz") as params:
         shapes = {name: {path: tuple(shape) for path, shape in figures[name].items()} for name in ("moments", "shards")}

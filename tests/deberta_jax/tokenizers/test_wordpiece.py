@@ -11,9 +11,10 @@ import pytest
 from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.wordpiece import WordPiece
-from deberta_jax.train.tasks.choices import task as choices
-from deberta_jax.train.tasks.spans import questions as span_questions
-from deberta_jax.train.tasks.spans import windows as span_windows
+from deberta_jax.train.tasks.choices.encoding import encode_choice_questions
+from deberta_jax.train.tasks.choices.questions import ChoiceQuestion
+from deberta_jax.train.tasks.spans.questions import SpanQuestion
+from deberta_jax.train.tasks.spans.windows import encode_span_questions
 
 from ...support.tokenizer_texts import TRICKY, corpus, longest_first
 from .conftest import BERT, ROBERTA, WORD_PIECES
@@ -47,11 +48,11 @@ def test_text_gives_no_special_id_but_the_unknown_one(tokenizer: Tokenizer) -> N
 
 
 def test_choices_and_questions_are_the_tokenizers_pairs(tokenizer: Tokenizer) -> None:
-    choice = choices.Question("She was happy.", "He", ("is", "was not"), None)
-    batch = choices.encode_questions([choice], tokenizer, max_length=32).batch(np.array([0]), length=32)
-    asked = span_questions.Question("1", "Who was happy?", "She was happy.", None)
+    choice = ChoiceQuestion("She was happy.", "He", ("is", "was not"), None)
+    batch = encode_choice_questions([choice], tokenizer, max_length=32).batch(np.array([0]), length=32)
+    asked = SpanQuestion("1", "Who was happy?", "She was happy.", None)
     sizes = {"max_length": 32, "max_question_length": 16, "doc_stride": 8, "max_answer_length": 4}
-    spans = span_windows.encode_questions([asked], tokenizer, **sizes).batch(np.array([0]), length=32)
+    spans = encode_span_questions([asked], tokenizer, **sizes).batch(np.array([0]), length=32)
     encoded = {
         ("She was happy.", "He is"): (batch["input_ids"][0, 0], batch["attention_mask"][0, 0]),
         ("She was happy.", "He was not"): (batch["input_ids"][0, 1], batch["attention_mask"][0, 1]),

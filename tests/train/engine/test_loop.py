@@ -223,8 +223,8 @@ def test_a_new_shape_is_a_phase_of_compilation(home: Home) -> None:
             return {"number": np.zeros(next(sizes), np.float32)}
 
     phases: list[str] = []
-    enter = home.hosts.activity.enter
-    home.hosts.activity.enter = lambda phase, *step: (phases.append(phase), enter(phase, *step))[1]  # type: ignore
+    enter = home.hosts.phases.enter
+    home.hosts.phases.enter = lambda phase, *step: (phases.append(phase), enter(phase, *step))[1]  # type: ignore
     home.train(batches=Ragged(), steps=4, evaluate_every=0, save_every=0)
     assert [phase for phase in phases if phase in ("compile", "step")] == ["compile", "compile", "step", "step"]
     assert (phases[0], phases[-1]) == ("restore", "finish")

@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, in degenerate cases, and on bad input."""
+"""Tests metrics against values computed by hand, in degenerate cases, and on bad input."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from deberta_jax.train.tasks.metrics import METRICS, compute_metrics
 
 
-def test_two_classes_by_hand():
+def test_metrics_of_two_classes_equal_worked_values():
     labels = np.array([1, 1, 1, 0, 0, 0, 0, 1])
     predictions = np.array([1, 1, 0, 0, 0, 1, 0, 0])  # 2 true positives, 1 false, 2 missed, 3 true negatives
     scores = compute_metrics(("accuracy", "f1", "macro_f1", "matthews_correlation"), predictions, labels)
@@ -20,12 +20,12 @@ def test_two_classes_by_hand():
     assert all(type(value) is float for value in scores.values())
 
 
-def test_macro_f1_weighs_classes_equally():
+def test_macro_f1_weights_classes_equally():
     labels, predictions = np.array([0, 0, 0, 0, 1, 2]), np.array([0, 0, 0, 0, 2, 2])
     assert compute_metrics(["macro_f1"], predictions, labels)["macro_f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
 
 
-def test_correlations_by_hand():
+def test_correlations_equal_worked_values():
     labels, predictions = np.array([1.0, 2.0, 3.0, 4.0], np.float32), np.array([1.0, 4.0, 9.0, 16.0], np.float32)
     scores = compute_metrics(("pearson", "spearman"), predictions, labels)
     assert scores["spearman"] == pytest.approx(1.0)
@@ -34,9 +34,9 @@ def test_correlations_by_hand():
     assert tied["spearman"] == pytest.approx(math.sqrt(3) / 2)
 
 
-# Warnings are errors in this test run, so these also show that there are none.
+# Warnings are errors in tests, so these tests also show that there are none.
 @pytest.mark.parametrize("predicted", [0, 1])
-def test_one_class_predicted(predicted):
+def test_metrics_of_a_single_predicted_class(predicted):
     labels, predictions = np.array([0, 1, 1]), np.full(3, predicted)
     scores = compute_metrics(("matthews_correlation", "f1", "macro_f1"), predictions, labels)
     assert scores["matthews_correlation"] == 0
@@ -62,14 +62,12 @@ def test_correlation_of_nearly_constant_scores_does_not_warn():
     ("names", "predictions", "labels", "message"),
     [
         (["accurracy"], [0], [0], r"unknown metric accurracy; there are accuracy, f1"),
-        (["f1"], [0, 2], [0, 1], r"classes 0 and 1, found \[2\]; use macro_f1"),
-        (["accuracy"], [0, 1], [0], r"\(2,\) and labels \(1,\)"),
-        (["accuracy"], [[0.1, 0.9]], [[1, 0]], r"one shape \[E\]"),
-        (["accuracy"], [], [], r"E > 0"),
+        (["f1"], [0, 2], [0, 1], r"classes 0 and 1, got \[2\]; use macro_f1"),
+        (["accuracy"], [], [], r"there are no predictions"),
         (["pearson"], [1.0, math.nan], [1.0, 2.0], r"example 1 is nan"),
     ],
 )
-def test_bad_input(names, predictions, labels, message):
+def test_bad_input_is_named(names, predictions, labels, message):
     with pytest.raises(ValueError, match=message):
         compute_metrics(names, np.array(predictions), np.array(labels))
 

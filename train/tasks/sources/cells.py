@@ -1,4 +1,7 @@
-"""Values of one row of a table: texts, class names, scores. Each raises ValueError with what it found instead."""
+"""Values of the cells of a row: texts, lists, class names and scores.
+
+Every function raises UserError with the value that it found instead.
+"""
 
 import math
 import re
@@ -9,64 +12,121 @@ import numpy as np
 
 from deberta_jax.errors import UserError
 
+Cells = Mapping[str, Any]  # a row of a table: the value of each column
 
-def decode(data: bytes, name: str) -> str:
-    """UTF-8 to text; `name` says in the error what it is of."""
+
+def decode_utf8(data: bytes, name: str) -> str:
+    """Returns the text of UTF-8 bytes. `name` refers to the bytes in errors."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: byte {data[error.start]:#04x} at offset {error.start} is not UTF-8") from None
 
 
-def field(fields: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, which has to be there."""
-    if column not in fields:
-        raise UserError(f"no column {column!r}; the columns are {', '.join(map(repr, fields))}")
-    value = fields[column]
-    return value.item() if isinstance(value, np.generic) else value
+def shorten(value: Any, length: int = 40) -> str:
+    """Returns the start of a value's representation, on one line, for errors."""
+    return " ".join(repr(value).splitlines())[:length]
 
 
-def text_field(fields: Mapping[str, Any], column: str, *, allow_empty: bool) -> str:
-    """The text of a column: not blank unless `allow_empty`, and nothing that a tokenizer cannot take."""
-    return check_text(field(fields, column), column, allow_empty=allow_empty)
+def cell_value(cells: Cells, column: str) -> Any:
+    """Returns the value of a column, which must exist."""
+    if column not in cells:
+        raise UserError(f"no column {column!r}; the columns are {', '.join(map(repr, cells))}")
+    return _python_value(cells[column])
 
 
-def check_text(text: Any, column: str, *, allow_empty: bool) -> str:
-    """`text_field` of a value that was taken from a list in a column."""
-    text = decode(text, f"column {column!r}") if isinstance(text, bytes) else text
+def text_cell(cells: Cells, column: str, *, allow_empty: bool) -> str:
+    """Returns the text of a column (see `parse_text`)."""
+    return parse_text(cell_value(cells, column), column, allow_empty=allow_empty)
+
+
+def list_cell(cells: Cells, column: str, *, advice: str = "") -> list[Any]:
+    """Returns the values of a column of lists. `advice` ends the error message."""
+    values = cell_value(cells, column)
+    if not is_list(values):
+        raise UserError(f"column {column!r} holds {shorten(values)}, not a list{advice}")
+    return [_python_value(value) for value in values]
+
+
+def object_cell(cells: Cells, column: str) -> Cells:
+    """Returns the cells of a column whose value is an object with named values itself."""
+    return _parse_object(cell_value(cells, column), column)
+
+
+def object_list_cell(cells: Cells, column: str) -> list[Cells]:
+    """Returns the values of a column of lists of objects."""
+    return [_parse_object(value, column) for value in list_cell(cells, column)]
+
+
+def integer_cell(cells: Cells, column: str) -> int:
+    """Returns the whole number of a column, which may be written as text."""
+    value = cell_value(cells, column)
+    try:
+        if isinstance(value, bool | float):
+            raise TypeError
+        return int(value)
+    except (TypeError, ValueError):
+        raise UserError(f"column {column!r} holds {shorten(value)}, not a whole number") from None
+
+
+def is_list(value: Any) -> bool:
+    """Returns whether a value is a list, in any of the forms that JSON, Parquet and tensorflow_datasets use."""
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def parse_text(value: Any, column: str, *, allow_empty: bool) -> str:
+    """Returns a text that any tokenizer accepts. `column` refers to the value in errors."""
+    text = decode_utf8(value, f"column {column!r}") if isinstance(value, bytes) else value
     if not isinstance(text, str):
-        raise UserError(f"column {column!r} holds {text!r:.40}, not text")
+        raise UserError(f"column {column!r} holds {shorten(text)}, not text")
     if not text.strip() and not allow_empty:
-        raise UserError(f"column {column!r} is empty; write a text or take the row out")
-    # Both can hide behind JSON escapes, and no tokenizer can be given them.
+        raise UserError(f"column {column!r} is empty; write a text or remove the row")
+    # JSON escapes can express both, and tokenizers reject both.
     if "\0" in text or (not text.isascii() and re.search("[\ud800-\udfff]", text)):
         raise UserError(f"column {column!r} holds a NUL character or half a surrogate pair")
     return text
 
 
-def class_name(label: Any, class_names: tuple[str, ...]) -> str:
-    """The name of a class given as text, bytes, a truth value, or a number: of `class_names` where there are any."""
+def parse_class_name(label: Any, class_names: tuple[str, ...]) -> str:
+    """Returns the name of a class.
+
+    Args:
+      label: a text, bytes, a bool, or an integer, which is an index of `class_names` if there are any.
+      class_names: the names of the classes of an integer column by index, or empty.
+    """
     if isinstance(label, bytes):
-        label = decode(label, "the label")
+        label = decode_utf8(label, "the label")
     if class_names and isinstance(label, int):
         if not 0 <= label < len(class_names):
-            raise UserError(f"label {label} is outside 0 to {len(class_names) - 1}; labels of this split may be hidden")
+            raise UserError(
+                f"label {label} is outside 0 to {len(class_names) - 1}; the labels of this split may be hidden"
+            )
         return class_names[label]
     if isinstance(label, bool | int):
         return str(label).lower()
     if not isinstance(label, str):
-        raise UserError(f"label {label!r:.40} is not a class name or integer; for scores set kind to 'regression'")
+        raise UserError(f"label {shorten(label)} is not a class name or integer; for scores set kind to 'regression'")
     if not label.strip():
         raise UserError("the label is empty")
     return label
 
 
-def score_value(label: Any) -> float:
-    """A finite number."""
+def parse_score(label: Any) -> float:
+    """Returns a finite number, which may be written as text."""
     try:
         score = math.nan if isinstance(label, bool) else float(label)
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise UserError(f"label {label!r:.40} is not a finite number, as regression needs")
+        raise UserError(f"label {shorten(label)} is not a finite number, which regression needs")
     return score
+
+
+def _python_value(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _parse_object(value: Any, column: str) -> Cells:
+    if not isinstance(value, Mapping):
+        raise UserError(f"column {column!r} holds {shorten(value)}, not an object")
+    return value

@@ -1,18 +1,18 @@
-"""Published sets by their name in tensorflow_datasets: kind, columns, classes in official order, metrics, splits.
+"""The published sets by their names in tensorflow_datasets: kind, columns, classes in official order, metrics, splits.
 
-`tfds:NAME` reads a set from tensorflow_datasets, `NAME:FILE` a file as its authors publish it:
+`tfds:NAME` reads a set from tensorflow_datasets, and `NAME:FILE` reads a file in the form that its authors published:
 
     --train tfds:super_glue/copa
     --train super_glue/copa:COPA/train.jsonl --validation super_glue/copa:COPA/val.jsonl
-    --train race/high:train_high.jsonl      # the files of RACE/train/high, one behind the other
+    --train race/high:train_high.jsonl      # the concatenated files of RACE/train/high
     --train squad/v2.0:train-v2.0.json --validation squad/v2.0:dev-v2.0.json
     --train conll2003:train.txt --validation conll2003:valid.txt --test conll2003:test.txt
 
-XNLI has no training split; its languages are read by name, `xnli` followed by a slash and the language:
+XNLI has no training split. The name of one of its languages is `xnli` followed by a slash and the language:
 
     --train tfds:glue/mnli --validation tfds:xnli/de --test tfds:xnli/de
 
-tensorflow_datasets does not have SWAG; its train.csv and val.csv are read by their columns:
+SWAG is not in tensorflow_datasets. Its train.csv and val.csv are read as tables:
 
     --kind choice --train train.csv --validation val.csv --text-column sent1 --pair-column sent2 \\
     --choices-columns ending0 ending1 ending2 ending3
@@ -25,23 +25,29 @@ from typing import Any
 from ..base import Kind
 from . import published_formats as formats
 
-Columns = Mapping[str, str | tuple[str, ...]]  # text, pair, choices, label, group, answer -> what the column is called
+# The name of the column for each of text, pair, choices, label, group and answer.
+Columns = Mapping[str, str | tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedTask:
-    """What is known of a set.
+    """A published set of examples.
 
-    Classes are in the order of the official DeBERTa tasks (`apps/tasks/glue_tasks.py`), which is that of the published
-    `-mnli` checkpoints; tensorflow_datasets numbers MNLI, AX, RTE and QNLI differently.
-
-    `validation` are its splits for validation, the first one being the main one; `test`: one whose labels may be
-    hidden. `files` is what to download by hand; `unchecked_url` where the first of them is from, if
-    tensorflow_datasets has no checksum of it and so would not look for it.
-
-    `builders` are what it is called in tensorflow_datasets: by default as in the table, and of several the records are
-    joined. `records` makes rows with the `columns` of a record there, `file_records` of a row of a published file;
-    None: its files are not read by name. `renamed`: what classes are called there -> here.
+    Attributes:
+      kind: the kind of the task.
+      columns: the columns of the rows that `records` and `file_records` yield.
+      label_names: the classes in the order of the official DeBERTa tasks (`apps/tasks/glue_tasks.py`), which is that of
+        the published `-mnli` checkpoints. tensorflow_datasets numbers MNLI, AX, RTE and QNLI differently.
+      metrics: names of `metrics.compute_metrics` or `grouped_metrics`; the first one is the main metric.
+      files: the files to download by hand for a machine without internet access.
+      validation: the validation splits; the first one is the main split.
+      test: the test split, whose labels may be hidden.
+      unchecked_url: the URL of the first file, if tensorflow_datasets has no checksum of it and therefore would not
+        look for a file that was downloaded by hand.
+      builders: names in tensorflow_datasets, whose records are joined (default: the name in the table).
+      records: converts a record of tensorflow_datasets to rows.
+      file_records: converts a row of a published file to rows (default: the files are not read by the set's name).
+      renamed: the class name here for each class name in the source that differs.
     """
 
     kind: Kind = "classification"
@@ -53,7 +59,7 @@ class PublishedTask:
     test: str = "test"
     unchecked_url: str | None = None
     builders: tuple[str, ...] = ()
-    records: formats.Convert = formats.as_it_is
+    records: formats.Convert = formats.unchanged
     file_records: formats.Convert | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -111,28 +117,28 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         files=("tsvsWithoutLabels_AX.tsv",),
     ),
     "super_glue/boolq": PublishedTask(
-        columns=_texts("passage", "question"), files=("BoolQ.zip",), file_records=formats.as_it_is, **_TRUTH
+        columns=_texts("passage", "question"), files=("BoolQ.zip",), file_records=formats.unchanged, **_TRUTH
     ),
     "super_glue/cb": PublishedTask(
         columns=_PREMISE,
         label_names=_NLI,
         metrics=("accuracy", "macro_f1"),
         files=("CB.zip",),
-        file_records=formats.as_it_is,
+        file_records=formats.unchanged,
     ),
     "super_glue/copa": PublishedTask(
         kind="choice",
         columns={"text": "premise", "pair": "joint", "choices": ("choices",), "label": "label"},
         files=("COPA.zip",),
-        records=formats.copa,
-        file_records=formats.copa,
+        records=formats.convert_copa,
+        file_records=formats.convert_copa,
     ),
     "super_glue/multirc": PublishedTask(
         columns={**_texts("passage", "answer"), "group": "group"},
-        metrics=("f1", "exact_match"),  # F1a: of all answers; exact match: of whole questions
+        metrics=("f1", "exact_match"),  # F1a counts answers, exact match counts whole questions
         files=("MultiRC.zip",),
-        records=formats.multirc,
-        file_records=formats.multirc_file,
+        records=formats.convert_multirc,
+        file_records=formats.convert_multirc_file,
         **_TRUTH,
     ),
     "super_glue/record": PublishedTask(
@@ -140,21 +146,21 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         label_names=("false", "true"),
         metrics=("answer_f1", "answer_exact_match"),
         files=("ReCoRD.zip",),
-        records=formats.record,
-        file_records=formats.record_file,
+        records=formats.convert_record,
+        file_records=formats.convert_record_file,
     ),
     "super_glue/rte": PublishedTask(
-        columns=_PREMISE, label_names=_TWO_WAY_NLI, files=("RTE.zip",), file_records=formats.as_it_is
+        columns=_PREMISE, label_names=_TWO_WAY_NLI, files=("RTE.zip",), file_records=formats.unchanged
     ),
     "super_glue/wic": PublishedTask(
-        columns=_SENTENCES, files=("WiC.zip",), records=formats.wic, file_records=formats.wic, **_TRUTH
+        columns=_SENTENCES, files=("WiC.zip",), records=formats.convert_wic, file_records=formats.convert_wic, **_TRUTH
     ),
     **{
         f"anli/{number}": PublishedTask(
             columns=_texts("context", "hypothesis"),
             label_names=_NLI,
             files=("anli_v0.1.zip",),
-            file_records=formats.as_it_is,
+            file_records=formats.unchanged,
             renamed={"e": "entailment", "n": "neutral", "c": "contradiction"},
         )
         for number in ("r1", "r2", "r3")
@@ -165,8 +171,8 @@ PUBLISHED: Mapping[str, PublishedTask] = {
             label_names=_NLI,
             files=("XNLI-1.0.zip",),
             builders=("xnli",),
-            records=formats.xnli(language),
-            file_records=formats.xnli_file(language),
+            records=formats.convert_xnli(language),
+            file_records=formats.convert_xnli_file(language),
         )
         for language in "ar bg de el en es fr hi ru sw th tr ur vi zh".split()
     },
@@ -177,7 +183,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
             files=("RACE.tar.gz",),
             validation=("dev",),
             builders=builders,
-            file_records=formats.as_it_is,
+            file_records=formats.unchanged,
         )
         for name, builders in {
             "race": ("race/high", "race/middle"),
@@ -193,7 +199,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         files=("conll2003.zip",),
         unchecked_url="https://data.deepai.org/conll2003.zip",
         validation=("dev",),
-        file_records=formats.as_it_is,
+        file_records=formats.unchanged,
     ),
     **{
         f"squad/{version}": PublishedTask(
@@ -201,7 +207,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
             columns=_QUESTIONS,
             metrics=("f1", "exact_match"),
             files=(f"train-{version}.json", f"dev-{version}.json"),
-            file_records=formats.as_it_is,
+            file_records=formats.unchanged,
         )
         for version in ("v1.1", "v2.0")
     },

@@ -1,88 +1,103 @@
-"""Records of published sets, as tensorflow_datasets or the published files have them, to rows of plain columns.
+"""Converts the records of published sets to rows with plain columns.
 
-Each takes one record and gives the rows that it makes. Raises ValueError for a record of another form.
+Each function takes one record, as tensorflow_datasets (or, where the name ends in `_file`, the published file) has it,
+and yields the rows that it contains. It raises UserError for a record of another form.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from deberta_jax.errors import UserError
 
-from .cells import decode, field
+from .cells import (
+    Cells,
+    cell_value,
+    decode_utf8,
+    integer_cell,
+    list_cell,
+    object_cell,
+    object_list_cell,
+    shorten,
+)
 
-Record = Mapping[str, Any]
-Convert = Callable[[Record], Iterable[Record]]
+Convert = Callable[[Cells], Iterable[Cells]]
 
 
-def as_it_is(record: Record) -> Iterator[Record]:
-    yield record
+def unchanged(cells: Cells) -> Iterator[Cells]:
+    yield cells
 
 
-def copa(record: Record) -> Iterator[Record]:
-    """The premise, "because" or "so", and two choices: what a person would say.
+def convert_copa(cells: Cells) -> Iterator[Cells]:
+    """Yields the premise, "because" or "so", and two choices, in the order in which a person would say them.
 
-    Deliberate difference: the official task tells cause from effect by the order of the two texts alone.
+    Deliberate difference: in the official task only the order of the two texts tells a cause from an effect.
     """
-    asked = _text(record, "question")
-    if asked not in ("cause", "effect"):
-        raise UserError(f"column 'question' holds {asked!r:.40}; it must be cause or effect")
+    question = _text(cells, "question")
+    if question not in ("cause", "effect"):
+        raise UserError(f"column 'question' holds {shorten(question)}; it must be cause or effect")
     yield {
-        "premise": _text(record, "premise"),
-        "joint": "because" if asked == "cause" else "so",
-        "choices": [_text(record, "choice1"), _text(record, "choice2")],
-        **_label(record),
+        "premise": _text(cells, "premise"),
+        "joint": "because" if question == "cause" else "so",
+        "choices": [_text(cells, "choice1"), _text(cells, "choice2")],
+        **_label(cells),
     }
 
 
-def multirc(record: Record) -> Iterator[Record]:
-    """An answer of tensorflow_datasets: the passage, the question and the answer; answers of a question are a group."""
-    idx = _inner(field(record, "idx"), "idx")
+def convert_multirc(cells: Cells) -> Iterator[Cells]:
+    """Yields the passage and the question with its answer. The answers to a question have the same `group`."""
+    idx = object_cell(cells, "idx")
     yield {
-        "passage": _text(record, "paragraph"),
-        "answer": f"{_text(record, 'question')} {_text(record, 'answer')}",
-        "group": f"{field(idx, 'paragraph')}/{field(idx, 'question')}",
-        **_label(record),
+        "passage": _text(cells, "paragraph"),
+        "answer": f"{_text(cells, 'question')} {_text(cells, 'answer')}",
+        "group": f"{cell_value(idx, 'paragraph')}/{cell_value(idx, 'question')}",
+        **_label(cells),
     }
 
 
-def multirc_file(record: Record) -> Iterator[Record]:
-    """A passage of MultiRC/train.jsonl with all of its questions and their answers."""
-    passage = _inner(field(record, "passage"), "passage")
-    for question in _each(passage, "questions"):
-        for answer in _each(question, "answers"):
+def convert_multirc_file(cells: Cells) -> Iterator[Cells]:
+    """Yields the rows of `convert_multirc` for a line of MultiRC/train.jsonl, a passage with all its questions."""
+    passage = object_cell(cells, "passage")
+    for question in object_list_cell(passage, "questions"):
+        for answer in object_list_cell(question, "answers"):
             yield {
                 "passage": _text(passage, "text"),
                 "answer": f"{_text(question, 'question')} {_text(answer, 'text')}",
-                "group": f"{field(record, 'idx')}/{field(question, 'idx')}",
+                "group": f"{cell_value(cells, 'idx')}/{cell_value(question, 'idx')}",
                 **({"label": bool(answer["label"])} if "label" in answer else {}),
             }
 
 
-def record(record: Record) -> Iterator[Record]:
-    """A query of tensorflow_datasets about a passage: for each of its entities, whether it belongs in the query's gap.
+def convert_record(cells: Cells) -> Iterator[Cells]:
+    """Yields a row for each entity of a ReCoRD passage, labeled with whether it fills the gap of the query.
 
-    The entities of a query are a group. Deliberate difference: the official task pools the pieces of all mentions of an
-    entity; here, as in SuperGLUE's own baseline, a model reads the query once for each with the gap filled.
+    The entities of a query have the same `group`. Deliberate difference: the official task pools the pieces of all
+    mentions of an entity. Here, as in SuperGLUE's own baseline, the model reads the query once per entity, with the gap
+    filled.
     """
-    idx = _inner(field(record, "idx"), "idx")
-    entities, answers = ([_decoded(text) for text in field(record, name)] for name in ("entities", "answers"))
-    group = f"{field(idx, 'passage')}/{field(idx, 'query')}"
-    yield from _gap_filled(_text(record, "passage"), _text(record, "query"), group, entities, answers)
+    idx = object_cell(cells, "idx")
+    entities, answers = (list(map(_decoded, list_cell(cells, column))) for column in ("entities", "answers"))
+    group = f"{cell_value(idx, 'passage')}/{cell_value(idx, 'query')}"
+    yield from _filled_queries(_text(cells, "passage"), _text(cells, "query"), group, entities, answers)
 
 
-def record_file(record: Record) -> Iterator[Record]:
-    """A passage of ReCoRD/train.jsonl with all of its queries."""
-    passage = _inner(field(record, "passage"), "passage")
+def convert_record_file(cells: Cells) -> Iterator[Cells]:
+    """Yields the rows of `convert_record` for a line of ReCoRD/train.jsonl, a passage with all its queries."""
+    passage = object_cell(cells, "passage")
     text = _text(passage, "text")
-    spans = [(field(entity, "start"), field(entity, "end") + 1) for entity in _each(passage, "entities")]
-    entities = sorted({text[start:end] for start, end in spans})
-    for query in _each(record, "qas"):
-        answers = [_text(answer, "text") for answer in _each(query, "answers")] if "answers" in query else []
-        group = f"{field(record, 'idx')}/{field(query, 'idx')}"
-        yield from _gap_filled(text, _text(query, "query"), group, entities, answers)
+    # The published end is the last character of the entity.
+    entities = sorted(
+        {
+            text[integer_cell(entity, "start") : integer_cell(entity, "end") + 1]
+            for entity in object_list_cell(passage, "entities")
+        }
+    )
+    for query in object_list_cell(cells, "qas"):
+        answers = [_text(answer, "text") for answer in object_list_cell(query, "answers")] if "answers" in query else []
+        group = f"{cell_value(cells, 'idx')}/{cell_value(query, 'idx')}"
+        yield from _filled_queries(text, _text(query, "query"), group, entities, answers)
 
 
-def _gap_filled(passage: str, query: str, group: str, entities: list[str], answers: list[str]) -> Iterator[Record]:
+def _filled_queries(passage: str, query: str, group: str, entities: list[str], answers: list[str]) -> Iterator[Cells]:
     if "@placeholder" not in query:
         raise UserError(f"the query {query!r:.60} has no @placeholder")
     for entity in entities:
@@ -95,73 +110,60 @@ def _gap_filled(passage: str, query: str, group: str, entities: list[str], answe
         }
 
 
-def wic(record: Record) -> Iterator[Record]:
-    """Two sentences, each behind the word that is asked about and with its occurrence in quotation marks.
+def convert_wic(cells: Cells) -> Iterator[Cells]:
+    """Yields two sentences, each after the word in question and with this occurrence of it in quotation marks.
 
-    Deliberate difference: the official task pools the pieces of the two occurrences, by code that never ran.
+    Deliberate difference: the official task pools the pieces of the two occurrences, with code that never ran.
     """
-    word = _text(record, "word")
+    word = _text(cells, "word")
     sentences = {}
     for number in "12":
-        sentence = _text(record, f"sentence{number}")
-        start, end = int(field(record, f"start{number}")), int(field(record, f"end{number}"))
+        sentence = _text(cells, f"sentence{number}")
+        start, end = integer_cell(cells, f"start{number}"), integer_cell(cells, f"end{number}")
         if not 0 <= start < end <= len(sentence):
             raise UserError(f"characters {start} to {end} are not in sentence{number}, which has {len(sentence)}")
         marked = f'{sentence[:start]}"{sentence[start:end]}"{sentence[end:]}'
         sentences[f"sentence{number}"] = f"{word}: {marked}"
-    yield {**sentences, **_label(record)}
+    yield {**sentences, **_label(cells)}
 
 
-def xnli(language: str) -> Convert:
-    """The pair of one language out of a record of tensorflow_datasets, which has all of them."""
+def convert_xnli(language: str) -> Convert:
+    """Returns a function that yields the pair of one language, as a record has the pairs of all languages."""
 
-    def convert(record: Record) -> Iterator[Record]:
-        hypotheses = field(record, "hypothesis")
-        languages = [_decoded(name) for name in field(hypotheses, "language")]
+    def convert(cells: Cells) -> Iterator[Cells]:
+        hypotheses = object_cell(cells, "hypothesis")
+        languages = [_decoded(name) for name in list_cell(hypotheses, "language")]
         yield {
-            "premise": field(field(record, "premise"), language),
-            "hypothesis": field(hypotheses, "translation")[languages.index(language)],
-            **_label(record),
+            "premise": cell_value(object_cell(cells, "premise"), language),
+            "hypothesis": list_cell(hypotheses, "translation")[languages.index(language)],
+            **_label(cells),
         }
 
     return convert
 
 
-def xnli_file(language: str) -> Convert:
-    """The lines of one language of XNLI-1.0/xnli.dev.tsv."""
+def convert_xnli_file(language: str) -> Convert:
+    """Returns a function that yields the lines of one language of XNLI-1.0/xnli.dev.tsv."""
 
-    def convert(record: Record) -> Iterator[Record]:
-        if field(record, "language") == language:
-            pair = {"premise": field(record, "sentence1"), "hypothesis": field(record, "sentence2")}
-            yield {**pair, "label": field(record, "gold_label")}
+    def convert(cells: Cells) -> Iterator[Cells]:
+        if cell_value(cells, "language") == language:
+            pair = {"premise": cell_value(cells, "sentence1"), "hypothesis": cell_value(cells, "sentence2")}
+            yield {**pair, "label": cell_value(cells, "gold_label")}
 
     return convert
 
 
-def _label(record: Record) -> Record:
-    """The label where there is one: the published files leave those of test out."""
-    return {"label": record["label"]} if "label" in record else {}
+def _label(cells: Cells) -> Cells:
+    """Returns the label if there is one. The published test files have none."""
+    return {"label": cells["label"]} if "label" in cells else {}
 
 
-def _inner(value: Any, column: str) -> Record:
-    if not isinstance(value, Mapping):
-        raise UserError(f"column {column!r} holds {value!r:.40}, not an object")
-    return value
-
-
-def _each(record: Record, column: str) -> list[Record]:
-    values = field(record, column)
-    if not isinstance(values, list):
-        raise UserError(f"column {column!r} holds {values!r:.40}, not a list")
-    return [_inner(value, column) for value in values]
-
-
-def _text(record: Record, column: str) -> str:
-    text = _decoded(field(record, column))
+def _text(cells: Cells, column: str) -> str:
+    text = _decoded(cell_value(cells, column))
     if not isinstance(text, str):
-        raise UserError(f"column {column!r} holds {text!r:.40}, not text")
+        raise UserError(f"column {column!r} holds {shorten(text)}, not text")
     return text
 
 
 def _decoded(value: Any) -> Any:
-    return decode(value, "a text") if isinstance(value, bytes) else value
+    return decode_utf8(value, "a text") if isinstance(value, bytes) else value

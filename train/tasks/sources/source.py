@@ -1,36 +1,37 @@
-"""Where fine-tuning examples come from: local files, and tensorflow_datasets without TensorFlow. Rows, not yet labels.
+"""The sources of fine-tuning examples: local files, and the sets of tensorflow_datasets without TensorFlow.
 
-A source is a local file (`.tsv`, `.csv`, `.jsonl` or `.json` with one object a line, each of which may end in `.gz`;
-or `.parquet`), `tfds:NAME[/CONFIG][@SPLIT]`, or `NAME:FILE`, a file as the authors of a set in `published` publish it.
-Nothing is dropped: a row that cannot be read stops the run and is named by file and line.
+A source is a local file (`.tsv`, `.csv`, `.jsonl`, or `.json` with one object per line, each also with `.gz`; or
+`.parquet`), `tfds:NAME[/CONFIG][@SPLIT]`, or `NAME:FILE`, a file in the form that the authors of a set in `published`
+published. A source yields rows; the kinds of tasks interpret labels.
 """
 
-import csv
 import dataclasses
-import gzip
-import io
-import itertools
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from deberta_jax.errors import MissingFileError, UserError
+from deberta_jax.errors import UserError
 
 from ..base import Kind
-from .cells import decode
+from .cells import Cells
+from .files import open_file
 from .published import PUBLISHED, Columns, PublishedTask
-from .tfds_builder import prepared_builder
+from .table import Table
+from .tfds_builder import prepare_builder
 
 Role = Literal["train", "validation", "test"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """`train.tsv`, `tfds:glue/mnli@validation_matched` or `super_glue/copa:train.jsonl`, taken apart.
+    """A parsed source, such as `train.tsv`, `tfds:glue/mnli@validation_matched` or `super_glue/copa:train.jsonl`.
 
-    `format_name`: of the set that `path` is a published file of. `path`: None for tensorflow_datasets.
+    Attributes:
+      given: the source as the user wrote it.
+      tfds_name: the name in tensorflow_datasets, if the source is one of its sets.
+      split: the split of `tfds_name`, if the user gave one.
+      format_name: the published set whose file format `path` has.
+      path: the path of a local file.
     """
 
     given: str
@@ -46,7 +47,9 @@ class Source:
             if not colon or name not in PUBLISHED:
                 return cls(given, path=given)
             if not PUBLISHED[name].file_records:
-                raise UserError(f"{given!r}: files of {name} are not read by its name; give {path!r} and its columns")
+                raise UserError(
+                    f"{given!r}: files of {name} cannot be read by the name of the set; give {path!r} and its columns"
+                )
             return cls(given, format_name=name, path=path)
         name, at, split = given.removeprefix("tfds:").partition("@")
         if not name or (at and not split):
@@ -55,30 +58,30 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What a task is called that is trained on it."""
+        """The name of a task with this training source."""
         return self.tfds_name or self.format_name or Path(self.given).name.partition(".")[0]
 
     @property
     def published(self) -> PublishedTask | None:
-        """What is known of it; None: a file, or a set that is not in the table."""
+        """The entry in the table of published sets, if there is one."""
         if self.format_name:
             return PUBLISHED[self.format_name]
-        name = (self.tfds_name or "").partition(":")[0]  # glue/mnli:2.0.0 names a version
+        name = (self.tfds_name or "").partition(":")[0]  # without a version, as in glue/mnli:2.0.0
         family = name.partition("/")[0]
         known = [task for task in PUBLISHED if task.partition("/")[0] == family]
         if known and name not in known:
-            raise UserError(f"{self.given!r} is not known; there are {', '.join(f'tfds:{task}' for task in known)}")
+            raise UserError(f"{self.given!r} is unknown; there are {', '.join(f'tfds:{task}' for task in known)}")
         return PUBLISHED.get(name)
 
     @property
     def builders(self) -> tuple[str, ...]:
-        """Names in tensorflow_datasets."""
+        """The names in tensorflow_datasets whose records together are this set."""
         name, colon, version = (self.tfds_name or "").partition(":")
         builders = (self.published.builders if self.published else ()) or (name,)
         return tuple(f"{builder}{colon}{version}" for builder in builders)
 
     def with_splits(self, role: Role) -> list[Self]:
-        """This source once for every split that `role` reads."""
+        """Returns one source for each split that `role` reads."""
         if self.tfds_name is None or self.split:
             return [self]
         names = (role,)
@@ -90,9 +93,10 @@ class Source:
 def named_splits(
     train: str | Path, validation: str | Path | None, test: str | Path | None
 ) -> list[tuple[str, Source, Role]]:
-    """Name, source and role of every split that a run reads: train, validation, further validation splits, test.
+    """Returns the name, the source and the role of each split that a run reads.
 
-    With a `train` from tensorflow_datasets and no `validation`, the validation splits that the set is known for.
+    The order is train, validation, further validation splits, test. If `train` is a published set of
+    tensorflow_datasets and there is no `validation`, the validation splits of the set are used.
     """
     source = Source.parse(str(train))
     splits: list[tuple[str, Source, Role]] = [("train", source.with_splits("train")[0], "train")]
@@ -101,190 +105,60 @@ def named_splits(
     roles: tuple[tuple[str | Path | None, Role], ...] = ((validation, "validation"), (test, "test"))
     for given, role in roles:
         for number, split in enumerate(Source.parse(str(given)).with_splits(role) if given else ()):
+            # The first split is named by its role, the others by their names in the set.
             splits.append((str(split.split) if number else role, split, role))
     return splits
 
 
 def columns_of(source: Source, kind: Kind, given: Columns) -> Columns:
-    """The columns that a set is known for, else those given. Raises ValueError for a set of another kind."""
-    known = source.published
-    if known and known.kind != kind:
-        raise UserError(f"{source.given} is a set of kind '{known.kind}', which does not go with kind '{kind}'")
-    return known.columns if known else given
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Numbered rows of named fields, as a file or a tensorflow_datasets split has them."""
-
-    name: str
-    unit: Literal["line", "record"]
-    rows: Iterable[tuple[int, Mapping[str, Any]]]
-    class_names: tuple[str, ...] = ()  # of an integer label column, by number
-    published: bool = False  # by others: an empty text is a fact of the set, not a slip of its author
-    hidden_label: bool = False  # a label of -1 says "not published"
-    notes: tuple[str, ...] = ()  # what a user has to be told of the reading
-
-    def error(self, number: int, reason: object) -> ValueError:
-        return ValueError(f"{self.name}, {self.unit} {number}: {reason}")
-
-
-# ---------------------------------------------------------------------------------------------------------- files
-
-
-def open_file(given: str, *, label_column: str) -> Table:
-    path = Path(given).expanduser()
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    readers = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
-    if path.suffix == ".parquet":
-        return _open_parquet(given, label_column)
-    if suffix not in readers:
-        allowed = f"{', '.join(readers)} (.gz allowed), .parquet, .conll and .txt for words"
-        raise UserError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
-    return Table(given, "line", readers[suffix](given, read_text(given)))
-
-
-def read_text(given: str) -> str:
-    """What a file says, unpacked if it ends in .gz, without line ends at its end.
+    """Returns the columns of a published set, or the `given` columns for any other source.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: it is damaged, empty, or no UTF-8.
+      UserError: if the set is of another kind.
     """
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise MissingFileError(f"{given}: no such file")
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{given}: not a whole gzip file ({error})") from None
-    if (offset := data.find(b"\0")) >= 0:
-        raise UserError(f"{given}: NUL byte at offset {offset}, line {data.count(10, 0, offset) + 1}; save it as UTF-8")
-    # Line ends at the very end hold nothing; elsewhere a blank line is a row with fields missing.
-    text = decode(data, given).removeprefix("\ufeff").rstrip("\r\n")
-    if not text:
-        raise UserError(f"{given} is empty")
-    return text
-
-
-def _tsv_rows(name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    # Not splitlines(): it also cuts at characters such as U+2028, which texts contain.
-    lines = (line.removesuffix("\r").split("\t") for line in text.split("\n"))
-    return _with_header(name, enumerate(lines, start=1))
-
-
-def _csv_rows(name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    return _with_header(name, _csv_records(name, text))
-
-
-def _csv_records(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Records with the line each starts at: a quoted field may span lines."""
-    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # the module's 128 KiB refuses long documents
-    reader, start = csv.reader(io.StringIO(text, newline=""), strict=True), 1
-    try:
-        for record in reader:
-            yield start, record
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{name}, line {start}: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _with_header(name: str, records: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, str]]]:
-    _, header = next(records)
-    if len(set(header)) != len(header):
-        raise UserError(f"{name}, line 1: a column name occurs twice in the header {', '.join(map(repr, header))}")
-    for number, fields in records:
-        if len(fields) != len(header):
-            raise UserError(f"{name}, line {number}: {len(fields)} fields, but the header has {len(header)}")
-        yield number, dict(zip(header, fields, strict=True))
-
-
-def _json_rows(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{name}, line {number}: not JSON ({error}); write one object a line") from None
-        if not isinstance(fields, dict):
-            raise UserError(f"{name}, line {number}: not a JSON object; write one object a line")
-        yield number, fields
-
-
-def _open_parquet(given: str, label_column: str) -> Table:
-    import pyarrow
-    from pyarrow import parquet
-
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise MissingFileError(f"{given}: no such file")
-    try:
-        file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{given}: not a Parquet file ({' '.join(str(error).split()):.200})") from None
-
-    def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
-        try:
-            records = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
-            yield from enumerate(records)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{given}: damaged ({' '.join(str(error).split()):.200})") from None
-
-    names = _parquet_class_names(file.schema_arrow.metadata or {}, label_column)
-    return Table(given, "record", rows(), names, hidden_label=bool(names))
-
-
-def _parquet_class_names(metadata: Mapping[bytes, bytes], label_column: str) -> tuple[str, ...]:
-    """Names of the classes of an integer column, or of a column of lists of them, where the file is one of Hugging
-    Face's `datasets`, which writes them into its schema."""
-    try:
-        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label_column]
-        feature = feature.get("feature", feature)
-        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else ()
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return ()
-
-
-# ------------------------------------------------------------------------------------------- tensorflow_datasets
+    known = source.published
+    if known and known.kind != kind:
+        raise UserError(f"{source.given} is a set of kind '{known.kind}', which cannot be used for kind '{kind}'")
+    return known.columns if known else given
 
 
 def open_table(
     source: Source, *, label_column: str, data_dir: Path | None = None, manual_dir: Path | None = None
 ) -> Table:
-    """The rows of a file, or of one split of a set, which is downloaded and prepared where it is not yet.
+    """Returns the rows of a file or of a split of a set, which is downloaded and prepared first if necessary.
+
+    Args:
+      source: the file or the split.
+      label_column: the column of the labels.
+      data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
+      manual_dir: the folder of archives that were downloaded by hand (default: `downloads/manual` in `data_dir`).
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: it cannot be read, or has no such split.
+      MissingFileError: if there is no such file.
+      UserError: if the source cannot be read or has no such split.
     """
-    known = source.published
     if source.path is None:
         table = _open_tfds(source, label_column, data_dir, manual_dir)
     else:
         table = open_file(source.path, label_column=label_column)
-    return as_published(table, source, label_column=label_column) if known else table
+    return as_published(table, source, label_column=label_column) if source.published else table
 
 
 def as_published(table: Table, source: Source, *, label_column: str) -> Table:
-    """The table with the columns and the classes that its set is known for."""
+    """Returns the table with the columns and the class names of its published set."""
     known = source.published
     convert = known and (known.file_records if source.format_name else known.records)
     if known is None or convert is None:
         return table
 
-    def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def rows() -> Iterator[tuple[int, Cells]]:
         for number, record in table.rows:
-            try:
+            with table.locate_errors(number):
                 converted = list(convert(record))
-            except ValueError as error:
-                raise table.error(number, error) from None
-            for fields in converted:
-                label = fields.get(label_column)
+            for cells in converted:
+                label = cells.get(label_column)
                 renamed = known.renamed.get(label) if isinstance(label, str) else None
-                yield number, {**fields, label_column: renamed} if renamed else fields
+                yield number, {**cells, label_column: renamed} if renamed else cells
 
     names = tuple(known.renamed.get(name, name) for name in table.class_names)
     return dataclasses.replace(table, rows=rows(), class_names=names, published=True)
@@ -293,29 +167,50 @@ def as_published(table: Table, source: Source, *, label_column: str) -> Table:
 def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_dir: Path | None) -> Table:
     import tensorflow_datasets as tfds
 
-    records, class_names = [], ()
-    for name in source.builders:
-        builder = prepared_builder(
-            name, given=source.given, known=source.published, data_dir=data_dir, manual_dir=manual_dir
+    name = f"tfds:{source.tfds_name}@{source.split}"
+    parts, class_names = [], ()
+    for builder_name in source.builders:
+        builder = prepare_builder(
+            builder_name, given=source.given, known=source.published, data_dir=data_dir, manual_dir=manual_dir
         )
         features = builder.info.features
         if not isinstance(features, tfds.features.FeaturesDict):
-            raise UserError(f"{source.given}: its records are not named columns; write it to a .jsonl file instead")
+            raise UserError(f"{source.given}: its records have no named columns; write them to a .jsonl file instead")
         try:
-            records.append(builder.as_data_source(source.split))
-        except (ValueError, KeyError):
+            builder.info.splits[source.split]  # also accepts parts of a split, such as train[:10%]
+        except (KeyError, ValueError):
             raise UserError(
                 f"{source.given} has no split {source.split!r}; there are {', '.join(builder.info.splits)}: "
                 f"write tfds:{source.tfds_name}@SPLIT"
             ) from None
+        try:
+            parts.append(builder.as_data_source(source.split))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _damaged(name, builder.data_dir, error) from None
         label = dict(features.items()).get(label_column)
         label = label.feature if isinstance(label, tfds.features.Sequence) else label
         class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+
+    def rows() -> Iterator[tuple[int, Cells]]:
+        number = 0
+        for part in parts:
+            for index in range(len(part)):
+                try:  # ArrayRecord raises RuntimeError if a checksum is wrong
+                    record = part[index]
+                except (
+                    OSError,
+                    RuntimeError,
+                    ValueError,
+                ) as error:
+                    raise _damaged(f"{name}, record {number}", part.dataset_info.data_dir, error) from None
+                yield number, record
+                number += 1
+
     return Table(
-        f"tfds:{source.tfds_name}@{source.split}",
-        "record",
-        enumerate(record[number] for record in records for number in range(len(record))),
-        class_names,
-        published=True,
-        hidden_label=bool(class_names or source.published),
+        name, "record", rows(), class_names, published=True, hidden_label=bool(class_names or source.published)
     )
+
+
+def _damaged(name: str, folder: Any, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{name}: damaged ({reason:.200}); delete {folder} to prepare the set again")

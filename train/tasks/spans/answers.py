@@ -1,51 +1,77 @@
-"""From the logits of windows to the answer to a question: the best spans of each row, then of all its rows."""
+"""Finds the answers to questions in the logits of their windows: the best spans of each row, then of all rows."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import UserError
 
-from ..base import Found
-from .questions import Question
+from ..base import Predictions
+from .questions import SpanQuestion
 from .windows import Windows
 
-_CERTAIN = 1e9  # above any difference of logits, and a number in JSON, which inf is not
+_CERTAIN = 1e9  # above any difference of logits, and unlike infinity a number in JSON
+
+
+class BestSpans(NamedTuple):
+    """The spans of each row with the highest scores, in descending order.
+
+    A score of -inf marks that a row has no further span.
+    """
+
+    starts: Int[Array, "B spans"]
+    ends: Int[Array, "B spans"]
+    scores: Float[Array, "B spans"]
 
 
 def best_spans(
-    start_logits: jax.Array, end_logits: jax.Array, inside: jax.Array, *, n_best: int, max_answer_length: int
-) -> dict[str, jax.Array]:
-    """The spans of each row with the highest sum of both logits, of all that there are.
+    start_logits: Float[Array, "B S"],
+    end_logits: Float[Array, "B S"],
+    is_context: Bool[Array, "B S"],
+    *,
+    n_best: int,
+    max_answer_length: int,
+) -> BestSpans:
+    """Returns the spans with the highest sum of both logits among all spans of each row.
 
-    BERT's run_squad.py looks only at pairs of the n best starts and the n best ends, some of which are no spans.
+    Deliberate difference: BERT's run_squad.py only considers the pairs of the n best starts and the n best ends, of
+    which some are not spans.
 
     Args:
-      start_logits, end_logits: float32 [B, S]. inside: [B, S], nonzero for tokens of the context.
-
-    Returns:
-      `starts`, `ends` int32 and `scores` float32, all [B, N], best first, N being n_best or what a row can have
-      at most; a score of -inf is no span.
+      start_logits: logits of the first token of a span.
+      end_logits: logits of the last token of a span.
+      is_context: which tokens belong to the context, as a single range.
+      n_best: number of spans to return, at most S times `max_answer_length`.
+      max_answer_length: largest number of tokens in a span.
     """
-    batch, length = start_logits.shape
-    reach = min(max_answer_length, length)
-    starts = jnp.where(inside != 0, start_logits, -jnp.inf)
-    ends = jnp.where(inside != 0, end_logits, -jnp.inf)
+    B, S = start_logits.shape
+    reach = min(max_answer_length, S)
+    starts = jnp.where(is_context, start_logits, -jnp.inf)
+    ends = jnp.where(is_context, end_logits, -jnp.inf)
     ends = jnp.pad(ends, ((0, 0), (0, reach - 1)), constant_values=-jnp.inf)
-    # scores[b, s, n]: of the span from token s to token s + n. The context is in one piece: nothing lies between.
-    scores = starts[..., None] + jnp.stack([ends[:, n : n + length] for n in range(reach)], axis=-1)
-    scores, places = jax.lax.top_k(scores.reshape(batch, -1), min(n_best, length * reach))
-    first = places // reach
-    return {"starts": first, "ends": first + places % reach, "scores": scores}
+    # scores[b, s, n] is the score of the span from token s to token s + n. A span between two tokens of the context
+    # has no token outside it, because the context is a single range.
+    scores = starts[..., None] + jnp.stack([ends[:, n : n + S] for n in range(reach)], axis=-1)
+    scores, flat_indices = jax.lax.top_k(scores.reshape(B, -1), min(n_best, S * reach))
+    first = flat_indices // reach
+    return BestSpans(starts=first, ends=first + flat_indices % reach, scores=scores)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Candidate:
-    """A text of the context from character `start` on, and the sum of the logits of its first and last token."""
+class SpanCandidate:
+    """A possible answer.
+
+    Attributes:
+      text: a text of the context.
+      start: position of its first character.
+      score: sum of the logits of its first and last token.
+    """
 
     text: str
     start: int
@@ -53,58 +79,73 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Prediction:
-    """`candidates`: different texts, best first. `null_score`: of "no answer", in the window that doubts it most."""
+class SpanPrediction:
+    """The prediction for a question.
 
-    candidates: tuple[Candidate, ...]
+    Attributes:
+      candidates: different texts, in descending order of their scores.
+      null_score: the minimum of the "no answer" score over all windows.
+    """
+
+    candidates: tuple[SpanCandidate, ...]
     null_score: float
 
     @property
     def no_answer(self) -> float:
-        """How far the score of "no answer" is above that of the best text; very far where there is no text."""
+        """The difference between the scores of "no answer" and the best text; very high if there is no text."""
         return self.null_score - self.candidates[0].score if self.candidates else _CERTAIN
 
 
-def predictions(questions: Sequence[Question], windows: Windows, found: Found, *, n_best: int) -> list[Prediction]:
-    """What the model answers to every question, from `best_spans` of its windows.
+def combine_windows(
+    questions: Sequence[SpanQuestion], windows: Windows, predictions: Predictions, *, n_best: int
+) -> list[SpanPrediction]:
+    """Returns the prediction for each question from the best spans of its windows.
 
-    A text that is found more than once, in one window or in several, has its highest score. Deliberate difference:
-    BERT's run_squad.py takes a span only from the window in which its first token has the most context, so that one
-    which this window cuts off cannot be found at all.
+    A text that occurs in several spans has its highest score. Deliberate difference: BERT's run_squad.py only accepts a
+    span from the window in which its first token has the most context, so that a span that this window cuts off is
+    never found.
 
     Args:
-      found: of every window `starts`, `ends`, `scores` [N], `null_score` and `finite`.
+      questions: the questions of a split.
+      windows: the windows of these questions.
+      predictions: for each window, the fields of `BestSpans`, `null_score` and `finite`.
+      n_best: largest number of candidates per question.
 
     Raises:
-      ValueError: a logit is not finite.
+      UserError: if a logit is not finite.
     """
-    spans: list[list[tuple[float, int, int, int]]] = [[] for _ in questions]
+    spans: list[list[_WindowSpan]] = [[] for _ in questions]
     null_scores = [math.inf] * len(questions)
-    for row, (owner, one) in enumerate(zip(windows.owner, found, strict=True)):
-        if not one["finite"]:
+    for row, (owner, prediction) in enumerate(zip(windows.owner, predictions, strict=True)):
+        if not prediction["finite"]:
             raise UserError(f"the logits of window {row} are not finite; the model has diverged")
-        null_scores[owner] = min(null_scores[owner], float(one["null_score"]))
-        for score, first, last in zip(one["scores"], one["starts"], one["ends"], strict=True):
+        null_scores[owner] = min(null_scores[owner], float(prediction["null_score"]))
+        for score, first, last in zip(prediction["scores"], prediction["starts"], prediction["ends"], strict=True):
             if np.isfinite(score):
-                spans[owner].append((float(score), row, int(first), int(last)))
+                spans[owner].append(_WindowSpan(float(score), row, int(first), int(last)))
     return [
-        Prediction(_candidates(question.context, windows, sorted(rows, key=lambda span: -span[0]), n_best), null_score)
-        for question, rows, null_score in zip(questions, spans, null_scores, strict=True)
+        SpanPrediction(_candidates(question.context, windows, question_spans, n_best), null_score)
+        for question, question_spans, null_score in zip(questions, spans, null_scores, strict=True)
     ]
 
 
-def _candidates(
-    context: str, windows: Windows, spans: Sequence[tuple[float, int, int, int]], n_best: int
-) -> tuple[Candidate, ...]:
-    """Different texts of spans, in their order. Spans of white space alone are no answers."""
-    chosen: dict[str, Candidate] = {}
-    for score, row, first, last in spans:
-        if len(chosen) == n_best:
+class _WindowSpan(NamedTuple):
+    score: float
+    row: int
+    first: int
+    last: int
+
+
+def _candidates(context: str, windows: Windows, spans: Sequence[_WindowSpan], n_best: int) -> tuple[SpanCandidate, ...]:
+    """Returns the different texts of spans in descending order of score, without texts that are only white space."""
+    candidates: dict[str, SpanCandidate] = {}
+    for span in sorted(spans, key=lambda span: -span.score):
+        if len(candidates) == n_best:
             break
-        start, end = windows.characters(row, first, last)
+        start, end = windows.characters(span.row, span.first, span.last)
         text = context[start:end]
         start += len(text) - len(text.lstrip())
         text = text.strip()
-        if text and text not in chosen:
-            chosen[text] = Candidate(text, start, score)
-    return tuple(chosen.values())
+        if text and text not in candidates:
+            candidates[text] = SpanCandidate(text, start, span.score)
+    return tuple(candidates.values())

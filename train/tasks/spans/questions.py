@@ -1,14 +1,14 @@
-"""Questions with the contexts that answer them: SQuAD, files in its layout, and tables of one's own. Not yet tokens.
+"""Reads questions with the contexts that answer them, from files in SQuAD's layout and from other tables.
 
-A table has a column for the question, one for the context and one for the answers, which holds
+A table has columns for the question, its context and the answers. The answers have one of these forms:
 
     JSON Lines, tensorflow_datasets   SQuAD's {"text": ["a", "b"], "answer_start": [3, 17]}, or a list of
-                                      {"text": "a", "answer_start": 3}; empty where the context has no answer
-    TSV, CSV, or any                  one text, blank where the context has no answer; it starts at the character that
-                                      another column names ("answer_start"), without one where it occurs first
+                                      {"text": "a", "answer_start": 3}; empty if the context has no answer
+    TSV, CSV and all others           one text, blank if the context has no answer; another column ("answer_start")
+                                      has the position of its first character (default: the first occurrence)
 
-A row is known by its column "id", without one by its number. Nothing is dropped: a row that cannot be used stops the
-run and is named; what is taken though it is odd, in sets that others published, is counted in the notes.
+The column "id" identifies a question; without it, the number of the row does. Oddities of published sets are accepted
+and counted in the notes.
 """
 
 import dataclasses
@@ -22,25 +22,34 @@ import numpy as np
 
 from deberta_jax.errors import UserError
 
-from ..sources.cells import check_text, field, text_field
-from ..sources.source import Source, Table, columns_of, named_splits, open_table, read_text
+from ..sources.cells import Cells, cell_value, is_list, parse_text, shorten, text_cell
+from ..sources.files import parse_json, read_text
+from ..sources.source import Source, columns_of, named_splits, open_table
+from ..sources.table import Table, parse_rows
 
-_LISTS = (list, tuple, np.ndarray)
 _START = "answer_start"
-_SHIFT = 2  # characters that an answer of a published set may be away from where it is said to start
+_SHIFT = 2  # largest error, in characters, of the start of an answer in a published set
+_SQUAD_COLUMNS = {"text": "question", "pair": "context", "label": "answers"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` stands in the context from character `start` on."""
+    """An answer and the position of its first character in the context."""
 
     text: str
     start: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Question:
-    """`answers` is empty where the context has none, and None where they are not published."""
+class SpanQuestion:
+    """A question about a context.
+
+    Attributes:
+      id: the identifier of the question.
+      question: the question.
+      context: the text that has the answer.
+      answers: the accepted answers; empty if the context has none, `None` if they are not published.
+    """
 
     id: str
     question: str
@@ -49,11 +58,11 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionData:
-    """The questions of a task by split, as `classification.TaskData`, and by split what reading them has to tell."""
+class SpanData:
+    """The questions of a task by split (see `ClassificationData`), and for each split the notes about reading it."""
 
     name: str
-    splits: Mapping[str, tuple[Question, ...]]
+    splits: Mapping[str, tuple[SpanQuestion, ...]]
     notes: Mapping[str, tuple[str, ...]]
 
 
@@ -68,193 +77,233 @@ def load_questions(
     start_column: str | None = None,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
-) -> QuestionData:
-    """Reads `train`, `validation` and `test`: files, `tfds:squad/v1.1`, `squad/v2.0:FILE`, or other sets by columns.
+) -> SpanData:
+    """Reads the questions of a task.
 
-    A .json file that is one object with "data" is read in SQuAD's layout, whatever the columns. A `test` source may
-    leave its answers out, all of them.
+    Files, `tfds:squad/v1.1` and `squad/v2.0:FILE` are sources, and so are other sets with their columns. A .json file
+    with one object that has "data" is read in SQuAD's layout, for which the columns are known.
 
     Args:
-      text_column, pair_column, label_column: of the question, its context and the answers.
-      start_column: of the character that an answer starts at, where the answers are plain texts. Default:
-        "answer_start" if there is such a column.
-      data_dir, manual_dir: see `classification.load_examples`.
+      train: the training source (see `source`).
+      validation: the validation source (default: the validation split of a `train` from tensorflow_datasets).
+      test: the test source. Either all or none of its questions have answers.
+      text_column: the column of the question.
+      pair_column: the column of the context.
+      label_column: the column of the answers.
+      start_column: the column of the position in the context, in characters, of an answer that is a plain text
+        (default: "answer_start" if there is such a column).
+      data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
+      manual_dir: the folder of archives that were downloaded by hand (default: `downloads/manual` in `data_dir`).
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a source that cannot be read or used; one line with the file, the row and the reason.
+      MissingFileError: if there is no such file.
+      UserError: if a source cannot be read or used; the message has the file, the row and the reason.
     """
     given = {"text": text_column, "pair": pair_column, "label": label_column}
     splits, notes = {}, {}
     for name, source, role in named_splits(train, validation, test):
-        columns = {of: str(column) for of, column in columns_of(source, "span", given).items()}
+        columns = {part: str(column) for part, column in columns_of(source, "span", given).items()}
         table = _open_squad_file(source)
         if table is not None:
-            columns = {"text": "question", "pair": "context", "label": "answers"}
+            columns = _SQUAD_COLUMNS
         else:
             table = open_table(source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
-        splits[name], notes[name] = _read(table, columns, start_column, labels_optional=role == "test")
+        splits[name], notes[name] = _read_questions(table, columns, start_column, label_optional=role == "test")
     if not any(question.answers for question in splits["train"]):
-        raise UserError(f"{train}: not one question has an answer; training needs some")
-    return QuestionData(name=Source.parse(train).name, splits=splits, notes=notes)
+        raise UserError(f"{train}: no question has an answer; training needs some")
+    return SpanData(name=Source.parse(train).name, splits=splits, notes=notes)
 
 
 # ------------------------------------------------------------------------------------------------- SQuAD's own layout
 
 
 def _open_squad_file(source: Source) -> Table | None:
-    """The questions of a .json file in SQuAD's layout, in one line or many; None: it is something else."""
+    """Returns the questions of a .json file in SQuAD's layout, or `None` for any other source."""
     if source.path is None or not source.path.endswith((".json", ".json.gz")):
         return None
+    text = read_text(source.path)
     try:
-        squad = json.loads(read_text(source.path))
-    except json.JSONDecodeError:  # several objects, one a line
-        return None
+        squad = parse_json(text)
+    except ValueError as error:
+        if _starts_with_json_line(text):  # one object per line, which `open_table` reads
+            return None
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(
+            f"{source.given}{line}: not JSON ({error}); write one object in SQuAD's layout, or one object per line"
+        ) from None
     if not isinstance(squad, dict) or "data" not in squad:
         return None
     return Table(source.given, "record", enumerate(_squad_rows(source.given, squad)), published=True)
 
 
-def _squad_rows(name: str, squad: Any) -> Iterator[dict[str, Any]]:
-    for number, article in enumerate(_part(squad, "data", list, name)):
-        place = f"{name}: data[{number}]"
-        for which, paragraph in enumerate(_part(article, "paragraphs", list, place)):
-            place = f"{name}: data[{number}].paragraphs[{which}]"
-            context = _part(paragraph, "context", str, place)
-            for index, asked in enumerate(_part(paragraph, "qas", list, place)):
-                if not isinstance(asked, dict):
+def _starts_with_json_line(text: str) -> bool:
+    try:
+        parse_json(text.partition("\n")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _squad_rows(name: str, squad: Any) -> Iterator[Cells]:
+    for article_index, article in enumerate(_squad_value(squad, "data", list, name)):
+        place = f"{name}: data[{article_index}]"
+        for paragraph_index, paragraph in enumerate(_squad_value(article, "paragraphs", list, place)):
+            place = f"{name}: data[{article_index}].paragraphs[{paragraph_index}]"
+            context = _squad_value(paragraph, "context", str, place)
+            for index, question in enumerate(_squad_value(paragraph, "qas", list, place)):
+                if not isinstance(question, dict):
                     raise UserError(f"{place}.qas[{index}] is not an object with id, question and answers")
-                yield {**asked, "context": context}
+                yield {**question, "context": context}
 
 
-def _part(whole: Any, key: str, kind: type, place: str) -> Any:
-    if not isinstance(whole, dict) or not isinstance(whole.get(key), kind):
+def _squad_value(parent: Any, key: str, kind: type, place: str) -> Any:
+    """Returns the value of a key of SQuAD's layout. `place` is the path of `parent` in errors."""
+    if not isinstance(parent, dict) or not isinstance(parent.get(key), kind):
         raise UserError(
             f"{place} has no {'list' if kind is list else 'text'} {key!r}; SQuAD's layout is "
             "data[].paragraphs[].context, and beside it qas[] with id, question, answers"
         )
-    return whole[key]
+    return parent[key]
 
 
-# -------------------------------------------------------------------------------------------------------- rows
+# ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def _read(
-    table: Table, columns: Mapping[str, str], start_column: str | None, *, labels_optional: bool
-) -> tuple[tuple[Question, ...], tuple[str, ...]]:
-    """All questions of a table, and its notes. Raises where a row cannot be used."""
-    questions: list[Question] = []
-    seen: dict[str, int] = {}
-    contexts: dict[str, str] = {}  # one text in memory, however many questions are about it
-    moved = empty = 0
-    for number, fields in table.rows:
-        named = ""
+class _Reader:
+    """Reads the questions of a table and counts its oddities."""
+
+    def __init__(
+        self, table: Table, columns: Mapping[str, str], start_column: str | None, *, label_optional: bool
+    ) -> None:
+        self._table, self._columns, self._start_column = table, columns, start_column
+        self._label_optional = label_optional
+        self._rows: dict[str, int] = {}  # row of each id
+        self._contexts: dict[str, str] = {}  # keeps one copy of each context, which usually has several questions
+        self.moved = self.blank = 0
+
+    def parse(self, cells: Cells, number: int) -> Iterator[tuple[SpanQuestion, tuple[Answer, ...] | None]]:
+        """Yields the question of a row without its answers, and the answers."""
+        identifier = _identifier(cells, number)
         try:
-            name = _name(fields, number)
-            named = f"question {name!r}: " if fields.get("id") is not None else ""
-            if name in seen:
-                raise UserError(f"the id occurs before, in {table.unit} {seen[name]}; predictions are told apart by it")
-            text = text_field(fields, columns["text"], allow_empty=table.published)
-            context = text_field(fields, columns["pair"], allow_empty=False)
-            answers = None
-            if not (labels_optional and columns["label"] not in fields):
-                given = _given_answers(fields, columns["label"], start_column, allow_empty=table.published)
-                within = _SHIFT if table.published else 0
-                answers = tuple(_placed(answer, start, context, within=within) for answer, start in given)
-                moved += sum(start not in (None, at.start) for at, (_, start) in zip(answers, given, strict=True))
-        except ValueError as error:
-            raise table.error(number, f"{named}{error}") from None
-        if questions and (answers is None) != (questions[0].answers is None):
-            raise table.error(number, "the first row and this one differ: give every row answers, or none")
-        seen[name] = number
-        empty += not text.strip()
-        questions.append(Question(name, text, contexts.setdefault(context, context), answers))
-    if not questions:
-        raise UserError(f"{table.name} has no questions")
+            yield self._question(cells, number, identifier)
+        except UserError as error:
+            if cells.get("id") is None:
+                raise
+            raise UserError(f"question {identifier!r}: {error}") from None
+
+    def _question(self, cells: Cells, number: int, identifier: str) -> tuple[SpanQuestion, tuple[Answer, ...] | None]:
+        if identifier in self._rows:
+            raise UserError(
+                f"the id occurs before, in {self._table.unit} {self._rows[identifier]}; predictions need different ids"
+            )
+        published, label_column = self._table.published, self._columns["label"]
+        text = text_cell(cells, self._columns["text"], allow_empty=published)
+        context = text_cell(cells, self._columns["pair"], allow_empty=False)
+        answers = None
+        if not (self._label_optional and self._table.has_no_label(cells, label_column)):
+            given = _given_answers(cells, label_column, self._start_column, allow_empty=published)
+            within = _SHIFT if published else 0
+            answers = tuple(_find_answer(answer, start, context, within=within) for answer, start in given)
+            self.moved += sum(
+                start not in (None, answer.start) for answer, (_, start) in zip(answers, given, strict=True)
+            )
+        self._rows[identifier] = number
+        self.blank += not text.strip()
+        return SpanQuestion(identifier, text, self._contexts.setdefault(context, context), None), answers
+
+
+def _read_questions(
+    table: Table, columns: Mapping[str, str], start_column: str | None, *, label_optional: bool
+) -> tuple[tuple[SpanQuestion, ...], tuple[str, ...]]:
+    """Returns all questions of a table and the notes about reading it."""
+    reader = _Reader(table, columns, start_column, label_optional=label_optional)
+    rows = parse_rows(table, reader.parse)
     notes = (
-        f"{empty} questions are blank" if empty else "",
-        f"{moved} answers moved by up to {_SHIFT} characters to where their text stands" if moved else "",
+        f"{reader.blank} questions are blank" if reader.blank else "",
+        f"{reader.moved} answers moved by up to {_SHIFT} characters to where their text is" if reader.moved else "",
     )
-    return tuple(questions), tuple(filter(None, (*table.notes, *notes)))
+    questions = tuple(dataclasses.replace(row.example, answers=row.label) for row in rows)
+    return questions, tuple(filter(None, (*table.notes, *notes)))
 
 
-def _name(fields: Mapping[str, Any], number: int) -> str:
-    value = fields.get("id")
+def _identifier(cells: Cells, number: int) -> str:
+    value = cells.get("id")
     if value is None:
         return str(number)
-    return check_text(value if isinstance(value, bytes) else str(value), "id", allow_empty=True)
+    return parse_text(value if isinstance(value, bytes) else str(value), "id", allow_empty=True)
 
 
 def _given_answers(
-    fields: Mapping[str, Any], column: str, start_column: str | None, *, allow_empty: bool
+    cells: Cells, column: str, start_column: str | None, *, allow_empty: bool
 ) -> list[tuple[str, int | None]]:
-    """The texts of a row's answers, and where they are said to start: None where nothing is said."""
-    value = field(fields, column)
+    """Returns the text and the start of each answer of a row; the start is `None` if the row does not have it."""
+    value = cell_value(cells, column)
     answers: list[tuple[str, int | None]]
     if isinstance(value, str | bytes):
-        text = check_text(value, column, allow_empty=True)
+        text = parse_text(value, column, allow_empty=True)
         if not text.strip():
             answers = []
-        elif start_column is None and _START not in fields:
+        elif start_column is None and _START not in cells:
             answers = [(text, None)]
         else:
-            answers = [(text, _integer(field(fields, start_column or _START)))]
+            answers = [(text, _parse_start(cell_value(cells, start_column or _START)))]
     else:
         answers = [
-            (_answer_text(text, column, allow_empty=allow_empty), _integer(start))
-            for text, start in _pairs(value, column)
+            (_answer_text(text, column, allow_empty=allow_empty), _parse_start(start))
+            for text, start in _texts_and_starts(value, column)
         ]
-    if answers and isinstance(flag := fields.get("is_impossible"), bool | np.bool_) and flag:
+    if answers and isinstance(flag := cells.get("is_impossible"), bool | np.bool_) and flag:
         raise UserError(f"is_impossible is true, but column {column!r} has an answer")
     return answers
 
 
-def _pairs(value: Any, column: str) -> list[tuple[Any, Any]]:
-    """Text and start of each answer of a row, in either of the forms that JSON has for them."""
-    if isinstance(value, Mapping) and isinstance(value.get("text"), _LISTS) and isinstance(value.get(_START), _LISTS):
+def _texts_and_starts(value: Any, column: str) -> list[tuple[Any, Any]]:
+    """Returns the text and the start of each answer from either of their two forms in JSON."""
+    if isinstance(value, Mapping) and is_list(value.get("text")) and is_list(value.get(_START)):
         if len(value["text"]) != len(value[_START]):
             raise UserError(f"column {column!r} has {len(value['text'])} texts but {len(value[_START])} starts")
         return list(zip(value["text"], value[_START], strict=True))
-    if isinstance(value, _LISTS) and all(isinstance(one, Mapping) and {"text", _START} <= one.keys() for one in value):
-        return [(one["text"], one[_START]) for one in value]
+    if is_list(value) and all(isinstance(answer, Mapping) and {"text", _START} <= answer.keys() for answer in value):
+        return [(answer["text"], answer[_START]) for answer in value]
     raise UserError(
-        f"column {column!r} holds {value!r:.60}; give a text, a list of "
+        f"column {column!r} holds {shorten(value, 60)}; give a text, a list of "
         f'{{"text": ..., "{_START}": ...}}, or {{"text": [...], "{_START}": [...]}}, empty where there is no answer'
     )
 
 
 def _answer_text(text: Any, column: str, *, allow_empty: bool) -> str:
-    text = check_text(text, column, allow_empty=True)
+    text = parse_text(text, column, allow_empty=True)
     if not text.strip() and not allow_empty:
-        raise UserError(f"column {column!r} has an answer without text; where there is none, leave the list empty")
+        raise UserError(f"column {column!r} has an answer without text; if there is no answer, leave the list empty")
     return text
 
 
-def _integer(value: Any) -> int:
+def _parse_start(value: Any) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
         return int(value) if isinstance(value, str | bytes) else operator.index(value)
     except (TypeError, ValueError):
-        raise UserError(f"an answer starts at {value!r:.40}, which is not a whole number") from None
+        raise UserError(f"an answer starts at {shorten(value)}, which is not a whole number") from None
 
 
-def _placed(text: str, start: int | None, context: str, *, within: int) -> Answer:
-    """The answer where it stands: at start, or at most `within` characters from it."""
+def _find_answer(text: str, start: int | None, context: str, *, within: int) -> Answer:
+    """Returns an answer with its position, which is at most `within` characters from `start`."""
     first = context.find(text)
     if start is None and first >= 0:
         return Answer(text, first)
     if start is None:
         raise UserError(f"the answer {text!r:.60} is not in the context")
-    for at in sorted(range(max(0, start - within), start + within + 1), key=lambda at: abs(at - start)):
-        if context.startswith(text, at):
-            return Answer(text, at)
+    nearby = range(max(0, start - within), start + within + 1)
+    for position in sorted(nearby, key=lambda position: abs(position - start)):
+        if context.startswith(text, position):
+            return Answer(text, position)
     if not 0 <= start < len(context):
         raise UserError(
             f"the answer {text!r:.60} starts at {start}, outside the context, which has {len(context)} characters"
         )
-    found = f"it stands at {first}" if first >= 0 else "it is not in the context"
+    occurrence = f"it occurs at {first}" if first >= 0 else "it is not in the context"
     raise UserError(
-        f"the answer {text!r:.60} is said to start at character {start}, where the context has "
-        f"{context[start : start + len(text)]!r:.60}; {found}"
+        f"the answer {text!r:.60} does not start at character {start}, where the context has "
+        f"{context[start : start + len(text)]!r:.60}; {occurrence}"
     )

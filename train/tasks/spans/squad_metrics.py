@@ -1,8 +1,8 @@
-"""SQuAD's scores of answers as texts, in per cent; numerically those of its published scripts.
+"""The scores of SQuAD for answers as texts, in percent. The numbers equal those of the published scripts.
 
-`squad_v1` is evaluate-v1.1.py, `squad_v2` evaluate-v2.0.py with --na-prob-file and --na-prob-thresh. They differ where
-nothing is left of an answer once it is normalized ("The"): in 1.1 such a prediction has an F1 of 0 even if it is exact;
-2.0 passes over such answers, and compares them as it does "no answer".
+`squad_v1` is evaluate-v1.1.py, and `squad_v2` is evaluate-v2.0.py with --na-prob-file and --na-prob-thresh. They differ
+for answers such as "The", which are empty after normalization. In 1.1 the F1 of such a prediction is 0 even if it is
+exact. 2.0 ignores such accepted answers and treats such predictions like "no answer".
 """
 
 import collections
@@ -11,54 +11,54 @@ import string
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
-from deberta_jax.errors import UserError
-
-Golds = Sequence[Sequence[str]]  # the accepted texts of every question; none: the context has no answer
-Score = Callable[[str, str], float]  # an accepted text, the predicted one -> 0 to 1
+Golds = Sequence[Sequence[str]]  # the accepted texts of each question; none if the context has no answer
+PairScore = Callable[[str, str], float]  # the score, from 0 to 1, of an accepted text and a predicted text
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Lower case, without ASCII punctuation, then without articles, every white space one space."""
+    """Returns a text in lower case without ASCII punctuation and articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact(gold: str, prediction: str) -> float:
+    """Returns 1 if the texts are equal after normalization, else 0."""
     return float(normalize(gold) == normalize(prediction))
 
 
 def overlap(gold: str, prediction: str) -> float:
-    """F1 of the two bags of words; 0 where they share none."""
-    expected, found = normalize(gold).split(), normalize(prediction).split()
-    shared = sum((collections.Counter(expected) & collections.Counter(found)).values())
+    """Returns the F1 of the two bags of words; 0 if they have no word in common."""
+    expected, predicted = normalize(gold).split(), normalize(prediction).split()
+    shared = sum((collections.Counter(expected) & collections.Counter(predicted)).values())
     if not shared:
         return 0.0
-    precision, recall = shared / len(found), shared / len(expected)
+    precision, recall = shared / len(predicted), shared / len(expected)
     return 2 * precision * recall / (precision + recall)
 
 
-def overlap_or_none(gold: str, prediction: str) -> float:
-    """`overlap`, but 1 where both have no words."""
+def overlap_or_both_empty(gold: str, prediction: str) -> float:
+    """Returns `overlap`, or 1 if neither text has words."""
     if not normalize(gold) or not normalize(prediction):
         return exact(gold, prediction)
     return overlap(gold, prediction)
 
 
 def squad_v1(golds: Golds, predictions: Sequence[str]) -> dict[str, float]:
-    """`exact_match` and `f1` of Q predictions, each against the accepted text that it is closest to.
+    """Returns `exact_match` and `f1`, each for the accepted text that is closest to the prediction.
 
     Raises:
-      ValueError: a question has no accepted text; that is for `squad_v2`.
+      ValueError: if a question has no accepted text, for which `squad_v2` is defined.
     """
     if not all(golds):
-        raise UserError("a question has no answer, which SQuAD 1.1 does not know; use squad_v2")
+        raise ValueError("a question has no answer, which SQuAD 1.1 does not allow; use squad_v2")
     pairs = list(zip(golds, predictions, strict=True))
-    scores: dict[str, Score] = {"exact_match": exact, "f1": overlap}
+    scores: dict[str, PairScore] = {"exact_match": exact, "f1": overlap}
     return {
-        name: 100.0 * sum(_best(score, gold, text) for gold, text in pairs) / len(pairs)
+        name: 100.0 * sum(_best(score, accepted, text) for accepted, text in pairs) / len(pairs)
         for name, score in scores.items()
     }
 
@@ -66,61 +66,68 @@ def squad_v1(golds: Golds, predictions: Sequence[str]) -> dict[str, float]:
 def squad_v2(
     golds: Golds, predictions: Sequence[str], no_answer: Sequence[float] | None = None, *, threshold: float = 0.0
 ) -> dict[str, float]:
-    """Scores of Q questions, some of them without an answer.
+    """Returns the scores of questions of which some have no answer.
 
     Args:
-      predictions: the best answer to each; "" says that there is none.
-      no_answer: for each question, how much more likely it is that there is none; None: predictions are final.
-      threshold: a prediction counts as "" where no_answer is above it.
+      golds: the accepted texts of each question.
+      predictions: the best answer to each question; "" is no answer.
+      no_answer: for each question, a number that is higher the more likely it is that there is no answer (default:
+        predictions are final).
+      threshold: a prediction becomes "" if its `no_answer` is higher.
 
     Returns:
-      `exact_match` and `f1`; the same of the questions with an answer (`HasAns_exact`, `HasAns_f1`) and of those
-      without (`NoAns_exact`, `NoAns_f1`), where there are any; with no_answer the best scores that any one threshold
-      gives (`best_exact`, `best_f1`), and that threshold (`best_exact_thresh`, `best_f1_thresh`).
+      `exact_match` and `f1`; the same for the questions with an answer (`HasAns_exact`, `HasAns_f1`) and for those
+      without (`NoAns_exact`, `NoAns_f1`), if there are any. With `no_answer`, also the best scores that any threshold
+      gives (`best_exact`, `best_f1`) and these thresholds (`best_exact_thresh`, `best_f1_thresh`).
     """
-    answered = np.array([bool(gold) for gold in golds])
-    silent = np.zeros(len(golds), bool) if no_answer is None else np.asarray(no_answer) > threshold
-    scores: dict[str, Score] = {"exact": exact, "f1": overlap_or_none}
+    has_answer = np.array([bool(accepted) for accepted in golds])
+    predicts_none = np.zeros(len(golds), bool) if no_answer is None else np.asarray(no_answer) > threshold
+    scores: dict[str, PairScore] = {"exact": exact, "f1": overlap_or_both_empty}
     raw = {
-        name: np.array([_best(score, _worded(gold), text) for gold, text in zip(golds, predictions, strict=True)])
+        name: np.array(
+            [_best(score, _with_words(accepted), text) for accepted, text in zip(golds, predictions, strict=True)]
+        )
         for name, score in scores.items()
     }
-    final = {name: np.where(silent, ~answered, values) for name, values in raw.items()}
+    final = {name: np.where(predicts_none, ~has_answer, values) for name, values in raw.items()}
     figures = {"exact_match": _mean(final["exact"]), "f1": _mean(final["f1"])}
-    for part, chosen in (("HasAns", answered), ("NoAns", ~answered)):
+    for prefix, chosen in (("HasAns", has_answer), ("NoAns", ~has_answer)):
         if chosen.any():
-            figures |= {f"{part}_{name}": _mean(values[chosen]) for name, values in final.items()}
+            figures |= {f"{prefix}_{name}": _mean(values[chosen]) for name, values in final.items()}
     if no_answer is not None:
         for name, values in raw.items():
-            gains = np.where(answered, values, -np.array([bool(text) for text in predictions], float))
-            best, where = _best_threshold(gains, np.asarray(no_answer), start=int((~answered).sum()))
-            figures |= {f"best_{name}": best, f"best_{name}_thresh": where}
+            # What a prediction adds compared with "no answer", which is correct for the questions without an answer.
+            gains = np.where(has_answer, values, -np.array([bool(text) for text in predictions], float))
+            best, best_threshold = _best_threshold(gains, np.asarray(no_answer, float), int((~has_answer).sum()))
+            figures |= {f"best_{name}": best, f"best_{name}_thresh": best_threshold}
     return figures
 
 
-def _best(score: Score, golds: Sequence[str], prediction: str) -> float:
+def _best(score: PairScore, golds: Sequence[str], prediction: str) -> float:
     return max(score(gold, prediction) for gold in golds)
 
 
-def _worded(golds: Sequence[str]) -> Sequence[str]:
-    """The accepted texts that have words; only "" where none has."""
+def _with_words(golds: Sequence[str]) -> Sequence[str]:
+    """Returns the accepted texts that have words after normalization, or only "" if there are none."""
     return [gold for gold in golds if normalize(gold)] or [""]
 
 
-def _mean(scores: np.ndarray) -> float:
+def _mean(scores: Shaped[np.ndarray, "questions"]) -> float:
     return 100.0 * float(scores.sum()) / len(scores)
 
 
-def _best_threshold(gains: np.ndarray, no_answer: np.ndarray, *, start: int) -> tuple[float, float]:
-    """The best sum of scores in per cent, and the highest no_answer up to which predictions stand for it.
+def _best_threshold(
+    gains: Float[np.ndarray, "questions"], no_answer: Float[np.ndarray, "questions"], unanswerable: int
+) -> tuple[float, float]:
+    """Returns the best score in percent and its threshold, the highest `no_answer` of a prediction that is kept.
 
-    With every prediction silent the sum is `start`; each one that speaks, the least doubtful first, adds its gain. As
-    in the script, questions with equal no_answer speak one after the other, and the threshold is 0 where silence is
-    best.
+    If every prediction is "no answer", the score is the number of questions without an answer. Predictions are then
+    added one by one, in ascending order of `no_answer`, and each adds its gain. As in the script, questions with equal
+    `no_answer` are added separately, and the threshold is 0 if "no answer" is best for all questions.
     """
     order = np.argsort(no_answer, kind="stable")
-    sums = start + np.cumsum(gains[order])
+    sums = unanswerable + np.cumsum(gains[order])
     best = int(np.argmax(sums))
-    if sums[best] <= start:
-        return 100.0 * start / len(gains), 0.0
+    if sums[best] <= unanswerable:
+        return 100.0 * unanswerable / len(gains), 0.0
     return 100.0 * float(sums[best]) / len(gains), float(no_answer[order[best]])

@@ -1,8 +1,8 @@
-"""Answers that are spans of a context, with or without questions that have none: SQuAD 1.1 and 2.0.
+"""Answers that are spans of a context, where some questions may have none (SQuAD 1.1 and 2.0): objective and task.
 
-Loss and prediction choose among [CLS], which stands for "no answer", and the tokens of the context. Deliberate
-difference: BERT's run_squad.py and transformers take the softmax over all tokens of a row, the question and padding
-included, and throw away what is no span afterwards; a model has to learn first what is said to it here. The official
+Loss and prediction choose among the tokens of the context and [CLS], which means "no answer". Deliberate difference: in
+BERT's run_squad.py and transformers the softmax covers all tokens of a row, including the question and padding, and
+invalid spans are removed afterwards, so that a model must first learn which tokens cannot be chosen. The official
 DeBERTa code has no SQuAD; its published figures are of the usual recipe.
 """
 
@@ -16,24 +16,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForQuestionAnswering
 from deberta_jax.sift import span_logits
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
-from ..base import Arrays, Found
-from .answers import Prediction, best_spans, predictions
-from .questions import Question, QuestionData, load_questions
+from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
+from .answers import SpanPrediction, best_spans, combine_windows
+from .questions import SpanData, SpanQuestion, load_questions
 from .squad_metrics import squad_v1, squad_v2
-from .windows import Windows, encode_questions
+from .windows import Windows, encode_span_questions
 
 
 def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "SpanTask":
-    """The task of a run, tokenized. Raises as `load_questions` and `encode_questions`."""
+    """Returns the tokenized task of a run. Raises the errors of `load_questions` and `encode_span_questions`."""
     data = load_questions(
         config.data.train,
         validation=config.data.validation,
@@ -46,7 +46,7 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "SpanTask":
         manual_dir=config.data.manual_dir,
     )
     splits = {
-        name: encode_questions(
+        name: encode_span_questions(
             questions,
             tokenizer,
             max_length=config.data.max_length,
@@ -68,10 +68,12 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "SpanTask":
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """One softmax over the tokens for the start, one for the end. A `base.Objective`.
+    """A softmax over the tokens for the start and another for the end. Implements `base.Objective`.
 
-    `n_best`: spans that are kept of a row. `max_answer_length`: tokens of an answer at most. `label_smoothing`: the
-    share of a label that is spread over all tokens that can be chosen.
+    Attributes:
+      n_best: number of spans that are kept per window.
+      max_answer_length: largest number of tokens of an answer.
+      label_smoothing: share of a label that is spread over all tokens that can be chosen.
     """
 
     n_best: int = 20
@@ -81,41 +83,43 @@ class Spans:
     def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
         return DebertaForQuestionAnswering(config, dtype=dtype, remat=remat)
 
-    def loss(self, out: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        """Start and end count as one answer each, so that their mean is that of the two losses."""
-        logits, _ = self.answers(out, batch)
+    def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Start and end count as one answer each, so that the loss is the mean of their losses."""
+        logits = self.answers(out, batch).logits
         return losses.span(logits, batch["ends"], batch["choosable"], smoothing=self.label_smoothing)
 
-    def count(self, batch: Arrays) -> jax.Array:
+    def count(self, batch: Arrays) -> Float[Array, ""]:
         return jnp.asarray(2 * batch["input_ids"].shape[0], jnp.float32)
 
-    def answers(self, out: Any, batch: Arrays) -> tuple[jax.Array, jax.Array | None]:
-        """float32 [B, 2, S]."""
-        return span_logits(out.start_logits, out.end_logits, batch["choosable"]), None
+    def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
+        """Returns logits [B, 2, S]."""
+        return AnswerLogits(span_logits(out.start_logits, out.end_logits, batch["choosable"]))
 
     def predict(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
-        """`best_spans` of each row, the score of "no answer" as `null_score` [B], and `finite` bool [B]."""
-        chosen = batch["choosable"] != 0
-        both = jnp.where(chosen, out.start_logits, 0.0) + jnp.where(chosen, out.end_logits, 0.0)
+        """Returns the fields of `BestSpans`, the score of "no answer" as `null_score` [B], and `finite` [B]."""
+        choosable = batch["choosable"] != 0
+        sums = jnp.where(choosable, out.start_logits, 0.0) + jnp.where(choosable, out.end_logits, 0.0)
         spans = best_spans(
             out.start_logits,
             out.end_logits,
-            chosen.at[:, 0].set(False),
+            choosable.at[:, 0].set(False),
             n_best=self.n_best,
             max_answer_length=self.max_answer_length,
         )
-        return spans | {"null_score": both[:, 0], "finite": jnp.isfinite(both).all(axis=1)}
+        return {**spans._asdict(), "null_score": sums[:, 0], "finite": jnp.isfinite(sums).all(axis=1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanTask:
-    """A `base.Task` whose examples are windows, and whose scores and records are of questions.
+    """A task of questions. Implements `base.Task`.
 
-    "No answer" is predicted where its score is more than `null_threshold` above that of the best span, and only where
-    training has questions without an answer; otherwise nothing has taught the model when to say so.
+    The examples of `splits` are windows; scores and records are of questions.
+
+    "No answer" is predicted if its score is more than `null_threshold` above that of the best span. If every training
+    question has an answer, "no answer" is never predicted, because the model has not learned when to do so.
     """
 
-    data: QuestionData
+    data: SpanData
     objective: Spans
     splits: Mapping[str, Windows]
     null_threshold: float = 0.0
@@ -133,58 +137,59 @@ class SpanTask:
         return "f1"
 
     @functools.cached_property
-    def may_be_silent(self) -> bool:
+    def allows_no_answer(self) -> bool:
+        """Whether "no answer" can be predicted."""
         return any(not question.answers for question in self.data.splits["train"])
 
-    def score(self, split: str, found: Found) -> dict[str, float]:
-        """In per cent, as SQuAD's scripts: `squad_v2` where training or the split has questions without an answer, else
-        `squad_v1`; see there for the figures."""
-        questions = self.data.splits[split]
+    def score(self, split: str, predictions: Predictions) -> dict[str, float]:
+        """Returns the metrics of SQuAD's scripts in percent.
+
+        These are those of `squad_v2` if training or the split has questions without an answer, else of `squad_v1`.
+        """
         if not self.splits[split].labeled:
-            raise UserError(f"the {split} split has no answers to measure against; leave it out")
-        golds = [[answer.text for answer in question.answers or ()] for question in questions]
-        answered = self._predictions(split, found)
-        texts = [one.candidates[0].text if one.candidates else "" for one in answered]
-        if self.may_be_silent:
-            return squad_v2(golds, texts, [one.no_answer for one in answered], threshold=self.null_threshold)
+            raise unlabeled_split(split)
+        golds = [[answer.text for answer in question.answers or ()] for question in self.data.splits[split]]
+        of_questions = self._of_questions(split, predictions)
+        texts = [prediction.candidates[0].text if prediction.candidates else "" for prediction in of_questions]
+        if self.allows_no_answer:
+            no_answer = [prediction.no_answer for prediction in of_questions]
+            return squad_v2(golds, texts, no_answer, threshold=self.null_threshold)
         return squad_v1(golds, texts) if all(golds) else squad_v2(golds, texts)
 
-    def plot(self, path: Path, split: str, found: Found) -> None:
-        """Does nothing: this kind has no plot."""
+    def plot(self, path: Path, split: str, predictions: Predictions) -> None:
+        """Does nothing, because this kind has no plot."""
 
-    def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
-        """One JSON object a question, in the order of the source.
+    def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
+        """Yields one JSON object per question, in the order of the source.
 
-        `n_best` has the spans by their score, and "" for "no answer" where that can be predicted; their probabilities
-        are a softmax of the scores. `{record["id"]: record["prediction_text"] for ...}` is what SQuAD's scripts read as
-        predictions, `no_answer_score` what evaluate-v2.0.py reads with --na-prob-file.
+        `n_best` has the spans in descending order of score, and "" for "no answer" where it can be predicted; the
+        probabilities are a softmax of the scores. `{record["id"]: record["prediction_text"] for ...}` is the format of
+        the predictions that SQuAD's scripts read, and evaluate-v2.0.py reads `no_answer_score` with --na-prob-file.
         """
-        for question, prediction in zip(self.data.splits[split], self._predictions(split, found), strict=True):
+        of_questions = self._of_questions(split, predictions)
+        for question, prediction in zip(self.data.splits[split], of_questions, strict=True):
             yield self._record(question, prediction)
 
-    def _predictions(self, split: str, found: Found) -> list[Prediction]:
-        return predictions(self.data.splits[split], self.splits[split], found, n_best=self.objective.n_best)
+    def _of_questions(self, split: str, predictions: Predictions) -> list[SpanPrediction]:
+        return combine_windows(self.data.splits[split], self.splits[split], predictions, n_best=self.objective.n_best)
 
-    def _record(self, question: Question, prediction: Prediction) -> dict[str, Any]:
-        entries = [{"text": one.text, "answer_start": one.start, "score": one.score} for one in prediction.candidates]
-        silent = not entries or (self.may_be_silent and prediction.no_answer > self.null_threshold)
-        if self.may_be_silent or not entries:
+    def _record(self, question: SpanQuestion, prediction: SpanPrediction) -> dict[str, Any]:
+        entries = [
+            {"text": candidate.text, "answer_start": candidate.start, "score": candidate.score}
+            for candidate in prediction.candidates
+        ]
+        predicts_none = not entries or (self.allows_no_answer and prediction.no_answer > self.null_threshold)
+        if self.allows_no_answer or not entries:
             entries.append({"text": "", "score": prediction.null_score})
         scores = np.array([entry["score"] for entry in entries])
         shares = np.exp(scores - scores.max())
         shares /= shares.sum()
         n_best = [entry | {"probability": float(share)} for entry, share in zip(entries, shares, strict=True)]
-        chosen = n_best[-1 if silent else 0]
-        known = {} if question.answers is None else {"answers": [answer.text for answer in question.answers]}
-        doubt = (
-            {"null_score": prediction.null_score, "no_answer_score": prediction.no_answer} if self.may_be_silent else {}
-        )
-        return {
-            "id": question.id,
-            "question": question.question,
-            **known,
-            "prediction_text": chosen["text"],
-            "probability": chosen["probability"],
-            **doubt,
-            "n_best": sorted(n_best, key=lambda entry: -entry["score"]),
-        }
+        chosen = n_best[-1 if predicts_none else 0]
+        record: dict[str, Any] = {"id": question.id, "question": question.question}
+        if question.answers is not None:
+            record["answers"] = [answer.text for answer in question.answers]
+        record |= {"prediction_text": chosen["text"], "probability": chosen["probability"]}
+        if self.allows_no_answer:
+            record |= {"null_score": prediction.null_score, "no_answer_score": prediction.no_answer}
+        return record | {"n_best": sorted(n_best, key=lambda entry: -entry["score"])}

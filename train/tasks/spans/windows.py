@@ -1,98 +1,121 @@
-"""Questions and contexts to rows of tokens: [CLS] question [SEP] a window of the context [SEP], in RoBERTa [SEP] [SEP].
+"""Tokenizes questions and contexts into windows: `[CLS] question [SEP] part of the context [SEP]`.
 
-A context that is too long for one row is read in windows that overlap, each a row of its own. In a window that does not
-hold the whole answer the answer is [CLS], as where there is none. Source: BERT's run_squad.py (`doc_spans`). Deliberate
-difference: windows overlap by at least as many tokens as an answer may have, so that every answer is whole in one.
+RoBERTa has two separators in the middle. A context that is too long for one row is read in overlapping windows, each a
+row. In a window that does not contain the whole answer the answer is [CLS], as if there were none. Source: BERT's
+run_squad.py (`doc_spans`). Deliberate difference: windows overlap by at least as many tokens as an answer may have, so
+that every answer is whole in one of them.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int, Int32
 
 from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-from ..base import Batch
-from .questions import Question
+from ..base import ExampleBatch
+from .questions import Answer, SpanQuestion
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-    """`ids` int32 [T], and `offsets` int32 [T, 2]: the characters that each comes from (see `Encoding.offsets`)."""
+    """A tokenized context.
 
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int32]
+    Attributes:
+      ids: token ids.
+      offsets: start and end of the characters that each token comes from (see `Encoding.offsets`).
+    """
+
+    ids: Int32[np.ndarray, "tokens"]
+    offsets: Int32[np.ndarray, "tokens 2"]
 
     def tokens(self, start: int, end: int) -> tuple[int, int] | None:
-        """The first and the last of the fewest tokens that cover characters start to end; None: no token has any."""
+        """Returns the first and the last of the tokens that cover the characters from `start` to `end`, if any do."""
         inside = np.flatnonzero((self.offsets[:, 0] < end) & (self.offsets[:, 1] > start))
         return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
-    """The E rows of Q questions; a `base.Encoded` whose examples are rows.
+    """The E windows of the questions of a split. Implements `base.Encoded`, whose examples are windows.
 
     Attributes:
-      questions: Q arrays int32, the tokens of each question. contexts: Q contexts, one object where they are the same.
-      owner: int32 [E], the question that a row asks. first: int32 [E], the first token of its context in the row.
-      lengths: int32 [E], tokens of a row.
-      ends: int32 [E, 2], the places in the row of the answer's first and last token, 0 where it is not there; None
-        where answers are not published.
+      tokenizer: joins the ids of a question and a part of a context.
+      questions: token ids of each question.
+      contexts: the context of each question; equal contexts are the same object.
+      owner: index of the question of each window.
+      first: index in its context of the first token in each window.
+      lengths: number of tokens of each window.
+      ends: positions in the row of the first and the last token of the answer, 0 if the window does not contain it;
+        `None` if the answers are not published.
+      notes: messages to the user.
     """
 
     tokenizer: Tokenizer
-    questions: Sequence[NDArray[np.int32]]
+    questions: Sequence[Int32[np.ndarray, "tokens"]]
     contexts: Sequence[Context]
-    owner: NDArray[np.int32]
-    first: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    ends: NDArray[np.int32] | None
+    owner: Int32[np.ndarray, "E"]
+    first: Int32[np.ndarray, "E"]
+    lengths: Int32[np.ndarray, "E"]
+    ends: Int32[np.ndarray, "E 2"] | None
     notes: tuple[str, ...]
 
     @property
     def labeled(self) -> bool:
         return self.ends is not None
 
-    def context_place(self, row: int) -> int:
-        """Where in the row the context begins."""
-        return len(self.questions[self.owner[row]]) + 1 + self.tokenizer.pair_separators
+    def context_start(self, index: int) -> int:
+        """Returns the position in the row of a window at which the context begins."""
+        return len(self.questions[self.owner[index]]) + 1 + self.tokenizer.pair_separators
 
-    def characters(self, row: int, first: int, last: int) -> tuple[int, int]:
-        """The characters of the context that the tokens at two places of a row, both within the context, span."""
-        shift = self.first[row] - self.context_place(row)
-        offsets = self.contexts[self.owner[row]].offsets
+    def characters(self, index: int, first: int, last: int) -> tuple[int, int]:
+        """Returns the start and the end in the context of the characters that tokens of a window cover.
+
+        Args:
+          index: index of the window.
+          first: position in the row of the first token, within the context.
+          last: position in the row of the last token, within the context.
+        """
+        shift = self.first[index] - self.context_start(index)
+        offsets = self.contexts[self.owner[index]].offsets
         return int(offsets[first + shift, 0]), int(offsets[last + shift, 1])
 
-    def batch(self, rows: np.ndarray, *, length: int) -> Batch:
-        """int32 [B, length] `input_ids`, `attention_mask`, `token_type_ids`, and `choosable`, which is 1 for [CLS] and
-        the tokens of the context; [B, 2] `ends` where answers are known.
+    def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
+        """Returns int32 arrays for the windows at `indices`.
+
+        These are `input_ids`, `attention_mask`, `token_type_ids` and `choosable` [B, length], and `ends` [B, 2] if the
+        answers are known. `choosable` is 1 for [CLS] and for the tokens of the context.
         """
-        shape = (len(rows), length)
+        shape = (len(indices), length)
         input_ids, types, choosable = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        for place, row in enumerate(rows.tolist()):
-            owner = int(self.owner[row])
+        for row, index in enumerate(indices.tolist()):
+            owner = int(self.owner[index])
             question, context = self.questions[owner], self.contexts[owner]
-            begin, end = self.context_place(row), int(self.lengths[row]) - 1
-            window = context.ids[self.first[row] : self.first[row] + end - begin]
-            input_ids[place, : end + 1], types[place, : end + 1] = self.tokenizer.with_special_tokens(question, window)
-            choosable[place, 0] = choosable[place, begin:end] = 1
-        real = np.arange(length) < self.lengths[rows, None]
+            begin, end = self.context_start(index), int(self.lengths[index]) - 1
+            window = context.ids[self.first[index] : self.first[index] + end - begin]
+            input_ids[row, : end + 1], types[row, : end + 1] = self.tokenizer.with_special_tokens(question, window)
+            choosable[row, 0] = choosable[row, begin:end] = 1
+        is_token = np.arange(length) < self.lengths[indices, None]
         batch = {
             "input_ids": input_ids,
-            "attention_mask": real.astype(np.int32),
+            "attention_mask": is_token.astype(np.int32),
             "token_type_ids": types,
             "choosable": choosable,
         }
-        return batch if self.ends is None else batch | {"ends": self.ends[rows]}
+        return batch if self.ends is None else batch | {"ends": self.ends[indices]}
 
 
-def windows(tokens: int, *, room: int, stride: int) -> Iterator[tuple[int, int]]:
-    """First token and size of each window over a context, the last of which ends with it; stride is at most room.
+def cut_windows(tokens: int, *, room: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Yields the first token and the size of each window over a context. The last window ends with the context.
 
     A context without tokens has one window, of size 0.
+
+    Args:
+      tokens: number of tokens of the context.
+      room: largest size of a window.
+      stride: distance between the starts of two windows, at most `room`.
     """
     first = 0
     while first + room < tokens:
@@ -101,8 +124,30 @@ def windows(tokens: int, *, room: int, stride: int) -> Iterator[tuple[int, int]]
     yield first, tokens - first
 
 
-def encode_questions(
-    questions: Sequence[Question],
+@dataclasses.dataclass
+class _Counts:
+    """What the notes of an encoding count."""
+
+    cut_questions: int = 0
+    several_answers: int = 0
+    lost_answers: int = 0
+    long_answers: int = 0
+
+    def notes(self, max_question_length: int, max_answer_length: int, *, training: bool) -> tuple[str, ...]:
+        several = self.several_answers if training else 0
+        counts = {
+            f"{self.cut_questions} questions cut to {max_question_length} tokens": self.cut_questions,
+            f"{several} questions have several answers, of which the first is trained on": several,
+            f"{self.lost_answers} answers are in no window as a whole": self.lost_answers,
+            f"{self.long_answers} answers have more than {max_answer_length} tokens and cannot be predicted": (
+                self.long_answers
+            ),
+        }
+        return tuple(note for note, count in counts.items() if count)
+
+
+def encode_span_questions(
+    questions: Sequence[SpanQuestion],
     tokenizer: Tokenizer,
     *,
     max_length: int,
@@ -112,15 +157,23 @@ def encode_questions(
     training: bool = False,
     notes: Sequence[str] = (),
 ) -> Windows:
-    """Tokenizes questions and their contexts into rows of at most `max_length` tokens.
+    """Returns the windows of questions, of at most `max_length` tokens each.
 
-    Of several answers, the first is the one that is trained on. An answer that begins or ends inside a token gets the
-    whole token. A window begins `doc_stride` tokens after the one before, or sooner where the two would not overlap by
-    `max_answer_length`. Counted in the notes, which follow the given ones: questions that were cut, answers of which no
-    window has the whole, and those that are too long to be predicted.
+    If a question has several answers, the first one is the label. The label of an answer that begins or ends inside a
+    token includes the whole token.
+
+    Args:
+      questions: the questions of a split.
+      tokenizer: the tokenizer of the model.
+      max_length: largest number of tokens per window.
+      max_question_length: largest number of tokens of a question; longer ones are cut.
+      doc_stride: tokens between the starts of two windows; less if they would not overlap by `max_answer_length`.
+      max_answer_length: largest number of tokens of a predicted answer.
+      training: whether the notes count the questions with several answers.
+      notes: notes about reading the questions, which come first.
 
     Raises:
-      ValueError: max_length leaves too little room for a context.
+      UserError: if `max_length` leaves too little room for a context.
     """
     special = 2 + tokenizer.pair_separators
     room = max_length - max_question_length - special
@@ -130,51 +183,67 @@ def encode_questions(
             f"{max_question_length} and {special} special tokens; max_answer_length {max_answer_length} needs more: "
             "raise max_length (384 is usual for SQuAD) or lower the others"
         )
-    texts: dict[str, Context] = {}
-    rows: list[tuple[int, int, int, int, int]] = []  # owner, first, length, ends
-    ids, contexts = [], []
-    cut = lost = long = several = 0
+    counts = _Counts()
+    tokenized: dict[str, Context] = {}
+    question_ids, contexts = [], []
+    rows: list[tuple[int, int, int, int, int]] = []  # owner, first, length and both ends of each window
     for owner, question in enumerate(questions):
-        tokens = tokenizer.encode(question.question)
-        cut += len(tokens) > max_question_length
-        ids.append(np.array(tokens[:max_question_length], np.int32))
-        if question.context not in texts:
-            texts[question.context] = _tokenize(question.context, tokenizer)
-        context = texts[question.context]
+        ids = tokenizer.encode(question.question)
+        counts.cut_questions += len(ids) > max_question_length
+        question_ids.append(np.array(ids[:max_question_length], np.int32))
+        if question.context not in tokenized:
+            tokenized[question.context] = _tokenize(question.context, tokenizer)
+        context = tokenized[question.context]
         contexts.append(context)
-        span = None
-        if question.answers:
-            answer = question.answers[0]
-            span = context.tokens(answer.start, answer.start + len(answer.text))
-            several += len(question.answers) > 1
-            long += span is not None and span[1] - span[0] >= max_answer_length
-        before, held = len(ids[-1]) + special - 1, False
-        room = max_length - before - 1
+        answer = _answer_tokens(context, question.answers or (), max_answer_length, counts)
+        context_start = len(question_ids[-1]) + special - 1
+        room = max_length - context_start - 1
         stride = min(doc_stride, room - max_answer_length)
-        for first, size in windows(len(context.ids), room=room, stride=stride):
-            ends = (0, 0)
-            if span is not None and first <= span[0] and span[1] < first + size:
-                ends, held = (span[0] - first + before, span[1] - first + before), True
-            rows.append((owner, first, before + size + 1, ends[0], ends[1]))
-        lost += bool(question.answers) and not held
+        windows = [
+            (first, context_start + size + 1, *_ends_in_window(answer, first, size, context_start))
+            for first, size in cut_windows(len(context.ids), room=room, stride=stride)
+        ]
+        rows += [(owner, *window) for window in windows]
+        counts.lost_answers += bool(question.answers) and not any(last for _, _, _, last in windows)
     table = np.array(rows, np.int32).reshape(-1, 5)
-    more = (
-        f"windows over {len(questions)} questions" if len(table) > len(questions) else "",
-        f"{cut} questions cut to {max_question_length} tokens" if cut else "",
-        f"{several} questions have several answers, of which the first is trained on" if several and training else "",
-        f"{lost} answers are in no window as a whole" if lost else "",
-        f"{long} answers have more than {max_answer_length} tokens and cannot be found" if long else "",
-    )
+    window_note = (f"windows over {len(questions)} questions",) if len(table) > len(questions) else ()
+    count_notes = counts.notes(max_question_length, max_answer_length, training=training)
     return Windows(
         tokenizer=tokenizer,
-        questions=ids,
+        questions=question_ids,
         contexts=contexts,
         owner=table[:, 0],
         first=table[:, 1],
         lengths=table[:, 2],
         ends=table[:, 3:] if all(question.answers is not None for question in questions) else None,
-        notes=tuple(filter(None, (*notes, *more))),
+        notes=(*notes, *window_note, *count_notes),
     )
+
+
+def _answer_tokens(
+    context: Context, answers: Sequence[Answer], max_answer_length: int, counts: _Counts
+) -> tuple[int, int] | None:
+    """Returns the first and the last token of the first answer, and adds to the counts of answers."""
+    if not answers:
+        return None
+    tokens = context.tokens(answers[0].start, answers[0].start + len(answers[0].text))
+    counts.several_answers += len(answers) > 1
+    counts.long_answers += tokens is not None and tokens[1] - tokens[0] >= max_answer_length
+    return tokens
+
+
+def _ends_in_window(answer: tuple[int, int] | None, first: int, size: int, context_start: int) -> tuple[int, int]:
+    """Returns the positions in the row of an answer's tokens, or 0, that of [CLS], if it is not whole in the window.
+
+    Args:
+      answer: the first and the last token of the answer in the context.
+      first: the first token of the window in the context.
+      size: number of tokens of the context in the window.
+      context_start: position in the row at which the context begins.
+    """
+    if answer is None or answer[0] < first or answer[1] >= first + size:
+        return 0, 0
+    return answer[0] - first + context_start, answer[1] - first + context_start
 
 
 def _tokenize(context: str, tokenizer: Tokenizer) -> Context:

@@ -1,13 +1,14 @@
-"""Files as the CoNLL shared tasks have them: a word a line with its tags behind it, an empty line between sentences."""
+"""Reads files of the CoNLL shared tasks: one word with its tags per line, and an empty line between sentences."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..sources.source import Table, read_text
+from ..sources.files import read_text
+from ..sources.table import Table
 
 SUFFIXES = (".conll", ".txt")
-FIRST, LAST = "0", "-1"  # columns: words by default, tags by default
+FIRST, LAST = "0", "-1"  # default columns of the words and of the tags
 
 
 def is_conll(path: str) -> bool:
@@ -15,14 +16,14 @@ def is_conll(path: str) -> bool:
 
 
 def read_conll(path: str) -> Table:
-    """One row a sentence, numbered by its first line: lists of as many values as it has words.
+    """Returns one row per sentence, numbered by its first line, with a list of values in each column.
 
-    The columns, separated by blanks or tabs, are called "0", "1", ..., and the last of several "-1" as well. Lines
-    that begin with -DOCSTART- are skipped, and counted in the notes.
+    The columns, which are separated by spaces or tabs, are named "0", "1", ...; the last of several columns is also
+    named "-1". Lines that begin with -DOCSTART- are skipped and counted in the notes.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that `read_text` refuses, or a line with another number of columns than the first.
+      MissingFileError: if there is no such file.
+      UserError: if the file cannot be read, or a line has another number of columns than the first one.
     """
     lines = [line.strip(" \t\r") for line in read_text(path).split("\n")]
     skipped = sum(line.startswith("-DOCSTART-") for line in lines)
@@ -39,7 +40,7 @@ def read_conll(path: str) -> Table:
                     raise table.error(number, f"{len(values)} columns, but the lines before have {width}")
                 words.append(values)
             elif words:
-                columns = {str(place): list(column) for place, column in enumerate(zip(*words, strict=True))}
+                columns = {str(index): list(column) for index, column in enumerate(zip(*words, strict=True))}
                 yield start, columns | ({LAST: columns[str(width - 1)]} if width > 1 else {})
                 words = []
 

@@ -1,16 +1,14 @@
-"""Entities in tagged sentences and their scores, as `conlleval` counts them and seqeval does by default."""
+"""Finds the entities in tagged sentences and scores them, as `conlleval` and the default mode of seqeval do."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from deberta_jax.errors import UserError
-
-# BILOU's last and unit mean what IOBES calls end and single.
+# BILOU writes L and U for the tags that IOBES calls E (end) and S (single).
 _PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
 
 
 class Entity(NamedTuple):
-    """Words `start` to `stop` - 1 of a sentence."""
+    """The words `start` to `stop` - 1 of a sentence."""
 
     kind: str
     start: int
@@ -18,42 +16,46 @@ class Entity(NamedTuple):
 
 
 def marks_entities(tags: Sequence[str]) -> bool:
-    """Whether tags are those of entities ("B-PER", "I-PER", "O"; also IOBES and BILOU), rather than parts of speech."""
+    """Returns whether tags mark entities ("B-PER", "I-PER", "O"; also IOBES and BILOU) rather than parts of speech."""
     marked = [tag for tag in tags if tag != "O"]
     return bool(marked) and all(tag[:1] in _PREFIXES and tag[1:2] == "-" and tag[2:] for tag in marked)
 
 
 def entities(tags: Sequence[str]) -> Iterator[Entity]:
-    """The entities of one sentence, for which `marks_entities` is true.
+    """Yields the entities of a sentence whose tags satisfy `marks_entities`.
 
-    An I that follows no entity of its kind begins one, as in IOB1; so does an E. Source: conlleval's startOfChunk and
-    endOfChunk.
+    As in IOB1, an I or an E that follows no entity of its kind begins an entity. Source: startOfChunk and endOfChunk of
+    conlleval.
     """
-    start, before, kind_before = 0, "O", ""
-    for place, tag in enumerate([*tags, "O"]):
+    start, previous_prefix, previous_kind = 0, "O", ""
+    for index, tag in enumerate([*tags, "O"]):
         prefix, kind = _PREFIXES.get(tag[:1], "O"), tag[2:]
-        other_kind = kind != kind_before
-        if before != "O" and (before in "ES" or prefix in "BSO" or other_kind):
-            yield Entity(kind_before, start, place)
-        if prefix != "O" and (prefix in "BS" or before in "ESO" or other_kind):
-            start = place
-        before, kind_before = prefix, kind
+        kind_changes = kind != previous_kind
+        if previous_prefix != "O" and (previous_prefix in "ES" or prefix in "BSO" or kind_changes):
+            yield Entity(previous_kind, start, index)
+        if prefix != "O" and (prefix in "BS" or previous_prefix in "ESO" or kind_changes):
+            start = index
+        previous_prefix, previous_kind = prefix, kind
 
 
 def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, float]:
-    """f1, precision and recall of whole entities over all sentences (micro average), 0 where nothing can be divided.
+    """Returns f1, precision and recall of whole entities over all sentences (micro average).
+
+    A score is 0 where its denominator is 0.
 
     Raises:
-      ValueError: sentences that differ in number or length.
+      ValueError: if the sentences differ in number or length.
     """
-    right = found = wanted = 0
-    for one, other in zip(predicted, labels, strict=True):
-        if len(one) != len(other):
-            raise UserError(f"{len(one)} predicted tags for a sentence of {len(other)} words")
-        guess, truth = set(entities(one)), set(entities(other))
-        right, found, wanted = right + len(guess & truth), found + len(guess), wanted + len(truth)
+    correct = predictions = expected = 0
+    for predicted_tags, label_tags in zip(predicted, labels, strict=True):
+        if len(predicted_tags) != len(label_tags):
+            raise ValueError(f"{len(predicted_tags)} predicted tags for a sentence of {len(label_tags)} words")
+        predicted_entities, label_entities = set(entities(predicted_tags)), set(entities(label_tags))
+        correct += len(predicted_entities & label_entities)
+        predictions += len(predicted_entities)
+        expected += len(label_entities)
     return {
-        "f1": 2 * right / (found + wanted) if found + wanted else 0.0,
-        "precision": right / found if found else 0.0,
-        "recall": right / wanted if wanted else 0.0,
+        "f1": 2 * correct / (predictions + expected) if predictions + expected else 0.0,
+        "precision": correct / predictions if predictions else 0.0,
+        "recall": correct / expected if expected else 0.0,
     }

@@ -1,7 +1,4 @@
-"""A label for every word of a sentence: named entities, parts of speech.
-
-Nothing is dropped: what cannot be used stops the run and is named by file and line.
-"""
+"""A label for each word of a sentence, as for named entities and parts of speech: objective and task."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
@@ -20,26 +18,18 @@ from deberta_jax.models import DebertaForTokenClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
-from ..base import Arrays, Found
+from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
 from ..metrics import accuracy
-from ..sources.cells import check_text, class_name, field
-from ..sources.source import Source, Table, as_published, columns_of, named_splits, open_table
+from ..sources.source import Source, as_published, columns_of, named_splits, open_table
+from ..sources.table import Table, choose_label_names
 from .conll import FIRST, LAST, is_conll, read_conll
+from .encoding import EncodedWords, encode_sentences
 from .entities import entities, entity_scores, marks_entities
-from .sentences import EncodedWords, Sentence, encode_sentences
-
-# ------------------------------------------------------------------------------------------------------- examples
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Row:
-    number: int
-    words: tuple[str, ...]
-    tags: tuple[str, ...] | None
+from .sentences import Sentence, label_sentences, read_sentences, tag_order
 
 
 def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, Any]]:
-    """The table of a source, and which columns have the words and the tags."""
+    """Returns the table of a source and the columns of its words and tags."""
     if source.path is not None and is_conll(source.path):
         columns_of(source, "tokens", {})
         columns = {"text": config.data.columns.text_column or FIRST, "label": config.data.columns.label_column or LAST}
@@ -52,87 +42,27 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
     return table, columns
 
 
-def _read_rows(table: Table, columns: Mapping[str, str], *, labels_optional: bool) -> list[_Row]:
-    rows = []
-    for number, fields in table.rows:
-        try:
-            words = _list(fields, columns["text"])
-            if not words and not table.published:
-                raise UserError(f"column {columns['text']!r} is an empty list; give words or take the row out")
-            words = tuple(check_text(word, columns["text"], allow_empty=table.published) for word in words)
-            tags = None
-            if not labels_optional or columns["label"] in fields:
-                tags = tuple(class_name(tag, table.class_names) for tag in _list(fields, columns["label"]))
-                if len(tags) != len(words):
-                    raise UserError(f"{len(tags)} labels for {len(words)} words; give one a word")
-        except ValueError as error:
-            raise table.error(number, error) from None
-        if rows and (tags is None) != (rows[0].tags is None):
-            raise table.error(number, f"row {rows[0].number} and this one differ: give every row labels, or none")
-        rows.append(_Row(number, words, tags))
-    if not rows:
-        raise UserError(f"{table.name} has no rows")
-    return rows
-
-
-def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
-    values = field(fields, column)
-    if not isinstance(values, list | tuple | np.ndarray):
-        raise UserError(f"column {column!r} holds {values!r:.40}, not a list with a value a word")
-    return [value.item() if isinstance(value, np.generic) else value for value in values]
-
-
-def _label_names(table: Table, rows: list[_Row], known: tuple[str, ...]) -> tuple[str, ...]:
-    """In the official order, else in that of tensorflow_datasets, else "O" first and "B-X" next to "I-X"."""
-    found = {tag for row in rows for tag in row.tags or ()}
-    if len(found) < 2:
-        raise UserError(
-            f"{table.name} has only {'one label, ' + repr(*found) if found else 'empty sentences'}; "
-            "training needs at least two labels"
-        )
-    if known or table.class_names:
-        return known or table.class_names
-    numbers = all(tag.isdecimal() for tag in found)
-    return tuple(sorted(found, key=lambda tag: (tag != "O", int(tag) if numbers else 0, tag.partition("-")[2], tag)))
-
-
-def _to_sentences(table: Table, rows: list[_Row], names: tuple[str, ...]) -> tuple[Sentence, ...]:
-    index = {name: number for number, name in enumerate(names)}
-    sentences = []
-    for row in rows:
-        for place, tag in enumerate(row.tags or ()):
-            if tag not in index:
-                raise table.error(
-                    row.number,
-                    f"label {tag!r} of word {place + 1}, {row.words[place]!r:.40}, is not one of training: "
-                    f"{', '.join(names)}",
-                )
-        labels = None if row.tags is None else tuple(index[tag] for tag in row.tags)
-        sentences.append(Sentence(row.words, labels))
-    return tuple(sentences)
-
-
-# ----------------------------------------------------------------------------------------------- objective and task
-
-
 def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "TokenLabelTask":
-    """The task of a run, tokenized.
+    """Returns the tokenized task of a run.
 
-    `text_column` and `label_column` have lists, by default "words" and "labels"; in `.conll` and `.txt` files they are
-    numbers of columns, by default the first and the last. A test source may leave its labels out, all of them.
+    `text_column` and `label_column` are columns of lists (default: "words" and "labels"). In .conll and .txt files they
+    are numbers of columns (default: the first and the last). Either all or none of the sentences of the test source
+    have labels.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a source that cannot be read or used; one line with the file, the line and the reason.
+      MissingFileError: if there is no such file.
+      UserError: if a source cannot be read or used; the message has the file, the line and the reason.
     """
     sentences, splits, names = {}, {}, ()
     source = Source.parse(config.data.train)
     for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
         table, columns = _open(split, config)
-        rows = _read_rows(table, columns, labels_optional=role == "test")
+        rows = read_sentences(table, columns, label_optional=role == "test")
         if role == "train":
-            names = _label_names(table, rows, source.published.label_names if source.published else ())
-        sentences[name] = _to_sentences(table, rows, names)
+            tags = {tag for row in rows for tag in row.label or ()}
+            official = source.published.label_names if source.published else ()
+            names = choose_label_names(table, tags, official, order=tag_order)
+        sentences[name] = label_sentences(table, rows, names)
         splits[name] = encode_sentences(
             sentences[name], tokenizer, max_length=config.data.max_length, notes=table.notes
         )
@@ -141,37 +71,54 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "TokenLabelTask":
 
 @dataclasses.dataclass(frozen=True)
 class TokenLabels:
-    """A softmax a word. A `base.Objective`.
+    """A softmax per word. Implements `base.Objective`.
 
-    `label_smoothing`: the share of a label that is spread over all labels.
+    Attributes:
+      label_smoothing: share of a label that is spread over all labels.
     """
 
     label_smoothing: float = 0.0
 
     def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
-        """With transformers' head, a single layer, so that an exported model loads there."""
+        """Returns a model with the head of transformers, a single layer, so that transformers loads its export."""
         return DebertaForTokenClassification(config, dtype=dtype, remat=remat)
 
-    def loss(self, out: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+    def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
         return losses.classification(out.logits, batch["labels"], smoothing=self.label_smoothing)
 
-    def count(self, batch: Arrays) -> jax.Array:
+    def count(self, batch: Arrays) -> Float[Array, ""]:
         return (batch["labels"] >= 0).sum().astype(jnp.float32)
 
-    def answers(self, out: Any, batch: Arrays) -> tuple[jax.Array, jax.Array | None]:
-        """Those of first pieces alone, so that SiFT's loss is a mean over words, as the task's is."""
-        return out.logits, (batch["labels"] >= 0).astype(jnp.float32)
+    def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
+        """Only first pieces have weight, so that the loss of SiFT is a mean over words, as the loss of the task is."""
+        return AnswerLogits(out.logits, (batch["labels"] >= 0).astype(jnp.float32))
 
     def predict(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
-        """Of every token the likeliest `label`, int32 [B, S], and its `probability`, float32 [B, S]."""
+        """Returns the most probable `label` of each token, int32 [B, S], and its `probability`, float32 [B, S]."""
         del batch
         probabilities = jax.nn.softmax(out.logits)
         return {"label": probabilities.argmax(axis=-1), "probability": probabilities.max(axis=-1)}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PredictedWords:
+    """The predictions for the words of a sentence.
+
+    Attributes:
+      labels: class index of each word; for a word without pieces "O" or else the first class.
+      probabilities: probability of each label; NaN for a word without pieces.
+    """
+
+    labels: Int[np.ndarray, "words"]
+    probabilities: Float[np.ndarray, "words"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenLabelTask:
-    """A `base.Task`. `sentences` by split; of each split `EncodedWords` has the windows."""
+    """A task of labels of words. Implements `base.Task`.
+
+    The examples of `splits` are the windows of the `sentences` of the same split.
+    """
 
     name: str
     objective: TokenLabels
@@ -183,54 +130,53 @@ class TokenLabelTask:
     def main_metric(self) -> str:
         return "f1" if marks_entities(self.label_names) else "accuracy"
 
-    def score(self, split: str, found: Found) -> dict[str, float]:
-        """`f1`, `precision` and `recall` of entities if the labels mark any, and the `accuracy` of all words."""
+    def score(self, split: str, predictions: Predictions) -> dict[str, float]:
+        """Returns the `accuracy` of all words, and `f1`, `precision` and `recall` of entities if labels mark any."""
         sentences = self.sentences[split]
         if not self.splits[split].labeled:
-            raise UserError(f"the {split} split has no labels to measure against; leave it out")
-        predicted = [labels for labels, _ in self._predictions(split, found)]
-        truth = [np.array(sentence.labels, np.int32) for sentence in sentences]
-        figures = {"accuracy": accuracy(np.concatenate(predicted), np.concatenate(truth))}
+            raise unlabeled_split(split)
+        predicted = [words.labels for words in self._predicted_words(split, predictions)]
+        expected = [np.array(sentence.labels, np.int32) for sentence in sentences]
+        figures = {"accuracy": accuracy(np.concatenate(predicted), np.concatenate(expected))}
         if not marks_entities(self.label_names):
             return figures
-        return entity_scores(list(map(self._tags, predicted)), list(map(self._tags, truth))) | figures
+        return entity_scores(list(map(self._tags, predicted)), list(map(self._tags, expected))) | figures
 
-    def plot(self, path: Path, split: str, found: Found) -> None:
-        """Does nothing: this kind has no plot."""
+    def plot(self, path: Path, split: str, predictions: Predictions) -> None:
+        """Does nothing, because this kind has no plot."""
 
-    def records(self, split: str, found: Found) -> Iterator[dict[str, Any]]:
-        for sentence, (labels, probabilities) in zip(
-            self.sentences[split], self._predictions(split, found), strict=True
-        ):
-            tags = self._tags(labels)
+    def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
+        predicted = self._predicted_words(split, predictions)
+        for sentence, words in zip(self.sentences[split], predicted, strict=True):
+            tags = self._tags(words.labels)
             record: dict[str, Any] = {"words": list(sentence.words)}
             if sentence.labels is not None:
                 record["labels"] = self._tags(sentence.labels)
             record["predictions"] = tags
-            record["probabilities"] = [None if np.isnan(share) else float(share) for share in probabilities]
+            record["probabilities"] = [None if np.isnan(share) else float(share) for share in words.probabilities]
             if marks_entities(self.label_names):
                 record["entities"] = [
-                    {**one._asdict(), "words": list(sentence.words[one.start : one.stop])} for one in entities(tags)
+                    {**entity._asdict(), "words": list(sentence.words[entity.start : entity.stop])}
+                    for entity in entities(tags)
                 ]
             yield record
 
-    def _tags(self, labels: Sequence[int] | np.ndarray) -> list[str]:
+    def _tags(self, labels: Sequence[int] | Int[np.ndarray, "words"]) -> list[str]:
         return [self.label_names[label] for label in labels]
 
-    def _predictions(self, split: str, found: Found) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Labels and their probabilities, by sentence; of a word without pieces "O", or else the first label, and nan.
-
-        Raises ValueError where a probability is not finite.
-        """
+    def _predicted_words(self, split: str, predictions: Predictions) -> list[PredictedWords]:
+        """Returns the predictions of each sentence. Raises UserError if a probability is not finite."""
         default = self.label_names.index("O") if "O" in self.label_names else 0
         sizes = [len(sentence.words) for sentence in self.sentences[split]]
-        answers = [(np.full(size, default, np.int32), np.full(size, np.nan, np.float32)) for size in sizes]
-        for window, one in zip(self.splits[split].windows, found, strict=True):
-            probabilities = one["probability"][window.places]
+        sentences = [
+            PredictedWords(np.full(size, default, np.int32), np.full(size, np.nan, np.float32)) for size in sizes
+        ]
+        for window, prediction in zip(self.splits[split].windows, predictions, strict=True):
+            probabilities = prediction["probability"][window.positions]
             if not np.isfinite(probabilities).all():
                 raise UserError(
                     f"the probabilities of sentence {window.sentence} are not finite; the model has diverged"
                 )
-            answers[window.sentence][0][window.words] = one["label"][window.places]
-            answers[window.sentence][1][window.words] = probabilities
-        yield from answers
+            sentences[window.sentence].labels[window.words] = prediction["label"][window.positions]
+            sentences[window.sentence].probabilities[window.words] = probabilities
+        return sentences

@@ -1,0 +1,33 @@
+"""Checksums of arrays: they change with every bit and do not depend on the sharding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deberta_jax.train.checkpoints.checksums import checksum, describe_leaves
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint32, jnp.bool_])
+def test_checksum_changes_with_one_bit_and_with_the_order(dtype) -> None:
+    values = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 6)), dtype)
+    before = checksum(values)
+    assert checksum(values + 0) == before
+    assert checksum(values[::-1]) != before
+    assert checksum(values.reshape(6, 5)) == before  # row-major order, whatever the shape
+    flipped = np.asarray(values).copy()
+    flipped.view(np.uint8).reshape(-1)[0] ^= 1
+    assert checksum(flipped) != before
+
+
+def test_checksum_does_not_depend_on_the_sharding() -> None:
+    values = jax.random.normal(jax.random.key(0), (8, 6))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(values, NamedSharding(mesh, PartitionSpec("data")))
+    assert describe_leaves({"x": sharded}, checksums=True) == describe_leaves({"x": values}, checksums=True)
+
+
+def test_wide_elements_are_refused() -> None:
+    with pytest.raises(TypeError, match="cannot checksum complex64; a training state has elements of 1, 2 or 4 bytes"):
+        checksum(jnp.zeros(3, jnp.complex64))

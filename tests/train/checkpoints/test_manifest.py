@@ -1,0 +1,44 @@
+"""The manifest of a checkpoint: its format, its own checksum, and how two of them differ."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from deberta_jax.train.checkpoints.manifest import as_json, create_manifest, list_differences, shorten, verified_content
+
+
+def test_manifest_survives_json_with_every_field() -> None:
+    state = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3, jnp.bfloat16)}}
+    manifest = create_manifest(4, state, data={"next_index": 12}, identity={"betas": [0.9, 0.98]})
+    content = verified_content(json.loads(json.dumps(manifest)))
+    assert list(content) == ["step", "data", "identity", "versions", "leaves"]
+    assert (content["step"], content["data"], content["identity"]) == (4, {"next_index": 12}, {"betas": [0.9, 0.98]})
+    assert content["leaves"]["dense/kernel"]["shape"] == [2, 3]
+    assert content["leaves"]["dense/bias"]["dtype"] == "bfloat16"
+    assert {"jax", "orbax-checkpoint"} <= content["versions"].keys()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"content": {"step": 5}, "crc32": 1}, "wrong checksum of meta"),
+        ({"content": {"step": 5}}, "meta is not a manifest"),
+        ([1, 2], "meta is not a manifest"),
+    ],
+)
+def test_what_was_not_written_is_refused(manifest: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        verified_content(manifest)
+
+
+def test_differences_have_dotted_names_and_both_values() -> None:
+    there = as_json({"model": {"layers": 6, "betas": (0.9, 0.98)}, "seed": 1})
+    here = {"model": {"layers": 12, "betas": [0.9, 0.98]}, "dtype": "float32"}
+    assert list_differences(there, here) == [
+        "model.layers is 6 there, 12 here",
+        "seed is 1 there, absent here",
+        'dtype is absent there, "float32" here',
+    ]
+    assert shorten(["a", "b", "c"]) == "a, b, c"
+    assert shorten(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

@@ -1,0 +1,69 @@
+"""Tests of the scores and the records of classification."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from deberta_jax.errors import UserError
+from deberta_jax.train.tasks.classification import task as classification
+
+from ....support.configs import finetune_config
+from ....support.letters import Letters
+from ....support.published_archives import MULTIRC, RECORD, json_lines
+
+
+def load(write, rows, *, name="", kind="classification", **columns):
+    """Returns the task of a file, or of a file of the published set with this name."""
+    path = write("train.jsonl", json_lines(*rows))
+    config = finetune_config(train=f"{name}:{path}" if name else path, max_length=16, **columns)
+    return classification.load(config, Letters(), kind=kind)
+
+
+def predictions_of(*probabilities):
+    return [{"probabilities": np.array(shares)} for shares in probabilities]
+
+
+def test_records_have_texts_labels_and_probabilities(write):
+    rows = [{"text": "a", "pair": "b", "label": "no"}, {"text": "c", "pair": "d", "label": "yes"}]
+    test = write("test.jsonl", json_lines({"text": "e", "pair": "f"}))
+    task = load(write, rows, test=test, pair_column="pair")
+    predictions = predictions_of([0.75, 0.25], [0.75, 0.25])
+    assert task.score("train", predictions) == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3)}
+    assert next(task.records("train", predictions)) == {
+        "text": "a",
+        "pair": "b",
+        "label": "no",
+        "prediction": "no",
+        "probabilities": {"no": 0.75, "yes": 0.25},
+    }
+    assert "label" not in next(task.records("test", predictions[:1]))
+    with pytest.raises(ValueError, match="the test split has no labels to compare with"):
+        task.score("test", predictions[:1])
+
+
+def test_records_of_regression_have_scores(write):
+    task = load(write, [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}], kind="regression")
+    predictions = [{"score": np.float32(score)} for score in (1, 3)]
+    assert task.score("train", predictions) == {"pearson": pytest.approx(1), "spearman": pytest.approx(1)}
+    assert list(task.records("train", predictions))[1] == {"text": "b", "label": 2.0, "prediction": 3.0}
+
+
+def test_probabilities_that_are_not_finite_are_an_error(write):
+    task = load(write, [{"text": "a", "label": "no"}, {"text": "c", "label": "yes"}])
+    with pytest.raises(UserError, match="the probabilities of example 1 are not finite; the model has diverged"):
+        task.score("train", predictions_of([0.5, 0.5], [np.nan, 0.5]))
+
+
+def test_multirc_is_scored_by_answers_and_by_questions(write):
+    task = load(write, [MULTIRC, {**MULTIRC, "idx": 4}], name="super_glue/multirc")
+    figures = task.score("train", predictions_of([0.2, 0.8], [0.9, 0.1], [0.2, 0.8], [0.1, 0.9]))
+    assert figures == {"f1": pytest.approx(f1_score([1, 0, 1, 0], [1, 0, 1, 1])), "exact_match": 0.5}
+    assert task.main_metric == "f1"
+
+
+def test_record_is_scored_by_its_answers(write):
+    task = load(write, [RECORD], name="super_glue/record")
+    predictions = predictions_of(*([1 - share, share] for share in (0.1, 0.3, 0.2)))
+    assert task.score("train", predictions) == {"answer_f1": 0, "answer_exact_match": 0}
+    assert task.main_metric == "answer_f1"
+    assert next(task.records("train", predictions))["group"] == "5/9"

@@ -1,0 +1,51 @@
+"""Tests that the kind of a task follows from its settings and its training source."""
+
+import pytest
+
+from deberta_jax.errors import UserError
+from deberta_jax.train.tasks.loading import load_task
+
+from ...support.configs import changed, finetune_config
+from ...support.letters import Letters
+from ...support.published_archives import CONTEXT, squad_file, squad_question
+
+
+def test_a_file_without_a_kind_is_a_classification(write):
+    train = write("a.tsv", "text\tlabel\na\t0\nb\t1\n")
+    task = load_task(finetune_config(train=train), Letters())
+    assert (task.name, task.label_names, task.main_metric) == ("a", ("0", "1"), "accuracy")
+    task = load_task(finetune_config(train=train, kind="regression"), Letters())
+    assert (task.label_names, task.main_metric) == ((), "pearson")
+
+
+def test_a_published_file_has_the_kind_of_its_set(write, tokenizer):
+    path = write("train-v2.0.json", squad_file(squad_question("a", ("Anne", 0)), context=CONTEXT))
+    task = load_task(finetune_config(train=f"squad/v2.0:{path}"), tokenizer)
+    assert (task.name, task.main_metric) == ("squad/v2.0", "f1")
+
+
+def test_a_set_of_tensorflow_datasets_has_its_kind(fake_tfds, tokenizer):
+    config = finetune_config(train="tfds:squad/v2.0", **fake_tfds)
+    task = load_task(config, tokenizer)
+    assert (task.name, task.main_metric, task.label_names) == ("squad/v2.0", "f1", ())
+    assert set(task.splits) == {"train", "validation"}
+    with pytest.raises(UserError, match="max_length 64 leaves 0 tokens for the context, beside max_question_length 64"):
+        load_task(changed(config, max_length=64), tokenizer)
+
+
+def test_another_kind_than_that_of_the_set_is_refused():
+    config = finetune_config(train="tfds:super_glue/copa", kind="classification")
+    with pytest.raises(UserError, match=r"super_glue/copa is a task of kind 'choice'; leave kind out"):
+        load_task(config, Letters())
+
+
+@pytest.mark.parametrize("kind", ["choice", "tokens", "span"])
+def test_every_kind_refuses_a_set_of_another_kind(write, kind):
+    train = {
+        "choice": ("a.jsonl", '{"text": "t", "choices": ["a", "b"], "label": 0}'),
+        "tokens": ("a.conll", "a O\nb X\n"),
+        "span": ("a.json", squad_file(squad_question("a", ("Anne", 0)))),
+    }
+    config = finetune_config(train=write(*train[kind]), validation="tfds:glue/sst2", kind=kind)
+    with pytest.raises(UserError, match=f"is a set of kind 'classification', which cannot be used for kind '{kind}'"):
+        load_task(config, Letters())

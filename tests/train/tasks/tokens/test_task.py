@@ -1,0 +1,140 @@
+"""Tests of the scores, the records and the training of labels of words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from seqeval import metrics as seqeval_metrics
+
+from deberta_jax import load_pretrained, losses
+from deberta_jax.errors import UserError
+from deberta_jax.models import HeadOutput
+from deberta_jax.train import finetune
+from deberta_jax.train.configs import OptimizerConfig
+from deberta_jax.train.tasks.tokens import task as token_labels
+from deberta_jax.train.tasks.tokens.task import TokenLabels
+
+from ....support.configs import finetune_config
+from ....support.letters import Letters, task_reader
+from ....support.small_models import TINY
+
+TAGGED = "John B-PER\nSmith I-PER\nsleeps O\n\nParis B-LOC\n"
+SILENT = " ."  # spaces and dots have no piece
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Returns a function that writes the files of a task and reads them."""
+    return task_reader(tmp_path, token_labels.load, Letters(SILENT), kind="tokens", name="train.conll", max_length=16)
+
+
+def predict(task, split, labels):
+    """Returns the predictions of a model that gives these labels to the words of a split."""
+    predictions = []
+    for window in task.splits[split].windows:
+        prediction = {
+            "label": np.full(len(window.ids), 99, np.int32),
+            "probability": np.full(len(window.ids), 0.5, np.float32),
+        }
+        prediction["label"][window.positions] = [labels[window.sentence][word] for word in window.words]
+        predictions.append(prediction)
+    return predictions
+
+
+def test_the_model_has_the_head_of_transformers():
+    """It is a single layer, without the pooler of classification."""
+    model = TokenLabels().model(TINY.replace(num_labels=3), dtype=jnp.float32, remat=False)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 8), jnp.int32))["params"]
+    assert set(shapes) == {"deberta", "classifier"}
+    assert shapes["classifier"]["kernel"].shape == (TINY.hidden_size, 3)
+
+
+def test_only_first_pieces_have_a_loss():
+    objective = TokenLabels(label_smoothing=0.1)
+    logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    labels = np.array([[-1, 2, -1, 0, -1], [-1, 1, -1, -1, -1]])
+    out, batch = HeadOutput(jnp.asarray(logits)), {"labels": jnp.asarray(labels)}
+    total, count = jax.jit(objective.loss)(out, batch)
+    first = labels >= 0
+    expected, _ = losses.classification(jnp.asarray(logits[first]), jnp.asarray(labels[first]), smoothing=0.1)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == objective.count(batch) == 3
+    np.testing.assert_array_equal(objective.answers(out, batch).weight, first)
+    predictions = jax.jit(objective.predict)(out, batch)
+    np.testing.assert_array_equal(predictions["label"], logits.argmax(axis=-1))
+    assert ((predictions["probability"] > 1 / 3) & (predictions["probability"] < 1)).all()
+
+
+def test_a_long_sentence_is_scored_as_a_whole(read):
+    words = [letter * 3 for letter in "abcdefghij"]
+    lines = "\n".join(f"{word} {'B-X' if number % 3 == 0 else 'O'}" for number, word in enumerate(words))
+    task = read(lines, max_length=14)
+    encoded = task.splits["train"]
+    assert len(encoded.windows) > 2
+    assert encoded.lengths.max() <= 14
+    assert encoded.notes == ("1 of 1 sentences read in several windows of 14 tokens",)
+    labels = task.sentences["train"][0].labels
+    assert task.score("train", predict(task, "train", [labels]))["f1"] == 1
+    wrong = [1 - label for label in labels]
+    assert task.score("train", predict(task, "train", [wrong]))["accuracy"] == 0
+    batch = encoded.batch(np.arange(len(encoded.windows)), length=14)
+    assert (batch["labels"] >= 0).sum() == len(words)
+
+
+def test_scores_equal_those_of_seqeval_and_records_have_entities(read):
+    task = read(TAGGED)
+    predicted = [[2, 0, 0], [1]]
+    predictions = predict(task, "train", predicted)
+    names = [[task.label_names[label] for label in labels] for labels in predicted]
+    expected = [["B-PER", "I-PER", "O"], ["B-LOC"]]
+    figures = task.score("train", predictions)
+    assert figures["accuracy"] == seqeval_metrics.accuracy_score(expected, names) == 0.75
+    assert figures["f1"] == seqeval_metrics.f1_score(expected, names) == 0.5
+    assert next(task.records("train", predictions)) == {
+        "words": ["John", "Smith", "sleeps"],
+        "labels": ["B-PER", "I-PER", "O"],
+        "predictions": ["B-PER", "O", "O"],
+        "probabilities": [0.5, 0.5, 0.5],
+        "entities": [{"kind": "PER", "start": 0, "stop": 1, "words": ["John"]}],
+    }
+
+
+def test_words_without_pieces_are_predicted_as_o(read):
+    task = read("a B-X\n. O\nb O\n", test="a\n.\n")
+    record = next(task.records("test", predict(task, "test", [[1, 1]])))
+    assert record["predictions"] == ["B-X", "O"]
+    assert record["probabilities"] == [0.5, None]
+    assert "labels" not in record
+
+
+def test_unlabeled_and_diverged_predictions_have_no_scores(read):
+    task = read(TAGGED, test="John\n")
+    predictions = predict(task, "test", [[0]])
+    with pytest.raises(ValueError, match="the test split has no labels to compare with"):
+        task.score("test", predictions)
+    predictions[0]["probability"][1] = np.nan
+    with pytest.raises(UserError, match="of sentence 0 are not finite; the model has diverged"):
+        list(task.records("test", predictions))
+
+
+@pytest.mark.slow
+def test_finetuning_learns_labels_of_words(small_model, write, tmp_path):
+    """Each word has one label, so that any model that trains learns them."""
+    lines = ["the O\nman B-PER\nsaw O\nher I-PER\n", "he O\nsaw O\nthe O\nman B-PER\nand O\nher I-PER\n"]
+    path = write("train.conll", "\n".join(lines * 16))
+    config = finetune_config(
+        output=tmp_path / "run",
+        model=small_model,
+        kind="tokens",
+        train=path,
+        validation=path,
+        max_length=16,
+        batch_size=16,
+        steps=40,
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+    )
+    results = finetune.main(config)
+    assert results["validation"] == {"f1": 1, "precision": 1, "recall": 1, "accuracy": 1}
+    model, params = load_pretrained(tmp_path / "run" / "model")
+    assert model.label_names == ("O", "B-PER", "I-PER")
+    assert params["classifier"]["kernel"].shape == (32, 3)

@@ -1,0 +1,75 @@
+"""Orbax's CheckpointManager as this library configures it, and the folder that it writes to."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from ..hosts.processes import coordination_client
+from .commit_barrier import CommitBarrier
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of the folder of a step that is being written
+
+
+def local_folder(folder: Path | str) -> Path | None:
+    """Returns the folder as an absolute path, or None if it is an address such as `gs://bucket/run`."""
+    return None if "://" in str(folder) else Path(folder).absolute()
+
+
+def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.CheckpointManager:
+    """Returns a manager of the steps in `folder`, which is created. Process 0 removes what killed saves have left.
+
+    It meets no barrier: it may fail on one process alone, and be called again there.
+
+    Args:
+      keep: number of steps that stay on disk.
+      timeout: seconds within which a save has to be on disk on all processes.
+
+    Raises:
+      OSError, ValueError: the folder cannot be created, written or listed.
+    """
+    local = local_folder(folder)
+    # The barrier is created before anything can fail: all processes have to create equally many.
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+        # With these three the constructor of the manager meets no barrier.
+        create=False,
+        save_root_metadata=False,
+        cleanup_tmp_directories=local is None,
+        async_options=ocp.AsyncOptions(
+            timeout_secs=timeout,
+            barrier_sync_fn=CommitBarrier(coordination_client()) if jax.process_count() > 1 else None,
+        ),
+        # Otherwise process 0 checks, between two barriers, what `Checkpointer.save` has checked already.
+        file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
+    )
+    probe_folder(folder)
+    if local is not None and jax.process_index() == 0:
+        for unfinished in local.glob(f"*{_UNFINISHED}"):
+            shutil.rmtree(unfinished)
+    return ocp.CheckpointManager(local or folder, options=options)
+
+
+def probe_folder(folder: Path | str) -> None:
+    """Writes and removes a small file, so that no process enters Orbax's barriers while its storage is down.
+
+    Raises:
+      OSError: the folder cannot be created or written.
+    """
+    local = local_folder(folder)
+    if local is not None:
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError("not a directory") from error
+        probe = local / f".probe-{jax.process_index()}"
+        probe.write_text("the storage answers")
+        probe.unlink()
+
+
+def remove_unfinished(folder: Path | str, step: int) -> None:
+    """Removes, on process 0, what a failed save has written: it may be what fills the disk."""
+    local = local_folder(folder)
+    if local is not None and jax.process_index() == 0:
+        shutil.rmtree(local / f"{step}{_UNFINISHED}", ignore_errors=True)
