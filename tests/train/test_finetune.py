@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax import DebertaConfig, DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
+from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, GridConfig, OptimizerConfig
 from deberta_jax.train.engine.best import BestEvaluation
@@ -23,14 +23,10 @@ from deberta_jax.train.sweep import Outcome
 
 from ..support import small_models
 from ..support.configs import changed, finetune_config
+from ..support.small_models import random_params
 
 TINY = small_models.TINY.replace(initializer_range=0.05)
 COLORS = ("red", "green", "blue")
-
-
-def random_params(config: DebertaConfig) -> dict[str, Any]:
-    model = DebertaForSequenceClassification(config)
-    return jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,9 @@ def home(novel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     unlabeled = [json.dumps({"text": f"my {color} book"}) for color in COLORS]
     (folder / "test.jsonl").write_text("\n".join(unlabeled) + "\n")
-    save_pretrained(folder / "model", TINY, random_params(TINY))
+    save_pretrained(
+        folder / "model", TINY, random_params(DebertaForSequenceClassification(TINY), jnp.ones((1, 8), jnp.int32))
+    )
     Tokenizer.from_folder(novel / "tokenizer").save(folder / "model")
     return folder
 
@@ -231,7 +229,9 @@ def test_settings_that_do_not_fit_are_named(home: Path, tmp_path: Path, changes:
 
 def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(home: Path, tmp_path: Path) -> None:
     small = TINY.replace(vocab_size=500)
-    save_pretrained(tmp_path / "model", small, random_params(small))
+    save_pretrained(
+        tmp_path / "model", small, random_params(DebertaForSequenceClassification(small), jnp.ones((1, 8), jnp.int32))
+    )
     config = settings(home, tmp_path / "run", model=tmp_path / "model", tokenizer=home / "model")
     with pytest.raises(ValueError, match="has 601 pieces, more than the model's vocab_size 500"):
         finetune.main(config)
