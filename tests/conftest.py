@@ -29,18 +29,27 @@ shape_checks.install()
 
 
 @pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny encoder that has learned nothing, and the tokenizer of a novel: to fine-tune in seconds."""
+def novel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text.txt, the first lines of a novel, and tokenizer/, which was trained on them."""
+    from .support.novel import small_tokenizer
+
+    folder = tmp_path_factory.mktemp("novel")
+    small_tokenizer(folder / "tokenizer", folder / "text.txt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory, novel: Path) -> Path:
+    """A folder with a tiny encoder of random weights and the tokenizer of a novel, for fine-tuning in seconds."""
     import jax
     import jax.numpy as jnp
 
-    from deberta_jax import Deberta, save_pretrained
+    from deberta_jax import Deberta, Tokenizer, save_pretrained
 
-    from .support.novel import small_tokenizer
     from .support.small_models import TINY
 
     folder = tmp_path_factory.mktemp("model")
-    small_tokenizer(folder, folder / "text.txt")
+    Tokenizer.from_folder(novel / "tokenizer").save(folder)
     # Without jit the initializers compile one by one, which takes longer than the whole model.
     encoder = jax.jit(Deberta(TINY).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     save_pretrained(folder, TINY, {"deberta": encoder})

@@ -1,10 +1,11 @@
-"""The whole of it, small: six novels -> tokenizer -> pre-training -> a classifier that names a passage's novel.
+"""The whole library in small: six novels, a tokenizer, pre-training, and a classifier that names a passage's novel.
 
     deberta-jax demo --output runs/demo        (or: make demo)
 
 A DeBERTa-v3 of 4 layers of width 256 is pre-trained by replaced token detection with gradient-disentangled embedding
-sharing, then fine-tuned. The same model from random weights and TF-IDF with logistic regression stand beside it, all
-three judged on the same passages, from chapters that none of them has seen, not even in pre-training.
+sharing, and then fine-tuned. It is compared with the same model from random weights and with logistic regression on
+TF-IDF. All three are evaluated on the same passages, from chapters that none of them has seen before, not even in
+pre-training.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from .configs import (
 )
 from .data import train_tokenizer as tokenizer
 from .data.text import embedded_corpus, is_heading, read_documents
+from .settings import NotNegative, Positive, Settings
 
 PASSAGE_WORDS = 80
 SPLITS = ("train", "validation", "test")
@@ -47,23 +49,27 @@ SMALL = DebertaConfig(
     position_buckets=256,
     norm_rel_ebd="layer_norm",
     share_att_key=True,
-    initializer_range=0.05,  # with 0.02, meant for widths from 384, random weights never leave the majority class
+    initializer_range=0.05,  # 0.02 is meant for widths of 384 and more; with it random weights learn nothing here
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Six novels to a classifier, on any machine, in a quarter of an hour on two cores."""
+class DemoConfig(Settings):
+    """Train a classifier from six novels, in 15 minutes on two cores. Repeat the same command to resume it."""
 
     output: Path = Path("runs/demo")
-    """folder for everything that is made; the same command goes on where it was interrupted"""
-    pretrain_steps: int = 2400
-    finetune_steps: int = 200
-    seed: int = 0
+    """folder for all files of the demo"""
+    pretrain_steps: Positive = 2400
+    """number of steps of pre-training"""
+    finetune_steps: Positive = 200
+    """number of steps of each fine-tuning"""
+    seed: NotNegative = 0
+    """seed of all runs"""
 
 
 def main(config: DemoConfig) -> None:
-    console, began = Console(), time.monotonic()
+    """Runs all steps, prints a table of results and writes results.json."""
+    console, started = Console(), time.monotonic()
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,10 +91,10 @@ def main(config: DemoConfig) -> None:
             tokenizer=folder / "tokenizer",
             data=TextConfig(text=(folder / "pretraining.txt",), sequence_length=128),
             models=ModelsConfig(model=str(folder / "model.json")),
-            batch_size=4,  # at this size more updates teach more than larger batches
+            batch_size=4,  # for a model of this size more updates help more than larger batches
             steps=config.pretrain_steps,
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, beta2=0.98),
-            # At the generator's rate the discriminator, which has little to go by at first, maps all tokens to one.
+            # With the generator's rate the discriminator collapses at first: it maps all tokens to one vector.
             discriminator_learning_rate=3e-4,
             evaluate_every=max(1, config.pretrain_steps // 4),
             save_every=400,
@@ -132,17 +138,18 @@ def main(config: DemoConfig) -> None:
         table.add_row(label, f"{results[name]['accuracy']:.4f}", f"{results[name]['macro_f1']:.4f}")
     console.print(table)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    console.print(
-        f"{counts['test']} test passages. Curves of the pre-training: {folder / 'pretraining' / 'curves.png'}"
-    )
-    console.print(f"{(time.monotonic() - began) / 60:.1f} minutes.")
+    console.print(f"{counts['test']} test passages. Curves of pre-training: {folder / 'pretraining' / 'curves.png'}")
+    console.print(f"{(time.monotonic() - started) / 60:.1f} minutes.")
 
 
 def write_passages(folder: Path) -> dict[str, int]:
     """Writes {train,validation,test}.jsonl with text and label, and pretraining.txt without the test chapters.
 
-    Of every ten chapters of a novel two are for testing and one for validation: no passage has a neighbor in another
-    split. Returns the number of passages of each split.
+    Splits consist of whole chapters, so that no passage has a neighbor in another split: of every ten chapters of a
+    novel two are for testing and one for validation.
+
+    Returns:
+      The number of passages of each split.
     """
     passages: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
     pretraining = []
@@ -156,7 +163,7 @@ def write_passages(folder: Path) -> dict[str, int]:
     for split, examples in passages.items():
         lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    # Rewritten only when it differs: the prepared corpus remembers the file.
+    # Written only if it differs, because the prepared corpus is tied to the file.
     target, text = folder / "pretraining.txt", "\n\n".join(pretraining) + "\n"
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         target.write_text(text, encoding="utf-8")
@@ -164,7 +171,7 @@ def write_passages(folder: Path) -> dict[str, int]:
 
 
 def novel_chapters(novel: str) -> tuple[str, list[str]]:
-    """A novel's title, which is its first line, and its chapters without headings and front matter."""
+    """Returns the title of a novel, which is its first line, and its chapters without headings and front matter."""
     lines = novel.splitlines()
     chapters: list[list[str]] = []
     for line in lines:
@@ -176,7 +183,7 @@ def novel_chapters(novel: str) -> tuple[str, list[str]]:
 
 
 def cut_passages(text: str) -> Iterator[str]:
-    """Runs of PASSAGE_WORDS words; a rest of less than half of that goes to the passage before it."""
+    """Yields passages of PASSAGE_WORDS words; fewer than half of that at the end are added to the last passage."""
     words = re.split(r"\s+", text.strip())
     starts = list(range(0, len(words), PASSAGE_WORDS))
     if len(starts) > 1 and len(words) - starts[-1] < PASSAGE_WORDS // 2:
@@ -186,7 +193,7 @@ def cut_passages(text: str) -> Iterator[str]:
 
 
 def tfidf_baseline(folder: Path) -> dict[str, float]:
-    """Accuracy and macro F1 on the test passages of logistic regression on TF-IDF of words and word pairs."""
+    """Returns accuracy and macro F1, on the test passages, of logistic regression on TF-IDF of words and word pairs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
@@ -200,5 +207,5 @@ def tfidf_baseline(folder: Path) -> dict[str, float]:
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000))
     model.fit(texts, labels)
     texts, labels = read("test")
-    found = model.predict(texts)
-    return {"accuracy": accuracy_score(labels, found), "macro_f1": f1_score(labels, found, average="macro")}
+    predictions = model.predict(texts)
+    return {"accuracy": accuracy_score(labels, predictions), "macro_f1": f1_score(labels, predictions, average="macro")}

@@ -1,25 +1,24 @@
-"""Fine-tuning on a task of any kind that `tasks` knows.
+"""Fine-tuning on a task of any kind (see `tasks`), from files or public data sets to a saved model.
 
     deberta-jax finetune --output runs/sst2 --model runs/first/discriminator --train tfds:glue/sst2
 
-Read `run` top to bottom; the step is `build_step`.
+Read `run` from top to bottom; the step is `build_step`.
 """
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Key, Num
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
-from deberta_jax.errors import UserError
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -27,133 +26,86 @@ from deberta_jax.warm_start import merge_pretrained
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import FinetuneConfig
-from .engine.accumulation import accumulate
-from .engine.best import Best
-from .engine.layerwise import by_depth, hold
-from .engine.loop import Plan, Sums, train
+from .engine.accumulation import accumulate, check_batch_size
+from .engine.layerwise import layerwise_learning_rates, stop_frozen_gradients
+from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
-from .finetune_setup import check_settings, check_sizes, heads_message, identity, task_config
+from .finetune_evaluation import Params, Predictor, Validation, apply_model, write_results
+from .finetune_setup import check_settings, heads_message, identity, task_config
 from .hosts.join import Hosts, join_run
-from .reporting.jsonl import write_records
-from .reporting.reporter import open_log
-from .sweep import Results, run_all
-from .tasks.base import Encoded, Objective, Predictions
-from .tasks.batches import FinetuneBatches, evaluation_batches
-from .tasks.classification.task import ClassificationTask
+from .reporting.reporter import open_reporter
+from .sweep import Outcome, Results, run_all
+from .tasks.base import Encoded, Objective
+from .tasks.batches import FinetuneBatches
 from .tasks.loading import load_task
-
-Params = dict[str, Any]
-Metrics = dict[str, jax.Array]
 
 
 def main(config: FinetuneConfig) -> Results:
-    """Returns the metrics of each held-out split, which results.json holds as well; of several runs, the best one's.
+    """Trains and writes model, predictions and results.json.
 
-    With several processes, see `hosts.join.join_run` for errors.
+    `hosts.join.join_run` documents the errors of several processes.
+
+    Returns:
+      The metrics of each labeled split; of several runs those of the best one.
 
     Raises:
-      StoppedError: the run was preempted, or out of time; all is saved.
-      ValueError, OSError: what is wrong with the settings, the data or the machine.
+      StoppedError: if the run was preempted or ran out of time. Everything is saved.
+      UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
     with join_run(config) as hosts:
         if not config.sweep.several_runs:
-            return run(config, hosts)[0]
-        return run_all(config, lambda one: run(one, hosts), report=hosts.first)
+            return run(config, hosts).results
+        return run_all(config, lambda single: run(single, hosts), report=hosts.first)
 
 
-def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: PLR0915 - reads as prose
-    """The metrics of each held-out split, and the name of the one that counts. The same on every host."""
-    # ---------------------------------------------------------------- the task, the model it is done with
+def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
+    """Read from top to bottom; the same on every host."""
+    # ---------------------------------------------------------------- the task, and the model for it
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    check_sizes(config, devices=batch_devices(mesh))
+    check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     task = load_task(config, tokenizer)
     pretrained, weights = load_pretrained(config.model, mesh=mesh)
     model_config = task_config(config, pretrained, task)
-    check_settings(config, model_config, task)
-    if tokenizer.vocab_size > model_config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
-            f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
-        )
+    check_settings(config, model_config, task, tokenizer)
     model = task.objective.model(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
 
-    # ---------------------------------------------------------------- data
-    train_split = task.splits["train"]
-    rows = local_batch_indices(mesh, config.batch_size)
-    epoch = math.ceil(len(train_split.lengths) / config.batch_size)
+    # ---------------------------------------------------------------- how long to train, on what
+    examples = task.splits["train"]
+    epoch = math.ceil(len(examples.lengths) / config.batch_size)  # in steps
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
     batches = FinetuneBatches(
-        train_split,
+        examples,
         batch_size=config.batch_size,
         max_length=config.data.max_length,
         seed=config.seed,
         group=config.data.group_by_length,
-        batch_indices=rows,
+        batch_indices=local_batch_indices(mesh, config.batch_size),
     )
 
-    # ---------------------------------------------------------------- state
-    optimizer = by_depth(
+    # ---------------------------------------------------------------- state, sharded by the table
+    optimizer = layerwise_learning_rates(
         build_optimizer(config.optimizer, total_steps=steps),
         decay=config.regularization.layer_decay,
         frozen=config.regularization.freeze_layers,
         layers=model_config.num_hidden_layers,
     )
-
-    def create(weights: Params) -> TrainState:
-        key = training_key(config.seed)
-        one = train_split.batch(np.zeros(1, np.int64), length=int(train_split.lengths[0]))
-        fresh: Any = model.init(key, one["input_ids"])["params"]
-        params = fresh if config.random_weights else merge_pretrained(weights, fresh)
-        return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=config.seed)
-
-    shapes = jax.eval_shape(create, weights)
+    # Real token ids, because their number of axes depends on the kind: [B, S], or [B, choices, S].
+    first = examples.batch(np.zeros(1, np.int64), length=int(examples.lengths[0]))
+    create = functools.partial(build_state, model, optimizer, first["input_ids"], seed=config.seed)
+    initial = None if config.random_weights else weights
+    shapes = jax.eval_shape(create, initial)
     placement = named_shardings(shapes, mesh)
-    head = (
-        "all weights fresh"
-        if config.random_weights
-        else heads_message(weights, shapes.params["model"], pretrained, task)
-    )
+    head = heads_message(initial, shapes.params["model"], pretrained, task)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
-        state = jax.jit(create, out_shardings=placement)(weights)
-    del weights
+        state = jax.jit(create, out_shardings=placement)(initial)
+    del weights, initial  # their memory is needed
 
-    # ---------------------------------------------------------------- step and evaluation
-    step = jax.jit(
-        build_step(model, task.objective, optimizer, config, total_steps=steps),
-        donate_argnums=0,
-        out_shardings=(placement, None),
-    )
-
-    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))  # whole on every host
-    def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.objective.predict(apply(model, params, batch), batch)
-
-    def answer(params: Params, split: str) -> Predictions:
-        """What the model makes of every example, in their order."""
-        encoded = task.splits[split]
-        predictions: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
-        for numbers, batch in evaluation_batches(
-            encoded, batch_size=config.batch_size, max_length=config.data.max_length, batch_indices=rows
-        ):
-            arrays = jax.device_get(predict(params, place_batch(batch, mesh)))
-            for place, number in enumerate(numbers):
-                predictions[number] = {name: array[place] for name, array in arrays.items()}
-        return predictions
-
-    best = Best(task.main_metric, config.selection.patience)
-    newest: dict[
-        int, Predictions
-    ] = {}  # of the validation split, by step: after the last step the same answers are results
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        newest.clear()
-        newest[int(state.step)] = answer(state.params["model"], "validation")
-        figures = task.score("validation", newest[int(state.step)])
-        if best.record(int(state.step), figures) and config.selection.select == "best":
-            save_pretrained(config.output / "best", model_config, state.params["model"])
-        return figures
+    # ---------------------------------------------------------------- one step, compiled once, its state donated
+    step = build_step(model, task.objective, optimizer, config, total_steps=steps)
+    predictor = Predictor(config, task, model, mesh)
+    validation = Validation(predictor, model_config)
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
@@ -161,74 +113,65 @@ def run(config: FinetuneConfig, hosts: Hosts) -> tuple[Results, str]:  # noqa: P
         Checkpointer(
             config.output / "checkpoints", keep=config.keep, identity=identity(config, model_config, tokenizer, task)
         ) as checkpointer,
-        open_log(
+        open_reporter(
             config.output,
             hosts=hosts,
             total_steps=steps,
-            tokens_per_step=max(1, round(config.batch_size * tokens_of_an_example(train_split))),
+            tokens_per_step=max(1, round(config.batch_size * tokens_per_example(examples))),
             every=config.log_every,
         ) as reporter,
     ):
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
         reporter.message(head)
-        state = train(
-            state,
-            plan=Plan(
-                steps=steps,
-                log_every=config.log_every,
-                evaluate_every=(config.selection.evaluate_every or epoch) if "validation" in task.splits else 0,
-                save_every=config.save_every,
-                profile=config.profile,
-            ),
-            step=step,
+        plan = TrainingRun(
+            steps=steps,
+            log_every=config.log_every,
+            evaluate_every=(config.selection.evaluate_every or epoch) if "validation" in task.splits else 0,
+            save_every=config.save_every,
+            profile=config.profile,
+            profile_folder=config.output / "profile",
+            step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
             batches=batches,
-            place=lambda batch: place_batch(batch, mesh),
-            figures=training_figures,
-            evaluate=evaluate,
+            place_batch=functools.partial(place_batch, mesh=mesh),
+            summarize=training_figures,
+            evaluate=validation.evaluate,
+            best=validation.best,
             checkpointer=checkpointer,
             reporter=reporter,
             hosts=hosts,
-            profile_folder=config.output / "profile",
-            memory=best,
         )
-
-        # ------------------------------------------------------------ results and model
-        params = state.params["model"]
-        if config.selection.select == "best" and best.step is None:
-            reporter.message(f"no evaluation gave a number for {best.metric}: the last model is the result")
-        elif config.selection.select == "best":
-            reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
-            params = load_pretrained(config.output / "best", mesh=mesh)[1]
-        results: dict[str, dict[str, float]] = {}
-        for name, split in task.splits.items():
-            if name == "train":
-                continue
-            known = newest.get(int(state.step)) if name == "validation" and config.selection.select == "last" else None
-            predictions = answer(params, name) if known is None else known
-            if split.labeled:
-                results[name] = task.score(name, predictions)
-                figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
-                reporter.message(f"{name}: {figures}")
-            if hosts.first:
-                write_records(config.output / "predictions" / f"{name}.jsonl", task.records(name, predictions))
-                if split.labeled and isinstance(task, ClassificationTask):
-                    task.plot(config.output / "predictions" / f"{name}.png", name, predictions)
-        if hosts.first:
-            (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        state = train(state, plan)
+        params = validation.chosen_params(state, reporter)
+        results = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
         save_pretrained(config.output / "model", model_config, params)
         if hosts.first:
             tokenizer.save(config.output / "model")
         reporter.message(f"saved {config.output / 'model'}")
-    return results, task.main_metric
+    return Outcome(results, task.main_metric)
 
 
-def apply(model: Any, params: Params, batch: dict[str, jax.Array], **options: Any) -> Any:
-    """The model's output for a batch; options go to `model.apply`."""
-    variables = {"params": params, **options.pop("variables", {})}
-    return model.apply(
-        variables, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"], **options
-    )
+def build_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    input_ids: Int[Array | np.ndarray, "B ..."],
+    weights: Params | None = None,
+    *,
+    seed: int,
+) -> TrainState:
+    """Returns the state before the first step; traceable by `jax.jit` and `jax.eval_shape`.
+
+    Args:
+      model: the model of the task.
+      optimizer: the optimizer of all parameters.
+      input_ids: any token ids of the shape that the model takes.
+      weights: parameters to start from; missing ones are random (default: all are).
+      seed: seed of random parameters and of training.
+    """
+    params: Any = model.init(training_key(seed), input_ids)["params"]
+    if weights is not None:
+        params = merge_pretrained(weights, params)
+    return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=seed)
 
 
 def build_step(
@@ -238,21 +181,34 @@ def build_step(
     config: FinetuneConfig,
     *,
     total_steps: int,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """The update of one batch (see `tasks.base.Encoded.batch`) by a model of `deberta_jax.models`."""
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, StepMetrics]]:
+    """Returns the update of one batch as a pure function of state and batch (see `tasks.base.Encoded.batch`).
+
+    Its metrics are sums (see `training_figures`), the gradient norm and the learning rate.
+
+    Args:
+      model: the model of the task.
+      objective: its loss.
+      optimizer: the optimizer of all parameters.
+      config: the settings of the run.
+      total_steps: the last step, which ends the learning-rate schedule.
+    """
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
-    def loss(params: Params, chunk: dict[str, jax.Array], key: jax.Array, weight: jax.Array):
-        params = hold(params, frozen=config.regularization.freeze_layers, layers=model.config.num_hidden_layers)
+    def loss(params: Params, chunk: dict[str, jax.Array], key: Key[Array, ""], weight: Num[Array, ""]):
+        frozen, layers = config.regularization.freeze_layers, model.config.num_hidden_layers
+        params = stop_frozen_gradients(params, frozen=frozen, layers=layers)
 
-        def forward(params: Params, key: jax.Array, **perturbed: Any) -> Any:
-            return apply(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})
+        def forward(params: Params, key: Key[Array, ""], **perturbed: Any) -> Any:
+            return apply_model(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})
 
         out = forward(params, key)
         total, _ = objective.loss(out, chunk)
         if config.sift.weight == 0:
             return total / weight, {"loss_sum": total}
-        noise_key, sift_key = jax.random.split(jax.random.fold_in(key, 1))  # the plain forward drops as without SiFT
+        noise_key, sift_key = jax.random.split(
+            jax.random.fold_in(key, 1)
+        )  # dropout of the plain forward pass stays as without SiFT
         clean, counts = objective.answers(out, chunk)
         tokens = (math.prod(chunk["input_ids"].shape[:-1]), chunk["input_ids"].shape[-1])
         adversarial, _ = adversarial_loss(
@@ -267,7 +223,7 @@ def build_step(
         sums = {"loss_sum": total, "adversarial_sum": adversarial}
         return (total + config.sift.weight * adversarial) / weight, sums
 
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, StepMetrics]:
         count = objective.count(batch)
         params, opt_state = state.params["model"], state.opt_state["model"]
         grads, sums = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
@@ -285,8 +241,8 @@ def build_step(
     return step
 
 
-def training_figures(sums: Sums) -> dict[str, float]:
-    """Means since the last line of the log. The loss is the task's; SiFT's stands beside it, unweighted."""
+def training_figures(sums: Sums) -> Figures:
+    """Returns the means since the last line of the log. SiFT's loss is not weighted, and not part of `loss`."""
     adversarial = {"adversarial_loss": sums["adversarial_sum"] / sums["count"]} if "adversarial_sum" in sums else {}
     return {
         "loss": sums["loss_sum"] / sums["count"],
@@ -296,8 +252,8 @@ def training_figures(sums: Sums) -> dict[str, float]:
     }
 
 
-def tokens_of_an_example(encoded: Encoded) -> float:
-    """Real tokens, the mean of the first 256 examples; of a choice all rows count."""
+def tokens_per_example(encoded: Encoded) -> float:
+    """Returns the mean number of real tokens of the first 256 examples, over all rows of an example."""
     first = np.arange(min(256, len(encoded.lengths)))
     batch = encoded.batch(first, length=int(encoded.lengths[first].max()))
     return float(batch["attention_mask"].sum()) / len(first)

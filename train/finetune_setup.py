@@ -1,4 +1,4 @@
-"""What a fine-tuning run starts from: settings that fit together, the model with the task's head, its checkpoints."""
+"""From the settings of a fine-tuning run to its model, and the checks that settings, model and task fit together."""
 
 import dataclasses
 from typing import Any
@@ -14,70 +14,72 @@ from .tasks.base import Task
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
-    """The model's configuration with the task's classes; one output without names for a regression."""
+    """Returns the model's configuration with the classes of the task (one output without a name for a regression)."""
     changes: dict[str, Any] = {"num_labels": max(1, len(task.label_names)), "label_names": task.label_names}
-    if config.regularization.classifier_dropout is not None:
-        changes["cls_dropout"] = config.regularization.classifier_dropout
-        if pretrained.model_type in ("roberta", "electra"):  # their heads drop out on either side of the dense layer
-            changes["pooler_dropout"] = config.regularization.classifier_dropout
+    dropout = config.regularization.classifier_dropout
+    if dropout is not None:
+        changes["cls_dropout"] = dropout
+        if pretrained.model_type in ("roberta", "electra"):  # their heads have dropout before and after the dense layer
+            changes["pooler_dropout"] = dropout
     return pretrained.replace(**changes)
 
 
-def heads_message(weights: dict[str, Any], fresh: dict[str, Any], pretrained: DebertaConfig, task: Task) -> str:
-    """Which parts of the head are the model's, and which `warm_start.merge_pretrained` begins anew, and why.
+def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrained: DebertaConfig, task: Task) -> str:
+    """Returns which parts of the head `warm_start.merge_pretrained` takes from the model, which are random, and why.
 
     Args:
-      weights: the model's. fresh: those of the task's model, or their shapes.
+      weights: the parameters to start from; None if all are random.
+      fresh: parameters of the task's model, or their shapes.
+      pretrained: the configuration of the model to start from.
+      task: the task.
     """
+    if weights is None:
+        return "all weights random"
     shapes = {name: jax.tree.map(lambda leaf: leaf.shape, part) for name, part in weights.items()}
-    said = []
+    parts = []  # of the message, one per part of the head
     for name, part in sorted(fresh.items()):
         if name == "deberta":
             continue
         if shapes.get(name) == jax.tree.map(lambda leaf: leaf.shape, part):
-            names = pretrained.label_names
-            others = name == "classifier" and task.label_names and names and names != task.label_names
-            said.append(
-                f"{name} the model's"
-                + (f", whose classes were {', '.join(names)}, now {', '.join(task.label_names)}" if others else "")
+            old, new = pretrained.label_names, task.label_names
+            renamed = name == "classifier" and new and old and old != new
+            parts.append(
+                f"{name} from the model"
+                + (f", whose classes were {', '.join(old)}, now {', '.join(new)}" if renamed else "")
             )
         elif name in shapes:
-            said.append(f"{name} fresh: the model's is {_sizes(shapes[name])}, the task needs {_sizes(part)}")
+            parts.append(f"{name} random: the model's is {_sizes(shapes[name])}, the task needs {_sizes(part)}")
         else:
-            said.append(f"{name} fresh")
-    return "head: " + "; ".join(said)
+            parts.append(f"{name} random")
+    return "head: " + "; ".join(parts)
 
 
 def _sizes(part: Any) -> str:
-    """The shapes of a head's kernels."""
+    """Returns the shapes of a head's kernels as text."""
     leaves = jax.tree.leaves(part, is_leaf=lambda leaf: isinstance(leaf, tuple))
     shapes = [leaf if isinstance(leaf, tuple) else leaf.shape for leaf in leaves]
     return ", ".join(" x ".join(map(str, shape)) for shape in shapes if len(shape) > 1)
 
 
-def check_sizes(config: FinetuneConfig, *, devices: int) -> None:
-    """Raises ValueError where a batch does not divide."""
-    if config.batch_size % config.accumulation or config.batch_size // config.accumulation % devices:
-        raise UserError(
-            f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation) over "
-            f"{devices} devices; give a multiple of {config.accumulation * devices}"
-        )
-
-
-def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task) -> None:
-    """Raises ValueError where settings do not go with the model or the task."""
+def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tokenizer: Tokenizer) -> None:
+    """Raises UserError if settings, model, task and tokenizer do not fit together."""
     frozen = config.regularization.freeze_layers
     if frozen > model.num_hidden_layers:
         raise UserError(f"freeze_layers is {frozen}, but the model has {model.num_hidden_layers} layers")
-    by_validation = config.selection.patience or config.selection.select == "best" or config.sweep.several_runs
-    if by_validation and "validation" not in task.splits:
-        raise UserError("patience, select 'best', seeds and grid go by the validation split; give --validation")
+    needs_validation = config.selection.patience or config.selection.select == "best" or config.sweep.several_runs
+    if needs_validation and "validation" not in task.splits:
+        raise UserError("patience, select 'best', seeds and grid need the validation split; give --validation")
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size {model.vocab_size}; "
+            "give the tokenizer that the model was trained with"
+        )
 
 
 def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
-    """Returns the settings that a checkpoint and the run that resumes it must have in common, by their old flat names.
+    """Returns the settings that a checkpoint and the run that resumes it must have in common.
 
-    Keys and values are a format on disk: a change would keep runs from resuming.
+    Keys and values are a format on disk: a change would keep interrupted runs from resuming.
     """
     columns, spans, regularization = config.data.columns, config.spans, config.regularization
     return {

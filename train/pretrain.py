@@ -2,26 +2,28 @@
 
     deberta-jax pretrain --output runs/first --tokenizer runs/tokenizer --text corpus/ --model deberta-v3-small
 
-Read `run` top to bottom; the step is `build_step`. One step of decoupled replaced token detection, in the order of
-the official `rtd_task.py`: the generator's loss and samples from one forward with dropout on, its update, then the
-discriminator's loss with the embedding that was just updated, its update.
+Read `run` from top to bottom; the step is `build_step`. A step of decoupled replaced token detection does, in the order
+of the official `rtd_task.py`: the generator's loss and samples from one forward pass with dropout, its update, then the
+discriminator's loss with the embeddings that were just updated, and its update.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jaxtyping import Array, Key, Num
 
 from deberta_jax.checkpoint import save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.rtd import (
     EmbeddingSharing,
     Params,
+    PretrainingBatch,
     RTDConfig,
     RTDModels,
     SampledBatch,
@@ -33,36 +35,40 @@ from deberta_jax.rtd import (
     sample_replacements,
     standalone_discriminator,
 )
-from deberta_jax.rtd import (
-    PretrainingBatch as Batch,
-)
-from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
+from deberta_jax.sharding import batch_devices, make_mesh, named_shardings
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import PretrainConfig
-from .data.batches import TrainingBatches, held_out_batches
-from .engine.accumulation import accumulate
-from .engine.loop import Plan, Sums, train
+from .engine.accumulation import accumulate, check_batch_size
+from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .hosts.join import Hosts, join_run
-from .pretrain_setup import check_sizes, identity, load_starts, resolve_corpus, resolve_masking, resolve_models
+from .pretrain_setup import (
+    MaskedRows,
+    check_vocabulary,
+    identity,
+    load_initial_models,
+    resolve_corpus,
+    resolve_masking,
+    resolve_models,
+)
 from .reporting.curves import plot_curves
-from .reporting.reporter import Log, open_log
-from .tasks.metrics import discriminator_sums, generator_sums, pretraining_figures
+from .reporting.pretraining_metrics import discriminator_sums, generator_sums, pretraining_figures
+from .reporting.reporter import Reporter, open_reporter
 
 Optimizers = dict[str, optax.GradientTransformation]
-Metrics = dict[str, jax.Array]
-BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
 
 def main(config: PretrainConfig) -> None:
-    """Trains, and leaves the models in the run's folder. With several processes, see `hosts.join.join_run` for errors.
+    """Trains and writes the models into the run's folder.
+
+    `hosts.join.join_run` documents the errors of several processes.
 
     Raises:
-      StoppedError: the run was preempted, or out of time; all is saved.
-      ValueError, OSError: what is wrong with the settings, the data or the machine.
+      StoppedError: if the run was preempted or ran out of time. Everything is saved.
+      UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
     with join_run(config) as hosts:
         run(config, hosts)
@@ -73,63 +79,35 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     # ---------------------------------------------------------------- what is trained, on what
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    starts = load_starts(config, mesh)
-    models_config = resolve_models(config, tokenizer, {name: start[0] for name, start in starts.items()})
+    initial = load_initial_models(config.models, mesh)
+    models_config = resolve_models(config, {name: model.config for name, model in initial.items()})
+    check_vocabulary(config, tokenizer, models_config)
+    check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    check_sizes(config, devices=batch_devices(mesh))
-    corpus = resolve_corpus(config, tokenizer)
-    masking = resolve_masking(config)
+    rows = MaskedRows(resolve_corpus(config, tokenizer), resolve_masking(config), tokenizer, mesh)
 
-    # ---------------------------------------------------------------- state, sharded as the table says
+    # ---------------------------------------------------------------- state, sharded by the table
     optimizers = build_optimizers(config)
-
-    def create(weights: dict[str, Params]) -> TrainState:
-        params = init_params(models_config, training_key(config.seed), **weights)
-        if config.objective.name == "mlm":
-            params = {"generator": params["generator"]}
-        return TrainState.create(params, init_optimizers(optimizers, params), seed=config.seed)
-
-    weights = {name: start[1] for name, start in starts.items()}
-    origins = {name: f"going on from {', '.join(params)}" for name, params in weights.items()}
+    create = functools.partial(build_state, config, models_config, optimizers)
+    weights = {name: model.params for name, model in initial.items()}
+    origins = {name: f"pretrained {', '.join(params)}" for name, params in weights.items()}
     placement = named_shardings(jax.eval_shape(create, weights), mesh)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(weights)
-    del starts, weights
+    del initial, weights  # their memory is needed
 
     # ---------------------------------------------------------------- one step, compiled once, its state donated
-    step = jax.jit(
-        build_step(models, optimizers, config, sharing=models_config.embedding_sharing),
-        donate_argnums=0,
-        out_shardings=(placement, None),
-    )
-    measure = jax.jit(build_evaluation(models, config, sharing=models_config.embedding_sharing))
-
-    def place(batch: dict[str, np.ndarray]) -> Batch:
-        return cast(Batch, place_batch({name: batch[name] for name in BATCH_FIELDS}, mesh))
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        sums: Sums = {}
-        size = config.batch_size // config.accumulation
-        batches = held_out_batches(
-            corpus,
-            global_batch=size,
-            batch_indices=local_batch_indices(mesh, size),
-            masking=masking,
-            tokenizer=tokenizer,
-        )
-        for number, batch in enumerate(batches):
-            key = jax.random.fold_in(training_key(config.seed), number)
-            for name, value in jax.device_get(measure(state.params, place(batch), key)).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return pretraining_figures(sums)
+    sharing = models_config.embedding_sharing
+    step = build_step(models, optimizers, config, sharing=sharing)
+    measure = jax.jit(build_evaluation(models, config, sharing=sharing))
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
         jax.set_mesh(mesh),
         Checkpointer(
-            config.output / "checkpoints", keep=config.keep, identity=identity(config, models_config, corpus)
+            config.output / "checkpoints", keep=config.keep, identity=identity(config, models_config, rows.corpus)
         ) as checkpointer,
-        open_log(
+        open_reporter(
             config.output,
             hosts=hosts,
             total_steps=config.steps,
@@ -139,34 +117,67 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     ):
         for name, params in state.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(params))
-            reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'fresh')}")
-        state = train(
-            state,
-            plan=Plan(
-                steps=config.steps,
-                log_every=config.log_every,
-                evaluate_every=config.evaluate_every,
-                save_every=config.save_every,
-                profile=config.profile,
-            ),
-            step=step,
-            batches=TrainingBatches(
-                corpus,
-                global_batch=config.batch_size,
-                batch_indices=local_batch_indices(mesh, config.batch_size),
-                seed=config.seed,
-                masking=masking,
-                tokenizer=tokenizer,
-            ),
-            place=place,
-            figures=pretraining_figures,
-            evaluate=evaluate,
+            reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'random weights')}")
+        plan = TrainingRun(
+            steps=config.steps,
+            log_every=config.log_every,
+            evaluate_every=config.evaluate_every,
+            save_every=config.save_every,
+            profile=config.profile,
+            profile_folder=config.output / "profile",
+            step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
+            batches=rows.training_batches(config),
+            place_batch=rows.place,
+            summarize=pretraining_figures,
+            evaluate=functools.partial(evaluate, config, rows, measure),
             checkpointer=checkpointer,
             reporter=reporter,
             hosts=hosts,
-            profile_folder=config.output / "profile",
         )
+        state = train(state, plan)
         save_models(config, models_config, state.params, tokenizer, hosts, reporter)
+
+
+# -------------------------------------------------------------------- state
+
+
+def build_state(
+    config: PretrainConfig, models: RTDConfig, optimizers: Optimizers, weights: Mapping[str, Params]
+) -> TrainState:
+    """Returns the state before the first step; traceable by `jax.jit` and `jax.eval_shape`.
+
+    Args:
+      config: the settings of the run.
+      models: configurations of generator and discriminator.
+      optimizers: from `build_optimizers`.
+      weights: parameters to start from, by "generator" and "discriminator"; missing ones are random.
+    """
+    params = init_params(models, training_key(config.seed), **weights)
+    if config.objective.name == "mlm":
+        params = {"generator": params["generator"]}
+    return create_state(optimizers, params, seed=config.seed)
+
+
+def create_state(optimizers: Optimizers, params: Params, *, seed: int) -> TrainState:
+    """Returns the state before the first step with these parameters."""
+    opt_state = {
+        name: optimizer.init(params if name == "joint" else params[name]) for name, optimizer in optimizers.items()
+    }
+    return TrainState.create(params, opt_state, seed=seed)
+
+
+def build_optimizers(config: PretrainConfig) -> Optimizers:
+    """Returns one optimizer per model, or one named "joint" for both if they are not decoupled."""
+    generator = build_optimizer(config.optimizer, total_steps=config.steps)
+    if config.objective.name == "mlm":
+        return {"generator": generator}
+    if not config.objective.decoupled:
+        return {"joint": generator}
+    rate = config.discriminator_learning_rate
+    if rate is None:
+        rate = config.optimizer.learning_rate
+    discriminator = dataclasses.replace(config.optimizer, learning_rate=rate)
+    return {"generator": generator, "discriminator": build_optimizer(discriminator, total_steps=config.steps)}
 
 
 # -------------------------------------------------------------------- the step
@@ -179,29 +190,45 @@ def build_step(
     *,
     sharing: EmbeddingSharing,
     sample: Sampler = sample_replacements,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The update of one batch, as a pure function of state and batch (input_ids, segment_ids, masked_positions,
-    masked_labels). Its metrics are sums over the batch's tokens, gradient norms and the learning rate."""
+) -> Callable[[TrainState, PretrainingBatch], tuple[TrainState, StepMetrics]]:
+    """Returns the update of one batch as a pure function of state and batch.
+
+    Its metrics are sums over the tokens of the batch (see `pretraining_figures`), gradient norms and the learning rate.
+
+    Args:
+      models: generator and discriminator.
+      optimizers: from `build_optimizers`.
+      config: the settings of the run.
+      sharing: how generator and discriminator share their embeddings.
+      sample: draws the generator's replacements (default: from its softmax).
+    """
     multiplier = schedule(config.optimizer, total_steps=config.steps)
 
-    def generator_loss(params: Params, chunk: Batch, key: jax.Array, weight: jax.Array):
+    def generator_loss(params: Params, chunk: PretrainingBatch, key: Key[Array, ""], weight: Num[Array, ""]):
         out = generator_pass(models.generator, params, chunk, key=key, sample=sample, train=True)
         return out.loss_sum / weight, out
 
-    def discriminator_loss(own: Params, chunk: SampledBatch, key: jax.Array, weight: jax.Array, generator: Params):
-        params = discriminator_view({"generator": generator, "discriminator": own}, sharing)
-        out = discriminator_pass(models.discriminator, params, chunk, chunk["sampled"], key=key, train=True)
+    def discriminator_loss(
+        discriminator: Params, chunk: SampledBatch, key: Key[Array, ""], weight: Num[Array, ""], generator: Params
+    ):
+        view = discriminator_view({"generator": generator, "discriminator": discriminator}, sharing)
+        out = discriminator_pass(models.discriminator, view, chunk, chunk["sampled"], key=key, train=True)
         return config.objective.rtd_lambda * out.loss_sum / weight, out
 
-    def joint_loss(params: Params, chunk: Batch, key: jax.Array, masked: jax.Array, real: jax.Array):
+    def joint_loss(
+        params: Params, chunk: PretrainingBatch, key: Key[Array, ""], masked: Num[Array, ""], real: Num[Array, ""]
+    ):
+        # Both models in one loss, so that shared embeddings receive both gradients in one update.
         first, second = jax.random.split(key)
         generator_part, generated = generator_loss(params["generator"], chunk, first, masked)
         view = discriminator_view(params, sharing)
         judged = discriminator_pass(models.discriminator, view, chunk, generated.sampled, key=second, train=True)
         return generator_part + config.objective.rtd_lambda * judged.loss_sum / real, (generated, judged)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: PretrainingBatch) -> tuple[TrainState, StepMetrics]:
         keys = jax.random.split(state.step_key())
+        # Weights of the whole batch, so that the means do not depend on accumulation or on the number of devices.
+        # At least 1, because a batch of nothing but padding must give 0 rather than NaN.
         masked = jnp.maximum((batch["masked_labels"] > 0).sum(), 1)
         real = jnp.maximum((batch["segment_ids"] != 0).sum(), 1)
         params, opt_state = dict(state.params), dict(state.opt_state)
@@ -220,16 +247,16 @@ def build_step(
             params = update("joint", grads, params)
             metrics |= generator_sums(generated) | discriminator_sums(judged)
         else:
-            # 1. The generator: masked LM loss and samples, update.
+            # 1. The generator: masked LM loss and samples from one forward pass, then its update.
             grads, generated = accumulate(
                 generator_loss, params["generator"], batch, keys[0], config.accumulation, masked
             )
             params["generator"] = update("generator", grads, params["generator"])
             metrics |= generator_sums(generated)
             if config.objective.name == "rtd":
-                # 2. The discriminator, on embeddings that the generator's update has moved already, update.
+                # 2. The discriminator, which sees the embeddings that the generator's update has already moved.
                 grads, judged = accumulate(
-                    lambda own, chunk, key, weight: discriminator_loss(own, chunk, key, weight, params["generator"]),
+                    functools.partial(discriminator_loss, generator=params["generator"]),
                     params["discriminator"],
                     {**batch, "sampled": generated.sampled},
                     keys[1],
@@ -245,10 +272,13 @@ def build_step(
 
 def build_evaluation(
     models: RTDModels, config: PretrainConfig, *, sharing: EmbeddingSharing
-) -> Callable[[Params, Batch, jax.Array], Metrics]:
-    """Sums over one held-out batch without dropout; the replacements are sampled with the key that is given."""
+) -> Callable[[Params, PretrainingBatch, jax.Array], StepMetrics]:
+    """Returns a function of parameters, held-out batch and key that computes sums without dropout.
 
-    def measure(params: Params, batch: Batch, key: jax.Array) -> Metrics:
+    The key draws the generator's replacements.
+    """
+
+    def measure(params: Params, batch: PretrainingBatch, key: Key[Array, ""]) -> StepMetrics:
         generated = generator_pass(
             models.generator, params["generator"], batch, key=key, sample=sample_replacements, train=False
         )
@@ -262,29 +292,39 @@ def build_evaluation(
     return measure
 
 
-def build_optimizers(config: PretrainConfig) -> Optimizers:
-    """One optimizer a model, or one for both when they are not decoupled."""
-    generator = build_optimizer(config.optimizer, total_steps=config.steps)
-    if config.objective.name == "mlm":
-        return {"generator": generator}
-    if not config.objective.decoupled:
-        return {"joint": generator}
-    rate = config.discriminator_learning_rate or config.optimizer.learning_rate
-    discriminator = dataclasses.replace(config.optimizer, learning_rate=rate)
-    return {"generator": generator, "discriminator": build_optimizer(discriminator, total_steps=config.steps)}
+def evaluate(
+    config: PretrainConfig,
+    rows: MaskedRows,
+    measure: Callable[[Params, PretrainingBatch, jax.Array], StepMetrics],
+    state: TrainState,
+) -> Figures:
+    """Computes the figures of the held-out rows, with the same masks and replacements at every evaluation.
+
+    Args:
+      config: the settings of the run.
+      rows: the rows of text.
+      measure: the jitted function of `build_evaluation`.
+      state: the state to evaluate.
+    """
+    sums: Sums = {}
+    # A batch is as large as one accumulation step, which is known to fit into memory.
+    for number, batch in enumerate(rows.held_out_batches(config.batch_size // config.accumulation)):
+        key = jax.random.fold_in(training_key(config.seed), number)
+        for name, value in jax.device_get(measure(state.params, rows.place(batch), key)).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return pretraining_figures(sums)
 
 
-def init_optimizers(optimizers: Optimizers, params: Params) -> dict[str, Any]:
-    return {name: one.init(params if name == "joint" else params[name]) for name, one in optimizers.items()}
-
-
-# -------------------------------------------------------------------- what is left of it
+# -------------------------------------------------------------------- results
 
 
 def save_models(
-    config: PretrainConfig, models: RTDConfig, params: Params, tokenizer: Tokenizer, hosts: Hosts, reporter: Log
+    config: PretrainConfig, models: RTDConfig, params: Params, tokenizer: Tokenizer, hosts: Hosts, reporter: Reporter
 ) -> None:
-    """The finished models, each in a folder that `load_pretrained` and `deberta-jax finetune` read. All hosts write."""
+    """Writes the finished models, each to a folder that `load_pretrained` and `deberta-jax finetune` read.
+
+    All hosts take part in writing; the first one adds the tokenizer and the curves.
+    """
     if config.objective.name == "mlm":
         finished: dict[str, tuple[DebertaConfig, Params]] = {"model": (models.generator, params["generator"])}
     else:

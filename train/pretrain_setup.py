@@ -1,73 +1,81 @@
-"""The settings of a pre-training run made into the things that they name: models, rows of text, masking."""
+"""From the settings of a pre-training run to what they name: models, rows of text, masking."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
-from deberta_jax.rtd import Params, RTDConfig
+from deberta_jax.rtd import Params, PretrainingBatch, RTDConfig
+from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-from .configs import PretrainConfig
+from .configs import ModelsConfig, PretrainConfig
+from .data.batches import TrainingBatches, held_out_batches
 from .data.masking import MaskingConfig
 from .data.prepare import Corpus, embedded_corpus, open_corpus, prepare
 
-
-def load_starts(config: PretrainConfig, mesh: Mesh) -> dict[str, tuple[DebertaConfig, Params]]:
-    """The models to go on from, by "generator" and "discriminator".
-
-    Raises:
-      FileNotFoundError: a folder that holds no model.
-      ValueError: one that the objective does not train.
-    """
-    if config.objective.name == "mlm" and config.models.init_discriminator is not None:
-        raise UserError("--objective mlm trains no discriminator; give the model to go on from as --init-generator")
-    folders = {"generator": config.models.init_generator, "discriminator": config.models.init_discriminator}
-    return {name: load_pretrained(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
+BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
 
-def resolve_models(
-    config: PretrainConfig, tokenizer: Tokenizer, starts: Mapping[str, DebertaConfig] = MappingProxyType({})
-) -> RTDConfig:
-    """Generator and discriminator as asked for; a model to go on from (in `starts`) brings its own configuration.
+class PretrainedModel(NamedTuple):
+    """A model to start from."""
+
+    config: DebertaConfig
+    params: Params
+
+
+def load_initial_models(config: ModelsConfig, mesh: Mesh) -> dict[str, PretrainedModel]:
+    """Loads the models to start from, by "generator" and "discriminator".
 
     Raises:
-      ValueError: no such model, a vocabulary smaller than the tokenizer's, or settings that exclude each other.
+      MissingFileError: if a folder does not contain a model.
     """
-    if config.models.model is None and "discriminator" in starts:
-        models = RTDConfig.half_depth(starts["discriminator"])
-    elif config.models.model is not None and config.models.model.endswith(".json"):
-        models = RTDConfig.from_json(config.models.model)
+    folders = {"generator": config.init_generator, "discriminator": config.init_discriminator}
+    return {
+        name: PretrainedModel(*load_pretrained(folder, mesh=mesh))
+        for name, folder in folders.items()
+        if folder is not None
+    }
+
+
+def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] = MappingProxyType({})) -> RTDConfig:
+    """Returns the configurations of generator and discriminator.
+
+    Args:
+      config: the settings of the run.
+      initial: the configurations of the models to start from, which replace those of `config.models.model`.
+
+    Raises:
+      UserError: if there is no such model, or shared embeddings are to be trained by decoupled optimizers.
+    """
+    choice = config.models
+    if choice.model is None and "discriminator" in initial:
+        models = RTDConfig.half_depth(initial["discriminator"])
+    elif choice.model is not None and choice.model.endswith(".json"):
+        models = RTDConfig.from_json(choice.model)
     else:
-        models = RTDConfig.half_depth(DebertaConfig.named(config.models.model or "deberta-v3-small"))
-    if config.models.embedding_sharing is not None:
-        models = dataclasses.replace(models, embedding_sharing=config.models.embedding_sharing)
-    if config.models.vocab_size is not None:
+        models = RTDConfig.half_depth(DebertaConfig.named(choice.model or "deberta-v3-small"))
+    if choice.embedding_sharing is not None:
+        models = dataclasses.replace(models, embedding_sharing=choice.embedding_sharing)
+    if choice.vocab_size is not None:
         models = dataclasses.replace(
             models,
-            generator=models.generator.replace(vocab_size=config.models.vocab_size),
-            discriminator=models.discriminator.replace(vocab_size=config.models.vocab_size),
+            generator=models.generator.replace(vocab_size=choice.vocab_size),
+            discriminator=models.discriminator.replace(vocab_size=choice.vocab_size),
         )
     if config.objective.name == "mlm":
-        single = starts.get("generator", models.discriminator)
-        models = RTDConfig(discriminator=single, generator=single, embedding_sharing="nes")
-    else:
-        models = dataclasses.replace(models, **starts)
-    if tokenizer.vocab_size > models.generator.vocab_size:
-        raise UserError(
-            f"the tokenizer in {config.tokenizer} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
-            f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
-            f"a smaller tokenizer"
-        )
-    if config.objective.name == "mlm" and not config.objective.decoupled:
-        raise UserError("there is nothing to couple with --objective mlm; leave out --no-decoupled")
-    if models.embedding_sharing == "es" and config.objective.decoupled and config.objective.name == "rtd":
+        # Only the generator is trained; the discriminator's configuration is required but not used.
+        single = initial.get("generator", models.discriminator)
+        return RTDConfig(discriminator=single, generator=single, embedding_sharing="nes")
+    models = dataclasses.replace(models, **initial)
+    if models.embedding_sharing == "es" and config.objective.decoupled:
         raise UserError(
             "shared embeddings (es) with decoupled optimizers would lose the discriminator's gradient, as the official "
             "code does; add --no-decoupled, or use --embedding-sharing gdes"
@@ -75,11 +83,23 @@ def resolve_models(
     return models
 
 
+def check_vocabulary(config: PretrainConfig, tokenizer: Tokenizer, models: RTDConfig) -> None:
+    """Raises UserError if the tokenizer has more pieces than the models have embeddings."""
+    if tokenizer.vocab_size > models.generator.vocab_size:
+        raise UserError(
+            f"the tokenizer in {config.tokenizer} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
+            f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
+            f"a smaller tokenizer"
+        )
+
+
 def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
-    """The packed rows: those of --corpus, or made from the text once and kept in the run's folder."""
+    """Returns the packed rows: those of --corpus, or rows made from the text once and kept in the run's folder.
+
+    Raises:
+      UserError: if the corpus does not fit the tokenizer or the settings, or if several processes would prepare it.
+    """
     if config.data.corpus is not None:
-        if config.data.text:
-            raise UserError("give --text or --corpus, not both")
         corpus = open_corpus(config.data.corpus)
         corpus.check(tokenizer=tokenizer, sequence_length=config.data.sequence_length)
         if config.evaluate_every and not corpus.held_out.rows:
@@ -105,29 +125,53 @@ def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
 
 
 def resolve_masking(config: PretrainConfig) -> MaskingConfig:
-    ngram = config.objective.max_ngram or (1 if config.objective.name == "rtd" else 3)
-    return MaskingConfig(rate=config.objective.mask_rate, max_ngram=ngram, replace=config.objective.name)
+    """Returns which tokens are masked, with the official defaults of the objective."""
+    objective = config.objective
+    ngram = objective.max_ngram or (1 if objective.name == "rtd" else 3)
+    return MaskingConfig(rate=objective.mask_rate, max_ngram=ngram, replace=objective.name)
 
 
-def check_sizes(config: PretrainConfig, *, devices: int) -> None:
-    """Raises ValueError where a batch does not divide."""
-    if config.batch_size % config.accumulation:
-        raise UserError(
-            f"batch_size {config.batch_size} does not divide into {config.accumulation} chunks (accumulation)"
+@dataclasses.dataclass(frozen=True)
+class MaskedRows:
+    """Rows of text and how they are masked and spread over the hosts."""
+
+    corpus: Corpus
+    masking: MaskingConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+
+    def training_batches(self, config: PretrainConfig) -> TrainingBatches:
+        """Returns this host's rows of the endless stream of training batches."""
+        return TrainingBatches(
+            self.corpus,
+            global_batch=config.batch_size,
+            batch_indices=local_batch_indices(self.mesh, config.batch_size),
+            seed=config.seed,
+            masking=self.masking,
+            tokenizer=self.tokenizer,
         )
-    if config.batch_size // config.accumulation % devices:
-        raise UserError(
-            f"a chunk of {config.batch_size // config.accumulation} rows (batch_size / accumulation) does not divide "
-            f"over {devices} devices; give a multiple"
+
+    def held_out_batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this host's rows of the held-out rows, in batches of `size` over all hosts."""
+        return held_out_batches(
+            self.corpus,
+            global_batch=size,
+            batch_indices=local_batch_indices(self.mesh, size),
+            masking=self.masking,
+            tokenizer=self.tokenizer,
         )
+
+    def place(self, batch: dict[str, np.ndarray]) -> PretrainingBatch:
+        """Puts this host's rows of a batch onto the devices."""
+        return cast(PretrainingBatch, place_batch({name: batch[name] for name in BATCH_FIELDS}, self.mesh))
 
 
 def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[str, Any]:
-    """Returns the settings that a checkpoint and the run that resumes it must have in common, by their old flat names.
+    """Returns the settings that a checkpoint and the run that resumes it must have in common.
 
-    Keys and values are a format on disk: a change would keep runs from resuming.
+    Keys and values are a format on disk: a change would keep interrupted runs from resuming.
     """
-    starts = {
+    initial = {
         "init_generator": config.models.init_generator,
         "init_discriminator": config.models.init_discriminator,
     }
@@ -147,5 +191,5 @@ def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[
         "discriminator_learning_rate": config.discriminator_learning_rate,
         "dtype": config.dtype,
         "seed": config.seed,
-        **{name: str(folder) for name, folder in starts.items() if folder is not None},
+        **{name: str(folder) for name, folder in initial.items() if folder is not None},
     }

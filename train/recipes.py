@@ -1,17 +1,19 @@
-"""The published fine-tuning settings, each as a command that states what to expect: `deberta-jax recipe`.
+"""The published fine-tuning settings, each as a command that says what to expect: `deberta-jax recipe`.
 
     deberta-jax recipe                                    # the list
     deberta-jax recipe mnli/deberta-v3-large --help       # command, hardware, expected score, and every setting
     deberta-jax recipe mnli/deberta-v3-large --model v3-large --output runs/mnli
 
-A recipe is `finetune` with other defaults; every option of it can be given. Settings: `experiments` of
-microsoft/DeBERTa, one script a task and model; it has none for SQuAD, and its RACE does not run (an import is missing).
-Scores: its README, on the development sets, by its authors. Nothing of it was measured here.
+A recipe is `finetune` with other defaults and accepts the same options. The settings are those of `experiments` in
+microsoft/DeBERTa, which has one script per task and model but none for SQuAD (and its script for RACE does not run,
+because an import is missing). The scores are those of its README, measured by its authors on the development sets. None
+of them was measured here.
 """
 
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import tyro
 
@@ -26,18 +28,47 @@ _V2 = ("deberta-v2-xlarge", "deberta-v2-xxlarge")
 _MODELS = (*_V1, *_V2, "deberta-v3-large")
 
 
+class Published(NamedTuple):
+    """The published settings of a task with a model.
+
+    Attributes:
+      epochs: number of epochs.
+      warmup: number of steps, or a share of all steps if it is below 1.
+      learning_rate: learning rate at the end of the warmup.
+      batch_size: examples per step.
+      dropout: dropout rate of the classifier.
+    """
+
+    epochs: int
+    warmup: float
+    learning_rate: float
+    batch_size: int
+    dropout: float
+
+
 @dataclasses.dataclass(frozen=True)
 class _Task:
+    """A task and its published settings by model.
+
+    Attributes:
+      source: where the examples are from.
+      max_length: largest number of tokens per row.
+      settings: published settings by model; None where nothing was published.
+      from_mnli: whether v1 and v2 start from the model that was fine-tuned on MNLI.
+      sift: weight of SiFT's loss, 0 without it; deberta-v3-xsmall has 3 in place of 5.
+    """
+
     source: str
     max_length: int
-    # epochs / warmup steps (below 1: share) / learning rate / batch / dropout of the classifier; None: not published
-    settings: Mapping[str, str | None]
-    from_mnli: bool = False  # v1 and v2 start from the model fine-tuned on MNLI
-    sift: float = 0.0  # weight of SiFT's loss; deberta-v3-xsmall has 3 for 5
+    settings: Mapping[str, Published | None]
+    from_mnli: bool = False
+    sift: float = 0.0
 
 
-def _by_model(*settings: str | None, **others: str) -> dict[str, str | None]:
-    return dict(zip(_MODELS, settings, strict=True)) | {name.replace("_", "-"): one for name, one in others.items()}
+def _by_model(*settings: Published | None, **others: Published) -> dict[str, Published | None]:
+    """Returns settings by model: those of `_MODELS` in order, then others by name."""
+    named = {name.replace("_", "-"): published for name, published in others.items()}
+    return dict(zip(_MODELS, settings, strict=True)) | named
 
 
 TASKS: Mapping[str, _Task] = {
@@ -45,26 +76,26 @@ TASKS: Mapping[str, _Task] = {
         "tfds:glue/mnli",
         256,
         _by_model(
-            "3/1000/3e-5/64/.1",
-            "3/1000/1e-5/64/.2",
-            "3/1000/5e-6/64/.3",
-            "3/1000/4e-6/64/.25",
-            "3/1000/3e-6/64/.3",
-            "2/500/7e-6/64/.3",
-            deberta_v3_xsmall="3/1000/4.5e-5/64/.1",
-            deberta_v3_small="3/1500/4.5e-5/64/.2",
-            deberta_v3_base="3/1000/1.5e-5/64/.1",
+            Published(3, 1000, 3e-5, 64, 0.1),
+            Published(3, 1000, 1e-5, 64, 0.2),
+            Published(3, 1000, 5e-6, 64, 0.3),
+            Published(3, 1000, 4e-6, 64, 0.25),
+            Published(3, 1000, 3e-6, 64, 0.3),
+            Published(2, 500, 7e-6, 64, 0.3),
+            deberta_v3_xsmall=Published(3, 1000, 4.5e-5, 64, 0.1),
+            deberta_v3_small=Published(3, 1500, 4.5e-5, 64, 0.2),
+            deberta_v3_base=Published(3, 1000, 1.5e-5, 64, 0.1),
         ),
     ),
-    "mnli-sift": _Task(  # epochs and learning rates are SiFT's; the rest was not published apart, and is MNLI's
+    "mnli-sift": _Task(  # epochs and learning rates were published for SiFT; the other settings are MNLI's
         "tfds:glue/mnli",
         256,
         {
-            "deberta-base": "6/1000/1.5e-5/64/.1",
-            "deberta-v2-xxlarge": "6/1000/3e-6/64/.3",
-            "deberta-v3-xsmall": "10/1000/5e-5/64/.1",
-            "deberta-v3-small": "6/1500/3.5e-5/64/.2",
-            "deberta-v3-base": "6/1000/1.5e-5/64/.1",
+            "deberta-base": Published(6, 1000, 1.5e-5, 64, 0.1),
+            "deberta-v2-xxlarge": Published(6, 1000, 3e-6, 64, 0.3),
+            "deberta-v3-xsmall": Published(10, 1000, 5e-5, 64, 0.1),
+            "deberta-v3-small": Published(6, 1500, 3.5e-5, 64, 0.2),
+            "deberta-v3-base": Published(6, 1000, 1.5e-5, 64, 0.1),
         },
         sift=5.0,
     ),
@@ -72,24 +103,24 @@ TASKS: Mapping[str, _Task] = {
         "tfds:glue/cola",
         64,
         _by_model(
-            "6/100/2e-5/32/.15",
-            "6/100/7e-6/32/.15",
-            "8/100/5e-6/32/.2",
-            "8/100/3e-6/32/.2",
-            "10/100/2.5e-6/32/.2",
-            "10/50/5.5e-6/32/.1",
+            Published(6, 100, 2e-5, 32, 0.15),
+            Published(6, 100, 7e-6, 32, 0.15),
+            Published(8, 100, 5e-6, 32, 0.2),
+            Published(8, 100, 3e-6, 32, 0.2),
+            Published(10, 100, 2.5e-6, 32, 0.2),
+            Published(10, 50, 5.5e-6, 32, 0.1),
         ),
     ),
     "mrpc": _Task(
         "tfds:glue/mrpc",
         128,
         _by_model(
-            "6/50/2e-5/32/.15",
-            "6/50/1e-5/32/.15",
-            "8/50/7e-6/32/.3",
-            "6/50/3.5e-6/32/.2",
-            "6/50/2e-6/32/.2",
-            "6/50/6e-6/32/.2",
+            Published(6, 50, 2e-5, 32, 0.15),
+            Published(6, 50, 1e-5, 32, 0.15),
+            Published(8, 50, 7e-6, 32, 0.3),
+            Published(6, 50, 3.5e-6, 32, 0.2),
+            Published(6, 50, 2e-6, 32, 0.2),
+            Published(6, 50, 6e-6, 32, 0.2),
         ),
         from_mnli=True,
     ),
@@ -97,36 +128,36 @@ TASKS: Mapping[str, _Task] = {
         "tfds:glue/qnli",
         512,
         _by_model(
-            "4/500/2e-5/32/.15",
-            "4/500/1e-5/32/.15",
-            "4/500/7e-6/32/.2",
-            "4/500/4e-6/64/.2",
-            "4/500/3e-6/64/.2",
-            "6/200/7e-6/64/.2",
+            Published(4, 500, 2e-5, 32, 0.15),
+            Published(4, 500, 1e-5, 32, 0.15),
+            Published(4, 500, 7e-6, 32, 0.2),
+            Published(4, 500, 4e-6, 64, 0.2),
+            Published(4, 500, 3e-6, 64, 0.2),
+            Published(6, 200, 7e-6, 64, 0.2),
         ),
     ),
     "qqp": _Task(
         "tfds:glue/qqp",
         320,
         _by_model(
-            "8/500/2e-5/64/.15",
-            "8/500/1e-5/64/.15",
-            "8/500/7e-6/64/.2",
-            "10/1000/4e-6/64/.2",
-            "10/1000/3e-6/64/.2",
-            "6/1000/1e-5/64/.2",
+            Published(8, 500, 2e-5, 64, 0.15),
+            Published(8, 500, 1e-5, 64, 0.15),
+            Published(8, 500, 7e-6, 64, 0.2),
+            Published(10, 1000, 4e-6, 64, 0.2),
+            Published(10, 1000, 3e-6, 64, 0.2),
+            Published(6, 1000, 1e-5, 64, 0.2),
         ),
     ),
     "rte": _Task(
         "tfds:glue/rte",
         320,
         _by_model(
-            "6/100/2e-5/32/.2",
-            "6/50/1e-5/32/.2",
-            "6/50/5e-6/48/.2",
-            "6/50/4e-6/48/.2",
-            "6/50/3e-6/48/.2",
-            "6/50/1e-5/32/.3",
+            Published(6, 100, 2e-5, 32, 0.2),
+            Published(6, 50, 1e-5, 32, 0.2),
+            Published(6, 50, 5e-6, 48, 0.2),
+            Published(6, 50, 4e-6, 48, 0.2),
+            Published(6, 50, 3e-6, 48, 0.2),
+            Published(6, 50, 1e-5, 32, 0.3),
         ),
         from_mnli=True,
     ),
@@ -134,24 +165,24 @@ TASKS: Mapping[str, _Task] = {
         "tfds:glue/sst2",
         128,
         _by_model(
-            "6/500/2e-5/32/.15",
-            "6/500/1e-5/32/.15",
-            "6/500/3e-6/32/.2",
-            "4/500/4e-6/32/.2",
-            "4/500/3e-6/32/.2",
-            "8/500/6e-6/32/.1",
+            Published(6, 500, 2e-5, 32, 0.15),
+            Published(6, 500, 1e-5, 32, 0.15),
+            Published(6, 500, 3e-6, 32, 0.2),
+            Published(4, 500, 4e-6, 32, 0.2),
+            Published(4, 500, 3e-6, 32, 0.2),
+            Published(8, 500, 6e-6, 32, 0.1),
         ),
     ),
     "stsb": _Task(
         "tfds:glue/stsb",
         128,
         _by_model(
-            "6/100/2e-5/32/.15",
-            "4/100/7e-6/32/.15",
-            "4/100/7e-6/32/.2",
-            "4/100/4e-6/32/.2",
-            "4/100/3e-6/32/.2",
-            "4/50/7e-6/32/.1",
+            Published(6, 100, 2e-5, 32, 0.15),
+            Published(4, 100, 7e-6, 32, 0.15),
+            Published(4, 100, 7e-6, 32, 0.2),
+            Published(4, 100, 4e-6, 32, 0.2),
+            Published(4, 100, 3e-6, 32, 0.2),
+            Published(4, 50, 7e-6, 32, 0.1),
         ),
         from_mnli=True,
     ),
@@ -159,35 +190,35 @@ TASKS: Mapping[str, _Task] = {
         "tfds:conll2003",
         512,
         _by_model(
-            "15/.1/2e-5/16/0",
-            "15/.1/1e-5/16/0",
-            "15/.1/7e-6/16/0",
-            "15/.1/4e-6/16/0",
-            "15/.1/2.5e-6/16/0",
-            "10/10/9e-6/16/0",
+            Published(15, 0.1, 2e-5, 16, 0),
+            Published(15, 0.1, 1e-5, 16, 0),
+            Published(15, 0.1, 7e-6, 16, 0),
+            Published(15, 0.1, 4e-6, 16, 0),
+            Published(15, 0.1, 2.5e-6, 16, 0),
+            Published(10, 10, 9e-6, 16, 0),
         ),
     ),
     "record": _Task(
         "tfds:super_glue/record",
         512,
         _by_model(
-            "3/1000/2e-5/64/.3",
-            "3/1000/1e-5/64/.3",
-            "3/1000/7e-6/64/.3",
-            "3/1000/5e-6/64/.15",
-            "3/1000/3e-6/64/.15",
-            "3/500/7e-6/64/.1",
+            Published(3, 1000, 2e-5, 64, 0.3),
+            Published(3, 1000, 1e-5, 64, 0.3),
+            Published(3, 1000, 7e-6, 64, 0.3),
+            Published(3, 1000, 5e-6, 64, 0.15),
+            Published(3, 1000, 3e-6, 64, 0.15),
+            Published(3, 500, 7e-6, 64, 0.1),
         ),
     ),
     "copa": _Task(
         "tfds:super_glue/copa",
         136,
         _by_model(
-            "3/50/1e-5/32/.1",
-            "4/30/5e-6/16/.1",
-            "4/30/3e-6/24/.1",
-            "4/30/2e-6/24/.1",
-            "8/30/1e-6/24/.1",
+            Published(3, 50, 1e-5, 32, 0.1),
+            Published(4, 30, 5e-6, 16, 0.1),
+            Published(4, 30, 3e-6, 24, 0.1),
+            Published(4, 30, 2e-6, 24, 0.1),
+            Published(8, 30, 1e-6, 24, 0.1),
             None,
         ),
         from_mnli=True,
@@ -196,18 +227,18 @@ TASKS: Mapping[str, _Task] = {
         "tfds:race",
         320,
         _by_model(
-            "6/100/2e-5/32/.2",
-            "6/100/8e-6/32/.2",
-            "6/100/7e-6/48/.2",
-            "6/100/4e-6/48/.2",
-            "6/100/3e-6/48/.2",
+            Published(6, 100, 2e-5, 32, 0.2),
+            Published(6, 100, 8e-6, 32, 0.2),
+            Published(6, 100, 7e-6, 48, 0.2),
+            Published(6, 100, 4e-6, 48, 0.2),
+            Published(6, 100, 3e-6, 48, 0.2),
             None,
         ),
         from_mnli=True,
     ),
 }
 
-# In per cent, as published: MNLI matched / mismatched; MRPC and QQP accuracy (F1); STS-B Pearson (Spearman); ReCoRD
+# Published scores in percent: MNLI matched / mismatched; MRPC and QQP accuracy (F1); STS-B Pearson (Spearman); ReCoRD
 # F1 / exact match.
 SCORES: Mapping[str, Mapping[str, str]] = {
     "deberta-base": {"mnli": "88.8 / 88.5"},
@@ -254,42 +285,49 @@ SCORES: Mapping[str, Mapping[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One task with one model. `config` lacks the folders `model` and `output`, which are the user's."""
+    """One task with one model.
+
+    Attributes:
+      name: TASK/MODEL.
+      config: the settings, without the folders `model` and `output`, which the user gives.
+      text: command, hardware and expected score.
+    """
 
     name: str
     config: FinetuneConfig
-    text: str  # command, hardware, expected score
+    text: str
 
 
-def _recipe(task_name: str, model: str, settings: str) -> Recipe:
+def _recipe(task_name: str, model: str, published: Published) -> Recipe:
     task = TASKS[task_name]
-    epochs, warmup, learning_rate, batch, dropout = map(float, settings.split("/"))
     start = f"{model}-mnli" if task.from_mnli and model in (*_V1, *_V2) else model
+    sift = SiftConfig(weight=3.0 if task.sift and model == "deberta-v3-xsmall" else task.sift)
     config = FinetuneConfig(
         output=tyro.MISSING,
         model=tyro.MISSING,
         data=TaskDataConfig(train=task.source, max_length=task.max_length),
-        batch_size=int(batch),
-        epochs=epochs,
-        regularization=RegularizationConfig(classifier_dropout=dropout),
+        batch_size=published.batch_size,
+        epochs=published.epochs,
+        regularization=RegularizationConfig(classifier_dropout=published.dropout),
         dtype="bfloat16",
-        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup=warmup, schedule="warmup_linear"),
+        optimizer=OptimizerConfig(
+            learning_rate=published.learning_rate, warmup=published.warmup, schedule="warmup_linear"
+        ),
+        sift=sift,
     )
-    if task.sift:
-        config = dataclasses.replace(config, sift=SiftConfig(weight=3.0 if model == "deberta-v3-xsmall" else task.sift))
     score = SCORES.get(model, {}).get(task_name)
-    where = "sift/README of microsoft/DeBERTa, model cards" if task.sift else "README of microsoft/DeBERTa"
+    source = "sift/README of microsoft/DeBERTa, model cards" if task.sift else "README of microsoft/DeBERTa"
     name = f"{task_name}/{model}"
-    how = f" by SiFT with weight {config.sift.weight:g}" if task.sift else ""
-    expected = f"{score} on the development set ({where})" if score else "no published figure"
-    begin = ", which its authors had fine-tuned on MNLI before" if start != model else ", as pre-trained"
-    paragraphs = (  # empty lines between them, as tyro fills lines
-        f"Fine-tunes {model} on {task.source.removeprefix('tfds:')}{how} with the published settings.",
+    method = f" by SiFT with weight {sift.weight:g}" if task.sift else ""
+    expected = f"{score} on the development set ({source})" if score else "no published figure"
+    origin = ", which its authors had fine-tuned on MNLI before" if start != model else ", as pre-trained"
+    paragraphs = (  # separated by empty lines, because tyro joins lines
+        f"Fine-tunes {model} on {task.source.removeprefix('tfds:')}{method} with the published settings.",
         f"Command: deberta-jax convert microsoft/{start} {start}; "
         f"deberta-jax recipe {name} --model {start} --output runs/{task_name}-{model}",
-        f"Starts from {start}{begin}.",
-        "Hardware: its authors had 8 V100 with 32 GB (MNLI with deberta-large: 2.5 hours). Not run here; for a TPU "
-        "slice `deberta-jax compile-ahead --task finetune` gives an estimate.",
+        f"Starts from {start}{origin}.",
+        "Hardware: its authors used 8 V100 with 32 GB (MNLI with deberta-large: 2.5 hours). Not run here; `deberta-jax "
+        "compile-ahead --task finetune` gives an estimate for a TPU slice.",
         f"Expected: {expected}. Not measured here.",
     )
     text = "\n\n".join(paragraphs)
@@ -297,18 +335,18 @@ def _recipe(task_name: str, model: str, settings: str) -> Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    f"{task}/{model}": _recipe(task, model, settings)
-    for task, one in TASKS.items()
-    for model, settings in one.settings.items()
-    if settings
+    f"{name}/{model}": _recipe(name, model, published)
+    for name, task in TASKS.items()
+    for model, published in task.settings.items()
+    if published
 }
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`deberta-jax recipe ARGUMENTS`: the list, or a run of `finetune`, which see for errors.
+    """Runs `deberta-jax recipe ARGUMENTS`: prints the list, or runs `finetune`, which documents its errors.
 
     Raises:
-      ValueError: no such recipe; those with like names are told.
+      UserError: if there is no such recipe; similar names are listed.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(listing())
@@ -331,9 +369,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def listing() -> str:
-    """All recipes with what their authors reached."""
+    """Returns the list of all recipes, with the scores that their authors measured."""
     lines = ["usage: deberta-jax recipe NAME --model FOLDER --output FOLDER [OPTIONS]", ""]
     for name in RECIPES:
         task, _, model = name.partition("/")
         lines.append(f"  {name:28} {SCORES.get(model, {}).get(task, '')}".rstrip())
-    return "\n".join([*lines, "", "Numbers: published development scores in per cent, not measured here."])
+    return "\n".join([*lines, "", "Numbers: published development scores in percent, not measured here."])

@@ -68,9 +68,9 @@ def _annotations(settings: type) -> dict[str, Any]:
 
 def _check(name: str, value: Any, annotation: Any) -> None:
     """Raises UserError if a value, or an item of a tuple, contradicts a part of the annotation."""
-    if value is None or value is tyro.MISSING:
+    if value is None or value is tyro.MISSING:  # MISSING: a recipe leaves the user's folders open
         return
-    parts = typing.get_args(annotation)
+    parts = typing.get_args(annotation)  # of Literal the choices, of Annotated, unions and tuples what they consist of
     if typing.get_origin(annotation) is Literal:
         if value not in parts:
             raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(str, parts))}")
@@ -84,5 +84,5 @@ def _check(name: str, value: Any, annotation: Any) -> None:
         _check(name, value, part)
 
 
-# The options of a group with this mark have no prefix.
+# The options of a group with this mark have no prefix. (tyro's `prefix_name=False` leaves the options inside alone.)
 Flat = tyro.conf.arg(name="")

@@ -1,95 +1,114 @@
-"""Several fine-tuning runs from one command: over seeds and a grid of settings; means, intervals, and the best."""
+"""Several fine-tuning runs from one command, over seeds and a grid of settings: means, intervals and the best run."""
 
 import dataclasses
 import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from deberta_jax.atomic_files import write_file
+
 from .configs import FinetuneConfig
 
-Results = dict[str, dict[str, float]]
+Results = dict[str, dict[str, float]]  # the metrics of each labeled split
+
+
+class Outcome(NamedTuple):
+    """The results of a run, and the metric of the validation split that decides; higher is better."""
+
+    results: Results
+    main_metric: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """One point of the grid, and its runs, one a seed."""
+class GridPoint:
+    """One combination of the grid's settings, and its runs, one per seed."""
 
     name: str
     runs: tuple[FinetuneConfig, ...]
 
 
-def settings_of(config: FinetuneConfig) -> tuple[Setting, ...]:
-    """The runs that a command asks for: every combination of config.sweep.grid, with every seed of config.sweep.seeds.
+def grid_points(config: FinetuneConfig) -> tuple[GridPoint, ...]:
+    """Returns the runs of a command: every combination of the grid, with every seed.
 
-    Without both it is the run itself, in its own folder; else each has a folder below it, such as
+    Without seeds and grid this is the run itself, in its own folder; otherwise each run has a folder below it, such as
     `learning_rate=1e-05,batch_size=32/seed-3`.
     """
+    # Without a grid the product below has one element, the empty combination.
     grid = {name: values for name, values in dataclasses.asdict(config.sweep.grid).items() if values}
-    settings = []
+    points = []
     for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values, strict=True))
-        name = ",".join(f"{key}={value:g}" for key, value in point.items())
-        one = dataclasses.replace(config, **{key: value for key, value in point.items() if key != "learning_rate"})
-        if "learning_rate" in point:
-            one = dataclasses.replace(
-                one, optimizer=dataclasses.replace(one.optimizer, learning_rate=point["learning_rate"])
+        chosen = dict(zip(grid, values, strict=True))
+        name = ",".join(f"{key}={value:g}" for key, value in chosen.items())
+        rate = chosen.pop("learning_rate", config.optimizer.learning_rate)
+        optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+        folder = config.output / name if name else config.output
+        points.append(
+            GridPoint(
+                name,
+                tuple(
+                    dataclasses.replace(
+                        config,
+                        **chosen,
+                        optimizer=optimizer,
+                        seed=seed,
+                        output=folder / f"seed-{seed}" if config.sweep.seeds else folder,
+                    )
+                    for seed in config.sweep.seeds or (config.seed,)
+                ),
             )
-        runs = []
-        for seed in config.sweep.seeds or (config.seed,):
-            folder = config.output / name if name else config.output
-            folder = folder / f"seed-{seed}" if config.sweep.seeds else folder
-            runs.append(dataclasses.replace(one, seed=seed, output=folder))
-        settings.append(Setting(name, tuple(runs)))
-    return tuple(settings)
+        )
+    return tuple(points)
 
 
-def run_all(
-    config: FinetuneConfig, run: Callable[[FinetuneConfig], tuple[Results, str]], *, report: bool = True
-) -> Results:
-    """Runs every setting with every seed; prints the table and writes `summary.json`, unless `report` is off.
+def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], Outcome], *, report: bool = True) -> Results:
+    """Runs every combination of the grid with every seed.
 
     Args:
-      run: one run; returns its results, and the name of the metric of the validation split that counts.
+      config: the settings of the command.
+      run: trains with the settings of one run.
+      report: print a table and write `summary.json` (default: True).
 
     Returns:
-      The results of the best run: of the setting with the best mean the seed with the best validation metric.
+      The results of the best run: the best seed of the combination with the best mean, by the validation split.
     """
-    rows, outcomes = [], []
-    for setting in settings_of(config):
-        found = [run(one) for one in setting.runs]
-        metric = found[0][1]
-        values = [results["validation"][metric] for results, _ in found]
+    rows, best_results = [], []
+    for point in grid_points(config):
+        outcomes = [run(single) for single in point.runs]
+        metric = outcomes[0].main_metric
+        values = [outcome.results["validation"][metric] for outcome in outcomes]
         mean, margin = mean_and_margin(values)
+        # A run whose metric is NaN diverged and is never the best, unless all of them did.
         best = int(np.nanargmax(values)) if not np.isnan(values).all() else 0
         rows.append(
             {
-                "setting": setting.name,
+                "setting": point.name,
                 "metric": metric,
                 "mean": mean,
                 "margin95": margin,
-                "seeds": [one.seed for one in setting.runs],
+                "seeds": [single.seed for single in point.runs],
                 "values": values,
-                "best": str(setting.runs[best].output / "model"),
-                "others": _others([results for results, _ in found]),
+                "best": str(point.runs[best].output / "model"),
+                "others": _all_metrics([outcome.results for outcome in outcomes]),
             }
         )
-        outcomes.append((-math.inf if math.isnan(mean) else mean, found[best][0]))
-    chosen = max(range(len(rows)), key=lambda number: outcomes[number][0])
+        best_results.append(outcomes[best].results)
+    means = [-math.inf if math.isnan(row["mean"]) else row["mean"] for row in rows]
+    chosen = int(np.argmax(means))
     if report:
-        path = config.output / "summary.json"
-        path.write_text(json.dumps({"settings": rows, "best": rows[chosen]["best"]}, indent=2) + "\n", encoding="utf-8")
-        _print(rows, chosen)
-    return outcomes[chosen][1]
+        summary = {"settings": rows, "best": rows[chosen]["best"]}
+        write_file(config.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+        _print_table(rows, chosen)
+    return best_results[chosen]
 
 
 def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval by Student's t; nan for a single value."""
+    """Returns the mean and half the width of its 95 % confidence interval by Student's t; NaN for a single value."""
     from scipy import stats
 
     mean = float(np.mean(values))
@@ -99,18 +118,18 @@ def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
     return mean, quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def _others(results: Sequence[Results]) -> dict[str, dict[str, Any]]:
-    """Every figure of every split: mean, margin and values over the seeds."""
-    found: dict[str, dict[str, Any]] = {}
+def _all_metrics(results: Sequence[Results]) -> dict[str, dict[str, Any]]:
+    """Returns mean, margin and values over the seeds of every metric of every split."""
+    metrics: dict[str, dict[str, Any]] = {}
     for split, figures in results[0].items():
         for metric in figures:
-            values = [one[split][metric] for one in results]
+            values = [result[split][metric] for result in results]
             mean, margin = mean_and_margin(values)
-            found[f"{split}/{metric}"] = {"mean": mean, "margin95": margin, "values": values}
-    return found
+            metrics[f"{split}/{metric}"] = {"mean": mean, "margin95": margin, "values": values}
+    return metrics
 
 
-def _print(rows: Sequence[dict[str, Any]], chosen: int) -> None:
+def _print_table(rows: Sequence[dict[str, Any]], chosen: int) -> None:
     table = Table("setting", rows[0]["metric"], "95 %", "seeds", "best of them", title="validation")
     for number, row in enumerate(rows):
         margin = "-" if math.isnan(row["margin95"]) else f"± {row['margin95']:.4f}"

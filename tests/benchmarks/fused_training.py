@@ -33,15 +33,13 @@ from deberta_jax.train.data import train_tokenizer as tokenizer
 from deberta_jax.train.data.batches import TrainingBatches
 from deberta_jax.train.data.prepare import Corpus
 from deberta_jax.train.data.text import embedded_corpus
-from deberta_jax.train.engine.state import TrainState, training_key
+from deberta_jax.train.engine.state import training_key
 from deberta_jax.train.pretrain import (
-    BATCH_FIELDS,
     build_optimizers,
     build_step,
-    init_optimizers,
-    resolve_corpus,
-    resolve_masking,
+    create_state,
 )
+from deberta_jax.train.pretrain_setup import BATCH_FIELDS, resolve_corpus, resolve_masking
 
 from ..support.configs import pretrain_config
 
@@ -56,7 +54,7 @@ def losses(
     models = RTDModels.build(models_config, attention_implementation=implementation)
     optimizers = build_optimizers(run)
     params = {"generator": init_params(models_config, training_key(run.seed))["generator"]}
-    state = TrainState.create(params, init_optimizers(optimizers, params), seed=run.seed)
+    state = create_state(optimizers, params, seed=run.seed)
     step = jax.jit(build_step(models, optimizers, run, sharing=models_config.embedding_sharing), donate_argnums=0)
     batches = TrainingBatches(
         corpus, global_batch=run.batch_size, seed=run.seed, masking=resolve_masking(run), tokenizer=words

@@ -36,7 +36,7 @@ from deberta_jax.train.data.masking import MaskingConfig
 from deberta_jax.train.data.prepare import Corpus, prepare
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.data.train_tokenizer import train_tokenizer
-from deberta_jax.train.pretrain import BATCH_FIELDS
+from deberta_jax.train.pretrain_setup import BATCH_FIELDS
 
 LENGTH = 512
 GLOBAL_BATCH = 256 * 32  # rows, over all chips

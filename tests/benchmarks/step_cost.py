@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.encoder import Encoder
 from deberta_jax.losses import masked_lm_and_samples
-from deberta_jax.rtd import RTDConfig, RTDModels, init_params, sample_replacements
+from deberta_jax.rtd import RTDConfig, RTDModels, sample_replacements
 from deberta_jax.sharding import make_mesh
 from deberta_jax.train.compile_ahead.hlo_costs import Cost
 from deberta_jax.train.compile_ahead.kernel_costs import find_kernels, kernel_cycles
@@ -47,8 +47,7 @@ from deberta_jax.train.compile_ahead.tpu_compiler import (
     topology,
     trace,
 )
-from deberta_jax.train.engine.state import TrainState
-from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
+from deberta_jax.train.pretrain import build_optimizers, build_state, build_step
 
 from ..support.configs import pretrain_config
 
@@ -101,11 +100,7 @@ def rtd_step() -> Case:
     run = pretrain_config(dtype="bfloat16", batch_size=BATCH)
     config = RTDConfig.half_depth(BASE)
     optimizers = build_optimizers(run)
-
-    def create() -> TrainState:
-        params = init_params(config, jax.random.key(0))
-        return TrainState.create(params, init_optimizers(optimizers, params), seed=0)
-
+    create = functools.partial(build_state, run, config, optimizers, {})
     models = RTDModels.build(config, dtype=jnp.bfloat16)
     shapes = {"input_ids": LENGTH, "segment_ids": LENGTH, "masked_positions": MASKED, "masked_labels": MASKED}
     batch = {name: jax.ShapeDtypeStruct((BATCH, length), jnp.int32) for name, length in shapes.items()}

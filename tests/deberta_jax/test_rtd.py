@@ -23,8 +23,7 @@ from deberta_jax.rtd import (
     standalone_discriminator,
 )
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
-from deberta_jax.train.engine.state import TrainState
-from deberta_jax.train.pretrain import build_optimizers, build_step, init_optimizers
+from deberta_jax.train.pretrain import build_optimizers, build_step, create_state
 
 from ..support.configs import pretrain_config
 from ..support.golden_cases import Case, assert_close, assert_gradients_close, load, masked_slots
@@ -89,7 +88,7 @@ def test_three_decoupled_steps_equal_golden_losses_norms_and_weights() -> None:
         ),
     )
     models, optimizers, params = RTDModels.build(config), build_optimizers(run), read_params(case, "weights/", config)
-    state = TrainState.create(params, init_optimizers(optimizers, params), seed=0)
+    state = create_state(optimizers, params, seed=0)
 
     @jax.jit
     def take_step(state, batch, sampled):
@@ -130,7 +129,7 @@ def test_joint_losses_and_gradients_equal_golden(name: str) -> None:
         sharing=config.embedding_sharing,
         sample=draw_always(sampled),
     )
-    state = TrainState.create(params, init_optimizers(descent, params), seed=0)
+    state = create_state(descent, params, seed=0)
     after, metrics = jax.jit(step)(state, batch)
     np.testing.assert_allclose(
         metrics["masked_loss_sum"] / metrics["masked_count"], case.arrays["outputs/gen_loss"], rtol=1e-4
@@ -288,7 +287,7 @@ def test_accumulation_equals_one_batch() -> None:
             sharing="gdes",
             sample=lambda logits, *_: logits,  # not random, because every chunk has its own key
         )
-        state = TrainState.create(params, init_optimizers(optimizers, params), seed=0)
+        state = create_state(optimizers, params, seed=0)
         results.append(jax.jit(step)(state, batch))
     for state, metrics in results[1:]:
         for name, value in results[0][1].items():

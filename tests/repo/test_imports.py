@@ -33,6 +33,7 @@ TRAIN_FLOORS = (
     {"engine"},
     {"tasks"},
     {"pretrain_setup", "finetune_setup", "sweep"},
+    {"finetune_evaluation"},
     {"pretrain", "finetune"},
     {"recipes", "demo", "compile_ahead"},
 )

@@ -7,6 +7,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,10 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
       devices: Devices of the mesh.
       changes: Changes to the run's settings.
     """
-    from deberta_jax.rtd import RTDConfig, RTDModels, init_params
+    from deberta_jax.rtd import RTDConfig, RTDModels
     from deberta_jax.sharding import local_batch_indices, make_mesh, named_shardings, parameter_path, place_batch
     from deberta_jax.train import pretrain
     from deberta_jax.train.configs import OptimizerConfig
-    from deberta_jax.train.engine.state import TrainState, training_key
 
     from .configs import pretrain_config
     from .small_models import SMALL
@@ -64,11 +64,7 @@ def run(mesh: dict[str, int], *, devices: list[Any], **changes: Any) -> Result:
     )
     models_config = RTDConfig(discriminator=model.replace(num_hidden_layers=1), generator=model)  # fewest layers
     optimizers = pretrain.build_optimizers(config)
-
-    def create() -> TrainState:
-        params = init_params(models_config, training_key(config.seed))
-        return TrainState.create(params, pretrain.init_optimizers(optimizers, params), seed=config.seed)
-
+    create = functools.partial(pretrain.build_state, config, models_config, optimizers, {})
     device_mesh = make_mesh(**mesh, devices=devices)
     placement = named_shardings(jax.eval_shape(create), device_mesh)
     step = jax.jit(

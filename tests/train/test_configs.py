@@ -89,6 +89,7 @@ def test_a_value_that_is_not_allowed_is_refused_by_name(option: str, value: Any)
         (lambda: HostsConfig(dead_after=0), r"hosts\.dead_after is 0; it must be above 0"),
         (lambda: HostsConfig(count=2, index=2, coordinator="a:1"), "index is 2; it must be 0 to 1"),
         (lambda: HostsConfig(count=2), "hosts: count given; give coordinator, count and index, or none of them"),
+        (lambda: OptimizerConfig(schedule="linear"), "schedule is 'linear'; it must be one of warmup_linear_shift"),  # type: ignore
         (lambda: OptimizerConfig(beta2=1.0), "beta2 is 1; it must be at least 0 and below 1"),
         (lambda: OptimizerConfig(epsilon=0.0), "epsilon is 0; it must be above 0"),
         (lambda: OptimizerConfig(schedule_end=1.5), "schedule_end is 1.5; it must be at least 0 and at most 1"),

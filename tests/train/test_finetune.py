@@ -1,7 +1,8 @@
-"""Fine-tuning as a whole: what is selected, frozen, predicted, gone on from, and averaged."""
+"""Whole fine-tuning runs: what is chosen, frozen, predicted, resumed and averaged."""
 
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -12,21 +13,25 @@ import pytest
 from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, GridConfig, OptimizerConfig
+from deberta_jax.train.engine.best import BestEvaluation
+from deberta_jax.train.finetune_evaluation import Predictor, Validation
 from deberta_jax.train.finetune_setup import heads_message
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.hosts.join import Hosts
+from deberta_jax.train.reporting.reporter import SilentReporter
+from deberta_jax.train.sweep import Outcome
 
+from ..support import small_models
 from ..support.configs import changed, finetune_config
-from ..support.novel import small_tokenizer
-from . import test_pretrain
+from ..support.small_models import random_params
 
-TINY = test_pretrain.TINY.replace(initializer_range=0.05)
+TINY = small_models.TINY.replace(initializer_range=0.05)
 COLORS = ("red", "green", "blue")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a fresh model and its tokenizer, and sentences that name a color."""
+def home(novel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of random weights and its tokenizer, and sentences that name a color."""
     folder = tmp_path_factory.mktemp("home")
     things = ["house", "dog", "old car", "garden gate that nobody had painted for years", "hat"]
     rows = [
@@ -35,29 +40,30 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for thing in things
         for color in COLORS
     ]
-    small_tokenizer(folder / "model", folder / "text.txt", more=[text for text, _ in rows])
     order = np.random.default_rng(0).permutation(len(rows))
     for name, part in (("train", order[:80]), ("validation", order[80:107])):
         lines = [json.dumps({"text": rows[number][0], "label": rows[number][1]}) for number in part]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     unlabeled = [json.dumps({"text": f"my {color} book"}) for color in COLORS]
     (folder / "test.jsonl").write_text("\n".join(unlabeled) + "\n")
-    params = DebertaForSequenceClassification(TINY).init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
-    save_pretrained(folder / "model", TINY, params)
+    save_pretrained(
+        folder / "model", TINY, random_params(DebertaForSequenceClassification(TINY), jnp.ones((1, 8), jnp.int32))
+    )
+    Tokenizer.from_folder(novel / "tokenizer").save(folder / "model")
     return folder
 
 
-def settings(home: Path, output: Path, **changes) -> FinetuneConfig:
+def settings(home: Path, output: Path, **changes: Any) -> FinetuneConfig:
     base = finetune_config(
         output=output,
         model=home / "model",
         train=str(home / "train.jsonl"),
         validation=str(home / "validation.jsonl"),
-        max_length=32,
+        max_length=48,
         batch_size=16,
         steps=40,
-        optimizer=OptimizerConfig(learning_rate=2e-3),
-        evaluate_every=10,
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        evaluate_every=20,
         log_every=1,
     )
     return changed(base, **changes)
@@ -67,86 +73,111 @@ def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_predictions_are_written_for_every_split_and_scores_where_there_are_labels(
-    home: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_run_writes_model_predictions_and_scores(home: Path, tmp_path: Path, capsys) -> None:
     results = finetune.main(settings(home, tmp_path, test=str(home / "test.jsonl")))
     assert set(results) == {"validation"}
     assert results["validation"]["accuracy"] > 0.9
-    written = lines_of(tmp_path / "predictions" / "validation.jsonl")
-    assert [record["text"] for record in written] == [one["text"] for one in lines_of(home / "validation.jsonl")]
-    for record in written:
-        assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert record["prediction"] == max(record["probabilities"], key=record["probabilities"].__getitem__)
-    assert (
-        "classifier fresh: the model's is 32 x 2, the task needs 32 x 3; pooler the model's" in capsys.readouterr().out
-    )
-    right = np.mean([record["prediction"] == record["label"] for record in written])
-    assert right == pytest.approx(results["validation"]["accuracy"])
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    head = "classifier random: the model's is 32 x 2, the task needs 32 x 3; pooler from the model"
+    assert head in capsys.readouterr().out
+    predictions = lines_of(tmp_path / "predictions" / "validation.jsonl")
+    examples = lines_of(home / "validation.jsonl")
+    assert [prediction["text"] for prediction in predictions] == [example["text"] for example in examples]
+    for prediction in predictions:
+        probabilities = prediction["probabilities"]
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert prediction["prediction"] == max(probabilities, key=probabilities.__getitem__)
+    accuracy = np.mean([prediction["prediction"] == prediction["label"] for prediction in predictions])
+    assert accuracy == pytest.approx(results["validation"]["accuracy"])
     unlabeled = lines_of(tmp_path / "predictions" / "test.jsonl")
-    assert [record["text"] for record in unlabeled] == ["my red book", "my green book", "my blue book"]
-    assert all("label" not in record for record in unlabeled)
+    assert [prediction["text"] for prediction in unlabeled] == ["my red book", "my green book", "my blue book"]
+    assert all("label" not in prediction for prediction in unlabeled)
     assert (tmp_path / "predictions" / "validation.png").exists()
     assert not (tmp_path / "predictions" / "test.png").exists()
 
-    # The saved model, by hand, gives the probabilities that were written.
+    # The saved model, called by hand, gives the written probabilities.
     config, params = load_pretrained(tmp_path / "model")
-    encoded = Tokenizer.from_folder(tmp_path / "model")(written[0]["text"])
+    encoded = Tokenizer.from_folder(tmp_path / "model")(predictions[0]["text"])
     ids = np.array([encoded.input_ids])
     out = DebertaForSequenceClassification(config).apply({"params": params}, ids)
     by_hand = dict(zip(config.label_names, jax.nn.softmax(out.logits)[0].tolist(), strict=True))
-    assert by_hand == pytest.approx(written[0]["probabilities"], abs=1e-5)
+    assert by_hand == pytest.approx(predictions[0]["probabilities"], abs=1e-5)
 
 
-def test_training_ends_when_nothing_gets_better_and_the_best_model_is_the_result(
-    home: Path, tmp_path: Path, capsys
-) -> None:
-    """A learning rate of nothing: every evaluation equals the first, which is the best one."""
-    still = OptimizerConfig(learning_rate=0.0)
-    config = settings(home, tmp_path, select="best", patience=2, steps=200, evaluate_every=3, optimizer=still)
+def test_frozen_layers_stay_and_the_best_model_is_the_result(home: Path, tmp_path: Path, capsys) -> None:
+    config = settings(
+        home, tmp_path, steps=6, evaluate_every=2, freeze_layers=1, layer_decay=0.8, label_smoothing=0.1, select="best"
+    )
     results = finetune.main(config)
-    records = lines_of(tmp_path / "metrics.jsonl")
-    assert max(record["step"] for record in records) == 9  # the best at 3, two more that were no better
-    assert "the best evaluation was that of step 3" in capsys.readouterr().out
-    assert results["validation"]["accuracy"] == records[-1]["eval/accuracy"]
-    assert finetune.main(config) == results  # given again: nothing more is trained
-    assert max(record["step"] for record in lines_of(tmp_path / "metrics.jsonl")) == 9
-
-
-def test_a_run_that_was_stopped_at_an_evaluation_makes_up_for_it(home: Path, tmp_path: Path, monkeypatch) -> None:
-    changes = {"steps": 12, "evaluate_every": 4, "select": "best", "patience": 5, "group_by_length": True}
-    whole = finetune.main(settings(home, tmp_path / "whole", **changes))
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(Hosts, "stop_requested", lambda _, number: number == 8)
-        with pytest.raises(StoppedError):
-            finetune.main(settings(home, tmp_path / "stopped", **changes))
-    assert "eval/accuracy" not in lines_of(tmp_path / "stopped" / "metrics.jsonl")[-1]
-    assert finetune.main(settings(home, tmp_path / "stopped", **changes)) == whole
-    one, other = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("whole", "stopped"))
-    assert other == one
-    best = [load_pretrained(tmp_path / name / "best")[1] for name in ("whole", "stopped")]
-    jax.tree.map(np.testing.assert_array_equal, *best)
-
-
-def test_frozen_layers_stay_and_the_rest_is_trained(home: Path, tmp_path: Path) -> None:
-    config = settings(home, tmp_path, steps=4, freeze_layers=1, layer_decay=0.8, label_smoothing=0.1)
-    finetune.main(config)
+    evaluations = [record for record in lines_of(tmp_path / "metrics.jsonl") if "eval/accuracy" in record]
+    best = max(evaluations, key=lambda record: record["eval/accuracy"])
+    assert f"the best evaluation was that of step {best['step']}" in capsys.readouterr().out
+    assert results["validation"]["accuracy"] == best["eval/accuracy"]
     before, after = load_pretrained(home / "model")[1], load_pretrained(tmp_path / "model")[1]
-    for part in ("embeddings", "encoder/layer_0"):
-        one, other = before["deberta"], after["deberta"]
-        for name in part.split("/"):
-            one, other = one[name], other[name]
-        jax.tree.map(np.testing.assert_array_equal, one, other)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path / "best")[1], after)
+    before, after = before["deberta"], after["deberta"]
+    jax.tree.map(np.testing.assert_array_equal, before["embeddings"], after["embeddings"])
+    jax.tree.map(np.testing.assert_array_equal, before["encoder"]["layer_0"], after["encoder"]["layer_0"])
     moved = jax.tree.map(
         lambda x, y: bool(np.any(x != y)),
-        before["deberta"]["encoder"]["layer_1"]["attention"],
-        after["deberta"]["encoder"]["layer_1"]["attention"],
+        before["encoder"]["layer_1"]["attention"],
+        after["encoder"]["layer_1"]["attention"],
     )
     assert all(jax.tree.leaves(moved))
 
 
-def test_seeds_and_a_grid_are_summed_up(home: Path, tmp_path: Path, capsys) -> None:
+def test_without_a_finite_evaluation_the_last_model_is_the_result(home: Path) -> None:
+    predictor = Predictor(settings(home, home / "run", select="best"), mock.Mock(main_metric="f1"), None, mock.Mock())
+    validation = Validation(predictor, TINY)
+    state = mock.Mock(params={"model": {"kernel": 1}})
+    assert validation.best == BestEvaluation("f1")
+    assert validation.chosen_params(state, SilentReporter()) == {"kernel": 1}
+    assert validation.known_predictions(state) == {}
+
+
+@pytest.mark.slow
+def test_training_ends_without_improvement_and_the_best_model_is_the_result(home: Path, tmp_path: Path, capsys) -> None:
+    """With a learning rate of 0 every evaluation equals the first one, which is the best."""
+    still = OptimizerConfig(learning_rate=0.0)
+    config = settings(home, tmp_path, select="best", patience=2, steps=200, evaluate_every=3, optimizer=still)
+    results = finetune.main(config)
+    records = lines_of(tmp_path / "metrics.jsonl")
+    assert max(record["step"] for record in records) == 9  # the best at 3, two more without improvement
+    assert "the best evaluation was that of step 3" in capsys.readouterr().out
+    assert results["validation"]["accuracy"] == records[-1]["eval/accuracy"]
+    assert finetune.main(config) == results  # repeated: nothing more is trained
+    assert max(record["step"] for record in lines_of(tmp_path / "metrics.jsonl")) == 9
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_at_an_evaluation_makes_up_for_it(home: Path, tmp_path: Path, monkeypatch) -> None:
+    changes = {"steps": 12, "evaluate_every": 4, "select": "best", "patience": 5, "group_by_length": True}
+    expected = finetune.main(settings(home, tmp_path / "uninterrupted", **changes))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Hosts, "stop_requested", lambda _, number: number == 8)
+        with pytest.raises(StoppedError):
+            finetune.main(settings(home, tmp_path / "stopped", **changes))
+    assert "eval/accuracy" not in lines_of(tmp_path / "stopped" / "metrics.jsonl")[-1]
+    assert finetune.main(settings(home, tmp_path / "stopped", **changes)) == expected
+    folders = [tmp_path / name for name in ("uninterrupted", "stopped")]
+    uninterrupted, stopped = (lines_of(folder / "metrics.jsonl") for folder in folders)
+    assert stopped == uninterrupted
+    jax.tree.map(np.testing.assert_array_equal, *(load_pretrained(folder / "best")[1] for folder in folders))
+
+
+def test_seeds_run_one_after_the_other(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
+        return Outcome({"validation": {"accuracy": 0.5 + config.seed / 10}}, "accuracy")
+
+    monkeypatch.setattr(finetune, "run", run)
+    results = finetune.main(settings(home, tmp_path, seeds=(0, 3)))
+    assert results == {"validation": {"accuracy": 0.8}}
+    assert json.loads((tmp_path / "summary.json").read_text())["best"] == str(tmp_path / "seed-3" / "model")
+
+
+@pytest.mark.slow
+def test_seeds_and_a_grid_are_summarized(home: Path, tmp_path: Path, capsys) -> None:
     config = settings(home, tmp_path, steps=3, seeds=(0, 1), grid=GridConfig(learning_rate=(2e-3,)))
     results = finetune.main(config)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -161,31 +192,46 @@ def test_seeds_and_a_grid_are_summed_up(home: Path, tmp_path: Path, capsys) -> N
     assert "± " in capsys.readouterr().out
 
 
-def test_what_a_head_starts_from_is_said() -> None:
+def test_the_message_says_where_each_head_comes_from() -> None:
     """The model was trained on three classes."""
     three = TINY.replace(num_labels=3, label_names=("no", "maybe", "yes"))
-    weights = DebertaForSequenceClassification(three).init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
+    weights = {
+        "deberta": {},
+        "pooler": {"kernel": np.ones((32, 32))},
+        "classifier": {"kernel": np.ones((32, 3)), "bias": np.ones(3)},
+    }
 
-    def said(classes: tuple[str, ...], **parts) -> str:
+    def message(classes: tuple[str, ...], **parts: Any) -> str:
         task = mock.Mock(label_names=classes)
-        fresh = dict(weights, classifier={"kernel": np.ones((32, len(classes))), "bias": np.ones(len(classes))})
-        return heads_message(weights, fresh | parts, three, task)
+        needed = weights | {"classifier": {"kernel": np.ones((32, len(classes))), "bias": np.ones(len(classes))}}
+        return heads_message(weights, needed | parts, three, task)
 
-    assert said(three.label_names) == "head: classifier the model's; pooler the model's"
-    assert "classifier the model's, whose classes were no, maybe, yes, now a, b, c" in said(("a", "b", "c"))
-    assert "classifier fresh: the model's is 32 x 3, the task needs 32 x 4" in said(("a", "b", "c", "d"))
-    assert "span_classifier fresh" in said(three.label_names, span_classifier={"bias": np.ones(2)})
+    assert message(three.label_names) == "head: classifier from the model; pooler from the model"
+    assert "classifier from the model, whose classes were no, maybe, yes, now a, b, c" in message(("a", "b", "c"))
+    assert "classifier random: the model's is 32 x 3, the task needs 32 x 4" in message(("a", "b", "c", "d"))
+    assert "span_classifier random" in message(three.label_names, span_classifier={"bias": np.ones(2)})
+    assert heads_message(None, weights, three, mock.Mock()) == "all weights random"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"freeze_layers": 3}, "freeze_layers is 3, but the model has 2 layers"),
-        ({"validation": None, "patience": 2}, "go by the validation split; give --validation"),
-        ({"validation": None, "seeds": (0, 1)}, "go by the validation split; give --validation"),
+        ({"validation": None, "patience": 2}, "need the validation split; give --validation"),
+        ({"validation": None, "seeds": (0, 1)}, "need the validation split; give --validation"),
         ({"batch_size": 12}, "batch_size 12 does not divide"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(home: Path, tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         finetune.main(settings(home, tmp_path, **changes))
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(home: Path, tmp_path: Path) -> None:
+    small = TINY.replace(vocab_size=500)
+    save_pretrained(
+        tmp_path / "model", small, random_params(DebertaForSequenceClassification(small), jnp.ones((1, 8), jnp.int32))
+    )
+    config = settings(home, tmp_path / "run", model=tmp_path / "model", tokenizer=home / "model")
+    with pytest.raises(ValueError, match="has 601 pieces, more than the model's vocab_size 500"):
+        finetune.main(config)

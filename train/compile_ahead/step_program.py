@@ -1,6 +1,7 @@
 """Builds the training step of `pretrain` or `finetune` with abstract arrays, for compiling it ahead of time."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,10 @@ from jax.sharding import Mesh
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
-from deberta_jax.rtd import EmbeddingSharing, RTDModels, init_params
+from deberta_jax.rtd import EmbeddingSharing, RTDModels
 from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, named_shardings
 
-from .. import finetune, pretrain
+from .. import finetune, pretrain, pretrain_setup
 from ..configs import (
     FinetuneConfig,
     MeshConfig,
@@ -26,7 +27,7 @@ from ..configs import (
 )
 from ..data.masking import MaskingConfig
 from ..engine.optimizer import build_optimizer
-from ..engine.state import TrainState, training_key
+from ..engine.state import TrainState
 from ..settings import Positive, Settings
 from ..tasks.classification.task import Classification
 from .model_flops import classification_flops, masked_lm_flops, rtd_flops
@@ -149,15 +150,9 @@ def _pretrain(config: StepConfig) -> _Parts:
         dtype=config.dtype,
         remat=config.remat,
     )
-    models_config = pretrain.resolve_models(run, _AnyTokenizer())  # pyright: ignore[reportArgumentType]
+    models_config = pretrain_setup.resolve_models(run)
     models = RTDModels.build(models_config, dtype=jnp.dtype(run.dtype), remat=run.remat)
     optimizers = pretrain.build_optimizers(run)
-
-    def create() -> TrainState:
-        params = init_params(models_config, training_key(run.seed))
-        if run.objective.name == "mlm":
-            params = {"generator": params["generator"]}
-        return TrainState.create(params, pretrain.init_optimizers(optimizers, params), seed=run.seed)
 
     length, masked = config.sequence_length, MaskingConfig(rate=config.mask_rate).slots(config.sequence_length)
     widths = {"input_ids": length, "segment_ids": length, "masked_positions": masked, "masked_labels": masked}
@@ -168,8 +163,8 @@ def _pretrain(config: StepConfig) -> _Parts:
     )
     return _Parts(
         pretrain.build_step(models, optimizers, run, sharing=models_config.embedding_sharing),
-        create,
-        {name: jax.ShapeDtypeStruct((widths[name],), jnp.int32) for name in pretrain.BATCH_FIELDS},
+        functools.partial(pretrain.build_state, run, models_config, optimizers, {}),
+        {name: jax.ShapeDtypeStruct((widths[name],), jnp.int32) for name in pretrain_setup.BATCH_FIELDS},
         3 * flops,  # the backward pass takes twice the operations of the forward pass
     )
 
@@ -193,26 +188,16 @@ def _finetune(config: StepConfig) -> _Parts:
     objective = Classification(regression=config.num_labels == 1)
     model = objective.model(model_config, dtype=jnp.dtype(run.dtype), remat=run.remat)
     optimizer = build_optimizer(run.optimizer, total_steps=_STEPS)
-
-    def create() -> TrainState:
-        params: Any = model.init(training_key(run.seed), jnp.ones((1, 8), jnp.int32))["params"]
-        return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=run.seed)
-
+    ids = jnp.ones((1, 8), jnp.int32)
     tokens = jax.ShapeDtypeStruct((config.sequence_length,), jnp.int32)
     fields = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
     labels = jax.ShapeDtypeStruct((), jnp.float32 if config.num_labels == 1 else jnp.int32)
     return _Parts(
         finetune.build_step(model, objective, optimizer, run, total_steps=_STEPS),
-        create,
+        functools.partial(finetune.build_state, model, optimizer, ids, seed=run.seed),
         {**fields, "labels": labels},
         3 * classification_flops(model_config, config.sequence_length),
     )
-
-
-class _AnyTokenizer:
-    """Stands in for a tokenizer in `resolve_models`, which rejects one with more pieces than the model has."""
-
-    vocab_size = 0
 
 
 def build_mesh(config: StepConfig, devices: list[Any]) -> Mesh:

@@ -1,4 +1,4 @@
-"""The best evaluation so far, and when to stop waiting for a better one."""
+"""The best evaluation so far, for choosing a model and for early stopping."""
 
 import dataclasses
 import math
@@ -6,35 +6,42 @@ from typing import Any
 
 
 @dataclasses.dataclass
-class Best:
-    """Of all evaluations by `metric` (higher is better); its place is saved with every checkpoint.
+class BestEvaluation:
+    """Tracks the best evaluation; saved in checkpoints.
 
-    `patience`: evaluations without a better one after which training is `done`; 0: never.
+    Attributes:
+      metric: the metric to compare; higher is better.
+      patience: number of evaluations without improvement after which training should stop (0 disables this).
+      step: the step of the best evaluation; None before the first one with a finite metric.
+      value: its metric.
+      evaluations_since: number of evaluations after the best one.
     """
 
     metric: str
     patience: int = 0
     step: int | None = None
     value: float = -math.inf
-    waited: int = 0
+    evaluations_since: int = 0
 
     def record(self, step: int, figures: dict[str, float]) -> bool:
-        """Whether this evaluation is the best so far. A figure that is not a number never is."""
-        if figures[self.metric] > self.value:
-            self.step, self.value, self.waited = step, figures[self.metric], 0
+        """Records an evaluation and returns whether it is the best so far. NaN never is."""
+        if figures[self.metric] > self.value:  # False for NaN
+            self.step, self.value, self.evaluations_since = step, figures[self.metric], 0
             return True
-        self.waited += 1
+        self.evaluations_since += 1
         return False
 
     @property
-    def done(self) -> bool:
-        return 0 < self.patience <= self.waited
+    def should_stop(self) -> bool:
+        """Whether as many evaluations as `patience` brought no improvement."""
+        return 0 < self.patience <= self.evaluations_since
 
     def get_state(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Returns the state as plain JSON. Its keys are a format on disk."""
         value = self.value if math.isfinite(self.value) else None
-        return {"step": self.step, "value": value, "waited": self.waited}
+        return {"step": self.step, "value": value, "waited": self.evaluations_since}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.step, self.waited = state["step"], state["waited"]
+        """Restores what `get_state` returned."""
+        self.step, self.evaluations_since = state["step"], state["waited"]
         self.value = -math.inf if state["value"] is None else state["value"]

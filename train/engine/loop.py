@@ -1,4 +1,4 @@
-"""The loop of pre-training and fine-tuning: dispatch, read the step before, evaluate, save, stop on nonsense."""
+"""The training loop of pre-training and fine-tuning: steps, metrics, evaluations, checkpoints and early stops."""
 
 import contextlib
 import dataclasses
@@ -9,199 +9,240 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from deberta_jax.errors import UserError
 
 from ..checkpoints.checkpointer import Checkpointer
 from ..hosts.join import Hosts
-from ..reporting.reporter import Log
+from ..reporting.reporter import Reporter
+from .best import BestEvaluation
 from .state import TrainState
 
-Sums = dict[str, float]
+StepMetrics = dict[str, Float[Array, ""]]  # of one step, on the devices
+Sums = dict[str, float]  # of the metrics of several steps, and "steps", their number
+Figures = dict[str, float]  # for the log
 
 
 class TrainingError(UserError):
-    """Training cannot go on; the message says why, at which step and what is left on disk."""
+    """Training diverged; the message names the reason, the step and the last checkpoint."""
 
 
 class Batches(Protocol):
-    """An endless stream of batches (this process's rows) whose place can be saved and set."""
+    """An endless stream of batches (this process's rows) whose position can be saved and restored."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-class Memory(Protocol):
-    """What evaluations have come to; saved with every checkpoint. `done`: training may end before its last step."""
-
-    @property
-    def done(self) -> bool: ...
-    def get_state(self) -> dict[str, Any]: ...
-    def set_state(self, state: dict[str, Any]) -> None: ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long to train, and what happens every so many steps. 0: never, but for the last step's save."""
+class TrainingRun:
+    """Everything that the loop needs apart from the state. The intervals are numbers of steps; 0 disables them.
+
+    Attributes:
+      steps: the last step.
+      log_every: interval between two lines of the log, at least 1.
+      evaluate_every: interval between evaluations; one follows the last step as well.
+      save_every: interval between checkpoints; the last step is always saved.
+      profile: first and last step to record with JAX's profiler.
+      profile_folder: folder for the recording.
+      step: the jitted training step. It donates its state, and its metrics are summed until the next line of the log.
+      batches: the training batches.
+      place_batch: puts a batch onto the devices.
+      summarize: computes the figures of the log from the sums.
+      evaluate: computes the figures of held-out data.
+      best: the best evaluation, which `evaluate` updates; ends training early (default: no early stopping).
+      checkpointer: saves and restores.
+      reporter: the log.
+      hosts: the processes of the run.
+    """
 
     steps: int
     log_every: int
     evaluate_every: int
     save_every: int
-    profile: tuple[int, int] | None = None  # first and last step to record
+    profile: tuple[int, int] | None
+    profile_folder: Path
+    step: Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+    batches: Batches
+    place_batch: Callable[[dict[str, np.ndarray]], Any]
+    summarize: Callable[[Sums], Figures]
+    evaluate: Callable[[TrainState], Figures]
+    best: BestEvaluation | None = None
+    checkpointer: Checkpointer
+    reporter: Reporter
+    hosts: Hosts
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+    @property
+    def should_stop_early(self) -> bool:
+        return self.best is not None and self.best.should_stop
+
+    def is_due(self, number: int, every: int) -> bool:
+        """Returns whether something with this interval happens after step `number`; after the last one it always does.
+
+        An interval of 0 leaves only the last step.
+        """
+        return number == self.steps or (every > 0 and number % every == 0)
 
 
-def train(  # noqa: PLR0915 - reads as prose
-    state: TrainState,
-    *,
-    plan: Plan,
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
-    batches: Batches,
-    place: Callable[[dict[str, np.ndarray]], Any],
-    figures: Callable[[Sums], dict[str, float]],
-    evaluate: Callable[[TrainState], dict[str, float]],
-    checkpointer: Checkpointer,
-    reporter: Log,
-    hosts: Hosts,
-    profile_folder: Path,
-    memory: Memory | None = None,
-) -> TrainState:
-    """Trains to the last step, from the newest good checkpoint if there is one.
+def train(state: TrainState, run: TrainingRun) -> TrainState:
+    """Trains to the last step, from the newest good checkpoint if there is one, and returns the final state.
 
-    Resuming restores, in this order: the state (parameters, optimizers, step, rng), the place in the data, the sums
-    that the next line of the log averages, and the memory of evaluations. A resumed run is bit for bit the unbroken
-    one; an evaluation that was due when it was stopped is made up for.
-
-    Args:
-      step: the jitted step, which donates its state. Its metrics are summed between two lines of the log.
-      place: puts a batch onto the devices.
-      figures: turns those sums, with "steps" among them, into the figures to report.
-      evaluate: figures of held-out data.
-      memory: kept by `evaluate`; where it is `done`, the step is saved and training ends.
-      profile_folder: where the steps of plan.profile are recorded.
+    A resumed run equals an uninterrupted one bit for bit. An evaluation that was due when the run was stopped is made
+    up for.
 
     Raises:
-      TrainingError: a loss or gradient norm is not finite. The step is named, the last good checkpoint kept.
-      CheckpointError: no checkpoint can be read, they belong to another configuration, or saving failed.
-      StoppedError: SIGTERM on any process, or out of time; the last step taken is saved.
+      TrainingError: if a loss or a gradient norm is not finite. The last good checkpoint is kept.
+      CheckpointError: if no checkpoint can be read, if they belong to another configuration, or if saving failed.
+      StoppedError: if a process received SIGTERM or time ran out. The last step is saved.
     """
-    activity = hosts.phases
-    activity.enter("restore")
-    sums: Sums = {}
-    restored = checkpointer.restore(jax.tree.map(_abstract, state))
-    if restored is not None:
-        state = restored.state
-        batches.set_state(restored.data["batches"])
-        sums = restored.data["sums"]
-        if memory is not None:
-            memory.set_state(restored.data["memory"])
+    phases = run.hosts.phases
+    phases.enter("restore")
+    resumed = _restore(state, run)
+    state, metrics = resumed.state, _MetricsReader(run, resumed.sums)
     first = int(state.step) + 1
-    reporter.resume_at(first - 1)
-    unread: tuple[int, dict[str, jax.Array]] | None = None
-    compiled: set[tuple] = set()  # the shapes of batches that there is a program for
-    with hosts.listening(), _profiler(plan.profile, profile_folder) as record:
-        if restored is not None and restored.data.get("owes_evaluation"):
-            activity.enter("evaluate", first - 1)
-            reporter.evaluation(first - 1, evaluate(state))
-        for number in range(first, plan.steps + 1):
-            if memory is not None and memory.done:
+    run.reporter.resume_at(first - 1)
+    compiled: set[tuple] = set()  # shapes of the batches for which the step was compiled
+    with run.hosts.listening(), _profiler(run, metrics) as start_or_stop_profiler:
+        if resumed.owes_evaluation:
+            phases.enter("evaluate", first - 1)
+            run.reporter.evaluation(first - 1, run.evaluate(state))
+        for number in range(first, run.steps + 1):
+            if run.should_stop_early:
                 break
-            activity.enter("input", number)
-            batch = next(batches)
+            phases.enter("input", number)
+            batch = next(run.batches)
             shapes = tuple((name, value.shape) for name, value in batch.items())
-            activity.enter("step" if shapes in compiled else "compile")
+            phases.enter("step" if shapes in compiled else "compile")
             compiled.add(shapes)
-            record(number, unread)
-            state, metrics = step(state, place(batch))
-            if unread is not None:
-                sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
-            unread = (number, metrics)
-            stopping = hosts.stop_requested(number) and number < plan.steps
-            evaluating = plan.evaluate_every > 0 and _due(number, plan.evaluate_every, plan.steps)
-            saving = stopping or _due(number, plan.save_every, plan.steps)
+            start_or_stop_profiler(number)
+            state, step_metrics = run.step(state, run.place_batch(batch))  # JAX returns before the step is done
+            metrics.add(number, step_metrics)
+            stopping = run.hosts.stop_requested(number) and number < run.steps
+            evaluating = run.evaluate_every > 0 and run.is_due(number, run.evaluate_every)
+            saving = stopping or run.is_due(number, run.save_every)
             if evaluating or saving:
-                # Nothing is saved, or measured, before this very step is known to be finite.
-                sums = _read(*unread, sums, plan, figures, reporter, checkpointer)
-                unread = None
+                metrics.read()  # raises before anything of a diverged step is evaluated or saved
             if evaluating and not stopping:
-                activity.enter("evaluate")
-                reporter.evaluation(number, evaluate(state))
-            if saving or (memory is not None and memory.done):
-                activity.enter("save")
-                data = {"batches": batches.get_state(), "sums": sums, "owes_evaluation": evaluating and stopping}
-                checkpointer.save(number, state, data | ({"memory": memory.get_state()} if memory else {}))
+                phases.enter("evaluate")
+                run.reporter.evaluation(number, run.evaluate(state))
+            if saving or run.should_stop_early:
+                phases.enter("save")
+                _save(number, state, run, metrics.sums, owes_evaluation=evaluating and stopping)
             if stopping:
-                checkpointer.wait()
-                stopped = hosts.stopped(number)
-                reporter.message(str(stopped))
+                run.checkpointer.wait()
+                stopped = run.hosts.stopped(number)
+                run.reporter.message(str(stopped))
                 raise stopped
-        activity.enter("save")
-        checkpointer.wait()
-    activity.enter("finish")
+        phases.enter("save")
+        run.checkpointer.wait()
+    phases.enter("finish")
     return state
 
 
+# -------------------------------------------------------------------- checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resumed:
+    """The state to start from, the sums since the last line of the log, and whether an evaluation was left out."""
+
+    state: TrainState
+    sums: Sums
+    owes_evaluation: bool
+
+
+def _restore(state: TrainState, run: TrainingRun) -> _Resumed:
+    """Restores the newest good checkpoint, the position in the data and the best evaluation, or returns `state`."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    restored = run.checkpointer.restore(shapes)
+    if restored is None:
+        return _Resumed(state, {}, owes_evaluation=False)
+    run.batches.set_state(restored.data["batches"])
+    if run.best is not None:
+        run.best.set_state(restored.data["memory"])
+    return _Resumed(restored.state, restored.data["sums"], restored.data.get("owes_evaluation", False))
+
+
+def _save(number: int, state: TrainState, run: TrainingRun, sums: Sums, *, owes_evaluation: bool) -> None:
+    data = {"batches": run.batches.get_state(), "sums": sums, "owes_evaluation": owes_evaluation}
+    if run.best is not None:
+        data["memory"] = run.best.get_state()
+    run.checkpointer.save(number, state, data)
+
+
+# -------------------------------------------------------------------- metrics
+
+
+class _MetricsReader:
+    """Reads the metrics of each step after the next one was dispatched, so that the devices never wait for the host.
+
+    Attributes:
+      sums: the metrics of the steps since the last line of the log.
+    """
+
+    def __init__(self, run: TrainingRun, sums: Sums) -> None:
+        self._run, self.sums = run, sums
+        self._unread: tuple[int, StepMetrics] | None = None
+
+    def add(self, number: int, metrics: StepMetrics) -> None:
+        """Reads the metrics of the previous step and keeps those of step `number`, which may not be computed yet."""
+        self.read()
+        self._unread = (number, metrics)
+
+    def read(self) -> None:
+        """Waits for the unread metrics, checks and sums them, and logs a line if one is due.
+
+        Raises:
+          TrainingError: if one is not finite.
+        """
+        if self._unread is None:
+            return
+        (number, metrics), self._unread = self._unread, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._require_finite(number, values)
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in (values | {"steps": 1.0}).items()}
+        if self._run.is_due(number, self._run.log_every):
+            self._run.reporter.step(number, self._run.summarize(self.sums))
+            self.sums = {}
+
+    def wait(self) -> None:
+        """Waits until the devices have finished the unread step."""
+        if self._unread is not None:
+            jax.block_until_ready(self._unread[1])
+
+    def _require_finite(self, number: int, values: dict[str, float]) -> None:
+        broken = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if broken:
+            saved = self._run.checkpointer.latest_step()
+            kept = f"the checkpoint of step {saved} is kept" if saved is not None else "there is no checkpoint yet"
+            raise TrainingError(
+                f"{', '.join(broken)} not finite at step {number} ({', '.join(map(str, broken.values()))}); "
+                f"{kept}. Try a lower learning rate or a longer warmup"
+            )
+
+
 @contextlib.contextmanager
-def _profiler(
-    steps: tuple[int, int] | None, folder: Path
-) -> Iterator[Callable[[int, tuple[int, dict[str, jax.Array]] | None], None]]:
-    """Gives a function to call before each step; it records the steps from the first to the last of `steps`."""
+def _profiler(run: TrainingRun, metrics: _MetricsReader) -> Iterator[Callable[[int], None]]:
+    """Yields a function to call before each step, which starts and stops JAX's profiler as `run.profile` asks."""
     running = False
 
-    def record(number: int, unread: tuple[int, dict[str, jax.Array]] | None) -> None:
+    def start_or_stop(number: int) -> None:
         nonlocal running
-        if steps is None or (running and number <= steps[1]) or (not running and number != steps[0]):
+        if run.profile is None:
             return
-        if unread is not None:
-            jax.block_until_ready(unread[1])  # the step before belongs to this side of the line
-        if running:
-            jax.profiler.stop_trace()
-        else:
-            jax.profiler.start_trace(str(folder))
-        running = not running
+        first, last = run.profile
+        if (not running and number == first) or (running and number > last):
+            metrics.wait()  # the previous step must not run into the recording, or out of it
+            if running:
+                jax.profiler.stop_trace()
+            else:
+                jax.profiler.start_trace(str(run.profile_folder))
+            running = not running
 
     try:
-        yield record
+        yield start_or_stop
     finally:
         if running:
             jax.profiler.stop_trace()
-
-
-def _read(
-    number: int,
-    metrics: dict[str, jax.Array],
-    sums: Sums,
-    plan: Plan,
-    figures: Callable[[Sums], dict[str, float]],
-    reporter: Log,
-    checkpointer: Checkpointer,
-) -> Sums:
-    """Fetches one step's metrics, checks them, adds them up, and reports where a line is due."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        kept = checkpointer.latest_step()
-        left = f"the checkpoint of step {kept} is kept" if kept is not None else "there is no checkpoint yet"
-        raise TrainingError(
-            f"{', '.join(broken)} not finite at step {number} ({', '.join(str(values[name]) for name in broken)}); "
-            f"{left}. Try a lower learning rate or a longer warmup"
-        )
-    sums = {name: sums.get(name, 0.0) + value for name, value in (values | {"steps": 1.0}).items()}
-    if _due(number, plan.log_every, plan.steps):
-        reporter.step(number, figures(sums))
-        return {}
-    return sums
-
-
-def _due(number: int, every: int, last: int) -> bool:
-    return number == last or (every > 0 and number % every == 0)
-
-
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

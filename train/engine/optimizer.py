@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from deberta_jax.errors import UserError
 from deberta_jax.sharding import constrain
@@ -14,7 +15,13 @@ from ..configs import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.GradientTransformation:
-    """clip -> Adam -> decay -> schedule. The learning rate of update n (from 0) is learning_rate * schedule(n)."""
+    """Returns clipping, Adam, weight decay and schedule in one chain (official `xadam.py`).
+
+    The learning rate of update n (from 0) is `config.learning_rate * schedule(config, total_steps=total_steps)(n)`.
+
+    Raises:
+      UserError: if the warmup is longer than `total_steps`.
+    """
     multiplier = schedule(config, total_steps=total_steps)
     adam = (
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
@@ -31,28 +38,39 @@ def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.Gradi
     )
 
 
-def apply_gradients(
-    optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
-) -> tuple[Any, Any, jax.Array]:
-    """One update, inside jit -> the new parameters, the optimizer's new state, the norm of the gradients.
+class Update(NamedTuple):
+    """New parameters, new state of the optimizer, and the global norm of the gradients before clipping."""
 
-    On a mesh every device updates the part of the parameters whose moments it has: gradients are summed where the
-    moments lie (with the axis `zero` a reduce-scatter), and the new parameters are gathered from there.
+    params: Any
+    opt_state: Any
+    grad_norm: Float[Array, ""]
+
+
+def apply_gradients(optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any) -> Update:
+    """Updates the parameters, inside jit.
+
+    On a mesh every device updates the part of the parameters whose moments it holds. Gradients are summed into the
+    sharding of the moments (with the axis `zero` by a reduce-scatter), and the new parameters are gathered from it.
     """
     grads = constrain(grads, moments=True)
     shards = constrain(params, moments=True)
     updates, opt_state = optimizer.update(grads, opt_state, shards)
     params = constrain(optax.apply_updates(shards, updates), moments=False)
-    return params, opt_state, optax.global_norm(grads)
+    return Update(params, opt_state, optax.global_norm(grads))
 
 
 class UncorrectedAdamState(NamedTuple):
+    """Moving averages of the gradients and of their squares."""
+
     mean: Any
     square: Any
 
 
 def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """m / (sqrt(v) + epsilon) with plain moving averages. Without bias correction early steps are larger."""
+    """Returns updates m / (sqrt(v) + epsilon) of plain moving averages m and v (official `xadam.py`).
+
+    Adam's bias correction is left out, so that early steps are larger.
+    """
 
     def init(params: Any) -> UncorrectedAdamState:
         return UncorrectedAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
@@ -68,41 +86,45 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
 
 
 def decay_mask(params: Any, *, deltas: bool = False) -> Any:
-    """True where weight decay applies: everything but biases and LayerNorm scales (and GDES deltas unless asked)."""
+    """Returns True for parameters that decay: all but biases, LayerNorm scales and, without `deltas`, GDES's delta."""
     spared = {"bias", "scale"} | (set() if deltas else {"delta"})
     return jax.tree.map_with_path(lambda path, _: path[-1].key not in spared, params)
 
 
-def schedule(config: OptimizerConfig, *, total_steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
-    """The multiplier of the learning rate at each step, counted from 0.
+def schedule(config: OptimizerConfig, *, total_steps: int) -> Callable[[jax.typing.ArrayLike], Float[Array, "*shape"]]:
+    """Returns the multiplier of the learning rate as a function of the step, from 0 (official `lr_schedulers.py`).
 
-    Every schedule starts at 0, so the first update changes nothing but the moments, and past the last step it starts
-    anew: both are the original's. "warmup_linear" falls from 1 to 1 - warmup where the warmup ends;
-    "warmup_linear_shift", our default, comes down from 1 without that jump.
+    As in the official code, every schedule starts at 0, so that the first update changes only the moments, and starts
+    again after the last step. "warmup_linear" drops from 1 to 1 - warmup where the warmup ends; "warmup_linear_shift",
+    the default, falls continuously from 1.
+
+    Raises:
+      UserError: if the warmup is longer than `total_steps`.
     """
     if total_steps < 1:
-        raise UserError(f"total_steps is {total_steps}; it must be at least 1")
+        raise ValueError(f"total_steps is {total_steps}; it must be at least 1")
     end = config.schedule_end
     warmup = config.warmup / total_steps if config.warmup >= 1 else config.warmup
     if warmup >= 1:
         raise UserError(f"warmup of {config.warmup:g} steps does not fit into {total_steps} steps; give fewer")
 
-    def after_warmup(x: jax.Array) -> jax.Array:
-        left = (1 - x) / (1 - warmup)
+    def after_warmup(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        remaining = (1 - x) / (1 - warmup)
         match config.schedule:
             case "warmup_linear":
                 return (1 - end) * (1 - x) + end
             case "warmup_linear_shift":
-                return (1 - end) * left + end
+                return (1 - end) * remaining + end
             case "warmup_cosine":
                 return 0.5 * (1 + jnp.cos(jnp.pi * x))
             case "warmup_linear_cosine":
-                return 0.5 * (1 + jnp.cos(jnp.pi * (1 - left)))
+                return 0.5 * (1 + jnp.cos(jnp.pi * (1 - remaining)))
             case "warmup_constant":
                 return jnp.ones_like(x)
 
-    def multiplier(step: jax.typing.ArrayLike) -> jax.Array:
-        x = jnp.mod(jnp.asarray(step), total_steps) / total_steps
+    def multiplier(step: jax.typing.ArrayLike) -> Float[Array, "*shape"]:
+        x = jnp.mod(jnp.asarray(step), total_steps) / total_steps  # the share of the steps that are done
+        # Both branches are computed for every step, so the bound keeps a warmup of 0 from dividing by 0.
         return jnp.where(x < warmup, x / max(warmup, 1e-12), after_warmup(x))
 
     return multiplier

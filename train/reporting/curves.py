@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
-    """Draws the curves of a pre-training run, from its `metrics.jsonl`, into a PNG.
+    """Draws the curves of a pre-training run from its `metrics.jsonl` into a PNG file.
 
     Raises:
-      FileNotFoundError: there is no such metrics file.
-      ValueError: it holds no step.
+      FileNotFoundError: if the metrics file does not exist.
+      UserError: if it holds no step.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -25,6 +25,7 @@ def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
     records = read_records(Path(jsonl_path))
     if not records:
         raise UserError(f"{jsonl_path} holds no step, so there is nothing to draw; train first")
+    # Without pyplot, whose global state and choice of a window system have no place in a training process.
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     generator, discriminator, shares, rate = figure.subplots(2, 2, sharex=True).flat
@@ -43,7 +44,7 @@ def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
 
 
 def _draw(axes: "Axes", records: list[dict[str, Any]], title: str, unit: str, names: dict[str, str]) -> None:
-    """One panel: each metric as its values, faint, under their running mean, and its evaluations as dots."""
+    """Draws one panel: the values of each metric, faint, their running mean, and its evaluations as dots."""
     for number, (key, name) in enumerate(names.items()):
         color = f"C{number}"
         steps, values = _series(records, key)
@@ -62,12 +63,12 @@ def _draw(axes: "Axes", records: list[dict[str, Any]], title: str, unit: str, na
 
 
 def _series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    found = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _running_mean(values: list[float]) -> list[float]:
-    """Mean of the 2 % of the values around each: centerd, so that the curve does not lag."""
+    """Returns the mean of the 2 % of the values around each one; centered, so that the curve does not lag."""
     half = len(values) // 100
     sums = [0.0, *itertools.accumulate(values)]
     windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]

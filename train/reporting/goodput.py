@@ -1,7 +1,7 @@
-"""Where the time of a run has gone, over all of its starts: `goodput.jsonl` in the run's folder.
+"""How a run spent its time, over all of its starts: `goodput.jsonl` in the run's folder.
 
-A line is the account of one start so far: when it began and when the line was written (Unix time), the step it went on
-from and the one it has reached, and the seconds in each phase of `phases.PhaseTimer`. Its last line counts.
+A line accounts for one start: when it began and when the line was written (Unix time), the step it resumed from and
+the step it has reached, and the seconds in each phase of `hosts.phases.PhaseTimer`. The last line of a start counts.
 """
 
 import json
@@ -16,25 +16,25 @@ FILE = "goodput.jsonl"
 
 
 class GoodputLog:
-    """Writes the account of this start; one process of a run has one."""
+    """Writes the account of this start, in one process of the run."""
 
-    def __init__(self, folder: Path, activity: PhaseTimer) -> None:
-        self._path, self._activity = folder / FILE, activity
-        self._began = time.time() - activity.elapsed
+    def __init__(self, folder: Path, phases: PhaseTimer) -> None:
+        self._path, self._phases = folder / FILE, phases
+        self._began = time.time() - phases.elapsed
         self._first = 0
 
     def resume_at(self, step: int) -> None:
-        """The step that this start goes on from."""
+        """Sets the step that this start resumes from."""
         self._first = step
 
     def write(self, step: int) -> None:
-        """Call it now and then: what comes after the last call is lost to the account when the process is killed."""
+        """Writes the account up to this step. Call it periodically: time since the last call is lost on a crash."""
         line = {
             "began": round(self._began, 3),
             "written": round(time.time(), 3),
             "from_step": self._first,
             "step": step,
-            "seconds": {phase: round(seconds, 3) for phase, seconds in self._activity.seconds().items()},
+            "seconds": {phase: round(seconds, 3) for phase, seconds in self._phases.seconds().items()},
         }
         with open(self._path, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
@@ -42,13 +42,14 @@ class GoodputLog:
 
 @dataclass(frozen=True)
 class Goodput:
-    """The account of a run. All times in seconds; the parts sum to `total`.
+    """How a run spent its time, in seconds; the parts sum to `total`.
 
     Attributes:
-      useful: in steps whose result was kept.
-      lost: in steps that a later start took again.
-      between: from the last line of a start to the beginning of the next.
-      phases: everything else, by phase.
+      starts: number of starts.
+      useful: time in steps whose result was kept.
+      lost: time in steps that a later start repeated.
+      between: time from the last line of a start to the beginning of the next one.
+      phases: all other time, by phase.
     """
 
     starts: int
@@ -66,25 +67,26 @@ class Goodput:
             return f"{100 * seconds / max(self.total, 1e-9):.1f}%"
 
         parts = {"steps taken again": self.lost, "between starts": self.between, **self.phases}
-        rest = sorted(
+        largest_first = sorted(
             ((name, value) for name, value in parts.items() if value > 0.0005 * self.total), key=lambda item: -item[1]
         )
         starts = "1 start" if self.starts == 1 else f"{self.starts} starts"
-        others = ", ".join(f"{name} {share(value)}" for name, value in rest)
+        others = ", ".join(f"{name} {share(value)}" for name, value in largest_first)
         return f"goodput {share(self.useful)} of {self.total:.0f} s in {starts}; {others}"
 
 
 def read_goodput(folder: Path) -> Goodput:
-    """The account of the run in a folder, from its goodput.jsonl; a line cut short by a kill is left out.
+    """Returns how the run in a folder spent its time, from its goodput.jsonl.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: if the file does not exist.
     """
     starts = {line["began"]: line for line in read_records(folder / FILE)}
     lines = [starts[began] for began in sorted(starts)]
     useful = lost = between = 0.0
     phases: dict[str, float] = {}
     for number, line in enumerate(lines):
+        # A start's steps count up to where the earliest later start resumed; the steps after that were repeated.
         later = lines[number + 1 :]
         kept = min([line["step"], *(other["from_step"] for other in later)])
         taken = line["step"] - line["from_step"]

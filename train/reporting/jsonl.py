@@ -1,29 +1,29 @@
-"""The files of a run that hold one JSON object a line: metrics.jsonl, goodput.jsonl and predictions."""
+"""Files of one JSON object per line: metrics.jsonl, goodput.jsonl and predictions."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from deberta_jax.atomic_files import replace_file
+
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines that tell of a step; one cut short by a kill is left out."""
+    """Returns the objects that have a step. Skips a line that is not JSON, such as one that a kill truncated."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict) and "step" in record:
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
     return records
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """One line each; the file is there at once, whole, or not at all."""
+    """Writes one line per record, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as lines:
+    with replace_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
         for record in records:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    partial.replace(path)

@@ -1,21 +1,15 @@
-"""Scores of fine-tuned models, and the figures of pre-training from summed counts."""
+"""Scores of fine-tuned models."""
 
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Num, Shaped
 
 from deberta_jax.errors import UserError
-from deberta_jax.losses import MaskedLMPass
-from deberta_jax.rtd import DiscriminatorPass
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and labels, each [E]
-
-
-# ----------------------------------------------------------------------------------------------------- fine-tuning
 
 
 def accuracy(predictions: Shaped[np.ndarray, "E"], labels: Shaped[np.ndarray, "E"]) -> float:
@@ -114,80 +108,3 @@ def compute_metrics(
         index = int(np.argmin(np.isfinite(predictions)))
         raise UserError(f"the prediction of example {index} is {predictions[index]}; the model has diverged")
     return {name: METRICS[name](predictions, labels) for name in names}
-
-
-# ---------------------------------------------------------------------------------------------------- pre-training
-
-_GENERATOR_COUNTS = frozenset({"masked_loss_sum", "masked_count", "masked_correct"})
-_DISCRIMINATOR_COUNTS = frozenset(
-    {
-        "rtd_loss_sum",
-        "rtd_count",
-        "rtd_correct",
-        "replaced_true_positive",
-        "replaced_predicted",
-        "replaced_actual",
-    }
-)
-
-
-def generator_sums(out: MaskedLMPass) -> dict[str, jax.Array]:
-    """What `pretraining_figures` needs of one forward of the generator."""
-    return {"masked_loss_sum": out.loss_sum, "masked_count": out.weight, "masked_correct": out.correct}
-
-
-def discriminator_sums(out: DiscriminatorPass) -> dict[str, jax.Array]:
-    """What `pretraining_figures` needs of one forward of the discriminator."""
-    return {
-        "rtd_loss_sum": out.loss_sum,
-        "rtd_count": out.weight,
-        "rtd_correct": out.correct,
-        "replaced_true_positive": out.true_positive,
-        "replaced_predicted": out.predicted,
-        "replaced_actual": out.actual,
-    }
-
-
-def pretraining_figures(sums: Mapping[str, float]) -> dict[str, float]:
-    """The figures of pre-training from counts summed over steps, batches and hosts.
-
-    Sums rather than means come in, so every token weighs the same whatever batch it stood in.
-
-    Args:
-      sums: `masked_loss_sum` (nats), `masked_count`, `masked_correct`; for replaced token detection also
-        `rtd_loss_sum`, `rtd_count` (real tokens), `rtd_correct`, `replaced_true_positive`, `replaced_predicted`,
-        `replaced_actual`. Any other value is one number a step (a learning rate, a gradient norm) and comes
-        out as its mean over `steps`.
-
-    Returns:
-      `generator_loss`, `masked_accuracy`, `perplexity`; with the discriminator's counts also `discriminator_loss`,
-      `rtd_accuracy`, `replaced_precision`, `replaced_recall`, `replaced_f1`; then the means. A division by zero is nan.
-
-    Raises:
-      ValueError: counts that are missing.
-    """
-    needed = _GENERATOR_COUNTS | (_DISCRIMINATOR_COUNTS if _DISCRIMINATOR_COUNTS & set(sums) else set())
-    others = [name for name in sums if name not in needed and name != "steps"]
-    missing = sorted(needed - set(sums)) + (["steps"] if others and "steps" not in sums else [])
-    if missing:
-        raise UserError(f"sums lack {', '.join(missing)}; they hold {', '.join(sums)}")
-    loss = _ratio(sums["masked_loss_sum"], sums["masked_count"])
-    figures = {
-        "generator_loss": loss,
-        "masked_accuracy": _ratio(sums["masked_correct"], sums["masked_count"]),
-        "perplexity": math.inf if loss > 700 else math.exp(loss),  # math.exp overflows from 709.8 on
-    }
-    if "rtd_count" in sums:
-        hits, predicted, actual = (sums[f"replaced_{name}"] for name in ("true_positive", "predicted", "actual"))
-        figures |= {
-            "discriminator_loss": _ratio(sums["rtd_loss_sum"], sums["rtd_count"]),
-            "rtd_accuracy": _ratio(sums["rtd_correct"], sums["rtd_count"]),
-            "replaced_precision": _ratio(hits, predicted),
-            "replaced_recall": _ratio(hits, actual),
-            "replaced_f1": _ratio(2 * hits, predicted + actual),
-        }
-    return figures | {name: _ratio(sums[name], sums["steps"]) for name in others}
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.nan

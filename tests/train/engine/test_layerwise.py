@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from deberta_jax.train.engine.layerwise import by_depth, depth, hold
+from deberta_jax.train.engine.layerwise import depth_of, layerwise_learning_rates, stop_frozen_gradients
 
 LAYERS = 2
 DEPTHS = {
@@ -24,10 +24,10 @@ def params():
     tree: dict = {}
     for path in DEPTHS:
         *folders, name = path.split("/")
-        at = tree
+        parent = tree
         for folder in folders:
-            at = at.setdefault(folder, {})
-        at[name] = jnp.ones(2)
+            parent = parent.setdefault(folder, {})
+        parent[name] = jnp.ones(2)
     return tree
 
 
@@ -37,12 +37,12 @@ def flat(tree):
 
 @pytest.mark.parametrize("path", DEPTHS)
 def test_depth(path):
-    assert depth(path, LAYERS) == DEPTHS[path]
+    assert depth_of(path, LAYERS) == DEPTHS[path]
 
 
-def test_rates_fall_toward_the_input_and_frozen_layers_stay():
+def test_rates_fall_toward_the_embeddings_and_frozen_layers_stay():
     tree = params()
-    optimizer = by_depth(
+    optimizer = layerwise_learning_rates(
         optax.chain(optax.add_decayed_weights(0.5), optax.scale(-1.0)), decay=0.5, frozen=1, layers=LAYERS
     )
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, tree), optimizer.init(tree), tree)
@@ -51,15 +51,15 @@ def test_rates_fall_toward_the_input_and_frozen_layers_stay():
         np.testing.assert_allclose(update, expected)
 
 
-def test_nothing_is_wrapped_where_nothing_is_asked():
+def test_without_decay_and_frozen_layers_the_optimizer_is_unchanged():
     optimizer = optax.sgd(1.0)
-    assert by_depth(optimizer, decay=1.0, frozen=0, layers=LAYERS) is optimizer
+    assert layerwise_learning_rates(optimizer, decay=1.0, frozen=0, layers=LAYERS) is optimizer
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_held_parameters_get_no_gradient(frozen):
+def test_frozen_parameters_get_no_gradient(frozen):
     def loss(tree):
-        return sum(leaf.sum() for leaf in jax.tree.leaves(hold(tree, frozen=frozen, layers=LAYERS)))
+        return sum(leaf.sum() for leaf in jax.tree.leaves(stop_frozen_gradients(tree, frozen=frozen, layers=LAYERS)))
 
     for path, gradient in flat(jax.grad(loss)(params())).items():
         assert (gradient == (0 if frozen and DEPTHS[path] <= frozen else 1)).all(), path

@@ -26,37 +26,41 @@ def test_schedules_equal_the_official_ones(name: str) -> None:
 @pytest.mark.parametrize("variant", ["plain", "clip_schedule"])
 def test_updates_and_moments_equal_xadam(variant: str) -> None:
     case = load("xadam")
-    settings, chosen = case.config, case.config["variants"][variant]
+    settings, options = case.config, case.config["variants"][variant]
     config = OptimizerConfig(
         learning_rate=settings["learning_rate"],
         schedule="warmup_linear" if variant == "clip_schedule" else "warmup_constant",
-        warmup=chosen["warmup_proportion"] if variant == "clip_schedule" else 0,
+        warmup=options["warmup_proportion"] if variant == "clip_schedule" else 0,
         weight_decay=settings["weight_decay"],
-        max_grad_norm=chosen["max_grad_norm"],
+        max_grad_norm=options["max_grad_norm"],
         decay_embedding_delta=True,
     )
-    total = chosen["t_total"] if chosen["t_total"] > 0 else 100
+    total = options["t_total"] if options["t_total"] > 0 else 100
     optimizer = build_optimizer(config, total_steps=total)
 
     def tree(prefix: str) -> dict:
         leaves = {"weight": "kernel", "bias": "bias", "_weight": "delta"}
-        out: dict = {}
+        params: dict = {}
         for name, array in case.group(prefix).items():
             module, leaf = name.rsplit(".", 1)
             leaf = "scale" if module.endswith("LayerNorm") and leaf == "weight" else leaves[leaf]
-            out.setdefault(module, {})[leaf] = jnp.asarray(array)
-        return out
+            params.setdefault(module, {})[leaf] = jnp.asarray(array)
+        return params
 
     params = tree("weights/")
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for number in range(1, 6):
         updates, state = update(tree(f"inputs/step{number}/grads/"), state, params)
         params = jax.tree.map(jnp.add, params, updates)
-        want = tree(f"outputs/{variant}/step{number}/params/")
-        jax.tree.map(lambda got, leaf, n=number: assert_close(got, leaf, 1e-5, f"step {n}"), params, want)
+        expected = tree(f"outputs/{variant}/step{number}/params/")
+        jax.tree.map(lambda actual, leaf, n=number: assert_close(actual, leaf, 1e-5, f"step {n}"), params, expected)
     moments = state[1]
-    jax.tree.map(lambda got, leaf: assert_close(got, leaf, 1e-5), moments.mean, tree(f"outputs/{variant}/step5/m/"))
-    jax.tree.map(lambda got, leaf: assert_close(got, leaf, 1e-5), moments.square, tree(f"outputs/{variant}/step5/v/"))
+    jax.tree.map(
+        lambda actual, leaf: assert_close(actual, leaf, 1e-5), moments.mean, tree(f"outputs/{variant}/step5/m/")
+    )
+    jax.tree.map(
+        lambda actual, leaf: assert_close(actual, leaf, 1e-5), moments.square, tree(f"outputs/{variant}/step5/v/")
+    )
 
 
 def test_biases_norms_and_deltas_do_not_decay() -> None:
@@ -83,10 +87,6 @@ def test_the_default_schedule_has_no_jump() -> None:
     assert values[100] == 1
 
 
-def test_bad_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="schedule is 'linear'; it must be one of warmup_linear_shift"):
-        OptimizerConfig(schedule="linear")  # type: ignore[arg-type]
+def test_a_warmup_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup of 50 steps does not fit into 20 steps"):
         build_optimizer(OptimizerConfig(warmup=50), total_steps=20)
-    with pytest.raises(ValueError, match="learning_rate is -1"):
-        OptimizerConfig(learning_rate=-1)

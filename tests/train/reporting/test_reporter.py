@@ -10,8 +10,7 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from deberta_jax.train.reporting import reporter as report
-from deberta_jax.train.reporting.curves import plot_curves
-from deberta_jax.train.reporting.reporter import Reporter
+from deberta_jax.train.reporting.reporter import RunReporter
 
 PRETRAINING = {
     "generator_loss": 10.0621,
@@ -40,7 +39,7 @@ def plain_console(*, width=80):
 
 def make(folder, console=None, *, total_steps=100, every=5):
     console = console or plain_console()
-    return Reporter(folder, total_steps=total_steps, tokens_per_step=1000, every=every, console=console)
+    return RunReporter(folder, total_steps=total_steps, tokens_per_step=1000, every=every, console=console)
 
 
 def read(folder):
@@ -181,39 +180,5 @@ def test_the_live_line_fits_one_row(tmp_path, clock, width, expected):
 @pytest.mark.parametrize("name", ["total_steps", "tokens_per_step", "every"])
 def test_bad_counts_are_refused(tmp_path, name):
     counts = {"total_steps": 1, "tokens_per_step": 1, "every": 1, name: 0}
-    with pytest.raises(ValueError, match=f"{name} is 0; it has to be at least 1"):
-        Reporter(tmp_path, **counts)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05"), (100 * 3600, "4d04h"), (math.nan, "-")]
-)
-def test_durations(seconds, text):
-    assert report._format_seconds(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(3.25, "3.25"), (950, "950"), (999.9, "1k"), (12345, "12.3k"), (1.234e6, "1.23M"), (2e9, "2G")]
-)
-def test_counts(count, text):
-    assert report._format_count(count) == text
-
-
-def test_curves_are_drawn(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    with make(tmp_path) as reporter:
-        for step in range(1, 101):
-            reporter.step(step, {**PRETRAINING, "generator_loss": math.nan if step == 50 else 10 - step / 20})
-        reporter.evaluation(100, {"generator_loss": 5.0, "masked_accuracy": 0.3})
-    plot_curves(path, tmp_path / "curves.png")
-    png = (tmp_path / "curves.png").read_bytes()
-    assert png.startswith(b"\x89PNG")
-    assert len(png) > 20_000
-
-
-def test_curves_need_a_step(tmp_path):
-    (tmp_path / "metrics.jsonl").touch()
-    with pytest.raises(ValueError, match="holds no step"):
-        plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    with pytest.raises(FileNotFoundError):
-        plot_curves(tmp_path / "absent.jsonl", tmp_path / "curves.png")
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+        RunReporter(tmp_path, **counts)

@@ -5,19 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from deberta_jax.train.tasks.metrics import METRICS, compute_metrics, pretraining_figures
-
-COUNTS = {
-    "masked_loss_sum": 20.0,
-    "masked_count": 10.0,
-    "masked_correct": 4.0,
-    "rtd_loss_sum": 30.0,
-    "rtd_count": 100.0,
-    "rtd_correct": 90.0,
-    "replaced_true_positive": 3.0,
-    "replaced_predicted": 4.0,
-    "replaced_actual": 6.0,
-}
+from deberta_jax.train.tasks.metrics import METRICS, compute_metrics
 
 
 def test_metrics_of_two_classes_equal_worked_values():
@@ -87,47 +75,3 @@ def test_bad_input_is_named(names, predictions, labels, message):
 def test_every_metric_is_one_for_perfect_predictions():
     labels = np.array([0, 1, 1, 0])
     assert compute_metrics(tuple(METRICS), labels, labels) == pytest.approx(dict.fromkeys(METRICS, 1.0))
-
-
-def test_pretraining_figures():
-    assert pretraining_figures(COUNTS) == pytest.approx(
-        {
-            "generator_loss": 2.0,
-            "masked_accuracy": 0.4,
-            "perplexity": math.exp(2),
-            "discriminator_loss": 0.3,
-            "rtd_accuracy": 0.9,
-            "replaced_precision": 0.75,
-            "replaced_recall": 0.5,
-            "replaced_f1": 0.6,
-        }
-    )
-
-
-def test_pretraining_figures_without_a_discriminator():
-    masked = {name: value for name, value in COUNTS.items() if name.startswith("masked")}
-    assert set(pretraining_figures(masked)) == {"generator_loss", "masked_accuracy", "perplexity"}
-
-
-def test_pretraining_figures_of_nothing_are_nan_and_of_a_huge_loss_infinite():
-    assert all(math.isnan(value) for value in pretraining_figures(dict.fromkeys(COUNTS, 0.0)).values())
-    assert pretraining_figures(COUNTS | {"masked_loss_sum": 1e5})["perplexity"] == math.inf
-
-
-def test_values_of_a_step_come_out_as_means():
-    figures = pretraining_figures(COUNTS | {"steps": 4.0, "learning_rate": 2.0})
-    assert figures["learning_rate"] == 0.5
-    assert "steps" not in figures
-
-
-@pytest.mark.parametrize(
-    ("sums", "missing"),
-    [
-        ({"masked_count": 1.0}, "masked_correct, masked_loss_sum"),
-        ({name: value for name, value in COUNTS.items() if name != "rtd_count"}, "rtd_count"),
-        (COUNTS | {"learning_rate": 1.0}, "steps"),
-    ],
-)
-def test_missing_counts_are_named(sums, missing):
-    with pytest.raises(ValueError, match=f"sums lack {missing};"):
-        pretraining_figures(sums)

@@ -1,0 +1,29 @@
+"""The best evaluation and early stopping."""
+
+import json
+import math
+
+from deberta_jax.train.engine.best import BestEvaluation
+
+
+def test_patience_counts_evaluations_without_improvement():
+    best = BestEvaluation("f1", patience=2)
+    assert [best.record(step, {"f1": value}) for step, value in ((10, 0.2), (20, 0.5), (30, 0.5))] == [
+        True,
+        True,
+        False,
+    ]
+    assert not best.should_stop
+    resumed = BestEvaluation("f1", patience=2)
+    resumed.set_state(json.loads(json.dumps(best.get_state())))
+    assert not resumed.record(40, {"f1": math.nan})
+    assert resumed.should_stop
+    assert (resumed.step, resumed.value) == (20, 0.5)
+
+
+def test_zero_patience_never_stops():
+    best = BestEvaluation("f1")
+    for step in range(1, 9):
+        best.record(step, {"f1": math.nan})
+    assert not best.should_stop
+    assert json.loads(json.dumps(best.get_state())) == {"step": None, "value": None, "waited": 8}

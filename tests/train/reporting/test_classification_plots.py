@@ -1,0 +1,30 @@
+"""Calibration by hand, and the plot of confusion and calibration."""
+
+import numpy as np
+
+from deberta_jax.train.reporting.classification_plots import calibration, plot_answers
+
+
+def test_calibration_error_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.4, 0.6]])
+    labels = np.array([0, 1, 1, 1])
+    error, accuracies, confidences, counts = calibration(probabilities, labels)
+    assert counts.sum() == 4
+    # 0.9: half of them right; 0.7 and 0.6: all right
+    np.testing.assert_allclose(error, (2 * 0.4 + 0.3 + 0.4) / 4)
+    np.testing.assert_allclose(accuracies[counts == 2], 0.5)
+    np.testing.assert_allclose(confidences[counts == 2], 0.9)
+
+
+def test_a_model_as_sure_as_right_has_no_error():
+    draw = np.random.default_rng(0)
+    sure = draw.uniform(0.5, 1, 200_000)
+    labels = (draw.uniform(size=len(sure)) > sure).astype(int)
+    assert calibration(np.stack([sure, 1 - sure], axis=1), labels)[0] < 0.01
+
+
+def test_the_plot_is_drawn(tmp_path):
+    draw = np.random.default_rng(0)
+    probabilities = draw.dirichlet(np.ones(3), 50)
+    plot_answers(tmp_path / "answers.png", probabilities, draw.integers(0, 3, 50), ("no", "maybe", "yes"))
+    assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,149 @@
+"""Evaluation while fine-tuning, and the results of a run: predictions, metrics and the chosen model."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deberta_jax.atomic_files import write_file
+from deberta_jax.checkpoint import load_pretrained, save_pretrained
+from deberta_jax.config import DebertaConfig
+from deberta_jax.sharding import local_batch_indices, place_batch
+
+from .configs import FinetuneConfig
+from .engine.best import BestEvaluation
+from .engine.loop import Figures
+from .engine.state import TrainState
+from .hosts.join import Hosts
+from .reporting.jsonl import write_records
+from .reporting.reporter import Reporter
+from .sweep import Results
+from .tasks.base import Predictions, Task
+from .tasks.batches import evaluation_batches
+
+Params = dict[str, Any]
+
+
+def apply_model(model: Any, params: Params, batch: dict[str, jax.Array], **options: Any) -> Any:
+    """Returns the model's output for a batch. `variables` are added to the parameters; other options go to `apply`."""
+    variables = {"params": params, **options.pop("variables", {})}
+    return model.apply(
+        variables, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"], **options
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Predicts the examples of a task's splits with a model, in batches over all hosts."""
+
+    config: FinetuneConfig
+    task: Task
+    model: Any
+    mesh: Mesh
+
+    def predict(self, params: Params, split: str) -> Predictions:
+        """Returns what the model predicts for each example of a split, in their order, on every host."""
+        encoded = self.task.splits[split]
+        predictions: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
+        batches = evaluation_batches(
+            encoded,
+            batch_size=self.config.batch_size,
+            max_length=self.config.data.max_length,
+            batch_indices=local_batch_indices(self.mesh, self.config.batch_size),
+        )
+        for indices, batch in batches:
+            arrays = jax.device_get(self._predict_batch(params, place_batch(batch, self.mesh)))
+            # The last batch is filled up with copies, which `indices` does not list.
+            for place, index in enumerate(indices):
+                predictions[index] = {name: array[place] for name, array in arrays.items()}
+        return predictions
+
+    @functools.cached_property
+    def _predict_batch(self) -> Any:
+        def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return self.task.objective.predict(apply_model(self.model, params, batch), batch)
+
+        # Replicated, so that every host can read the predictions of the whole batch.
+        return jax.jit(predict, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+
+
+class Validation:
+    """Evaluates the validation split during training and chooses the model that is the result.
+
+    With `select` "best" the model of the best evaluation is kept in best/ of the run's folder.
+    """
+
+    def __init__(self, predictor: Predictor, model_config: DebertaConfig) -> None:
+        self._predictor, self._model_config = predictor, model_config
+        self._config = predictor.config
+        self._newest: tuple[int, Predictions] | None = None  # step and predictions of the newest evaluation
+        self.best = BestEvaluation(predictor.task.main_metric, self._config.selection.patience)
+
+    @property
+    def _selects_best(self) -> bool:
+        return self._config.selection.select == "best"
+
+    def evaluate(self, state: TrainState) -> Figures:
+        """Computes the metrics of the validation split, and saves the model if they are the best so far."""
+        step, params = int(state.step), state.params["model"]
+        self._newest = None  # frees the memory of the previous predictions
+        self._newest = (step, self._predictor.predict(params, "validation"))
+        figures = self._predictor.task.score("validation", self._newest[1])
+        if self.best.record(step, figures) and self._selects_best:
+            save_pretrained(self._config.output / "best", self._model_config, params)
+        return figures
+
+    def chosen_params(self, state: TrainState, reporter: Reporter) -> Params:
+        """Returns the parameters of the last step, or of the best evaluation, and reports the choice."""
+        best = self.best
+        if not self._selects_best:
+            return state.params["model"]
+        if best.step is None:
+            reporter.message(f"no evaluation gave a number for {best.metric}: the last model is the result")
+            return state.params["model"]
+        reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
+        return load_pretrained(self._config.output / "best", mesh=self._predictor.mesh)[1]
+
+    def known_predictions(self, state: TrainState) -> dict[str, Predictions]:
+        """Returns predictions of the chosen model that an evaluation has already made, by split."""
+        if self._selects_best or self._newest is None or self._newest[0] != int(state.step):
+            return {}
+        return {"validation": self._newest[1]}
+
+
+def write_results(
+    predictor: Predictor, params: Params, known: dict[str, Predictions], hosts: Hosts, reporter: Reporter
+) -> Results:
+    """Predicts all splits but "train", and writes predictions/, plots and results.json on the first host.
+
+    Args:
+      predictor: the model without its parameters.
+      params: the parameters of the chosen model.
+      known: predictions that need not be made again, by split.
+      hosts: the processes of the run.
+      reporter: receives the metrics.
+
+    Returns:
+      The metrics of each labeled split.
+    """
+    task, output = predictor.task, predictor.config.output
+    results: Results = {}
+    for name, split in task.splits.items():
+        if name == "train":
+            continue
+        predictions = known.get(name) or predictor.predict(params, name)
+        if split.labeled:
+            results[name] = task.score(name, predictions)
+            figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
+            reporter.message(f"{name}: {figures}")
+        if hosts.first:
+            write_records(output / "predictions" / f"{name}.jsonl", task.records(name, predictions))
+            if split.labeled:
+                task.plot(output / "predictions" / f"{name}.png", name, predictions)
+    if hosts.first:
+        write_file(output / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
