@@ -1,23 +1,30 @@
-"""DeBERTa for JAX: models as Flax modules, pre-training by replaced token detection, exact PyTorch conversion."""
+"""DeBERTa for JAX: models as Flax modules, pre-training by replaced token detection, exact PyTorch conversion.
 
+The names below are imported on first use, so that `deberta-jax --help` does not wait for JAX.
+"""
+
+import importlib
 import importlib.metadata
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
-from .checkpoint import load_pretrained, save_pretrained
-from .config import DebertaConfig
-from .errors import UserError
-from .models import (
-    Deberta,
-    DebertaForMaskedLM,
-    DebertaForMultipleChoice,
-    DebertaForQuestionAnswering,
-    DebertaForReplacedTokenDetection,
-    DebertaForSequenceClassification,
-    DebertaForTokenClassification,
-)
-from .outputs import EncoderOutput, HeadOutput, SpanOutput
-from .rtd import RTDConfig
-from .sharding import make_mesh
-from .tokenizers.tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from .checkpoint import load_pretrained, save_pretrained
+    from .config import DebertaConfig
+    from .errors import UserError
+    from .models import (
+        Deberta,
+        DebertaForMaskedLM,
+        DebertaForMultipleChoice,
+        DebertaForQuestionAnswering,
+        DebertaForReplacedTokenDetection,
+        DebertaForSequenceClassification,
+        DebertaForTokenClassification,
+    )
+    from .outputs import EncoderOutput, HeadOutput, SpanOutput
+    from .rtd import RTDConfig
+    from .sharding import make_mesh
+    from .tokenizers.tokenizer import Tokenizer
 
 try:
     __version__ = importlib.metadata.version("deberta-jax")
@@ -44,3 +51,31 @@ __all__ = [
     "make_mesh",
     "save_pretrained",
 ]
+_MODULE_OF = {
+    "DebertaConfig": "config",
+    "EncoderOutput": "outputs",
+    "HeadOutput": "outputs",
+    "RTDConfig": "rtd",
+    "SpanOutput": "outputs",
+    "Tokenizer": "tokenizers.tokenizer",
+    "UserError": "errors",
+    "load_pretrained": "checkpoint",
+    "make_mesh": "sharding",
+    "save_pretrained": "checkpoint",
+    **{name: "models" for name in __all__ if name.startswith("Deberta") and name != "DebertaConfig"},
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name, or a public module such as `deberta_jax.models`, on first use (PEP 562)."""
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

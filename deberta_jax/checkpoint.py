@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from .atomic_files import write_file
 from .config import DebertaConfig
 from .errors import MissingFileError, UserError
 from .sharding import named_shardings
@@ -38,9 +39,7 @@ def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, param
     with ocp.Checkpointer(handler) as checkpointer:  # writes to a temporary folder and renames it
         checkpointer.save(folder / PARAMETERS_FOLDER, args=ocp.args.PyTreeSave(params), force=True)
     if jax.process_index() == 0:
-        part = folder / f"{CONFIG_FILE}.part"
-        part.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
-        part.replace(folder / CONFIG_FILE)
+        write_file(folder / CONFIG_FILE, json.dumps(config.to_json(), indent=2) + "\n")
 
 
 def load_pretrained(

@@ -21,19 +21,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from deberta_jax import DebertaConfig
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.train.data import prepare
 from deberta_jax.train.reporting.goodput import read_goodput
 from deberta_jax.train.reporting.jsonl import read_records
 
-from .support.cluster import Process, cluster, wait_until
+from .support.cluster import Process, cluster, wait_while_running
 from .support.novel import small_tokenizer
 from .support.small_models import TINY
 
@@ -44,7 +44,7 @@ PATIENCE = 300.0  # seconds that end a hang; the report shows how fast the proce
 RESTART = (42, -signal.SIGABRT)  # JAX aborts a process that loses process 0; a shell shows 134
 
 
-def prepare_home(folder: Path) -> None:
+def prepare_home(folder: Path, model: DebertaConfig = TINY) -> None:
     """Writes text, tokenizer, corpus and model configuration of a run."""
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text.txt"
@@ -52,7 +52,7 @@ def prepare_home(folder: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder / "tokenizer")
     settings = {"sequence_length": 32, "boundary": "blank_line", "held_out_fraction": 0.05, "seed": 0}
     prepare.prepare((text,), tokenizer, folder / "corpus", **settings)
-    (folder / "model.json").write_text(json.dumps(TINY.to_json()), encoding="utf-8")
+    (folder / "model.json").write_text(json.dumps(model.to_json()), encoding="utf-8")
 
 
 def arguments(home: Path, output: Path, *, steps: int, save_every: int, options: tuple[str, ...] = ()) -> list[str]:
@@ -156,13 +156,19 @@ def run_round(command: list[str], output: Path, fault: str, chance: random.Rando
     logs = [_text(output / "logs" / f"{index}.log") for index in range(COUNT)]
     goal = last_step(output) + chance.randint(1, 4)
     with cluster(command, output / "logs", count=COUNT) as processes:
-        _wait_while_running(processes, lambda: last_step(output) >= goal, purpose="steps")
+        wait_while_running(processes, lambda: last_step(output) >= goal, seconds=PATIENCE, purpose="steps")
         if fault in DAMAGES:  # there has to be an older checkpoint to use instead
-            _wait_while_running(processes, lambda: len(checkpoints(output)) > 1, purpose="two checkpoints")
+            wait_while_running(
+                processes, lambda: len(checkpoints(output)) > 1, seconds=PATIENCE, purpose="two checkpoints"
+            )
         if fault == "SIGKILL during a save":
             unfinished = output / "checkpoints"
-            _wait_while_running(
-                processes, lambda: any(unfinished.glob("*.orbax-checkpoint-tmp")), purpose="a save", interval=0.0
+            wait_while_running(
+                processes,
+                lambda: any(unfinished.glob("*.orbax-checkpoint-tmp")),
+                seconds=PATIENCE,
+                purpose="a save",
+                interval=0.0,
             )
         else:
             time.sleep(chance.uniform(0, 0.5))
@@ -183,19 +189,6 @@ def run_round(command: list[str], output: Path, fault: str, chance: random.Rando
             if index != victim and must_name_victim and not named:
                 result.complaints.append(f"process {index} does not name process {victim}: {printed[-300:]!r}")
     return result
-
-
-def _wait_while_running(
-    processes: list[Process], condition: Callable[[], object], *, purpose: str, interval: float = 0.05
-) -> None:
-    """Waits for a condition, and raises AssertionError if a process ends before."""
-
-    def check() -> bool:
-        ended = [process.popen.poll() for process in processes if process.popen.poll() is not None]
-        assert not ended, f"ended with {ended} before the fault:\n{processes[0].output[-3000:]}"
-        return bool(condition())
-
-    wait_until(check, seconds=PATIENCE, purpose=purpose, interval=interval)
 
 
 def _inject(fault: str, victim: int, processes: list[Process], output: Path) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jaxtyping import Bool
 
+from ..atomic_files import write_file
 from ..errors import UserError
 from .folder import read_vocabulary
 from .spm import SentencePiece
@@ -143,9 +144,7 @@ class Tokenizer:
         config = {**vocabulary.settings, "vocab_type": vocabulary.vocab_type, **tokens}
         files = self._vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
         for name, content in files.items():
-            part = folder / f"{name}.part"
-            part.write_bytes(content)
-            part.replace(folder / name)
+            write_file(folder / name, content)
 
     @property
     def is_special(self) -> Bool[np.ndarray, "V"]:

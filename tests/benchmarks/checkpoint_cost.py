@@ -2,19 +2,27 @@
 
     python -m tests.benchmarks.checkpoint_cost [--saves 3] [--steps 3] [--layers 2] [--batch 2] [--length 32]
 
-deberta-v3-small's width and vocabulary, few layers. Steps without a save, then a save and the steps after it until it
-is on disk, in turns. A save costs the time of the call, with the checksums as one part of it, and what the steps after
-it take longer than the median of those before it, because the threads that write take processors from them. Afterwards
-the newest checkpoint is read back and verified, as by a restart. The share of time is cost / (500 steps + cost): a
-measurement for the step measured here, arithmetic for steps of 0.2 and 0.6 s, and too high for a machine on which
-other processors compute than write. The moments hold noise, which hardly compresses. Files go to a temporary folder.
+The model has the width and vocabulary of deberta-v3-small but few layers. Steps without a save alternate with a save
+and the steps that are taken until it is on disk. The cost of a save is
+
+* the time of the call, a part of which are the checksums, and
+* the time by which the steps after it exceed the median of the steps before it, because the threads that write take
+  processors from them.
+
+At the end the newest checkpoint is restored and verified, as by a restart. The share of time is
+cost / (500 steps + cost). It is measured for the step of this benchmark and computed for steps of 0.2 and 0.6 s. It is
+too high for a machine on which other processors compute than write. The moments hold noise, which hardly compresses.
+Files go to a temporary folder.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,27 +41,50 @@ from ..support.configs import finetune_config
 STEPS_PER_SAVE = 500
 
 
-def clock(do) -> float:
+@dataclass
+class SaveCost:
+    """Seconds that one save takes.
+
+    Attributes:
+      step: a step without a save.
+      call: the call of `save`.
+      checksums: the part of the call that computes checksums.
+      slower: what the steps until the save was on disk took longer than steps without a save.
+      written: from the call to the end of the step during which the save was finished.
+    """
+
+    step: float
+    call: float
+    checksums: float
+    slower: float
+    written: float
+
+    @property
+    def cost(self) -> float:
+        return self.call + self.slower
+
+
+def seconds_of(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    do()
+    call()
     return time.perf_counter() - start
 
 
-def noisy(tree, key):
-    """Every array of `tree` with noise that an optimizer can go on from: Adam's second moments are not negative."""
+def add_noise(tree: Any, key: jax.Array) -> Any:
+    """Returns the tree with positive noise in every float array: Adam's second moments must not be negative."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure,
-        [
-            x + 1e-3 * jnp.abs(jax.random.normal(k, x.shape)) if x.dtype == jnp.float32 and x.ndim else x
-            for x, k in zip(leaves, keys, strict=True)
-        ],
-    )
+    noisy = [
+        leaf + 1e-3 * jnp.abs(jax.random.normal(leaf_key, leaf.shape))
+        if leaf.dtype == jnp.float32 and leaf.ndim
+        else leaf
+        for leaf, leaf_key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)
 
 
 class Run:
-    """A training run, compiled and one step old."""
+    """A training run whose step is compiled and was taken once."""
 
     def __init__(self, *, layers: int, batch: int, length: int) -> None:
         config = DebertaConfig.named("deberta-v3-small").replace(num_hidden_layers=layers, num_labels=3)
@@ -63,7 +94,7 @@ class Run:
 
         def create() -> TrainState:
             params = model.init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
-            moments = noisy(optimizer.init(params), jax.random.key(1))
+            moments = add_noise(optimizer.init(params), jax.random.key(1))
             return TrainState.create({"model": params}, {"model": moments}, seed=0)
 
         ids = np.random.default_rng(0).integers(5, config.vocab_size, (batch, length)).astype(np.int32)
@@ -78,30 +109,33 @@ class Run:
             build_step(model, Classification(), optimizer, finetuning, total_steps=1000), donate_argnums=0
         )
         self.take_step()
-        self.checksums()  # compiled here, as by a run's first save, and not counted
+        self.compute_checksums()  # compiled here, as by the first save of a run, which is not measured
 
     def take_step(self) -> None:
         self.state, metrics = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
 
-    def checksums(self) -> None:
+    def compute_checksums(self) -> None:
         describe_leaves(self.state, checksums=True)
 
 
-def measure(run: Run, checkpointer: Checkpointer, number: int, steps: int) -> dict[str, float]:
-    """Seconds: of a step without a save, of the call, its checksums, what steps lost after it, and until on disk."""
-    before = statistics.median(clock(run.take_step) for _ in range(steps))
-    found = {"step": before, "checksums": clock(run.checksums)}
+def measure(run: Run, checkpointer: Checkpointer, number: int, steps: int) -> SaveCost:
+    """Takes steps without a save, saves, and takes steps until the save is on disk."""
+    step = statistics.median(seconds_of(run.take_step) for _ in range(steps))
+    checksums = seconds_of(run.compute_checksums)
     start = time.perf_counter()
-    found["call"] = clock(lambda: checkpointer.save(number, run.state, {}))
-    after = []
+    call = seconds_of(lambda: checkpointer.save(number, run.state, {}))
+    steps_after = []
     while checkpointer._manager.is_saving_in_progress():
-        after.append(clock(run.take_step))
-    found["written"] = time.perf_counter() - start  # to the end of the step in which it was
-    found["slower"] = sum(after) - len(after) * before
-    found["cost"] = found["call"] + found["slower"]
-    print(f"save {number}: " + ", ".join(f"{name} {value:.2f} s" for name, value in found.items()), flush=True)
-    return found
+        steps_after.append(seconds_of(run.take_step))
+    written = time.perf_counter() - start
+    cost = SaveCost(step, call, checksums, slower=sum(steps_after) - len(steps_after) * step, written=written)
+    print(
+        f"save {number}: step {cost.step:.2f} s, checksums {cost.checksums:.2f} s, call {cost.call:.2f} s, "
+        f"written {cost.written:.2f} s, slower {cost.slower:.2f} s, cost {cost.cost:.2f} s",
+        flush=True,
+    )
+    return cost
 
 
 def main() -> None:
@@ -114,18 +148,20 @@ def main() -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(run.state))
     print(f"{parameters / 1e6:.1f} M parameters, a state of {size / 1e9:.2f} GB", flush=True)
     with tempfile.TemporaryDirectory() as temporary, Checkpointer(temporary, keep=1, identity={}) as checkpointer:
-        rounds = [measure(run, checkpointer, number + 1, options.steps) for number in range(options.saves)]
+        costs = [measure(run, checkpointer, number + 1, options.steps) for number in range(options.saves)]
         checkpointer.wait()
         on_disk = sum(path.stat().st_size for path in Path(temporary).rglob("*") if path.is_file())
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), run.state)
         del run
-        restore = clock(lambda: jax.block_until_ready(checkpointer.restore(shapes).state))
+        restore = seconds_of(lambda: jax.block_until_ready(checkpointer.restore(shapes).state))
     print(f"{on_disk / 1e9:.2f} GB on disk; restored and verified in {restore:.1f} s")
-    for how, pick in (("median", statistics.median), ("least", min)):
-        step, cost, check = (pick([found[name] for found in rounds]) for name in ("step", "cost", "checksums"))
-        print(f"{how}: a save costs {cost:.2f} s, {check:.2f} s of it for checksums")
-        for seconds, source in ((step, "measured"), (0.2, "arithmetic"), (0.6, "arithmetic")):
-            share, checked = (100 * part / (STEPS_PER_SAVE * seconds + cost) for part in (cost, check))
+    for statistic, choose in (("median", statistics.median), ("least", min)):
+        step, cost, checksums = (
+            choose([getattr(save, name) for save in costs]) for name in ("step", "cost", "checksums")
+        )
+        print(f"{statistic}: a save costs {cost:.2f} s, {checksums:.2f} s of it for checksums")
+        for seconds, source in ((step, "measured"), (0.2, "computed"), (0.6, "computed")):
+            share, checked = (100 * part / (STEPS_PER_SAVE * seconds + cost) for part in (cost, checksums))
             print(f"  at a step of {seconds:.2f} s ({source}): {share:.2f} % of the time, checksums {checked:.3f} %")
 
 

@@ -1,17 +1,18 @@
-"""CPU speed beside transformers' PyTorch model, in one run: float32, the same weights on both sides.
+"""Compares the CPU speed with that of transformers' PyTorch model, in float32 and with the same weights.
 
     python -m tests.benchmarks.cpu_speed [--rounds 5] [--model deberta-v3-base] [--shapes 8x128 2x512] [--threads 2]
     python -m tests.benchmarks.cpu_speed --model deberta-v3-small --shapes 16x128
 
-The two take turns, so that whatever else the machine does falls on both. Printed for each case: the minimum and the
-median of both, and the ratio of the minima (and of the medians). A training step is forward, backward and AdamW of a
-classifier, dropout 0.1, on both sides. Before anything is timed both must give the same logits.
+The two alternate, so that other load on the machine affects both. For each case, prints the minimum and the median of
+both, the ratio of the minima and that of the medians. A training step is forward, backward and AdamW of a classifier
+with dropout 0.1. Before anything is timed, both must compute the same logits.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,28 +30,38 @@ from deberta_jax.train.tasks.classification.task import Classification
 
 from ..support.configs import finetune_config
 
-ASKED = {"forward B8 S128": "1.5", "forward B2 S512": "2.0", "step B8 S128": "1.5", "step B16 S128": "1.5"}
+# Ratios that the library aims for.
+GOALS = {"forward B8 S128": "1.5", "forward B2 S512": "2.0", "step B8 S128": "1.5", "step B16 S128": "1.5"}
 
 
-def torch_model(config: DebertaConfig, params: dict) -> torch.nn.Module:
+def torch_model(config: DebertaConfig, params: dict[str, Any]) -> torch.nn.Module:
+    """Returns transformers' classifier with the same parameters."""
     fields = config.to_json() | {"pos_att_type": list(config.pos_att_type)}
     fields.pop("model_type")
-    theirs = transformers.DebertaV2ForSequenceClassification(transformers.DebertaV2Config(**fields))
+    model = transformers.DebertaV2ForSequenceClassification(transformers.DebertaV2Config(**fields))
     state = {name: torch.tensor(np.asarray(array)) for name, array in to_state_dict(params, config).items()}
-    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise SystemExit(f"weights do not fit: missing {missing}, unexpected {unexpected}")
-    return theirs
+    return model
 
 
-def take_turns(one: Callable[[], object], other: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
-    seconds: tuple[list[float], list[float]] = ([], [])
-    one(), other()  # compile and warm up
+class Seconds(NamedTuple):
+    """Seconds of every round of both models."""
+
+    jax: list[float]
+    pytorch: list[float]
+
+
+def alternate(run_jax: Callable[[], object], run_pytorch: Callable[[], object], rounds: int) -> Seconds:
+    """Times two functions in turn, after a run of each to compile and warm up."""
+    seconds = Seconds([], [])
+    run_jax(), run_pytorch()
     for _ in range(rounds):
-        for run, kept in zip((one, other), seconds, strict=True):
+        for run, durations in zip((run_jax, run_pytorch), seconds, strict=True):
             start = time.perf_counter()
             run()
-            kept.append(time.perf_counter() - start)
+            durations.append(time.perf_counter() - start)
     return seconds
 
 
@@ -66,33 +77,40 @@ def main() -> None:
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
     model = DebertaForSequenceClassification(config)
     params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
-    theirs = torch_model(config, params)
+    pytorch_model = torch_model(config, params)
     forward = jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask).logits)
-    print(f"{'':24}{'ours, s':>18}{'transformers, s':>18}{'ratio':>15}{'asked':>7}")
+    print(f"{'':24}{'deberta_jax, s':>18}{'transformers, s':>18}{'ratio':>15}{'goal':>7}")
     for batch, length in shapes:
         rng = np.random.default_rng(0)
         ids = rng.integers(5, config.vocab_size, (batch, length)).astype(np.int32)
         mask = np.ones_like(ids)
         torch_ids, torch_mask = (torch.tensor(array, dtype=torch.long) for array in (ids, mask))
 
-        def ours_forward(ids=ids, mask=mask) -> np.ndarray:
+        def jax_forward(ids=ids, mask=mask) -> np.ndarray:
             return np.asarray(forward(params, ids, mask))
 
-        def theirs_forward(ids=torch_ids, mask=torch_mask) -> np.ndarray:
-            theirs.eval()
+        def pytorch_forward(ids=torch_ids, mask=torch_mask) -> np.ndarray:
+            pytorch_model.eval()
             with torch.no_grad():
-                return theirs(ids, attention_mask=mask).logits.numpy()
+                return pytorch_model(ids, attention_mask=mask).logits.numpy()
 
-        np.testing.assert_allclose(ours_forward(), theirs_forward(), atol=1e-4)
-        show("forward", batch, length, *take_turns(ours_forward, theirs_forward, options.rounds))
+        np.testing.assert_allclose(jax_forward(), pytorch_forward(), atol=1e-4)
+        show("forward", batch, length, alternate(jax_forward, pytorch_forward, options.rounds))
 
     for batch, length in shapes:
         rng = np.random.default_rng(0)
         ids = rng.integers(5, config.vocab_size, (batch, length)).astype(np.int32)
-        show("step", batch, length, *time_steps(config, model, params, theirs, ids, options.rounds))
+        show("step", batch, length, time_steps(model, params, pytorch_model, ids, options.rounds))
 
 
-def time_steps(config, model, params, theirs, ids: np.ndarray, rounds: int) -> tuple[list[float], list[float]]:
+def time_steps(
+    model: DebertaForSequenceClassification,
+    params: dict[str, Any],
+    pytorch_model: torch.nn.Module,
+    ids: np.ndarray,
+    rounds: int,
+) -> Seconds:
+    """Times training steps of both models on one batch."""
     settings = OptimizerConfig(learning_rate=1e-5, max_grad_norm=1.0)
     optimizer = build_optimizer(settings, total_steps=1000)
     finetuning = finetune_config(optimizer=settings)
@@ -106,33 +124,35 @@ def time_steps(config, model, params, theirs, ids: np.ndarray, rounds: int) -> t
         "labels": np.zeros(len(ids), np.int32),
     }
 
-    def ours() -> None:
+    def jax_step() -> None:
         nonlocal state
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
 
-    adam = torch.optim.AdamW(theirs.parameters(), lr=1e-5, weight_decay=0.01)
+    adam = torch.optim.AdamW(pytorch_model.parameters(), lr=1e-5, weight_decay=0.01)
     inputs = {name: torch.tensor(array, dtype=torch.long) for name, array in batch.items() if name != "token_type_ids"}
 
-    def other() -> None:
-        theirs.train()
+    def pytorch_step() -> None:
+        pytorch_model.train()
         adam.zero_grad()
-        theirs(**inputs).loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        pytorch_model(**inputs).loss.backward()
+        torch.nn.utils.clip_grad_norm_(pytorch_model.parameters(), 1.0)
         adam.step()
 
-    return take_turns(ours, other, rounds)
+    return alternate(jax_step, pytorch_step, rounds)
 
 
-def show(kind: str, batch: int, length: int, ours: list[float], theirs: list[float]) -> None:
-    def both(seconds: list[float]) -> str:
-        return f"{min(seconds):.2f} / {statistics.median(seconds):.2f}"
+def show(kind: str, batch: int, length: int, seconds: Seconds) -> None:
+    """Prints one line of the table."""
 
-    least = min(theirs) / min(ours)
-    middle = statistics.median(theirs) / statistics.median(ours)
-    label = f"{kind} B{batch} S{length}"
-    asked = ASKED.get(label, "-")
-    print(f"{label:24}{both(ours):>18}{both(theirs):>18}{f'{least:.2f} / {middle:.2f}':>15}{asked:>7}", flush=True)
+    def both(durations: list[float]) -> str:
+        return f"{min(durations):.2f} / {statistics.median(durations):.2f}"
+
+    ratio = min(seconds.pytorch) / min(seconds.jax)
+    median_ratio = statistics.median(seconds.pytorch) / statistics.median(seconds.jax)
+    label, ratios = f"{kind} B{batch} S{length}", f"{ratio:.2f} / {median_ratio:.2f}"
+    goal = GOALS.get(label, "-")
+    print(f"{label:24}{both(seconds.jax):>18}{both(seconds.pytorch):>18}{ratios:>15}{goal:>7}", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step
 from deberta_jax.train.tasks.classification.task import Classification
 
+from ..support.configs import finetune_config
+
 CASES = {
     "without": SiftConfig(),
     "SiFT": SiftConfig(weight=3.0),
@@ -39,7 +41,7 @@ def build_run(
     model: DebertaForSequenceClassification, params: dict, batch: dict[str, np.ndarray], sift: SiftConfig
 ) -> Callable[[], None]:
     """Returns a function that takes one step, compiled and warmed up."""
-    finetuning = FinetuneConfig(output=".", model=".", train="", sift=sift)  # type: ignore[arg-type]
+    finetuning = finetune_config(sift=sift)
     optimizer = build_optimizer(finetuning.optimizer, total_steps=1000)
     step = jax.jit(build_step(model, Classification(), optimizer, finetuning, total_steps=1000), donate_argnums=0)
     params = jax.tree.map(jnp.array, params)  # the step donates the memory of its state

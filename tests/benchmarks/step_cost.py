@@ -22,7 +22,6 @@ import re
 import time
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -48,8 +47,9 @@ from deberta_jax.train.compile_ahead.tpu_compiler import (
     topology,
     trace,
 )
-from deberta_jax.train.configs import PretrainConfig
 from deberta_jax.train.pretrain import build_optimizers, build_state, build_step
+
+from ..support.configs import pretrain_config
 
 BASE = DebertaConfig.named("deberta-v3-base")
 BATCH, LENGTH, MASKED = 32, 512, 77  # 15 % of 512
@@ -97,7 +97,7 @@ def mlm_head() -> Case:
 
 def rtd_step() -> Case:
     """Returns a whole pre-training step of v3-base with a donated state."""
-    run = PretrainConfig(output=Path(), tokenizer=Path(), dtype="bfloat16", batch_size=BATCH)
+    run = pretrain_config(dtype="bfloat16", batch_size=BATCH)
     config = RTDConfig.half_depth(BASE)
     optimizers = build_optimizers(run)
     create = functools.partial(build_state, run, config, optimizers, {})

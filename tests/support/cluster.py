@@ -106,6 +106,29 @@ def wait_until(condition: Callable[[], object], *, seconds: float, purpose: str,
         time.sleep(interval)
 
 
+def wait_while_running(
+    processes: Sequence[Process],
+    condition: Callable[[], object],
+    *,
+    seconds: float,
+    purpose: str,
+    interval: float = 0.05,
+) -> None:
+    """Waits until a condition is true, while all processes run.
+
+    Raises:
+      AssertionError: a process has ended before, or the condition is still false after so many seconds.
+    """
+
+    def check() -> bool:
+        for index, process in enumerate(processes):
+            code = process.popen.poll()
+            assert code is None, f"process {index} ended with {code} before {purpose}:\n{process.output[-3000:]}"
+        return bool(condition())
+
+    wait_until(check, seconds=seconds, purpose=purpose, interval=interval)
+
+
 def wait_for_success(processes: Sequence[Process], *, seconds: float) -> None:
     """Waits until all processes have exited with 0.
 

@@ -53,7 +53,7 @@ def test_settings_out_of_range_are_refused(arguments, message):
 
 
 def test_a_single_string_is_not_a_list_of_documents():
-    with pytest.raises(ValueError, match="list of strings"):
+    with pytest.raises(TypeError, match="list of strings"):
         train_tokenizer("a whole text", vocab_size=300)
 
 

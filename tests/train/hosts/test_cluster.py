@@ -5,8 +5,11 @@ import re
 import signal
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from deberta_jax import Deberta, save_pretrained
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
@@ -15,9 +18,10 @@ from deberta_jax.train.data.masking import MaskingConfig
 from deberta_jax.train.data.prepare import open_corpus
 
 from ...chaos import BATCH, StepRows, arguments, faulty_rows, last_step, losses, prepare_home, recorded_rows
-from ...support.cluster import Process, cluster, wait_for_success, wait_until
+from ...support.cluster import Process, cluster, wait_for_success, wait_until, wait_while_running
 from ...support.configs import finetune_config, pretrain_config
 from ...support.recorded_rows import fingerprints
+from ...support.small_models import TINY
 
 pytestmark = pytest.mark.slow
 STEPS = 60
@@ -26,8 +30,20 @@ PATIENCE = 400  # seconds that end a hang
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run needs, with a model that compiles quickly because it has no dropout."""
     folder = tmp_path_factory.mktemp("home")
-    prepare_home(folder)
+    model = TINY.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    prepare_home(folder, model)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_layer_model(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model to fine-tune, with dropout, whose masks must not depend on the number of hosts."""
+    folder, config = tmp_path_factory.mktemp("model"), TINY.replace(num_hidden_layers=1)
+    encoder = Deberta(config).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    save_pretrained(folder, config, {"deberta": encoder})
+    Tokenizer.from_folder(home / "tokenizer").save(folder)
     return folder
 
 
@@ -49,17 +65,18 @@ def settings(home: Path, output: Path, **changes) -> PretrainConfig:
 def stop_after(processes: list[Process], output: Path, *, more: int) -> None:
     """Waits for so many more steps, sends SIGTERM to one process, and checks that all of them stop."""
     goal = last_step(output) + more
-    wait_until(lambda: last_step(output) >= goal, seconds=PATIENCE, purpose="steps")
+    wait_while_running(processes, lambda: last_step(output) >= goal, seconds=PATIENCE, purpose="steps")
     processes[-1].popen.send_signal(signal.SIGTERM)
     assert {process.wait_for_exit(PATIENCE) for process in processes} == {42}
     assert "preempted (SIGTERM)" in processes[0].output
 
 
 @pytest.mark.long
-def test_a_run_resumes_on_another_number_of_hosts(home: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_on_another_number_of_hosts(tmp_path: Path) -> None:
     """Four processes, two with two devices each, four again: no example is left out or repeated, and the losses equal
     those of one process that was never stopped."""
-    output = tmp_path / "run"
+    home, output = tmp_path / "home", tmp_path / "run"
+    prepare_home(home)
     command = arguments(home, output, steps=STEPS, save_every=1000)
     with cluster(command, output / "logs", count=4) as processes:
         stop_after(processes, output, more=4)
@@ -97,7 +114,7 @@ def test_a_killed_process_is_named_and_only_the_first_one_writes(home: Path, tmp
     options = ("--objective", "mlm", "--profile", "2", "3")
     command = arguments(home, tmp_path, steps=100_000, save_every=1000, options=options)
     with cluster(command, tmp_path / "logs", count=2) as processes:
-        wait_until(lambda: last_step(tmp_path) >= 5, seconds=PATIENCE, purpose="steps")
+        wait_while_running(processes, lambda: last_step(tmp_path) >= 5, seconds=PATIENCE, purpose="steps")
         processes[1].popen.kill()
         assert processes[0].wait_for_exit(PATIENCE) == 42
         wait_until(lambda: "died without" in processes[1].output, seconds=PATIENCE, purpose="the notice")
@@ -117,7 +134,6 @@ def test_a_killed_process_is_named_and_only_the_first_one_writes(home: Path, tmp
 
 
 def test_an_error_on_one_process_ends_all_with_its_message(home: Path, tmp_path: Path) -> None:
-    """The corpus has to be a folder that all processes see, or those without it would leave the others waiting."""
     command = arguments(home, tmp_path, steps=10, save_every=1000, options=("--objective", "mlm"))
     (tmp_path / "records" / "rows-1.jsonl").mkdir(parents=True)  # process 1 cannot write its record
     with cluster(command, tmp_path / "logs", count=2) as processes:
@@ -138,14 +154,14 @@ def test_a_host_with_other_settings_is_refused_by_name(home: Path, tmp_path: Pat
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_fine_tuning_counts_every_example_once_on_two_hosts(small_model: Path, tmp_path: Path) -> None:
+def test_fine_tuning_counts_every_example_once_on_two_hosts(one_layer_model: Path, tmp_path: Path) -> None:
     examples = [
         {"text": f"the {word} dog", "label": label} for word, label in zip("abcdefgh" * 4, "xyyx" * 8, strict=True)
     ]
     for name, part in (("train", examples), ("validation", examples[:13])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(example) for example in part))
     options = {
-        "model": small_model,
+        "model": one_layer_model,
         "train": str(tmp_path / "train.jsonl"),
         "validation": str(tmp_path / "validation.jsonl"),
         "max_length": 16,
