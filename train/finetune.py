@@ -216,9 +216,8 @@ def build_step(
         total, _ = objective.loss(out, chunk)
         if config.sift.weight == 0:
             return total / weight, {"loss_sum": total}
-        noise_key, sift_key = jax.random.split(
-            jax.random.fold_in(key, 1)
-        )  # dropout of the plain forward pass stays as without SiFT
+        # Keys of their own, so that dropout of the plain forward pass is the same with and without SiFT.
+        noise_key, sift_key = jax.random.split(jax.random.fold_in(key, 1))
         clean, counts = objective.answers(out, chunk)
         tokens = (math.prod(chunk["input_ids"].shape[:-1]), chunk["input_ids"].shape[-1])
         adversarial, _ = adversarial_loss(
