@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 
-from .errors import is_expected
+from .errors import UserError, is_expected
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
@@ -108,7 +108,7 @@ def run(command: str, options: list[str]) -> int:
                 "the command, the traceback above and the output of `deberta-jax --version`",
                 file=sys.stderr,
             )
-        return 1
+        return error.exit_status if isinstance(error, UserError) else 1
     return 0
 
 

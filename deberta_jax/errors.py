@@ -8,6 +8,8 @@ class UserError(ValueError):
     is a bug in the library, or a failure of the machine.
     """
 
+    exit_status = 1  # of a command that ends with this error
+
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named does not exist or is not what it has to be."""

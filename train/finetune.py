@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, Num
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
@@ -75,22 +76,9 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
     examples = task.splits["train"]
     epoch = math.ceil(len(examples.lengths) / config.batch_size)  # in steps
     steps = config.steps or max(1, math.ceil(epoch * config.epochs))
-    batches = FinetuneBatches(
-        examples,
-        batch_size=config.batch_size,
-        max_length=config.data.max_length,
-        seed=config.seed,
-        group=config.data.group_by_length,
-        batch_indices=local_batch_indices(mesh, config.batch_size),
-    )
 
     # ---------------------------------------------------------------- state, sharded by the table
-    optimizer = layerwise_learning_rates(
-        build_optimizer(config.optimizer, total_steps=steps),
-        decay=config.regularization.layer_decay,
-        frozen=config.regularization.freeze_layers,
-        layers=model_config.num_hidden_layers,
-    )
+    optimizer = build_layerwise_optimizer(config, total_steps=steps, layers=model_config.num_hidden_layers)
     # Real token ids, because their number of axes depends on the kind: [B, S], or [B, choices, S].
     first = examples.batch(np.zeros(1, np.int64), length=int(examples.lengths[0]))
     create = functools.partial(build_state, model, optimizer, first["input_ids"], seed=config.seed)
@@ -132,7 +120,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
             profile=config.profile,
             profile_folder=config.output / "profile",
             step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
-            batches=batches,
+            batches=training_batches(config, examples, mesh),
             place_batch=functools.partial(place_batch, mesh=mesh),
             summarize=training_figures,
             evaluate=validation.evaluate,
@@ -149,6 +137,28 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
             tokenizer.save(config.output / "model")
         reporter.message(f"saved {config.output / 'model'}")
     return Outcome(results, task.main_metric)
+
+
+def training_batches(config: FinetuneConfig, examples: Encoded, mesh: Mesh) -> FinetuneBatches:
+    """Returns this host's part of the endless stream of training batches."""
+    return FinetuneBatches(
+        examples,
+        batch_size=config.batch_size,
+        max_length=config.data.max_length,
+        seed=config.seed,
+        group=config.data.group_by_length,
+        batch_indices=local_batch_indices(mesh, config.batch_size),
+    )
+
+
+def build_layerwise_optimizer(config: FinetuneConfig, *, total_steps: int, layers: int) -> optax.GradientTransformation:
+    """Returns the optimizer of all parameters, with layer-wise learning rates and frozen layers."""
+    return layerwise_learning_rates(
+        build_optimizer(config.optimizer, total_steps=total_steps),
+        decay=config.regularization.layer_decay,
+        frozen=config.regularization.freeze_layers,
+        layers=layers,
+    )
 
 
 def build_state(
@@ -206,9 +216,8 @@ def build_step(
         total, _ = objective.loss(out, chunk)
         if config.sift.weight == 0:
             return total / weight, {"loss_sum": total}
-        noise_key, sift_key = jax.random.split(
-            jax.random.fold_in(key, 1)
-        )  # dropout of the plain forward pass stays as without SiFT
+        # Keys of their own, so that dropout of the plain forward pass is the same with and without SiFT.
+        noise_key, sift_key = jax.random.split(jax.random.fold_in(key, 1))
         clean, counts = objective.answers(out, chunk)
         tokens = (math.prod(chunk["input_ids"].shape[:-1]), chunk["input_ids"].shape[-1])
         adversarial, _ = adversarial_loss(

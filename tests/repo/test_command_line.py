@@ -38,3 +38,28 @@ def test_a_mistake_is_one_line_and_status_1(tmp_path, capsys: pytest.CaptureFixt
     assert error.startswith("deberta-jax pretrain: ")
     assert error.count("\n") == 1
     assert "spm.model" in error
+
+
+def test_error_that_a_restart_may_fix_has_exit_status_42(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deberta_jax.train import demo
+    from deberta_jax.train.checkpoints.storage_faults import StorageDownError
+
+    def fail(_: object) -> None:
+        raise StorageDownError("storage stayed unavailable")
+
+    monkeypatch.setattr(demo, "main", fail)
+    assert main(["demo"]) == 42
+
+
+def test_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from deberta_jax.train import demo
+
+    def fail(_: object) -> None:
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(demo, "main", fail)
+    assert main(["demo"]) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert "ValueError: shapes do not match" in printed
+    assert "this is a bug in deberta-jax" in printed

@@ -18,7 +18,7 @@ def local_folder(folder: Path | str) -> Path | None:
 
 
 def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.CheckpointManager:
-    """Returns a manager of the steps in `folder`, which is created. Process 0 removes what killed saves have left.
+    """Creates the folder and returns the manager of its steps. Process 0 removes the unfinished steps of killed runs.
 
     It meets no barrier: it may fail on one process alone, and be called again there.
 

@@ -29,7 +29,7 @@ class OrbaxMessages:
         self._lock = threading.Lock()
         self._users = 0
         self._suppressed_any = False
-        self._hooks: tuple[Callable[[Any], object], Callable[[Any], object]] | None = None  # before, and ours
+        self._hooks: tuple[Callable[[Any], object], Callable[[Any], object]] | None = None  # before, and installed
 
     def suppress(self) -> None:
         """Installs the filters, unless they are installed already."""
@@ -55,8 +55,8 @@ class OrbaxMessages:
             for name in _LOGGERS:
                 logging.getLogger(name).removeFilter(self._filter)
             assert self._hooks is not None
-            before, ours = self._hooks
-            if sys.unraisablehook is ours:  # else other code has replaced the hook since
+            before, installed = self._hooks
+            if sys.unraisablehook is installed:  # else other code has replaced the hook since
                 sys.unraisablehook = before
 
     def _filter(self, record: logging.LogRecord) -> bool:

@@ -22,13 +22,14 @@ from typing import Annotated, Any
 import jax
 
 from deberta_jax.errors import UserError
+from deberta_jax.sharding import make_mesh
 
 from ..settings import NotNegative, Positive, Range
 from .hlo_costs import Cost
 from .kernel_costs import find_kernels, kernel_cycles
 from .report import DeviceMemory, Report, describe
 from .report_tables import print_report, print_sweep
-from .step_program import StepConfig, StepProgram, build, build_mesh, check_batch
+from .step_program import StepConfig, StepProgram, build, check_batch
 from .sweep_plot import check_plot_path, plot_sweep
 from .timing import Hardware, Timing, Workload
 from .tpu_compiler import (
@@ -248,7 +249,7 @@ def _sweep(config: CompileAheadConfig, hardware: Topology) -> None:
     ]
     check_plot_path(config.plot)
     for step in steps:  # all before the first, which may take hours to compile
-        check_batch(step, build_mesh(step, hardware.devices))
+        check_batch(step, make_mesh(**dataclasses.asdict(step.mesh), devices=hardware.devices))
     reports = [compile_step(step, hardware) for step in steps]
     if config.json:
         print(json.dumps([report.to_json() for report in reports], indent=2))

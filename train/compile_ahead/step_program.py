@@ -95,7 +95,7 @@ def build(config: StepConfig, devices: list[Any]) -> StepProgram:
     Raises:
       UserError: the model does not exist, or a mesh axis does not divide the batch or a parameter, which is named.
     """
-    mesh = build_mesh(config, devices)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     check_batch(config, mesh)
     parts = _finetune(config) if config.task == "finetune" else _pretrain(config)
     state = jax.eval_shape(parts.create)
@@ -198,21 +198,6 @@ def _finetune(config: StepConfig) -> _Parts:
         {**fields, "labels": labels},
         3 * classification_flops(model_config, config.sequence_length),
     )
-
-
-def build_mesh(config: StepConfig, devices: list[Any]) -> Mesh:
-    """Arranges the devices of a topology as the mesh of a run.
-
-    Raises:
-      UserError: the sizes of the axes do not fit the number of devices, or the torus.
-    """
-    try:
-        return make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    except NotImplementedError:  # raised by jax for sizes that the torus of chips cannot be divided into
-        axes = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items())
-        raise UserError(
-            f"a mesh of {axes} cannot be arranged on {config.topology}; give sizes that are products of its sides"
-        ) from None
 
 
 def check_batch(config: StepConfig, mesh: Mesh) -> None:

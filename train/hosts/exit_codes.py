@@ -30,6 +30,8 @@ _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # device out of memory: retrying would fa
 class RestartError(UserError):
     """Base class of errors after which the run should be started again: the process exits with RESTART."""
 
+    exit_status = RESTART
+
 
 class StoppedError(SystemExit):
     """Training stopped before its last step, with everything saved.

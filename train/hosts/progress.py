@@ -157,8 +157,11 @@ class Progress:
 
     def _running(self) -> dict[int, tuple[Report, float]]:
         """Returns the newest report of each process that has sent one and has not ended, and when it was seen."""
-        heard = dict(self._heard).items()
-        return {process: (one.report, one.seen) for process, one in heard if one.report and not one.report.finished}
+        return {
+            process: (last.report, last.seen)
+            for process, last in dict(self._heard).items()
+            if last.report and not last.report.finished
+        }
 
     def _limit(self, phases: list[str]) -> float:
         """Returns how many seconds a process may go without progress while it, or one it waits for, is in `phases`.
