@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from deberta_jax.__main__ import main
-from deberta_jax.train import pretrain
+from deberta_jax.train import pretrain_setup
 from deberta_jax.train.data.batches import Batch, TrainingBatches
 
 from .recorded_rows import fingerprints
@@ -43,5 +43,5 @@ class RecordedBatches(TrainingBatches):
 
 
 if __name__ == "__main__":
-    pretrain.TrainingBatches = RecordedBatches
+    pretrain_setup.TrainingBatches = RecordedBatches
     sys.exit(main(["pretrain", *sys.argv[2:]]))
