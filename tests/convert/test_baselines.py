@@ -38,9 +38,7 @@ CASES = [(family, head) for family in SMALL for head in HEADS if family == "elec
 
 def torch_and_transformers() -> tuple[Any, Any]:
     torch = pytest.importorskip("torch", reason="torch is not installed; transformers needs it")
-    return torch, pytest.importorskip(
-        "transformers", reason="transformers is not installed"
-    )
+    return torch, pytest.importorskip("transformers", reason="transformers is not installed")
 
 
 def random_model(family: str, head: str) -> Any:
