@@ -213,7 +213,9 @@ class Task:
         )
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "regression" else name for name in TASKS]
+)
 def test_every_task_is_perturbed_and_padding_changes_nothing(name: str) -> None:
     task = Task.build(name)
     padded = task.padded()
