@@ -239,7 +239,7 @@ def to_params(
 def to_state_dict(
     params: Mapping[str, Any], config: DebertaConfig, *, shared_embeddings: bool = False
 ) -> dict[str, np.ndarray]:
-    """Converts a parameter tree to a state dict with the official code's names; the exact inverse of `to_params`.
+    """Converts a parameter tree to a state dict with the official DeBERTa names, which `to_params` reads back exactly.
 
     Args:
       params: Nested dict of a complete encoder and any number of complete heads.
@@ -247,10 +247,11 @@ def to_state_dict(
       shared_embeddings: As in `to_params`.
 
     Returns:
-      A dict of arrays by name. Kernels are views of those in `params`.
+      A dict of arrays by name. Dtypes are kept. NumPy arrays share their memory with `params`; kernels are transposed
+      views.
 
     Raises:
-      ConversionError: As in `to_params`.
+      ConversionError: Parameters are missing or unexpected, or an array has a wrong shape or type.
     """
     arrays = _flatten(params)
     table = {entry.path: entry for entry in entries(config)}

@@ -277,13 +277,13 @@ def _gather(products: Float[Array, "N B S P"], index: Int[np.ndarray, "S S"]) ->
 
 
 def relative_shift(x: Shaped[Array, "*lead S distances"]) -> Shaped[Array, "*lead S S"]:
-    """Moves columns by distance to columns by key: out[..., i, j] = x[..., i, S - 1 - i + j].
+    """Moves columns by distance to columns by position: out[..., i, j] = x[..., i, S - 1 - i + j].
 
     This is Transformer-XL's relative shift. Row i of the result starts one element earlier than row i - 1, so in the
     flattened matrix, rows of 2S - 2 elements line up: the shift is a reshape. A gather would be slow on a TPU.
 
     Args:
-      x: [..., S, 2S - 1]; column c of row i belongs to key i - (S - 1) + c.
+      x: [..., S, 2S - 1]; column c of row i belongs to position i - (S - 1) + c: a key for c2p, a query for p2c.
     """
     *lead, length, width = x.shape
     if length == 1:

@@ -61,7 +61,10 @@ def main(config: FinetuneConfig) -> Results:
 
 
 def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
-    """Read from top to bottom; the same on every host."""
+    """Trains one run, writes its model, predictions and results.json, and returns its metrics.
+
+    All hosts call it. It raises the errors of `main`.
+    """
     # ---------------------------------------------------------------- the task, and the model for it
     tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
@@ -90,7 +93,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
         state = jax.jit(create, out_shardings=placement)(initial)
     del weights, initial  # their memory is needed
 
-    # ---------------------------------------------------------------- one step, compiled once, its state donated
+    # ---------------------------------------------------------------- one step, compiled once per padded length
     step = build_step(model, task.objective, optimizer, config, total_steps=steps)
     predictor = Predictor(config, task, model, mesh)
     validation = Validation(predictor, model_config)

@@ -98,7 +98,14 @@ class Validation:
         return figures
 
     def chosen_params(self, state: TrainState, reporter: Reporter) -> Params:
-        """Returns the parameters of the last step, or of the best evaluation, and reports the choice."""
+        """Returns the parameters of the last step or, with select "best", those of the best evaluation.
+
+        The latter are read from best/ on all hosts, and the choice is reported. If no evaluation gave a number, the
+        last parameters are returned.
+
+        Raises:
+          UserError: if best/ cannot be read (see `load_pretrained`).
+        """
         best = self.best
         if not self._selects_best:
             return state.params["model"]

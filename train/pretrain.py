@@ -75,7 +75,7 @@ def main(config: PretrainConfig) -> None:
 
 
 def run(config: PretrainConfig, hosts: Hosts) -> None:
-    """Read from top to bottom; the same on every host."""
+    """Trains one run and writes its models. All hosts call it. It raises the errors of `main`."""
     # ---------------------------------------------------------------- what is trained, on what
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
@@ -150,7 +150,11 @@ def build_state(
       config: the settings of the run.
       models: configurations of generator and discriminator.
       optimizers: from `build_optimizers`.
-      weights: parameters to start from, by "generator" and "discriminator"; missing ones are random.
+      weights: pretrained models by "generator" and "discriminator"; `rtd.init_params` says what a missing model starts
+        from. With the objective "mlm" only the generator is kept.
+
+    Raises:
+      UserError: if pretrained weights do not fit the model.
     """
     params = init_params(models, training_key(config.seed), **weights)
     if config.objective.name == "mlm":

@@ -5,7 +5,8 @@ dropped weights, dP = dO V^T, and D the sum of O * dO over a query's lanes, the 
 dS = weights * (dP - D), where dP is masked and scaled like P; each of the three terms of the scores then passes dS on
 to its two factors.
 
-Everything but the scores is stored as [head size, tokens]: such products load few weights into the matrix unit.
+The gradients and the operands of their products are stored as [head size, tokens]: such
+products load few weights into the matrix unit.
 """
 
 from typing import NamedTuple
@@ -62,12 +63,13 @@ class Head(NamedTuple):
     """What the slabs of one head of a tile share.
 
     Attributes:
-      number: of the head within the grid step.
+      number: index of the head within the grid step.
       key, query: of this head alone, with the segment codes in the other lanes.
-      mean: D, what the normalization of the softmax subtracts from the gradient of each of a query's scores.
-      salt: for the dropout mask.
+      mean: D, the sum of O * dO over the lanes, which equals the mean of dP under the softmax.
+      salt: salt of the dropout mask.
       c2p_base, p2c_base: see `table_bases`.
-      c2p, p2c_products: the position terms; None without the term.
+      c2p: the c2p term, int32 [C, 128 per slab] (see `turn_c2p`); None without the term.
+      p2c_products: the p2c products by offset, not yet skewed, float32 [C, C + 128]; None without the term.
     """
 
     number: int
@@ -139,7 +141,10 @@ def _head_gradients(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: in
 
 
 def _prepare_head(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: int) -> Head:
-    """Computes the position terms of a head into scratch memory, and what else its slabs share."""
+    """Writes the c2p term and the p2c products of a head into scratch memory, valid until the next head.
+
+    Returns these and everything else that the slabs of the head share.
+    """
     inputs, scratch, lanes = refs.inputs.shared, refs.scratch, plan.lanes(number)
     mean = tile.context[lanes].astype(jnp.float32) * tile.d_context[lanes].astype(jnp.float32)
     mean = jnp.sum(mean, axis=0, keepdims=True)

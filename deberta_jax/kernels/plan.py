@@ -113,7 +113,10 @@ def tiling(length: int, dtype: Any, device_kind: str) -> tuple[int, int]:
 
 
 def unsupported(length: int, head_size: int, dtype: Any, device_kind: str) -> str | None:
-    """Returns the reason why the kernels do not support a call on a kind of device, or None if they do."""
+    """Returns why the kernels do not support these sizes and this dtype on a kind of TPU, or None if they do.
+
+    Another `device_kind` means interpret mode, which has no limits of its own.
+    """
     if head_size > HEAD_SIZES[-1]:
         return f"the head size is {head_size} and the kernel takes at most {HEAD_SIZES[-1]}"
     if dtype not in (jnp.float32, jnp.bfloat16):

@@ -13,7 +13,11 @@ def describe_leaves(tree: Any, *, checksums: bool = False) -> dict[str, dict]:
 
     Args:
       tree: arrays, or jax.ShapeDtypeStruct.
-      checksums: whether to add the checksum of every leaf, which has to be an array.
+      checksums: whether to add the checksum of every leaf, which has to be an array. All processes must then call this
+        function together.
+
+    Raises:
+      TypeError: if a leaf with a checksum has elements of more than 4 bytes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     described = {leaf_name(path): {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves}

@@ -133,6 +133,7 @@ class Watchdog:
     # ---------------------------------------------------------------- what they do
 
     def _own_report(self, beat: int = 0) -> Report:
+        """Returns what this process is doing now. `beat` numbers published reports; 0 marks one that is only judged."""
         phases = self._phases
         return Report(
             beat=beat,
