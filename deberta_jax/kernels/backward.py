@@ -15,7 +15,16 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from .backward_tile import tile_gradients
-from .operands import BackwardInputs, BackwardRefs, BackwardScratch, ChunkSegments, Gradients, KernelInputs, Ref
+from .operands import (
+    BackwardInputs,
+    BackwardRefs,
+    BackwardScratch,
+    ChunkSegments,
+    Gradients,
+    KernelInputs,
+    Ref,
+    tile_specs,
+)
 from .plan import LANES, KernelPlan
 from .tiles import VMEM_LIMIT, window_slice
 
@@ -72,43 +81,23 @@ def backward(
 
 def _specs(plan: KernelPlan) -> tuple[BackwardInputs[pl.BlockSpec], Gradients[pl.BlockSpec]]:
     """Blocks of a grid step (group of heads, sequence, key chunk j, query chunk i)."""
-    block = (1, plan.chunk, LANES)
-
-    def queries(group: Any, sequence: Any, j: Any, i: Any, *_: Any) -> tuple:
-        return sequence, i, group
-
-    def keys(group: Any, sequence: Any, j: Any, i: Any, *_: Any) -> tuple:
-        return sequence, j, group
-
     # All sequences of a group of heads read the same block of a table: one buffer, without the second one that would
     # load ahead, leaves room in VMEM for long sequences.
     single: Any = {"pipeline_mode": pl.Buffered(1)}
-    table = pl.BlockSpec((2 * plan.length, LANES), lambda group, sequence, j, i, *_: (0, group), **single)
+    shared = tile_specs(plan, query_axis=3, key_axis=2, **single)
     table_transposed = pl.BlockSpec((LANES, 2 * plan.length), lambda group, sequence, j, i, *_: (group, 0), **single)
-    coded = plan.heads > 1
-    shared = KernelInputs(
-        query=pl.BlockSpec(block, queries),
-        key=pl.BlockSpec(block, keys),
-        value=pl.BlockSpec(block, keys),
-        query_segments=pl.BlockSpec((1, 1, plan.chunk), lambda group, sequence, j, i, *_: (sequence, 0, i)),
-        key_segments=pl.BlockSpec((1, 1, plan.chunk), lambda group, sequence, j, i, *_: (sequence, 0, j)),
-        query_code=pl.BlockSpec(block, lambda group, sequence, j, i, *_: (sequence, i, 0)) if coded else None,
-        key_code=pl.BlockSpec(block, lambda group, sequence, j, i, *_: (sequence, j, 0)) if coded else None,
-        key_table=table if plan.c2p else None,
-        query_table=table if plan.p2c else None,
-    )
     inputs = BackwardInputs(
         shared=shared,
-        context=pl.BlockSpec(block, queries),
-        d_context=pl.BlockSpec(block, queries),
+        context=shared.query,
+        d_context=shared.query,
         lse=pl.BlockSpec((1, plan.heads, 1, plan.chunk), lambda group, sequence, j, i, *_: (sequence, group, 0, i)),
         key_table_transposed=table_transposed if plan.c2p else None,
         query_table_transposed=table_transposed if plan.p2c else None,
     )
     outputs = Gradients(
         query=pl.BlockSpec((1, plan.length, LANES), lambda group, sequence, j, i, *_: (sequence, 0, group)),
-        key=pl.BlockSpec(block, keys),
-        value=pl.BlockSpec(block, keys),
+        key=shared.key,
+        value=shared.value,
         key_table=table_transposed if plan.c2p else None,
         query_table=table_transposed if plan.p2c else None,
     )

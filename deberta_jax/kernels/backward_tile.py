@@ -5,8 +5,8 @@ dropped weights, dP = dO V^T, and D the sum of O * dO over a query's lanes, the 
 dS = weights * (dP - D), where dP is masked and scaled like P; each of the three terms of the scores then passes dS on
 to its two factors.
 
-The gradients and the operands of their products are stored as [head size, tokens]: such
-products load few weights into the matrix unit.
+The gradients and the operands of their products are stored as [head size, tokens]: such products load few weights into
+the matrix unit.
 """
 
 from typing import NamedTuple
@@ -59,7 +59,7 @@ class TableWindow(NamedTuple):
     base: ChunkIndex
 
 
-class Head(NamedTuple):
+class TileHead(NamedTuple):
     """What the slabs of one head of a tile share.
 
     Attributes:
@@ -140,7 +140,7 @@ def _head_gradients(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: in
     return TileGradients(d_query_t, _side_by_side(plan, d_keys), _side_by_side(plan, d_values))
 
 
-def _prepare_head(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: int) -> Head:
+def _prepare_head(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: int) -> TileHead:
     """Writes the c2p term and the p2c products of a head into scratch memory, valid until the next head.
 
     Returns these and everything else that the slabs of the head share.
@@ -158,11 +158,11 @@ def _prepare_head(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: int)
         x = only_head(plan, inputs.key[0], number)
         table_products(plan, x, inputs.query_table, p2c_base, scratch.p2c_products)
     salt = head_salt(plan, refs.origin, pl.program_id(1), number)
-    return Head(number, key, query, mean, salt, c2p_base, p2c_base, scratch.c2p, scratch.p2c_products)
+    return TileHead(number, key, query, mean, salt, c2p_base, p2c_base, scratch.c2p, scratch.p2c_products)
 
 
 def _slab_gradients(
-    plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: Head, slab: tuple[int, ...]
+    plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHead, slab: tuple[int, ...]
 ) -> SlabGradients:
     """Recomputes the weights of a slab and passes the gradient of the context on to its scores and values."""
     inputs, dtype = refs.inputs, refs.inputs.shared.query.dtype

@@ -9,7 +9,7 @@ idle at the beginning of each. That is why the axis of sequences is "arbitrary" 
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int32
 
-from .operands import ChunkSegments, ForwardInputs, ForwardOutputs, ForwardRefs, ForwardScratch, KernelInputs, Ref
+from .operands import (
+    ChunkSegments,
+    ForwardInputs,
+    ForwardOutputs,
+    ForwardRefs,
+    ForwardScratch,
+    KernelInputs,
+    Ref,
+    tile_specs,
+)
 from .plan import LANES, KernelPlan
 from .scores import (
     ChunkIndex,
@@ -57,7 +66,11 @@ def forward(
     """
     batch, _, width = inputs.query.shape
     prefetches = plan.c2p and plan.chunks == 1
-    query_block = pl.BlockSpec((1, plan.chunk, LANES), lambda group, sequence, i, j, *_: (sequence, i, group))
+    # A grid step is (group of heads, sequence, query chunk i, key chunk j).
+    specs = tile_specs(plan, query_axis=2, key_axis=3)
+    next_query = pl.BlockSpec(
+        (1, plan.chunk, LANES), lambda group, sequence, i, j, *_: (jnp.minimum(sequence + 1, batch - 1), i, group)
+    )
     lse_block = pl.BlockSpec((1, plan.heads, 1, plan.chunk), lambda group, sequence, i, j, *_: (sequence, group, 0, i))
     out = pl.pallas_call(
         functools.partial(_kernel, plan),
@@ -65,8 +78,8 @@ def forward(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(width // LANES, batch, plan.chunks, plan.chunks),
-            in_specs=[_input_specs(plan, batch, prefetches)],
-            out_specs=[ForwardOutputs(query_block, lse_block)],
+            in_specs=[ForwardInputs(specs, next_query if prefetches else None)],
+            out_specs=[ForwardOutputs(specs.query, lse_block)],
             scratch_shapes=[_scratch_shapes(plan)],
         ),
         out_shape=[
@@ -80,35 +93,6 @@ def forward(
         ),
     )(origin, chunk_segments, ForwardInputs(inputs, inputs.query if prefetches else None))
     return out[0]
-
-
-def _input_specs(plan: KernelPlan, batch: int, prefetches: bool) -> ForwardInputs[pl.BlockSpec]:
-    """Blocks of a grid step (group of heads, sequence, query chunk i, key chunk j)."""
-    tokens = (1, plan.chunk, LANES)
-
-    def queries(group: Any, sequence: Any, i: Any, j: Any, *_: Any) -> tuple:
-        return sequence, i, group
-
-    def keys(group: Any, sequence: Any, i: Any, j: Any, *_: Any) -> tuple:
-        return sequence, j, group
-
-    def next_queries(group: Any, sequence: Any, i: Any, j: Any, *_: Any) -> tuple:
-        return jnp.minimum(sequence + 1, batch - 1), i, group
-
-    table = pl.BlockSpec((2 * plan.length, LANES), lambda group, sequence, i, j, *_: (0, group))
-    coded = plan.heads > 1
-    shared = KernelInputs(
-        query=pl.BlockSpec(tokens, queries),
-        key=pl.BlockSpec(tokens, keys),
-        value=pl.BlockSpec(tokens, keys),
-        query_segments=pl.BlockSpec((1, 1, plan.chunk), lambda group, sequence, i, j, *_: (sequence, 0, i)),
-        key_segments=pl.BlockSpec((1, 1, plan.chunk), lambda group, sequence, i, j, *_: (sequence, 0, j)),
-        query_code=pl.BlockSpec(tokens, lambda group, sequence, i, j, *_: (sequence, i, 0)) if coded else None,
-        key_code=pl.BlockSpec(tokens, lambda group, sequence, i, j, *_: (sequence, j, 0)) if coded else None,
-        key_table=table if plan.c2p else None,
-        query_table=table if plan.p2c else None,
-    )
-    return ForwardInputs(shared, pl.BlockSpec(tokens, next_queries) if prefetches else None)
 
 
 def _scratch_shapes(plan: KernelPlan) -> ForwardScratch:

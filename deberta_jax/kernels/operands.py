@@ -7,7 +7,10 @@ that a call does not have is None in all three.
 
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Int32
+
+from .plan import LANES, KernelPlan
 
 Leaf = TypeVar("Leaf")
 Ref = Any  # a Pallas reference to memory of the kernel, or a view of one: `ref[...]` loads and `ref[...] = x` stores
@@ -48,6 +51,40 @@ class KernelInputs(NamedTuple, Generic[Leaf]):
     query_segments: Leaf
     query_table: Leaf | None
     value: Leaf
+
+
+def tile_specs(plan: KernelPlan, *, query_axis: int, key_axis: int, **table_options: Any) -> KernelInputs[pl.BlockSpec]:
+    """Returns the blocks that one tile reads. Axis 0 of the grid is the group of heads, axis 1 the sequence.
+
+    Args:
+      plan: the plan of the call.
+      query_axis, key_axis: axes of the grid that count the query chunks and the key chunks.
+      table_options: further arguments of the tables' BlockSpecs.
+    """
+
+    def tokens(axis: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, plan.chunk, LANES), lambda *grid: (grid[1], grid[axis], grid[0]))
+
+    def code(axis: int) -> pl.BlockSpec | None:
+        if plan.heads == 1:
+            return None
+        return pl.BlockSpec((1, plan.chunk, LANES), lambda *grid: (grid[1], grid[axis], 0))
+
+    def segments(axis: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, plan.chunk), lambda *grid: (grid[1], 0, grid[axis]))
+
+    table = pl.BlockSpec((2 * plan.length, LANES), lambda *grid: (0, grid[0]), **table_options)
+    return KernelInputs(
+        key=tokens(key_axis),
+        key_code=code(key_axis),
+        key_segments=segments(key_axis),
+        key_table=table if plan.c2p else None,
+        query=tokens(query_axis),
+        query_code=code(query_axis),
+        query_segments=segments(query_axis),
+        query_table=table if plan.p2c else None,
+        value=tokens(key_axis),
+    )
 
 
 class ForwardInputs(NamedTuple, Generic[Leaf]):
@@ -134,7 +171,7 @@ class BackwardScratch(NamedTuple):
       c2p_products, p2c_products: float32 [C, C + 128], by offset, of one head at a time.
       c2p: int32 [C, 128 per slab], what `turn_c2p` writes.
       d_scores: [C queries, C keys] of one head, for the c2p term, whose rows are queries.
-      d_query: float32 [128, S], summed over the key chunks: the innermost axis of the grid are the query chunks.
+      d_query: float32 [128, S], summed over the key chunks: the innermost grid axis runs over the query chunks.
       d_key, d_value: float32 [128, C], summed over the query chunks.
     """
 
