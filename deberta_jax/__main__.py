@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 
-from .errors import UserError, is_expected
+from .errors import UserError, is_expected, one_line
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
@@ -101,7 +101,7 @@ def run(command: str, options: list[str]) -> int:
         if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
             traceback.print_exc()
         if is_expected(error):
-            print(f"deberta-jax {command}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"deberta-jax {command}: {one_line(error)}", file=sys.stderr)
         else:
             print(
                 f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with "

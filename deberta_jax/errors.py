@@ -25,3 +25,8 @@ def is_expected(error: BaseException) -> bool:
     Every other exception is reported with its traceback.
     """
     return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error on one line, or the name of its class if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

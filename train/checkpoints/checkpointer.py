@@ -52,8 +52,8 @@ from .storage_faults import (
     Retries,
     StorageStuckError,
     agree_on_fault,
-    one_line,
     outcome_of,
+    storage_message,
     write_fault,
 )
 
@@ -332,7 +332,7 @@ class Checkpointer:
             _, error = outcome_of(lambda: self._await_threads(_ABANDON_SECONDS))
             if error is not None:
                 self._log_on_first(
-                    f"could not write a checkpoint into {self._folder}: {one_line(error)}; {self._last_good()}"
+                    f"could not write a checkpoint into {self._folder}: {storage_message(error)}; {self._last_good()}"
                 )
         self._end()
 

@@ -13,7 +13,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 import jax
 
-from deberta_jax.errors import UserError
+from deberta_jax.errors import UserError, one_line
 
 from ..hosts.exit_codes import RestartError
 from ..hosts.processes import gather_json, host_name
@@ -123,7 +123,7 @@ def agree_on_fault(error: Exception | None, classify: Callable[[Exception], Faul
     if error is not None:
         host = f"on {host_name()}: " if jax.process_count() > 1 else ""
         kind = classify(error)
-        reason = "the disk is full" if kind == "full" else one_line(error)
+        reason = "the disk is full" if kind == "full" else storage_message(error)
         mine = [isinstance(error, PeerFailedError), kind, host + reason]
     faults = [fault for fault in gather_json(mine) if fault is not None]
     if not faults:
@@ -166,11 +166,10 @@ class Retries:
         return fault
 
 
-def one_line(error: Exception) -> str:
+def storage_message(error: Exception) -> str:
     """Returns the message of an error as one line, without the specification that tensorstore appends.
 
     A long message keeps its beginning and its end, where the cause is.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.split(r" \[(?:tensorstore_spec|source locations)", text)[0]
+    text = re.split(r" \[(?:tensorstore_spec|source locations)", one_line(error))[0]
     return text if len(text) <= _LONGEST_LINE else f"{text[:60]} ... {text[-135:]}"

@@ -54,7 +54,7 @@ def exit_code(error: BaseException) -> int:
         return FAILED if _OUT_OF_MEMORY in str(error) else RESTART
     if isinstance(error, OSError) and error.errno is not None:
         return FAILED if error.errno in _MISTAKE_ERRNOS else RESTART
-    return RESTART if isinstance(error, RestartError) else FAILED
+    return error.exit_status if isinstance(error, UserError) else FAILED
 
 
 def is_runtime_failure(error: BaseException) -> bool:

@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deberta_jax.errors import is_expected
+from deberta_jax.errors import is_expected, one_line
 
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
 from .agreement import check_agreement, gather_facts
@@ -222,7 +222,7 @@ def _exit_all(
         # does as soon as that process has been silent for `dead_after`, and then ends this process. If it does not,
         # the network or this host is at fault.
         time.sleep(config.dead_after + 10)
-    watchdog.publish_failure(exit_code(error), f"failed: {_one_line(error)}")
+    watchdog.publish_failure(exit_code(error), f"failed: {one_line(error)}")
     notice.cancel()
     # Process 0 runs the service, so it stays until the others have read of the failure.
     _exit(name, error, linger=5 * watchdog.period)
@@ -234,11 +234,7 @@ def _exit(name: str, error: BaseException, *, linger: float) -> NoReturn:
     if not described or os.environ.get("DEBERTA_JAX_TRACEBACK"):
         traceback.print_exception(error)
     code = exit_code(error)
-    print(f"{name}: {_one_line(error)}. Exit code {code}", file=sys.stderr, flush=True)
+    print(f"{name}: {one_line(error)}. Exit code {code}", file=sys.stderr, flush=True)
     time.sleep(linger)
     sys.stdout.flush()
     os._exit(code)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -12,8 +12,8 @@ from deberta_jax.train.checkpoints.storage_faults import (
     StorageDownError,
     StorageStuckError,
     agree_on_fault,
-    one_line,
     read_fault,
+    storage_message,
     write_fault,
 )
 
@@ -78,8 +78,8 @@ def test_retries_end_with_success_or_a_final_fault(monkeypatch) -> None:
 
 
 def test_long_messages_keep_both_ends_without_the_specification() -> None:
-    text = one_line(ValueError(f"NOT_FOUND: {'path/' * 80}\n  the cause [tensorstore_spec='...']"))
+    text = storage_message(ValueError(f"NOT_FOUND: {'path/' * 80}\n  the cause [tensorstore_spec='...']"))
     assert text.startswith("NOT_FOUND: path/")
     assert text.endswith(" the cause")
     assert len(text) == 200
-    assert one_line(KeyError()) == "KeyError"
+    assert storage_message(KeyError()) == "KeyError"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deberta_jax.errors import MissingFileError, UserError
+from deberta_jax.errors import MissingFileError, UserError, one_line
 
 from .cells import Cells
 from .table import Table
@@ -138,7 +138,7 @@ def _open_parquet(given: str, label_column: str) -> Table:
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{given}: not a Parquet file ({_one_line(error)})") from None
+        raise UserError(f"{given}: not a Parquet file ({one_line(error):.200})") from None
 
     def rows() -> Iterator[tuple[int, Cells]]:
         number = 0
@@ -150,7 +150,7 @@ def _open_parquet(given: str, label_column: str) -> Table:
         # ArrowException covers damaged pages. Conversion to Python values raises the others, for text that is not
         # UTF-8 and for dates that Python cannot represent.
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{given}: damaged after record {number} ({_one_line(error)})") from None
+            raise UserError(f"{given}: damaged after record {number} ({one_line(error):.200})") from None
 
     names = _parquet_class_names(file.schema_arrow.metadata or {}, label_column)
     return Table(given, "record", rows(), names, hidden_label=bool(names))
@@ -167,7 +167,3 @@ def _parquet_class_names(metadata: Mapping[bytes, bytes], label_column: str) -> 
         return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else ()
     except (KeyError, TypeError, AttributeError, ValueError):
         return ()
-
-
-def _one_line(error: Exception) -> str:
-    return f"{' '.join(str(error).split()):.200}"

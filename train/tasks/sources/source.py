@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from deberta_jax.errors import UserError
+from deberta_jax.errors import UserError, one_line
 
 from ..base import Kind
 from .cells import Cells
@@ -212,5 +212,4 @@ def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_
 
 
 def _damaged(name: str, folder: Any, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError(f"{name}: damaged ({reason:.200}); delete {folder} to prepare the set again")
+    return UserError(f"{name}: damaged ({one_line(error):.200}); delete {folder} to prepare the set again")
