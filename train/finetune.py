@@ -36,7 +36,7 @@ from .finetune_evaluation import Params, Predictor, Validation, apply_model, wri
 from .finetune_setup import check_settings, heads_message, identity, task_config
 from .hosts.join import Hosts, join_run
 from .reporting.reporter import open_reporter
-from .sweep import Outcome, Results, run_all
+from .sweep import Results, RunOutcome, run_all
 from .tasks.base import Encoded, Objective
 from .tasks.batches import FinetuneBatches
 from .tasks.loading import load_task
@@ -60,7 +60,7 @@ def main(config: FinetuneConfig) -> Results:
         return run_all(config, lambda single: run(single, hosts), report=hosts.first)
 
 
-def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
+def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     """Trains one run, writes its model, predictions and results.json, and returns its metrics.
 
     All hosts call it. It raises the errors of `main`.
@@ -139,7 +139,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
         if hosts.first:
             tokenizer.save(config.output / "model")
         reporter.message(f"saved {config.output / 'model'}")
-    return Outcome(results, task.main_metric)
+    return RunOutcome(results, task.main_metric)
 
 
 def training_batches(config: FinetuneConfig, examples: Encoded, mesh: Mesh) -> FinetuneBatches:

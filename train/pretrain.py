@@ -46,7 +46,7 @@ from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .hosts.join import Hosts, join_run
 from .pretrain_setup import (
-    MaskedRows,
+    PretrainingRows,
     check_vocabulary,
     identity,
     load_initial_models,
@@ -84,7 +84,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     check_vocabulary(config, tokenizer, models_config)
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    rows = MaskedRows(resolve_corpus(config, tokenizer), resolve_masking(config), tokenizer, mesh)
+    rows = PretrainingRows(resolve_corpus(config, tokenizer), resolve_masking(config), tokenizer, mesh)
 
     # ---------------------------------------------------------------- state, sharded by the table
     optimizers = build_optimizers(config)
@@ -298,7 +298,7 @@ def build_evaluation(
 
 def evaluate(
     config: PretrainConfig,
-    rows: MaskedRows,
+    rows: PretrainingRows,
     measure: Callable[[Params, PretrainingBatch, jax.Array], StepMetrics],
     state: TrainState,
 ) -> Figures:

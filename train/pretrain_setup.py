@@ -132,7 +132,7 @@ def resolve_masking(config: PretrainConfig) -> MaskingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedRows:
+class PretrainingRows:
     """Rows of text and how they are masked and spread over the hosts."""
 
     corpus: Corpus

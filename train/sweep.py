@@ -18,7 +18,7 @@ from .configs import FinetuneConfig
 Results = dict[str, dict[str, float]]  # the metrics of each labeled split
 
 
-class Outcome(NamedTuple):
+class RunOutcome(NamedTuple):
     """The results of a run, and the metric of the validation split that decides; higher is better."""
 
     results: Results
@@ -66,7 +66,7 @@ def grid_points(config: FinetuneConfig) -> tuple[GridPoint, ...]:
     return tuple(points)
 
 
-def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], Outcome], *, report: bool = True) -> Results:
+def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], RunOutcome], *, report: bool = True) -> Results:
     """Runs every combination of the grid with every seed.
 
     Args:

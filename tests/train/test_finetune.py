@@ -19,7 +19,7 @@ from deberta_jax.train.finetune_setup import heads_message
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.hosts.join import Hosts
 from deberta_jax.train.reporting.reporter import SilentReporter
-from deberta_jax.train.sweep import Outcome
+from deberta_jax.train.sweep import RunOutcome
 
 from ..support import small_models
 from ..support.configs import changed, finetune_config
@@ -167,8 +167,8 @@ def test_a_run_that_was_stopped_at_an_evaluation_makes_up_for_it(home: Path, tmp
 
 
 def test_seeds_run_one_after_the_other(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(config: FinetuneConfig, hosts: Hosts) -> Outcome:
-        return Outcome({"validation": {"accuracy": 0.5 + config.seed / 10}}, "accuracy")
+    def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
+        return RunOutcome({"validation": {"accuracy": 0.5 + config.seed / 10}}, "accuracy")
 
     monkeypatch.setattr(finetune, "run", run)
     results = finetune.main(settings(home, tmp_path, seeds=(0, 3)))

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from deberta_jax.train.configs import GridConfig
-from deberta_jax.train.sweep import Outcome, grid_points, mean_and_margin, run_all
+from deberta_jax.train.sweep import RunOutcome, grid_points, mean_and_margin, run_all
 
 from ..support.configs import changed, finetune_config
 
@@ -37,7 +37,7 @@ def test_the_best_seed_of_the_best_setting(tmp_path):
 
     def run(one):
         value = scores[one.optimizer.learning_rate, one.seed]
-        return Outcome({"validation": {"accuracy": value}, "test": {"accuracy": value / 2}}, "accuracy")
+        return RunOutcome({"validation": {"accuracy": value}, "test": {"accuracy": value / 2}}, "accuracy")
 
     assert run_all(config, run)["validation"]["accuracy"] == 0.8
     summary = json.loads((tmp_path / "summary.json").read_text())

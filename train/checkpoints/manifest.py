@@ -68,7 +68,7 @@ def list_differences(there: dict, here: dict, prefix: str = "") -> list[str]:
     return differences
 
 
-def shorten(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
     """Returns the first names, and the number of the others."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from ..hosts.processes import gather_json, host_name
 from .checksums import describe_leaves, leaf_name
-from .manifest import library_versions, list_differences, shorten, verified_content
+from .manifest import library_versions, list_differences, list_names, verified_content
 from .storage_faults import (
     CheckpointError,
     Fault,
@@ -97,7 +97,7 @@ class Reader:
         state = self._read(step, lambda: self._read_state(step, abstract_state, content["leaves"]))
         described = describe_leaves(state, checksums=True)
         if wrong := [name for name, leaf in content["leaves"].items() if described[name] != leaf]:
-            raise DamagedError(f"wrong checksum of {shorten(wrong)}")
+            raise DamagedError(f"wrong checksum of {list_names(wrong)}")
         # The checksum is that of the saved dtype, so the state is cast to the requested one only now.
         state = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), state, abstract_state)
         return Restored(step=step, state=state, data=content["data"])
@@ -139,7 +139,7 @@ class Reader:
             missing_on = [name for name in gather_json(None if exists else host_name()) if name is not None]
             if not missing_on or len(missing_on) == jax.process_count():
                 return None  # if it is missing everywhere, reading it reports what is missing
-            return Fault("outage", f"{shorten(missing_on)} cannot see step {step} in {self.folder}")
+            return Fault("outage", f"{list_names(missing_on)} cannot see step {step} in {self.folder}")
 
         retries = Retries(min(self.retries.patience, _LISTING_SECONDS))
         if fault := retries.retry_after(look(), look, log=self.log):
@@ -199,7 +199,7 @@ class Reader:
     def _require_equal(self, kind: str, there: dict, here: dict) -> None:
         if differences := list_differences(there, here):
             raise CheckpointError(
-                f"checkpoint of another {kind} in {self.folder}: {shorten(differences)}; "
+                f"checkpoint of another {kind} in {self.folder}: {list_names(differences)}; "
                 "use another --output, or the same settings"
             )
 

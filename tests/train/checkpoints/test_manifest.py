@@ -5,7 +5,13 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from deberta_jax.train.checkpoints.manifest import as_json, create_manifest, list_differences, shorten, verified_content
+from deberta_jax.train.checkpoints.manifest import (
+    as_json,
+    create_manifest,
+    list_differences,
+    list_names,
+    verified_content,
+)
 
 
 def test_manifest_survives_json_with_every_field() -> None:
@@ -40,5 +46,5 @@ def test_differences_have_dotted_names_and_both_values() -> None:
         "seed is 1 there, absent here",
         'dtype is absent there, "float32" here',
     ]
-    assert shorten(["a", "b", "c"]) == "a, b, c"
-    assert shorten(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert list_names(["a", "b", "c"]) == "a, b, c"
+    assert list_names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

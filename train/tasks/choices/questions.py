@@ -14,7 +14,7 @@ from ..sources.cells import (
     is_list,
     list_cell,
     parse_text,
-    shorten,
+    preview,
     text_cell,
 )
 from ..sources.published import Columns
@@ -115,7 +115,7 @@ def _parse_label(label: Any) -> str | int:
     if isinstance(label, bytes):
         label = decode_utf8(label, "the label")
     if isinstance(label, bool) or not isinstance(label, int | str):
-        raise UserError(f"label {shorten(label)} is not the index, the letter or the text of a choice")
+        raise UserError(f"label {preview(label)} is not the index, the letter or the text of a choice")
     if isinstance(label, str) and not label.strip():
         raise UserError("the label is empty")
     return label

@@ -23,7 +23,7 @@ def decode_utf8(data: bytes, name: str) -> str:
         raise UserError(f"{name}: byte {data[error.start]:#04x} at offset {error.start} is not UTF-8") from None
 
 
-def shorten(value: Any, length: int = 40) -> str:
+def preview(value: Any, length: int = 40) -> str:
     """Returns the start of a value's representation, on one line, for errors."""
     return " ".join(repr(value).splitlines())[:length]
 
@@ -44,7 +44,7 @@ def list_cell(cells: Cells, column: str, *, advice: str = "") -> list[Any]:
     """Returns the values of a column of lists. `advice` ends the error message."""
     values = cell_value(cells, column)
     if not is_list(values):
-        raise UserError(f"column {column!r} holds {shorten(values)}, not a list{advice}")
+        raise UserError(f"column {column!r} holds {preview(values)}, not a list{advice}")
     return [_python_value(value) for value in values]
 
 
@@ -66,7 +66,7 @@ def integer_cell(cells: Cells, column: str) -> int:
             raise TypeError
         return int(value)
     except (TypeError, ValueError):
-        raise UserError(f"column {column!r} holds {shorten(value)}, not a whole number") from None
+        raise UserError(f"column {column!r} holds {preview(value)}, not a whole number") from None
 
 
 def is_list(value: Any) -> bool:
@@ -78,7 +78,7 @@ def parse_text(value: Any, column: str, *, allow_empty: bool) -> str:
     """Returns a text that any tokenizer accepts. `column` refers to the value in errors."""
     text = decode_utf8(value, f"column {column!r}") if isinstance(value, bytes) else value
     if not isinstance(text, str):
-        raise UserError(f"column {column!r} holds {shorten(text)}, not text")
+        raise UserError(f"column {column!r} holds {preview(text)}, not text")
     if not text.strip() and not allow_empty:
         raise UserError(f"column {column!r} is empty; write a text or remove the row")
     # JSON escapes can express both, and tokenizers reject both.
@@ -105,7 +105,7 @@ def parse_class_name(label: Any, class_names: tuple[str, ...]) -> str:
     if isinstance(label, bool | int):
         return str(label).lower()
     if not isinstance(label, str):
-        raise UserError(f"label {shorten(label)} is not a class name or integer; for scores set kind to 'regression'")
+        raise UserError(f"label {preview(label)} is not a class name or integer; for scores set kind to 'regression'")
     if not label.strip():
         raise UserError("the label is empty")
     return label
@@ -118,7 +118,7 @@ def parse_score(label: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise UserError(f"label {shorten(label)} is not a finite number, which regression needs")
+        raise UserError(f"label {preview(label)} is not a finite number, which regression needs")
     return score
 
 
@@ -128,5 +128,5 @@ def _python_value(value: Any) -> Any:
 
 def _parse_object(value: Any, column: str) -> Cells:
     if not isinstance(value, Mapping):
-        raise UserError(f"column {column!r} holds {shorten(value)}, not an object")
+        raise UserError(f"column {column!r} holds {preview(value)}, not an object")
     return value

@@ -17,7 +17,7 @@ from .cells import (
     list_cell,
     object_cell,
     object_list_cell,
-    shorten,
+    preview,
 )
 
 Convert = Callable[[Cells], Iterable[Cells]]
@@ -34,7 +34,7 @@ def convert_copa(cells: Cells) -> Iterator[Cells]:
     """
     question = _text(cells, "question")
     if question not in ("cause", "effect"):
-        raise UserError(f"column 'question' holds {shorten(question)}; it must be cause or effect")
+        raise UserError(f"column 'question' holds {preview(question)}; it must be cause or effect")
     yield {
         "premise": _text(cells, "premise"),
         "joint": "because" if question == "cause" else "so",
@@ -161,7 +161,7 @@ def _label(cells: Cells) -> Cells:
 def _text(cells: Cells, column: str) -> str:
     text = _decoded(cell_value(cells, column))
     if not isinstance(text, str):
-        raise UserError(f"column {column!r} holds {shorten(text)}, not text")
+        raise UserError(f"column {column!r} holds {preview(text)}, not text")
     return text
 
 

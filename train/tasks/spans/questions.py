@@ -22,7 +22,7 @@ import numpy as np
 
 from deberta_jax.errors import UserError
 
-from ..sources.cells import Cells, cell_value, is_list, parse_text, shorten, text_cell
+from ..sources.cells import Cells, cell_value, is_list, parse_text, preview, text_cell
 from ..sources.files import parse_json, read_text
 from ..sources.source import Source, columns_of, named_splits, open_table
 from ..sources.table import Table, parse_rows
@@ -266,7 +266,7 @@ def _texts_and_starts(value: Any, column: str) -> list[tuple[Any, Any]]:
     if is_list(value) and all(isinstance(answer, Mapping) and {"text", _START} <= answer.keys() for answer in value):
         return [(answer["text"], answer[_START]) for answer in value]
     raise UserError(
-        f"column {column!r} holds {shorten(value, 60)}; give a text, a list of "
+        f"column {column!r} holds {preview(value, 60)}; give a text, a list of "
         f'{{"text": ..., "{_START}": ...}}, or {{"text": [...], "{_START}": [...]}}, empty where there is no answer'
     )
 
@@ -284,7 +284,7 @@ def _parse_start(value: Any) -> int:
             raise TypeError
         return int(value) if isinstance(value, str | bytes) else operator.index(value)
     except (TypeError, ValueError):
-        raise UserError(f"an answer starts at {shorten(value)}, which is not a whole number") from None
+        raise UserError(f"an answer starts at {preview(value)}, which is not a whole number") from None
 
 
 def _find_answer(text: str, start: int | None, context: str, *, within: int) -> Answer:

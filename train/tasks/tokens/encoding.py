@@ -78,7 +78,7 @@ class EncodedWords:
         return batch
 
 
-def cut_windows(sizes: Sequence[int], budget: int) -> Iterator[tuple[range, range]]:
+def sentence_windows(sizes: Sequence[int], budget: int) -> Iterator[tuple[range, range]]:
     """Yields for each window the words that it contains and the words that are predicted in it.
 
     A window contains at most `budget` pieces, and each word is predicted once. Except at the ends of the sentence, up
@@ -158,7 +158,7 @@ def _windows(
     """Yields the windows of a sentence from the pieces of its words. Words without pieces are left out."""
     words = [index for index, ids in enumerate(pieces) if ids]
     kept = [pieces[index][:budget] for index in words]
-    for contained, predicted in cut_windows([len(ids) for ids in kept], budget):
+    for contained, predicted in sentence_windows([len(ids) for ids in kept], budget):
         starts = 1 + np.cumsum([0, *(len(kept[index]) for index in contained)])
         predicted_words = np.array([words[index] for index in predicted])
         ids = [tokenizer.cls_id, *(piece for index in contained for piece in kept[index]), tokenizer.sep_id]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
-from deberta_jax.train.tasks.tokens.encoding import cut_windows, encode_sentences
+from deberta_jax.train.tasks.tokens.encoding import encode_sentences, sentence_windows
 from deberta_jax.train.tasks.tokens.sentences import Sentence
 
 from ....support.letters import Letters
@@ -28,15 +28,15 @@ def test_every_word_is_predicted_once_with_words_around_it():
     for _ in range(300):
         budget = int(rng.integers(1, 30))
         sizes = rng.integers(1, budget + 1, rng.integers(0, 60)).tolist()
-        windows = list(cut_windows(sizes, budget))
+        windows = list(sentence_windows(sizes, budget))
         assert [word for _, predicted in windows for word in predicted] == list(range(len(sizes)))
         for contained, predicted in windows:
             assert sum(sizes[word] for word in contained) <= budget
             assert set(predicted) <= set(contained)
             assert predicted
-    contained, predicted = list(cut_windows([1] * 100, 20))[1]
+    contained, predicted = list(sentence_windows([1] * 100, 20))[1]
     assert (predicted.start - contained.start, contained.stop - predicted.stop) == (5, 5)
-    assert list(cut_windows([1] * 20, 20)) == [(range(20), range(20))]
+    assert list(sentence_windows([1] * 20, 20)) == [(range(20), range(20))]
 
 
 def test_cut_words_and_empty_sentences_are_noted():
