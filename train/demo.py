@@ -55,7 +55,7 @@ SMALL = DebertaConfig(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig(Settings):
-    """Train a classifier from six novels, in 15 minutes on two cores. Repeat the same command to resume it."""
+    """Train a classifier from six novels, in about 7 minutes on two cores. Repeat the same command to resume it."""
 
     output: Path = Path("runs/demo")
     """folder for all files of the demo"""
