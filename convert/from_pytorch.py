@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,11 +19,13 @@ from jaxtyping import Shaped
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
 
+from .containers import remove_prefixes
 from .errors import ConversionError, first_line
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
-from .quirks import adapt_mlm_head
+from .quirks import adapt_heads
 
+_LOG = logging.getLogger("deberta_jax")
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -45,14 +48,17 @@ def load_pytorch(
         hub, such as "microsoft/deberta-v3-base".
       filename: Name of the weight file, if it is not one of the usual names. "pytorch_model.generator.bin" reads the
         generator of a replaced token detection pair, with its `generator_config.json`.
-      include: The parts to load, from `mapping.PARTS`, such as ("deberta",) (default: every part in the file).
+      include: The parts to load, from `mapping.PARTS` (default: every part in the file). ("deberta",) reads an encoder
+        out of any container: what stands beside it is not read, whatever it is.
 
     Returns:
       The configuration, and a nested dict of float32 NumPy arrays with the encoder under `deberta` and the heads beside
       it. Half precision is widened and float64 is rounded. Peak memory is the result plus one tensor.
-      The weights decide two fields of the configuration: `num_labels` is the number of rows of the classifier, and
-      `mlm_head` follows from the parameter names (see `quirks.adapt_mlm_head`). A discriminator's file that contains
-      only GDES differences gives tables called `delta`, which are useful only with its generator.
+      The weights decide some fields of the configuration: `num_labels` is the number of rows of the classifier (see
+      `with_classes_of`), `mlm_head` and `token_projection` follow from the parameter names (see `quirks.adapt_heads`).
+      Prefixes such as `module.` are removed from the names, and a warning of the logger "deberta_jax" names them.
+      A discriminator's file that contains only GDES differences gives tables called `delta`, which are useful only with
+      its generator.
 
     Raises:
       MissingFileError: The folder or file does not exist, or the hub cannot be reached or does not have it.
@@ -65,12 +71,29 @@ def load_pytorch(
         raise UserError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     folder = find_folder(source, filename=filename)
     weights = _find_weights(folder, filename)
-    state = _open_weights(weights)
-    config = adapt_mlm_head(DebertaConfig.from_json(_find_config(folder, weights)), state.keys())
+    state = _LazyMapping(remove_prefixes(_open_weights(weights), encoder_only=set(include or ()) == {"deberta"}))
+    config = adapt_heads(DebertaConfig.from_json(_find_config(folder, weights)), state.keys())
     params = to_params(state, config, include=include)
-    if "classifier" in params:
-        config = config.replace(num_labels=params["classifier"]["bias"].size)
-    return config, params
+    return with_classes_of(params, config), params
+
+
+def with_classes_of(params: Params, config: DebertaConfig) -> DebertaConfig:
+    """Returns the configuration with the number of classes of the classifier.
+
+    A head for spans or for multiple choice, fine-tuned from a classifier, often has the names of that classifier's
+    classes in its configuration. Names of another number of classes are not kept.
+    """
+    head = params.get("classifier") or params.get("span_classifier")
+    count = config.num_labels if head is None else head["bias"].size
+    if count == config.num_labels:
+        return config
+    if config.label_names:
+        _LOG.warning(
+            "the head has %s outputs; the %s names in config.json belong to another head and are not kept: %s",
+            *(count, len(config.label_names), ", ".join(config.label_names)),
+        )
+    problem = None if config.problem_type == "single_label_classification" and count == 1 else config.problem_type
+    return config.replace(num_labels=count, label_names=(), problem_type=problem)
 
 
 # --------------------------------------------------------------------------------------------------------- files

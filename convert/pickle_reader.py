@@ -22,6 +22,7 @@ from jaxtyping import Shaped
 
 from deberta_jax import safe_pickle
 
+from .containers import find_state_dict
 from .errors import ConversionError
 
 _PICKLE_LIMIT = 4 * 2**20  # bytes; the largest released model needs 0.2 MB
@@ -153,6 +154,7 @@ class _Archive:
             },
             persistent_load=self._find_storage,
         )
+        state = find_state_dict(state)
         self._check_total(state)
         return state
 
@@ -237,7 +239,7 @@ def _read_with_torch(path: Path) -> dict[str, Any]:
             f"{path} is not a zip archive; if it was saved before PyTorch 1.6, install PyTorch (pip install torch) and "
             "try again, otherwise download it again"
         ) from None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = find_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return {key: _to_numpy(value) for key, value in state.items()}
 
 

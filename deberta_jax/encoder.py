@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from .attention import IMPLEMENTATIONS, AttentionInputs, disentangled_attention
 from .config import DebertaConfig
 from .errors import UserError
-from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm, refuse_unread
 from .positions import LiveRows, live_rows
 from .sharding import constrain_batch
 
@@ -121,6 +121,7 @@ class Embeddings(nn.Module):
             )
         self.layer_norm = layer_norm(config, self.dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -181,6 +182,7 @@ class Attention(nn.Module):
         self.layer_norm = layer_norm(config, self.dtype)
         self.relative_dropout = Dropout(config.hidden_dropout_prob)
         self.output_dropout = Dropout(config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B T D"], inputs: LayerInputs) -> LayerOutput:
         """Computes queries and residual from the hidden states, and unless `inputs` has them, keys and values."""
@@ -240,6 +242,7 @@ class FeedForward(nn.Module):
         self.output = Dense(self.config, self.config.hidden_size, self.dtype)
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
         inner = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.intermediate(hidden))
@@ -256,6 +259,7 @@ class EncoderLayer(nn.Module):
     def setup(self) -> None:
         self.attention = Attention(self.config, self.dtype, self.attention_implementation)
         self.feed_forward = FeedForward(self.config, self.dtype)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B T D"], inputs: LayerInputs) -> LayerOutput:
         attended, probabilities = self.attention(hidden, inputs)
@@ -275,6 +279,7 @@ class ConvolutionLayer(nn.Module):
         self.conv = SegmentConvolution(self.config, self.dtype)
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -305,6 +310,7 @@ class SegmentConvolution(nn.Module):
         init = nn.initializers.normal(self.config.initializer_range)
         kernel = self.param("kernel", init, (taps, width // groups, width), jnp.float32).astype(self.dtype)
         total = self.param("bias", nn.initializers.zeros, (width,), jnp.float32).astype(self.dtype)
+        refuse_unread(self, "kernel", "bias")
         kernel = kernel.reshape(taps, width // groups, groups, width // groups)
         for tap in range(taps):
             offset = tap - taps // 2
@@ -340,10 +346,11 @@ class Encoder(nn.Module):
             self.rel_embeddings = Embedding(
                 2 * config.att_span, config.hidden_size, config.initializer_range, self.dtype
             )
-            if config.norm_rel_ebd == "layer_norm":
-                self.layer_norm = layer_norm(config, self.dtype)
+        if config.norm_rel_ebd == "layer_norm":  # the official BERT baseline has this layer, but never calls it
+            self.layer_norm = layer_norm(config, self.dtype)
         if config.conv_kernel_size > 0:
             self.conv = ConvolutionLayer(config, self.dtype)
+        refuse_unread(self)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .config import DebertaConfig
+from .errors import UserError
 from .random import dropout
 from .sharding import lookup
 
@@ -30,6 +31,29 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
 }
+
+
+def refuse_unread(module: nn.Module, *own: str) -> None:
+    """Raises if the parameters of a module have a name that the module does not read; Linen would ignore it silently.
+
+    Call it last in `setup`, when all submodules are attributes, or in a compact `__call__`.
+
+    Args:
+      module: a module that is bound to its parameters.
+      own: names of the parameters that are not of a submodule.
+
+    Raises:
+      UserError: a part of a head or a layer is not read, thus the configuration is not the one of the parameters.
+    """
+    values = [value for name, value in vars(module).items() if name != "parent"]
+    leaves = jax.tree.leaves(values, is_leaf=lambda leaf: isinstance(leaf, nn.Module))
+    read = {leaf.name for leaf in leaves if isinstance(leaf, nn.Module)} | {*own}
+    unread = ["/".join((*module.path, name)) for name in module.variables.get("params", {}) if name not in read]
+    if unread:
+        raise UserError(
+            f"the parameters have {', '.join(sorted(unread))}, which {type(module).__name__} does not read with this "
+            "configuration; use the configuration that belongs to them, and pass only the parts that the model has"
+        )
 
 
 class Dropout(nn.Module):
@@ -65,6 +89,7 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = (y + bias).astype(self.dtype)
+        refuse_unread(self, "kernel", *(["bias"] if self.use_bias else []))
         return y
 
 
@@ -89,6 +114,7 @@ class Embedding(nn.Module):
         self.embedding = self.param(
             "embedding", nn.initializers.normal(self.stddev), (self.rows, self.features), jnp.float32
         )
+        refuse_unread(self, "embedding", "delta")
 
     def __call__(self, ids: Int[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape features"]:
         """Looks ids up. An id outside the table reads the nearest row."""

@@ -13,7 +13,7 @@ from .encoder import Embeddings, Encoder, TokenLayout
 from .errors import UserError
 from .heads import ContextPooler, LogitFactors, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
 from .inputs import EncoderOptions, TokenIds, TokenMask, locate_tokens, segment_starts
-from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, refuse_unread
 from .outputs import DecoderOutput, EncoderOutput, HeadOutput, SpanOutput
 
 
@@ -64,6 +64,7 @@ class Deberta(_Model):
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
         self.encoder = Encoder(self.config, self.dtype, self.attention_implementation, self.remat)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -163,6 +164,7 @@ class DebertaForMaskedLM(_Model):
             )
         self.deberta = self._encoder()
         self.mlm_head = MaskedLMHead(self.config, self.dtype)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -197,6 +199,7 @@ class DebertaForReplacedTokenDetection(_Model):
     def setup(self) -> None:
         self.deberta = self._encoder()
         self.rtd_head = ReplacedTokenHead(self.config, self.dtype)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -222,6 +225,7 @@ class DebertaForSequenceClassification(_Model):
         self.pooler = ContextPooler(self.config, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
         self.classifier = Dense(self.config, self.config.num_labels, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -248,6 +252,7 @@ class DebertaForMultipleChoice(_Model):
         self.pooler = ContextPooler(self.config, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
         self.classifier = Dense(self.config, 1, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -275,18 +280,17 @@ class DebertaForMultipleChoice(_Model):
 class DebertaForTokenClassification(_Model):
     """One label per token. Returns logits [B, S, C].
 
-    With `projection` the head is Microsoft's for NER, a dense layer and an activation before the classifier; without,
-    it is transformers' single layer.
+    With `config.token_projection` the head is Microsoft's for NER, a dense layer and an activation before the
+    classifier; without, it is transformers' single layer.
     """
-
-    projection: bool = False
 
     def setup(self) -> None:
         self.deberta = self._encoder()
-        if self.projection:
+        if self.config.token_projection:
             self.token_proj = Dense(self.config, self.config.hidden_size, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
         self.classifier = Dense(self.config, self.config.num_labels, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -298,7 +302,7 @@ class DebertaForTokenClassification(_Model):
     ) -> HeadOutput:
         out = self.deberta(input_ids, attention_mask, train=train, **options)
         hidden = out.last_hidden_state
-        if self.projection:
+        if self.config.token_projection:
             hidden = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.token_proj(hidden))
         logits = self.classifier(self.dropout(hidden, train))
         return HeadOutput(logits, out.hidden_states, out.attentions)
@@ -310,6 +314,7 @@ class DebertaForQuestionAnswering(_Model):
     def setup(self) -> None:
         self.deberta = self._encoder()
         self.span_classifier = Dense(self.config, 2, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,
