@@ -151,7 +151,7 @@ class Embeddings(nn.Module):
         return constrain_batch(hidden)
 
     def absolute_positions(self, positions: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
-        """Returns rows of the position table. Positions past its end read the last row; the official code fails."""
+        """Returns rows of the position table."""
         return self.position_embeddings(positions)
 
 

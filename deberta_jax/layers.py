@@ -117,7 +117,7 @@ class Embedding(nn.Module):
         refuse_unread(self, "embedding", "delta")
 
     def __call__(self, ids: Int[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape features"]:
-        """Looks ids up. An id outside the table reads the nearest row."""
+        """Looks ids up. An id outside the table reads NaN."""
         ids = jnp.asarray(ids)
         vectors = lookup(self.embedding, ids, path=f"{self.name}/embedding")
         if self.has_variable("params", "delta"):

@@ -12,7 +12,7 @@ from .config import DebertaConfig
 from .encoder import Embeddings, Encoder, TokenLayout
 from .errors import UserError
 from .heads import ContextPooler, LogitFactors, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
-from .inputs import EncoderOptions, TokenIds, TokenMask, locate_tokens, segment_starts
+from .inputs import EncoderOptions, TokenIds, TokenMask, check_ids, clip_padding, locate_tokens, segment_starts
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, refuse_unread
 from .outputs import DecoderOutput, EncoderOutput, HeadOutput, SpanOutput
 
@@ -49,16 +49,20 @@ class Deberta(_Model):
       segment_ids: [B, S], in place of attention_mask for packed rows: a run of equal numbers is a segment and 0 is
         padding. Attention, absolute positions and the convolution stay inside a segment. A head with one result per
         row (sequence classification, multiple choice) reads the first token of the row, thus its first segment.
-      token_type_ids: [B, S], read only by configurations with type_vocab_size. Types past the end of the table read
-        its last row, so the types of a pair do no harm in RoBERTa, whose table has one row.
+      token_type_ids: [B, S], read only by configurations whose type_vocab_size is above 1. RoBERTa's table has one row,
+        which every token reads, so the types of a pair do no harm.
       position_ids: [B, S], rows of the position table (default: from config.position_offset on, anew in every
-        segment). Positions past the end of the table read its last row. Relative positions never depend on them.
+        segment). Relative positions never depend on them.
       output_hidden_states: return `hidden_states`, the embeddings and the output of every layer [B, S, D].
       output_attentions: return `attentions`, the probabilities of every layer [B, N, S, S].
       train: enables dropout; needs a "dropout" rng.
 
+    A real token whose id, type or absolute position is outside its table raises an error, or gives NaN where JAX traces
+    the arrays, as under `jax.jit`. Positions count only where the model reads absolute positions.
+
     Raises:
       ValueError: shapes that do not match, or both attention_mask and segment_ids.
+      UserError: an id outside its table, or parameters that the model does not read.
     """
 
     def setup(self) -> None:
@@ -78,7 +82,8 @@ class Deberta(_Model):
         output_attentions: bool = False,
         train: bool = False,
     ) -> EncoderOutput:
-        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
+        reads_positions = self.config.position_biased_input
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids, reads_positions=reads_positions)
         embeddings = self._embed(input_ids, tokens, token_type_ids, train)
         hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train)
         return EncoderOutput(
@@ -105,11 +110,12 @@ class Deberta(_Model):
         With the enhanced mask decoder the last layer runs only as the decoder, because its plain output is not needed,
         unless hidden states or attentions are requested.
         """
-        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
+        decodes = self.config.uses_enhanced_mask_decoder
+        reads_positions = decodes or self.config.position_biased_input
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids, reads_positions=reads_positions)
         embeddings = self._embed(input_ids, tokens, token_type_ids, train)
         queries = None if masked_positions is None else jnp.asarray(masked_positions)
         before_last = self.config.num_hidden_layers - 1
-        decodes = self.config.uses_enhanced_mask_decoder
         layers = before_last if decodes and not (output_hidden_states or output_attentions) else None
         hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train, layers=layers)
         if decodes:
@@ -131,15 +137,26 @@ class Deberta(_Model):
         attention_mask: TokenMask | None,
         segment_ids: TokenIds | None,
         position_ids: TokenIds | None,
+        *,
+        reads_positions: bool,
     ) -> TokenLayout:
-        offset = self.config.position_offset
-        return locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
+        offset, rows = self.config.position_offset, self.config.max_position_embeddings
+        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
+        real = attention_mask if segment_ids is None else segment_ids
+        check_ids("input_ids", input_ids, self.config.vocab_size, real)
+        if reads_positions:
+            check_ids("position_ids", tokens.positions if position_ids is None else position_ids, rows, real)
+        return tokens._replace(positions=clip_padding(tokens.positions, rows, tokens.segments))
 
     def _embed(
         self, input_ids: TokenIds, tokens: TokenLayout, token_type_ids: TokenIds | None, train: bool
     ) -> Float[Array, "B S D"]:
-        types = None if token_type_ids is None else jnp.asarray(token_type_ids)
-        return self.embeddings(jnp.asarray(input_ids), tokens, types, train)
+        types, rows = None, self.config.type_vocab_size
+        if token_type_ids is not None and rows > 1:
+            check_ids("token_type_ids", token_type_ids, rows, tokens.segments)
+            types = clip_padding(jnp.asarray(token_type_ids), rows, tokens.segments)
+        ids = clip_padding(jnp.asarray(input_ids), self.config.vocab_size, tokens.segments)
+        return self.embeddings(ids, tokens, types, train)
 
 
 class DebertaForMaskedLM(_Model):
