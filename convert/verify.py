@@ -27,7 +27,13 @@ from .mapping import Params
 
 TOLERANCE = 1e-4  # relative to the largest magnitude on real tokens
 LENGTHS = (300, 40, 7, 1)  # tokens of each example; 300 exceeds the distances that have a bucket of their own
-_FROM_WEIGHTS = ("mlm_head", "num_labels", "label_names")  # configuration fields that the weights decide
+_FROM_WEIGHTS = (
+    "mlm_head",
+    "token_projection",
+    "num_labels",
+    "label_names",
+    "problem_type",
+)  # configuration fields that the weights decide
 
 
 class Inputs(NamedTuple):

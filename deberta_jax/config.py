@@ -186,6 +186,11 @@ class DebertaConfig:
         return self.pad_token_id + 1 if self.model_type == "roberta" else 0
 
     @property
+    def max_tokens(self) -> int:
+        """Number of tokens of a sequence, without padding, for which there are absolute positions."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
     def projects_normalized_embeddings(self) -> bool:
         """Whether embeddings of another size than hidden_size are projected after the LayerNorm, with a bias.
 
