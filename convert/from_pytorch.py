@@ -17,13 +17,14 @@ import tyro
 from jaxtyping import Shaped
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
 
 from .containers import remove_prefixes
 from .errors import ConversionError, first_line
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
-from .quirks import adapt_heads
+from .quirks import adapt_heads, quantized_error
 
 _LOG = logging.getLogger("deberta_jax")
 _WEIGHT_FILES = (
@@ -72,7 +73,7 @@ def load_pytorch(
     folder = find_folder(source, filename=filename)
     weights = _find_weights(folder, filename)
     state = _LazyMapping(remove_prefixes(_open_weights(weights), encoder_only=set(include or ()) == {"deberta"}))
-    config = adapt_heads(DebertaConfig.from_json(_find_config(folder, weights)), state.keys())
+    config = adapt_heads(_read_config(_find_config(folder, weights)), state.keys())
     params = to_params(state, config, include=include)
     return with_classes_of(params, config), params
 
@@ -159,11 +160,26 @@ def _find_weights(folder: Path, filename: str | None) -> Path:
 
 
 def _find_config(folder: Path, weights: Path) -> Path:
-    names = ("generator_config.json",) if "generator" in weights.name else ("config.json", "model_config.json")
+    names = (
+        ("generator_config.json",)
+        if "generator" in weights.name
+        else ("config.json", "model_config.json", "gliner_config.json")
+    )
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise MissingFileError(f"{folder} has no {' or '.join(names)}, which {weights.name} needs")
+    raise MissingFileError(f"{folder} has no {' or '.join(names[:2])}, which {weights.name} needs")
+
+
+def _read_config(path: Path) -> DebertaConfig:
+    if path.name != "gliner_config.json":
+        return DebertaConfig.from_json(path)
+    fields = read_json_object(path)
+    if not isinstance(fields.get("encoder_config"), Mapping):
+        raise ConversionError(
+            f"{path} has no encoder_config; copy the config.json of {fields.get('model_name')} into its folder"
+        )
+    return DebertaConfig.from_json(fields["encoder_config"])
 
 
 def _open_weights(path: Path) -> Mapping[str, Any]:
@@ -237,6 +253,8 @@ def _open_safetensors(path: Path) -> Mapping[str, Any]:
         try:
             # Opened for each tensor: an open file would keep the pages of all earlier tensors in memory.
             with safe_open(path, framework="numpy") as file:
+                if (kind := file.get_slice(key).get_dtype()).startswith("F8"):  # which NumPy cannot represent
+                    raise quantized_error(key, kind)
                 return file.get_tensor(key)  # including bfloat16, which jax registers with NumPy
         except (SafetensorError, TypeError, AttributeError) as error:
             raise ConversionError(f"{path}: {key} cannot be read: {error}") from None

@@ -171,13 +171,17 @@ def check_array(array: Any, name: str, shape: tuple[int | None, ...]) -> Any:
     if not hasattr(array, "shape") or array.dtype not in _FLOATS:
         kind = getattr(array, "dtype", type(array).__name__)
         if hasattr(array, "shape") and np.dtype(kind).itemsize == 1:
-            raise ConversionError(
-                f"{name} is {kind}; quantized weights are not supported: use the original weights, in float32, float16 "
-                "or bfloat16"
-            )
+            raise quantized_error(name, str(kind))
         raise ConversionError(f"{name} is {kind}; it must be an array of float64, float32, float16 or bfloat16")
     actual = tuple(array.shape)
     if len(actual) != len(shape) or any(size not in (None, have) for size, have in zip(shape, actual, strict=True)):
         expected = tuple("any" if size is None else size for size in shape)
         raise ConversionError(f"{name} has shape {actual}, but the configuration requires {expected}")
     return array
+
+
+def quantized_error(name: str, kind: str) -> ConversionError:
+    return ConversionError(
+        f"{name} is {kind}; quantized weights are not supported: use the original weights, in float32, float16 or "
+        "bfloat16"
+    )

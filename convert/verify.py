@@ -190,7 +190,8 @@ def run_flax(config: DebertaConfig, params: Params, head: Head, inputs: Inputs) 
             {"params": params["deberta"]}, **arguments, output_hidden_states=True
         )
         model = getattr(models, f"Deberta{head.flax_suffix}")(config) if head.row else None
-        return encoder.hidden_states, model and model.apply({"params": params}, **arguments)
+        parts = {name: params[name] for name in ("deberta", *head.parts)}
+        return encoder.hidden_states, model and model.apply({"params": parts}, **arguments)
 
     with jax.default_matmul_precision("highest"):
         hidden_states, output = jax.device_get(run(params))

@@ -48,11 +48,13 @@ def refuse_unread(module: nn.Module, *own: str) -> None:
     values = [value for name, value in vars(module).items() if name != "parent"]
     leaves = jax.tree.leaves(values, is_leaf=lambda leaf: isinstance(leaf, nn.Module))
     read = {leaf.name for leaf in leaves if isinstance(leaf, nn.Module)} | {*own}
-    unread = ["/".join((*module.path, name)) for name in module.variables.get("params", {}) if name not in read]
+    given = module.variables.get("params", {})
+    unread = sorted("/".join((*module.path, name)) for name in given if name not in read)
     if unread:
+        parts = "" if module.path else f", or pass only {', '.join(sorted(read & given.keys())) or 'its parts'}"
         raise UserError(
-            f"the parameters have {', '.join(sorted(unread))}, which {type(module).__name__} does not read with this "
-            "configuration; use the configuration that belongs to them, and pass only the parts that the model has"
+            f"the parameters have {', '.join(unread)}, which {type(module).__name__} does not read with this "
+            f"configuration; use the configuration that belongs to them{parts}"
         )
 
 

@@ -48,6 +48,8 @@ def test_differences_without_their_generator_are_refused() -> None:
 
 def test_a_text_longer_than_the_position_table_is_refused() -> None:
     model = random_predictor()
-    short = dataclasses.replace(model, config=model.config.replace(max_position_embeddings=8, max_relative_positions=64))
+    short = dataclasses.replace(
+        model, config=model.config.replace(max_position_embeddings=8, max_relative_positions=64)
+    )
     with pytest.raises(UserError, match="the text has 9 tokens, but random weights has positions for 8; shorten it"):
         short.run_head("mlm_head", DebertaForMaskedLM, np.ones((1, 9), np.int32))
