@@ -34,6 +34,8 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 _TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer_config.json")
+# Files of transformers' Trainer that contain no weights.
+_TRAINING_FILES = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 
 
 def load_pytorch(
@@ -149,14 +151,14 @@ def _find_weights(folder: Path, filename: str | None) -> Path:
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    for pattern in ("*.safetensors", "*.bin"):
-        files = sorted(path for path in folder.glob(pattern) if path.name not in _TOKENIZER_FILES)
+    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"):
+        files = sorted(path for path in folder.glob(pattern) if path.name not in (*_TOKENIZER_FILES, *_TRAINING_FILES))
         if len(files) == 1:
             return files[0]
         if files:
             names = ", ".join(path.name for path in files)
             raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
-    raise MissingFileError(f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors or *.bin")
+    raise MissingFileError(f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt")
 
 
 def _find_config(folder: Path, weights: Path) -> Path:

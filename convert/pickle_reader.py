@@ -63,7 +63,9 @@ def read_bin(path: str | os.PathLike[str]) -> MutableMapping[str, Any]:
     except ConversionError:
         raise
     except safe_pickle.UnsafePickleError as error:
-        raise ConversionError(f"{path} was not read: {_one_line(str(error))}") from None
+        raise ConversionError(
+            f"{path} was not read: {_one_line(str(error))}; save the state dict of the model alone"
+        ) from None
     except Exception as error:  # a damaged archive or pickle can raise anything
         raise ConversionError(
             f"{path} is damaged or not a PyTorch file: {type(error).__name__}: {_one_line(str(error))}; download it "

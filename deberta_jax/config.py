@@ -268,7 +268,8 @@ class DebertaConfig:
 
         Fields with a derived default are derived again, even if they were set explicitly before, unless they are
         among the changes: `hidden_size` resets `attention_head_size` and `embedding_size`, `num_attention_heads`
-        resets `attention_head_size`, and `position_biased_input` resets `mlm_head`.
+        resets `attention_head_size`, `position_biased_input` resets `mlm_head`, and another `num_labels` resets
+        `label_names`, so that a model of named classes can be opened with another head.
 
         Raises:
           UserError: values that do not fit together.
@@ -279,6 +280,8 @@ class DebertaConfig:
             changes = {"attention_head_size": 0, **changes}
         if "position_biased_input" in changes:
             changes = {"mlm_head": None, **changes}
+        if changes.get("num_labels", self.num_labels) != self.num_labels:
+            changes = {"label_names": (), **changes}
         return dataclasses.replace(self, **changes)
 
 

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deberta_jax import DebertaConfig
+from deberta_jax import DebertaConfig, UserError
 from deberta_jax.convert import ConversionError, load_pytorch, save_pytorch
 from deberta_jax.convert.containers import find_state_dict
 from deberta_jax.convert.mapping import to_params
@@ -180,6 +180,27 @@ def test_training_states_of_pytorch_are_read(tmp_path: Path) -> None:
         training = {"model": tensors, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3}
         torch.save(training, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=new)
         assert_same(load_pytorch(tmp_path)[1], to_params(state, V3))
+
+
+def test_checkpoints_of_lightning_are_found(tmp_path: Path) -> None:
+    write_json(tmp_path, V3)
+    (tmp_path / "epoch=3.ckpt").write_bytes(bin_bytes(prefixed(random_state(V3), "model.")))
+    for name in ("optimizer.pt", "training_args.bin"):
+        (tmp_path / name).touch()
+    assert_same(load_pytorch(tmp_path)[1], to_params(random_state(V3), V3))
+
+
+def test_configurations_of_generators_are_read_alike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = "pytorch_model.generator.bin"
+    (tmp_path / name).write_bytes(bin_bytes(random_state(V3, MLM)))
+    for extra in ({"use_cache": True, "auto_map": {}}, {"layer_norm_epsilon": 1e-5}):
+        (tmp_path / "generator_config.json").write_text(json.dumps(V3.to_json() | extra))
+        if "auto_map" in extra:
+            assert load_pytorch(tmp_path, filename=name)[0] == V3
+            assert caplog.messages == [f"{tmp_path / 'generator_config.json'}: fields that are not used: auto_map"]
+        else:
+            with pytest.raises(UserError, match="Did you mean 'layer_norm_eps'"):
+                load_pytorch(tmp_path, filename=name)
 
 
 @pytest.mark.parametrize(
