@@ -158,7 +158,9 @@ def _find_weights(folder: Path, filename: str | None) -> Path:
         if files:
             names = ", ".join(path.name for path in files)
             raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
-    raise MissingFileError(f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt")
+    raise MissingFileError(
+        f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt"
+    )
 
 
 def _find_config(folder: Path, weights: Path) -> Path:

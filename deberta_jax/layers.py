@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from .config import DebertaConfig
 from .errors import UserError
@@ -125,3 +125,37 @@ class Embedding(nn.Module):
         if self.has_variable("params", "delta"):
             vectors = vectors + lookup(self.get_variable("params", "delta"), ids, path=f"{self.name}/delta")
         return vectors.astype(self.dtype)
+
+
+class SegmentConvolution(nn.Module):
+    """A convolution over the sequence that reads a neighbor of another segment as zero.
+
+    For each tap of the kernel, the embeddings are moved by the tap's offset and multiplied. Without packing this is the
+    plain convolution, since the embeddings of padding are zero anyway.
+    """
+
+    config: DebertaConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], segments: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
+        width, groups, taps = self.config.hidden_size, self.config.conv_groups, self.config.conv_kernel_size
+        init = nn.initializers.normal(self.config.initializer_range)
+        kernel = self.param("kernel", init, (taps, width // groups, width), jnp.float32).astype(self.dtype)
+        total = self.param("bias", nn.initializers.zeros, (width,), jnp.float32).astype(self.dtype)
+        refuse_unread(self, "kernel", "bias")
+        kernel = kernel.reshape(taps, width // groups, groups, width // groups)
+        for tap in range(taps):
+            offset = tap - taps // 2
+            same = (_shift(segments, offset) == segments)[..., None].astype(self.dtype)
+            neighbor = (_shift(x, offset) * same).reshape(*x.shape[:-1], groups, width // groups)
+            total = total + jnp.einsum("bsgi,igo->bsgo", neighbor, kernel[tap]).reshape(x.shape)
+        return total
+
+
+def _shift(x: Shaped[Array | np.ndarray, "B S *features"], offset: int) -> Shaped[Array, "B S *features"]:
+    """out[:, i] = x[:, i + offset], zero past the ends."""
+    length = x.shape[1]
+    source = jnp.arange(length) + offset
+    inside = (source >= 0) & (source < length)
+    return jnp.where(inside.reshape(1, -1, *(1,) * (x.ndim - 2)), jnp.roll(x, -offset, axis=1), 0)
