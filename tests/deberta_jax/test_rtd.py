@@ -333,5 +333,5 @@ def test_unknown_fields_of_a_pair_are_listed(caplog: pytest.LogCaptureFixture) -
     assert RTDConfig.from_json(fields) == config
     assert caplog.messages == ["the RTD configuration: fields that are not used: comment"]
     sharing = fields.pop("embedding_sharing")
-    with pytest.raises(UserError, match="unknown field 'embeding_sharing'. Did you mean 'embedding_sharing'"):
+    with pytest.raises(UserError, match=r"unknown field 'embeding_sharing'\. Did you mean 'embedding_sharing'"):
         RTDConfig.from_json({**fields, "embeding_sharing": sharing})
