@@ -18,7 +18,9 @@ from jaxtyping import Shaped
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
 
-from .errors import ConversionError, first_line
+from . import hub
+from .errors import ConversionError
+from .hub import inner_folder
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
 from .quirks import adapt_mlm_head
@@ -29,6 +31,8 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Beginnings of the names of PyTorch files that Trainer, accelerate, PEFT and others write beside the weights.
+_BESIDE_WEIGHTS = r"training_args|optimizer|scheduler|scaler|random_states|rng_state|adapter_model|sparse_linear"
 _TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer_config.json")
 
 
@@ -64,7 +68,7 @@ def load_pytorch(
     if unknown:
         raise UserError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     folder = find_folder(source, filename=filename)
-    weights = _find_weights(folder, filename)
+    weights = find_weights(folder, filename)
     state = _open_weights(weights)
     config = adapt_mlm_head(DebertaConfig.from_json(_find_config(folder, weights)), state.keys())
     params = to_params(state, config, include=include)
@@ -77,47 +81,36 @@ def load_pytorch(
 
 
 def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) -> Path:
-    """Returns the folder itself, or downloads the files of a hub repository to the cache of `huggingface_hub`.
+    """Returns the folder with a model's files, which may be a folder in the cache of `huggingface_hub`.
 
     Args:
-      source: A folder or the name of a hub repository.
-      filename: The only weight file to download (default: safetensors files or, without any, `pytorch_model*.bin`).
+      source: A folder, or the name of a hub repository if there is no such folder. NAME@REVISION names a branch, tag or
+        commit of it. Folders of early versions of sentence-transformers have the files in a subfolder.
+      filename: The only weight file to download (default: safetensors files or, without any, `*.bin`).
 
     Raises:
       MissingFileError: Neither exists, `huggingface_hub` is not installed, or the hub cannot be reached.
     """
     folder = Path(source)
     if folder.is_dir():
-        return folder
+        return inner_folder(folder)
     if folder.exists():
         raise MissingFileError(f"{source} is a file; pass its folder, and the file's name as filename")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-        raise MissingFileError(f"no folder {source}; pass one, or a hub name such as microsoft/deberta-v3-base")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingFileError(
-            f"no folder {source}; to download it from the hub, install deberta-jax[convert]"
-        ) from None
-    try:
-        for patterns in [[filename]] if filename else [["*.safetensors*"], ["pytorch_model*.bin*"]]:
-            folder = Path(
-                snapshot_download(
-                    str(source),
-                    allow_patterns=["*config.json", *_TOKENIZER_FILES, *patterns],
-                    ignore_patterns=None if filename else ["*generator*"],
-                )
-            )
-            if any(path.match(pattern) for path in folder.iterdir() for pattern in patterns):
-                break
-    except Exception as error:  # errors of the hub, of its HTTP client and of its storage have no common class
-        raise MissingFileError(
-            f"no folder {source}, and downloading it from the hub failed: {first_line(error)}"
-        ) from None
-    return folder
+    return inner_folder(hub.download(str(source), filename=filename, files=_TOKENIZER_FILES))
 
 
-def _find_weights(folder: Path, filename: str | None) -> Path:
+def find_tokenizer_folder(source: str | os.PathLike[str]) -> Path:
+    """Returns the folder with a tokenizer's files: as `find_folder`, but without downloading weights."""
+    folder = Path(source)
+    return inner_folder(folder if folder.is_dir() else hub.download_tokenizer(str(source), files=_TOKENIZER_FILES))
+
+
+def find_weights(folder: Path, filename: str | None = None) -> Path:
+    """Returns the weight file, or the index of shards, in a folder.
+
+    Raises:
+      MissingFileError: There is none, or there are several and no filename.
+    """
     if filename is not None:
         if not (folder / filename).is_file():
             raise MissingFileError(f"no file {filename} in {folder}")
@@ -125,14 +118,33 @@ def _find_weights(folder: Path, filename: str | None) -> Path:
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    for pattern in ("*.safetensors", "*.bin"):
-        files = sorted(path for path in folder.glob(pattern) if path.name not in _TOKENIZER_FILES)
+    for pattern in ("*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth"):
+        files = sorted(path for path in folder.glob(pattern) if not _is_no_model(path.name))
         if len(files) == 1:
             return files[0]
         if files:
             names = ", ".join(path.name for path in files)
             raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
-    raise MissingFileError(f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors or *.bin")
+    raise MissingFileError(
+        f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors or *.bin{_what_is_there(folder)}"
+    )
+
+
+def _is_no_model(name: str) -> bool:
+    """Returns whether a file beside the weights is known to be something else, in spite of its suffix."""
+    return name in _TOKENIZER_FILES or re.match(_BESIDE_WEIGHTS, name) is not None
+
+
+def _what_is_there(folder: Path) -> str:
+    """Returns what a folder without weights holds instead, as the end of a message."""
+    entries = sorted(folder.iterdir())
+    foreign = hub.foreign_weights([entry.name for entry in entries])
+    if foreign:
+        return f". It has only {foreign}"
+    inner = [entry.name for entry in entries if entry.is_dir() and (entry / "config.json").is_file()]
+    if inner:
+        return f". Its subfolders {', '.join(inner)} hold models; give one of them"
+    return f". It holds: {', '.join(entry.name for entry in entries[:8]) or 'nothing'}"
 
 
 def _find_config(folder: Path, weights: Path) -> Path:
