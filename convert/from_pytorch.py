@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,15 +17,18 @@ import tyro
 from jaxtyping import Shaped
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
 
 from . import hub
+from .containers import remove_prefixes
 from .errors import ConversionError
 from .hub import inner_folder
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
-from .quirks import adapt_mlm_head
+from .quirks import adapt_heads, quantized_error
 
+_LOG = logging.getLogger("deberta_jax")
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -49,14 +53,17 @@ def load_pytorch(
         hub, such as "microsoft/deberta-v3-base".
       filename: Name of the weight file, if it is not one of the usual names. "pytorch_model.generator.bin" reads the
         generator of a replaced token detection pair, with its `generator_config.json`.
-      include: The parts to load, from `mapping.PARTS`, such as ("deberta",) (default: every part in the file).
+      include: The parts to load, from `mapping.PARTS` (default: every part in the file). ("deberta",) reads an encoder
+        out of any container: what stands beside it is not read, whatever it is.
 
     Returns:
       The configuration, and a nested dict of float32 NumPy arrays with the encoder under `deberta` and the heads beside
       it. Half precision is widened and float64 is rounded. Peak memory is the result plus one tensor.
-      The weights decide two fields of the configuration: `num_labels` is the number of rows of the classifier, and
-      `mlm_head` follows from the parameter names (see `quirks.adapt_mlm_head`). A discriminator's file that contains
-      only GDES differences gives tables called `delta`, which are useful only with its generator.
+      The weights decide some fields of the configuration: `num_labels` is the number of rows of the classifier (see
+      `with_classes_of`), `mlm_head` and `token_projection` follow from the parameter names (see `quirks.adapt_heads`).
+      Prefixes such as `module.` are removed from the names, and a warning of the logger "deberta_jax" names them.
+      A discriminator's file that contains only GDES differences gives tables called `delta`, which are useful only with
+      its generator.
 
     Raises:
       MissingFileError: The folder or file does not exist, or the hub cannot be reached or does not have it.
@@ -69,12 +76,29 @@ def load_pytorch(
         raise UserError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     folder = find_folder(source, filename=filename)
     weights = find_weights(folder, filename)
-    state = _open_weights(weights)
-    config = adapt_mlm_head(DebertaConfig.from_json(_find_config(folder, weights)), state.keys())
+    state = _LazyMapping(remove_prefixes(_open_weights(weights), encoder_only=set(include or ()) == {"deberta"}))
+    config = adapt_heads(_read_config(_find_config(folder, weights)), state.keys())
     params = to_params(state, config, include=include)
-    if "classifier" in params:
-        config = config.replace(num_labels=params["classifier"]["bias"].size)
-    return config, params
+    return with_classes_of(params, config), params
+
+
+def with_classes_of(params: Params, config: DebertaConfig) -> DebertaConfig:
+    """Returns the configuration with the number of classes of the classifier.
+
+    A head for spans or for multiple choice, fine-tuned from a classifier, often has the names of that classifier's
+    classes in its configuration. Names of another number of classes are not kept.
+    """
+    head = params.get("classifier") or params.get("span_classifier")
+    count = config.num_labels if head is None else head["bias"].size
+    if count == config.num_labels:
+        return config
+    if config.label_names:
+        _LOG.warning(
+            "the head has %s outputs; the %s names in config.json belong to another head and are not kept: %s",
+            *(count, len(config.label_names), ", ".join(config.label_names)),
+        )
+    problem = None if config.problem_type == "single_label_classification" and count == 1 else config.problem_type
+    return config.replace(num_labels=count, label_names=(), problem_type=problem)
 
 
 # --------------------------------------------------------------------------------------------------------- files
@@ -126,7 +150,8 @@ def find_weights(folder: Path, filename: str | None = None) -> Path:
             names = ", ".join(path.name for path in files)
             raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
     raise MissingFileError(
-        f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors or *.bin{_what_is_there(folder)}"
+        f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt"
+        f"{_what_is_there(folder)}"
     )
 
 
@@ -148,11 +173,26 @@ def _what_is_there(folder: Path) -> str:
 
 
 def _find_config(folder: Path, weights: Path) -> Path:
-    names = ("generator_config.json",) if "generator" in weights.name else ("config.json", "model_config.json")
+    names = (
+        ("generator_config.json",)
+        if "generator" in weights.name
+        else ("config.json", "model_config.json", "gliner_config.json")
+    )
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise MissingFileError(f"{folder} has no {' or '.join(names)}, which {weights.name} needs")
+    raise MissingFileError(f"{folder} has no {' or '.join(names[:2])}, which {weights.name} needs")
+
+
+def _read_config(path: Path) -> DebertaConfig:
+    if path.name != "gliner_config.json":
+        return DebertaConfig.from_json(path)
+    fields = read_json_object(path)
+    if not isinstance(fields.get("encoder_config"), Mapping):
+        raise ConversionError(
+            f"{path} has no encoder_config; copy the config.json of {fields.get('model_name')} into its folder"
+        )
+    return DebertaConfig.from_json(fields["encoder_config"])
 
 
 def _open_weights(path: Path) -> Mapping[str, Any]:
@@ -226,6 +266,8 @@ def _open_safetensors(path: Path) -> Mapping[str, Any]:
         try:
             # Opened for each tensor: an open file would keep the pages of all earlier tensors in memory.
             with safe_open(path, framework="numpy") as file:
+                if (kind := file.get_slice(key).get_dtype()).startswith("F8"):  # which NumPy cannot represent
+                    raise quantized_error(key, kind)
                 return file.get_tensor(key)  # including bfloat16, which jax registers with NumPy
         except (SafetensorError, TypeError, AttributeError) as error:
             raise ConversionError(f"{path}: {key} cannot be read: {error}") from None

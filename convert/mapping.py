@@ -208,7 +208,7 @@ def to_params(
         one, so a mapping that reads lazily keeps memory low.
       config: Configuration of the model. Its number of classes is ignored: the classifier's own is used.
       include: The parts to return, from `PARTS`; the weights must contain each of them (default: every part that the
-        weights contain).
+        weights contain). With only "deberta", keys that do not belong to the encoder are ignored.
       shared_embeddings: Allow the word and position tables to be missing (the discriminator of an ES pair).
 
     Returns:
@@ -218,7 +218,11 @@ def to_params(
       ConversionError: Keys that no parameter uses or parameters that no key fills (the message lists both), a wrong
         shape or type, or a part of `include` that the weights do not contain.
     """
-    state = remove_quirks({key: functools.partial(state_dict.__getitem__, key) for key in state_dict}, config)
+    state = remove_quirks(
+        {key: functools.partial(state_dict.__getitem__, key) for key in state_dict},
+        config,
+        encoder_only=set(include or ()) == {"deberta"},
+    )
     _check_layers(state, config)
     table = {entry.key: entry for entry in entries(config)}
     present = _check_complete(state, table, shared_embeddings=shared_embeddings)

@@ -22,6 +22,7 @@ from jaxtyping import Shaped
 
 from deberta_jax import safe_pickle
 
+from .containers import find_state_dict
 from .errors import ConversionError
 
 _PICKLE_LIMIT = 4 * 2**20  # bytes; the largest released model needs 0.2 MB
@@ -62,7 +63,9 @@ def read_bin(path: str | os.PathLike[str]) -> MutableMapping[str, Any]:
     except ConversionError:
         raise
     except safe_pickle.UnsafePickleError as error:
-        raise ConversionError(f"{path} was not read: {_one_line(str(error))}") from None
+        raise ConversionError(
+            f"{path} was not read: {_one_line(str(error))}; save the state dict of the model alone"
+        ) from None
     except Exception as error:  # a damaged archive or pickle can raise anything
         raise ConversionError(
             f"{path} is damaged or not a PyTorch file: {type(error).__name__}: {_one_line(str(error))}; download it "
@@ -153,6 +156,7 @@ class _Archive:
             },
             persistent_load=self._find_storage,
         )
+        state = find_state_dict(state)
         self._check_total(state)
         return state
 
@@ -237,7 +241,7 @@ def _read_with_torch(path: Path) -> dict[str, Any]:
             f"{path} is not a zip archive; if it was saved before PyTorch 1.6, install PyTorch (pip install torch) and "
             "try again, otherwise download it again"
         ) from None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = find_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return {key: _to_numpy(value) for key, value in state.items()}
 
 

@@ -37,13 +37,16 @@ _TENSORFLOW_NAMES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta":
 _MISSPELLED_NAMES = {"mask_predictions.classifer.": "mask_predictions.classifier."}  # official code of RTD
 
 
-def adapt_mlm_head(config: DebertaConfig, names: Collection[str]) -> DebertaConfig:
-    """Returns the configuration with the form of masked LM head that the parameter names of a file imply.
+def adapt_heads(config: DebertaConfig, names: Collection[str]) -> DebertaConfig:
+    """Returns the configuration with the forms of heads that the parameter names of a file imply.
 
-    Names with `cls.predictions` mean "legacy". transformers drops the position table where the input does not use it,
-    and without that table the enhanced mask decoder ("emd") cannot run, so the form is then "bert". Configurations of
-    baselines, which have one form each, and of files without a masked LM head are returned unchanged.
+    A masked LM head: names with `cls.predictions` mean "legacy". transformers drops the position table where the input
+    does not use it, and without that table the enhanced mask decoder ("emd") cannot run, so the form is then "bert".
+    Configurations of baselines, which have one form each, and of files without a masked LM head keep theirs.
+
+    Token classification: the dense layer `proj` of Microsoft's head means `token_projection`.
     """
+    config = config.replace(token_projection="proj.weight" in names)
     form = config.mlm_head
     if config.model_type != "deberta":
         return config
@@ -55,8 +58,13 @@ def adapt_mlm_head(config: DebertaConfig, names: Collection[str]) -> DebertaConf
     return config.replace(mlm_head=form)
 
 
-def remove_quirks(state: LazyState, config: DebertaConfig) -> LazyState:
+def remove_quirks(state: LazyState, config: DebertaConfig, *, encoder_only: bool = False) -> LazyState:
     """Returns the tensors of a published file under the names, and in the layout, of `mapping.TABLE`.
+
+    Args:
+      state: The tensors.
+      config: Configuration of the model.
+      encoder_only: Drop everything that does not belong to the encoder.
 
     Raises:
       ConversionError: A parameter is present under an old and a new name, or a tied decoder has other values than the
@@ -67,6 +75,8 @@ def remove_quirks(state: LazyState, config: DebertaConfig) -> LazyState:
         state = _as_dict(to_deberta_names(state, config))
     state = _split_v1_projections(state, config)
     state = _rename_old_keys(state)
+    if encoder_only:
+        state = {key: read for key, read in state.items() if key.startswith("deberta.")}
     state = _drop_tied_decoder(state, config)
     return _drop_delta_beside_sum(state)
 
@@ -160,9 +170,18 @@ def check_array(array: Any, name: str, shape: tuple[int | None, ...]) -> Any:
     """
     if not hasattr(array, "shape") or array.dtype not in _FLOATS:
         kind = getattr(array, "dtype", type(array).__name__)
+        if hasattr(array, "shape") and np.dtype(kind).itemsize == 1:
+            raise quantized_error(name, str(kind))
         raise ConversionError(f"{name} is {kind}; it must be an array of float64, float32, float16 or bfloat16")
     actual = tuple(array.shape)
     if len(actual) != len(shape) or any(size not in (None, have) for size, have in zip(shape, actual, strict=True)):
         expected = tuple("any" if size is None else size for size in shape)
         raise ConversionError(f"{name} has shape {actual}, but the configuration requires {expected}")
     return array
+
+
+def quantized_error(name: str, kind: str) -> ConversionError:
+    return ConversionError(
+        f"{name} is {kind}; quantized weights are not supported: use the original weights, in float32, float16 or "
+        "bfloat16"
+    )

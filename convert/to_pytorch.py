@@ -21,7 +21,7 @@ from deberta_jax.errors import MissingPackageError, UserError
 from .baseline_names import TRANSFORMERS_CLASSES, from_deberta_names
 from .cache import local_model
 from .errors import ConversionError
-from .from_pytorch import copy_tokenizer, describe
+from .from_pytorch import copy_tokenizer, describe, with_classes_of
 from .mapping import Params, to_state_dict
 from .quirks import LEGACY_MLM_HEAD, V1_NAMES
 
@@ -115,15 +115,13 @@ def _check_representable(config: DebertaConfig, params: Params) -> None:
 
 
 def _config_fields(config: DebertaConfig, params: Params) -> dict[str, Any]:
+    config = with_classes_of(params, config)  # transformers counts a span's start and end as labels
     fields = {**config.to_json(), "pad_token_id": config.pad_token_id}
+    fields.pop("token_projection", None)  # the weights say so
     for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
         fields[name] = _ACTIVATIONS.get(fields[name], fields[name])
     if "layer_norm" not in params["deberta"]["encoder"]:
         fields["norm_rel_ebd"] = "none"  # optional here without relative attention, but not in transformers
-    if "classifier" in params:
-        fields["num_labels"] = int(params["classifier"]["bias"].shape[0])
-    elif "span_classifier" in params:
-        fields["num_labels"] = 2  # transformers counts a span's start and end as labels
     return fields
 
 

@@ -27,7 +27,13 @@ from .mapping import Params
 
 TOLERANCE = 1e-4  # relative to the largest magnitude on real tokens
 LENGTHS = (300, 40, 7, 1)  # tokens of each example; 300 exceeds the distances that have a bucket of their own
-_FROM_WEIGHTS = ("mlm_head", "num_labels", "label_names")  # configuration fields that the weights decide
+_FROM_WEIGHTS = (
+    "mlm_head",
+    "token_projection",
+    "num_labels",
+    "label_names",
+    "problem_type",
+)  # configuration fields that the weights decide
 
 
 class Inputs(NamedTuple):
@@ -184,7 +190,8 @@ def run_flax(config: DebertaConfig, params: Params, head: Head, inputs: Inputs) 
             {"params": params["deberta"]}, **arguments, output_hidden_states=True
         )
         model = getattr(models, f"Deberta{head.flax_suffix}")(config) if head.row else None
-        return encoder.hidden_states, model and model.apply({"params": params}, **arguments)
+        parts = {name: params[name] for name in ("deberta", *head.parts)}
+        return encoder.hidden_states, model and model.apply({"params": parts}, **arguments)
 
     with jax.default_matmul_precision("highest"):
         hidden_states, output = jax.device_get(run(params))

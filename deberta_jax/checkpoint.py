@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from .atomic_files import write_file
 from .config import DebertaConfig
 from .errors import MissingFileError, UserError
+from .parameter_check import adapt_to_parameters, check_readable
 from .sharding import named_shardings
 
 CONFIG_FILE = "config.json"
@@ -55,7 +56,8 @@ def load_pretrained(
 
     Raises:
       MissingFileError: the folder does not exist, or lacks config.json or params/.
-      UserError: the configuration is invalid, or the parameters are damaged.
+      UserError: the configuration is invalid, does not belong to the parameters (layers beyond its number, for
+        example), or the parameters are damaged.
     """
     import orbax.checkpoint as ocp
 
@@ -72,6 +74,8 @@ def load_pretrained(
         if saved is None:  # Orbax logs the reason
             raise UserError(_damaged(folder, "its metadata cannot be read"))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved.tree)
+        config = adapt_to_parameters(config, shapes)
+        check_readable(config, shapes, where=str(folder))
         if mesh is None:
             first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             placement = jax.tree.map(lambda _: first, shapes)

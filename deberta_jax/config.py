@@ -6,15 +6,21 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
-from .config_json import FIXED_FIELDS, ModelType, config_fields, config_path, nearest, read_json_object
+from .config_json import FIXED_FIELDS, ModelType, config_fields, config_path, read_json_object
 from .errors import UserError
 from .released import RELEASED
+from .unknown_fields import nearest
 
 PositionTerm = Literal["c2p", "p2c"]
 # Forms of the masked LM head. emd: after the enhanced mask decoder, the official form of every DeBERTa. bert: on the
 # last hidden state, as transformers' legacy=False. legacy: as bert, under the parameter names of transformers' default
 # head, `cls.predictions`.
 MaskedLMForm = Literal["emd", "bert", "legacy"]
+# What the logits of a classifier mean, under transformers' names: a softmax, a sigmoid of each, or numbers.
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+# Fields that version 0.1 did not have. They are written only with another value than this one, because checkpoints of
+# interrupted runs contain the configuration and must stay equal to it.
+_WRITTEN_IF_SET = {"problem_type": None, "token_projection": False}
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh")
 
 
@@ -61,6 +67,8 @@ class DebertaConfig:
     cls_dropout: float | None = None  # None means hidden_dropout_prob
     num_labels: int = 2
     label_names: tuple[str, ...] = ()  # names of the classes; empty if unknown
+    problem_type: ProblemType | None = None  # None: transformers' rule, a sigmoid of one logit and a softmax of several
+    token_projection: bool = False  # token classification has a dense layer before its classifier, as Microsoft's NER
     model_type: ModelType = "deberta"
 
     def __post_init__(self) -> None:
@@ -85,10 +93,11 @@ class DebertaConfig:
             *((name, ACTIVATIONS) for name in ("hidden_act", "conv_act", "pooler_hidden_act")),
             ("norm_rel_ebd", ("none", "layer_norm")),
             ("mlm_head", get_args(MaskedLMForm)),
+            ("problem_type", (None, *get_args(ProblemType))),
             ("model_type", get_args(ModelType)),
         ):
             if getattr(self, name) not in allowed:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, allowed))}")
         self._validate_baseline()
         if self.mlm_head == "emd" and self.position_biased_input:
             raise UserError(
@@ -177,6 +186,11 @@ class DebertaConfig:
         return self.pad_token_id + 1 if self.model_type == "roberta" else 0
 
     @property
+    def max_tokens(self) -> int:
+        """Number of tokens of a sequence, without padding, for which there are absolute positions."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
     def projects_normalized_embeddings(self) -> bool:
         """Whether embeddings of another size than hidden_size are projected after the LayerNorm, with a bias.
 
@@ -217,12 +231,13 @@ class DebertaConfig:
 
         Args:
           source: a file, a folder with a config.json, or the parsed dict. Its `model_type` is deberta, deberta-v2,
-            bert, roberta or electra (default: deberta).
+            bert, roberta or electra (default: deberta). Other unknown fields are listed in one warning of the logger
+            "deberta_jax" and not kept.
 
         Raises:
           FileNotFoundError: there is no such file.
-          UserError: it is not JSON, has another model type or an unknown field (the message has the nearest known
-            one), or values that do not fit together.
+          UserError: it is not JSON, has another model type, quantized weights, an unknown field that looks like a known
+            one, or values that do not fit together.
         """
         if isinstance(source, Mapping):
             return cls(**config_fields(source, dataclasses.fields(cls), where="the configuration"))
@@ -233,6 +248,9 @@ class DebertaConfig:
         """Returns a dict from which `from_json` reads an equal configuration, and which transformers reads as well."""
         fields = dataclasses.asdict(self)
         fields["pos_att_type"] = "|".join(self.pos_att_type)
+        for name, default in _WRITTEN_IF_SET.items():
+            if fields[name] == default:
+                del fields[name]
         names = fields.pop("label_names")
         if names:
             fields |= {
@@ -250,7 +268,8 @@ class DebertaConfig:
 
         Fields with a derived default are derived again, even if they were set explicitly before, unless they are
         among the changes: `hidden_size` resets `attention_head_size` and `embedding_size`, `num_attention_heads`
-        resets `attention_head_size`, and `position_biased_input` resets `mlm_head`.
+        resets `attention_head_size`, `position_biased_input` resets `mlm_head`, and another `num_labels` resets
+        `label_names`, so that a model of named classes can be opened with another head.
 
         Raises:
           UserError: values that do not fit together.
@@ -261,6 +280,8 @@ class DebertaConfig:
             changes = {"attention_head_size": 0, **changes}
         if "position_biased_input" in changes:
             changes = {"mlm_head": None, **changes}
+        if changes.get("num_labels", self.num_labels) != self.num_labels:
+            changes = {"label_names": (), **changes}
         return dataclasses.replace(self, **changes)
 
 

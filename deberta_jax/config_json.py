@@ -1,10 +1,10 @@
 """Reads published `config.json` files: the quirks of DeBERTa's, BERT's, RoBERTa's and ELECTRA's are resolved here.
 
-`config_fields` turns what Microsoft and transformers publish into the fields of `DebertaConfig`.
+`config_fields` turns what Microsoft and transformers publish into the fields of `DebertaConfig`. `unknown_fields`
+decides about those that it does not have.
 """
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -12,26 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import UserError
+from .unknown_fields import set_aside
 
 # The family whose parameter names and config.json a model has. "deberta" covers transformers' "deberta" and
 # "deberta-v2". The others are baselines of the papers: the same encoder without relative attention.
 ModelType = Literal["deberta", "bert", "roberta", "electra"]
 
-# Fields that do not describe the model: bookkeeping of transformers, of any version.
-_IGNORED = frozenset(
-    "_name_or_path add_cross_attention architectures attn_implementation bos_token_id chunk_size_feed_forward "
-    "cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task "
-    "gradient_checkpointing is_decoder is_encoder_decoder legacy max_length num_choices output_attentions "
-    "output_hidden_states output_past pooler_hidden_size prefix problem_type pruned_heads "
-    "return_dict sep_token_id summary_activation summary_first_dropout summary_last_dropout summary_type "
-    "summary_use_proj talking_head task_specific_params tie_encoder_decoder tie_word_embeddings "
-    "tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_return_dict label2id".split()
-)
-# Further bookkeeping, found only in the files of BERT, RoBERTa and ELECTRA.
-_IGNORED_IN_BASELINES = frozenset(
-    "_num_labels directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
-    "pooler_type use_cache".split()
-)
 # Fields that a baseline's model_type fixes. RoBERTa and ELECTRA fix hidden_act, because the activation of their
 # masked LM head is always gelu.
 _PLAIN_ATTENTION = {
@@ -48,6 +34,12 @@ FIXED_FIELDS: dict[str, dict[str, Any]] = {
 # Defaults of transformers for the baselines, where they differ from those of DebertaConfig.
 _BASELINE_DEFAULTS = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1}
 _ELECTRA_DEFAULTS = {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+# What transformers calls an activation -> this library's name. The forms of a line are equal up to rounding.
+_ACTIVATION_NAMES = {
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
+    "gelu_python": "gelu",
+}
+_MOST_LABELS = 2**20  # a larger class number is a damaged file, and must not fill the memory with placeholders
 # What JSON may hold for a field of each type. Fields of other types are checked by DebertaConfig.
 _JSON_TYPES = {
     int: (int,),
@@ -90,26 +82,23 @@ def config_fields(
       where: the file, for error messages.
 
     Raises:
-      UserError: an unsupported model type, an unknown field (with the nearest known one), or a value of a wrong type.
+      UserError: an unsupported model type, quantized weights, an unknown field that looks like a known one, or a value
+        of a wrong type.
     """
     if "discriminator" in published or "generator" in published:
         raise UserError(f"{where} describes a generator and a discriminator; read it with RTDConfig.from_json")
     values = _with_model_type(dict(published), where)
-    values = {key: value for key, value in values.items() if key not in _IGNORED}
     label_names = _read_labels(values, where)
     _read_pooling(values, where)
-    if values.get("hidden_act") == "gelu_pytorch_tanh":  # transformers' name for it
-        values["hidden_act"] = "gelu_tanh"
-    _check_fields(values, [field for field in fields if field.name != "label_names"], where)
+    fields = [field for field in fields if field.name != "label_names"]
+    values = set_aside(values, {field.name for field in fields}, where=where)
+    for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
+        if isinstance(values.get(name), str):
+            values[name] = _ACTIVATION_NAMES.get(values[name], values[name])
+    _check_fields(values, fields, where)
     if not values.get("relative_attention", False):
         values.pop("position_buckets", None)  # the original's BERT baseline has buckets that it never uses
     return {**values, "label_names": label_names}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint at the known name that is most like `name`, or "" if none is similar."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def _with_model_type(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -128,11 +117,8 @@ def _with_model_type(values: dict[str, Any], where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {field} is {value!r}; it must be {padding}, as in every {family} model")
     if model_type == "deberta":
         return values | {"model_type": model_type}
-    for field, supported in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-        value = values.pop(field, None)
-        if value not in (None, supported):
-            raise UserError(f"{where}: {field} is {value!r}; for {family} only {supported!r} is supported")
-    values = {key: value for key, value in values.items() if key not in _IGNORED_IN_BASELINES}
+    if values.get("is_decoder"):
+        raise UserError(f"{where}: is_decoder is {values['is_decoder']!r}; for {family} only False is supported")
     dropout = values.pop("classifier_dropout", None)
     values.setdefault("cls_dropout", dropout)
     family_defaults = _ELECTRA_DEFAULTS if model_type == "electra" else {}
@@ -146,21 +132,37 @@ def _with_model_type(values: dict[str, Any], where: str) -> dict[str, Any]:
 def _read_labels(values: dict[str, Any], where: str) -> tuple[str, ...]:
     """Takes transformers' `id2label` out of the fields, sets `num_labels` and returns the names of the labels.
 
-    Its placeholders LABEL_0, LABEL_1, ... are not names.
+    Its placeholders LABEL_0, LABEL_1, ... are not names; they stand where only some classes have one. Without
+    `id2label`, `label2id` is read.
     """
-    labels = values.pop("id2label", None) or {}
+    labels = values.pop("id2label", None) or _inverted(values.get("label2id"))
     if not isinstance(labels, Mapping):
         raise UserError(f"{where}: id2label is {labels!r}; it must be an object from class numbers to names")
     try:
-        ordered = sorted(labels.items(), key=lambda item: int(item[0]))
+        named = {int(index): str(name) for index, name in labels.items()}
     except (TypeError, ValueError):
         raise UserError(
             f"{where}: id2label has the keys {', '.join(map(repr, labels))}; they must be numbers"
         ) from None
-    names = tuple(str(name) for _, name in ordered)
-    if names:
-        values.setdefault("num_labels", len(names))
-    return () if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names
+    if named and not 0 <= min(named) <= max(named) < _MOST_LABELS:
+        raise UserError(f"{where}: id2label has the classes {min(named)} to {max(named)}; they must count from 0")
+    count = values.pop("num_labels", None)
+    if count is not None and type(count) is not int:
+        raise UserError(f"{where}: num_labels is {count!r}; it must be of type int")
+    if all(name == f"LABEL_{index}" for index, name in named.items()):
+        count, named = (len(labels) or None) if count is None else count, {}
+    elif count is None or count <= max(named):
+        count = max(named) + 1  # transformers, too, counts the names
+    if count is not None:
+        values["num_labels"] = count
+    return tuple(named.get(index, f"LABEL_{index}") for index in range(count or 0)) if named else ()
+
+
+def _inverted(label2id: Any) -> dict[Any, str]:
+    """Returns the names by class of transformers' `label2id`, or nothing if it is not such an object."""
+    if not isinstance(label2id, Mapping) or not all(type(index) is int for index in label2id.values()):
+        return {}
+    return {index: name for name, index in label2id.items()}
 
 
 def _read_pooling(values: dict[str, Any], where: str) -> None:
@@ -173,12 +175,7 @@ def _read_pooling(values: dict[str, Any], where: str) -> None:
 
 
 def _check_fields(values: Mapping[str, Any], fields: list[dataclasses.Field[Any]], where: str) -> None:
-    """Raises UserError for an unknown field, a missing vocab_size or a value of a wrong type."""
-    known = {field.name for field in fields}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        hints = " ".join(f"{key!r}.{nearest(key, known)}" for key in unknown)
-        raise UserError(f"{where}: unknown field {hints} Remove it, or correct its name")
+    """Raises UserError for a missing vocab_size or a value of a wrong type."""
     if values.get("vocab_size") is None:
         raise UserError(f"{where}: vocab_size is missing; add the number of tokens of the vocabulary")
     for field in fields:

@@ -7,12 +7,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from .attention import IMPLEMENTATIONS, AttentionInputs, disentangled_attention
 from .config import DebertaConfig
 from .errors import UserError
-from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, SegmentConvolution, layer_norm, refuse_unread
 from .positions import LiveRows, live_rows
 from .sharding import constrain_batch
 
@@ -121,6 +121,7 @@ class Embeddings(nn.Module):
             )
         self.layer_norm = layer_norm(config, self.dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -150,7 +151,7 @@ class Embeddings(nn.Module):
         return constrain_batch(hidden)
 
     def absolute_positions(self, positions: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
-        """Returns rows of the position table. Positions past its end read the last row; the official code fails."""
+        """Returns rows of the position table."""
         return self.position_embeddings(positions)
 
 
@@ -181,6 +182,7 @@ class Attention(nn.Module):
         self.layer_norm = layer_norm(config, self.dtype)
         self.relative_dropout = Dropout(config.hidden_dropout_prob)
         self.output_dropout = Dropout(config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B T D"], inputs: LayerInputs) -> LayerOutput:
         """Computes queries and residual from the hidden states, and unless `inputs` has them, keys and values."""
@@ -240,6 +242,7 @@ class FeedForward(nn.Module):
         self.output = Dense(self.config, self.config.hidden_size, self.dtype)
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
         inner = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.intermediate(hidden))
@@ -256,6 +259,7 @@ class EncoderLayer(nn.Module):
     def setup(self) -> None:
         self.attention = Attention(self.config, self.dtype, self.attention_implementation)
         self.feed_forward = FeedForward(self.config, self.dtype)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B T D"], inputs: LayerInputs) -> LayerOutput:
         attended, probabilities = self.attention(hidden, inputs)
@@ -275,6 +279,7 @@ class ConvolutionLayer(nn.Module):
         self.conv = SegmentConvolution(self.config, self.dtype)
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -287,39 +292,6 @@ class ConvolutionLayer(nn.Module):
         mixed = self.dropout(self.conv(embeddings, segments) * real, train)  # before the activation, as officially
         mixed = ACTIVATION_FUNCTIONS[self.config.conv_act](mixed)
         return self.layer_norm(first_output + mixed) * real
-
-
-class SegmentConvolution(nn.Module):
-    """A convolution over the sequence that reads a neighbor of another segment as zero.
-
-    For each tap of the kernel, the embeddings are moved by the tap's offset and multiplied. Without packing this is the
-    plain convolution, since the embeddings of padding are zero anyway.
-    """
-
-    config: DebertaConfig
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], segments: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
-        width, groups, taps = self.config.hidden_size, self.config.conv_groups, self.config.conv_kernel_size
-        init = nn.initializers.normal(self.config.initializer_range)
-        kernel = self.param("kernel", init, (taps, width // groups, width), jnp.float32).astype(self.dtype)
-        total = self.param("bias", nn.initializers.zeros, (width,), jnp.float32).astype(self.dtype)
-        kernel = kernel.reshape(taps, width // groups, groups, width // groups)
-        for tap in range(taps):
-            offset = tap - taps // 2
-            same = (_shift(segments, offset) == segments)[..., None].astype(self.dtype)
-            neighbor = (_shift(x, offset) * same).reshape(*x.shape[:-1], groups, width // groups)
-            total = total + jnp.einsum("bsgi,igo->bsgo", neighbor, kernel[tap]).reshape(x.shape)
-        return total
-
-
-def _shift(x: Shaped[Array | np.ndarray, "B S *features"], offset: int) -> Shaped[Array, "B S *features"]:
-    """out[:, i] = x[:, i + offset], zero past the ends."""
-    length = x.shape[1]
-    source = jnp.arange(length) + offset
-    inside = (source >= 0) & (source < length)
-    return jnp.where(inside.reshape(1, -1, *(1,) * (x.ndim - 2)), jnp.roll(x, -offset, axis=1), 0)
 
 
 class Encoder(nn.Module):
@@ -340,10 +312,11 @@ class Encoder(nn.Module):
             self.rel_embeddings = Embedding(
                 2 * config.att_span, config.hidden_size, config.initializer_range, self.dtype
             )
-            if config.norm_rel_ebd == "layer_norm":
-                self.layer_norm = layer_norm(config, self.dtype)
+        if config.norm_rel_ebd == "layer_norm":  # the official BERT baseline has this layer, but never calls it
+            self.layer_norm = layer_norm(config, self.dtype)
         if config.conv_kernel_size > 0:
             self.conv = ConvolutionLayer(config, self.dtype)
+        refuse_unread(self)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from .config import DebertaConfig
 from .encoder import Encoder, SelectedQueries, TokenLayout
-from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm, refuse_unread
 
 DECODER_STEPS = 2
 
@@ -68,6 +68,7 @@ class MaskedLMHead(nn.Module):
         self.dense = Dense(self.config, self.config.embedding_size, self.dtype)
         self.layer_norm = layer_norm(self.config, self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,), jnp.float32)
+        refuse_unread(self, "bias")
 
     def __call__(self, hidden: Float[Array, "B M D"], word_embeddings: Embedding) -> LogitFactors:
         """Returns the factors of the logits."""
@@ -89,6 +90,7 @@ class ReplacedTokenHead(nn.Module):
             self.layer_norm = layer_norm(self.config, self.dtype)
         self.dense = Dense(self.config, self.config.hidden_size, self.dtype)
         self.classifier = Dense(self.config, 1, jnp.float32)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B S D"], first_tokens: Float[Array, "B first D"]) -> Float[Array, "B S"]:
         """Returns the logits, float32.
@@ -114,6 +116,7 @@ class ContextPooler(nn.Module):
     def setup(self) -> None:
         self.dropout = Dropout(self.config.pooler_dropout)
         self.dense = Dense(self.config, self.config.hidden_size, self.dtype)
+        refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B S D"], train: bool) -> Float[Array, "B D"]:
         """Returns the pooled first token of every row."""

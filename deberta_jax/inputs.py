@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from .encoder import TokenLayout
+from .errors import UserError
 
 # Multiple choice has an axis for the choices, *C.
 TokenIds = Int[Array | np.ndarray, "B *C S"]
@@ -69,3 +70,37 @@ def locate_tokens(
         positions = jnp.cumsum(segments, axis=1) - 1 if position_offset else index
     positions = positions + position_offset if position_ids is None else jnp.asarray(position_ids)
     return TokenLayout(segments, positions)
+
+
+def check_ids(name: str, ids: Array | np.ndarray, rows: int, real: Array | np.ndarray | None) -> None:
+    """Raises if an id of a real token is outside its table. Arrays that JAX traces are not checked.
+
+    Args:
+      name: of the argument, for the message.
+      ids: [B, S].
+      rows: number of rows of the table.
+      real: [B, S], nonzero for real tokens (default: all are real).
+
+    Raises:
+      UserError: the message has the first such id and its place.
+    """
+    arrays = [array for array in (ids, real) if isinstance(array, jax.Array)]
+    if any(isinstance(array, jax.core.Tracer) or not array.is_fully_addressable for array in arrays):
+        return
+    values = np.asarray(ids)
+    outside = (values < 0) | (values >= rows)
+    if real is not None:
+        outside &= np.asarray(real) != 0
+    if outside.any():
+        row, token = map(int, np.argwhere(outside)[0])
+        raise UserError(
+            f"{name} has {values[row, token]} at [{row}, {token}], but its table has the rows 0 to {rows - 1}; give "
+            "ids of the tokenizer that the model was trained with, and no more tokens than the table has positions"
+        )
+
+
+def clip_padding(
+    ids: Int[Array | np.ndarray, "B S"], rows: int, segments: Int[Array | np.ndarray, "B S"]
+) -> Int[Array, "B S"]:
+    """Moves ids of padding into the table: an id outside it reads NaN, which masked attention would not stop."""
+    return jnp.where(segments == 0, jnp.clip(ids, 0, rows - 1), ids)

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from .config import DebertaConfig
+from .errors import UserError
 from .random import dropout
 from .sharding import lookup
 
@@ -30,6 +31,31 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
 }
+
+
+def refuse_unread(module: nn.Module, *own: str) -> None:
+    """Raises if the parameters of a module have a name that the module does not read; Linen would ignore it silently.
+
+    Call it last in `setup`, when all submodules are attributes, or in a compact `__call__`.
+
+    Args:
+      module: a module that is bound to its parameters.
+      own: names of the parameters that are not of a submodule.
+
+    Raises:
+      UserError: a part of a head or a layer is not read, thus the configuration is not the one of the parameters.
+    """
+    values = [value for name, value in vars(module).items() if name != "parent"]
+    leaves = jax.tree.leaves(values, is_leaf=lambda leaf: isinstance(leaf, nn.Module))
+    read = {leaf.name for leaf in leaves if isinstance(leaf, nn.Module)} | {*own}
+    given = module.variables.get("params", {})
+    unread = sorted("/".join((*module.path, name)) for name in given if name not in read)
+    if unread:
+        parts = "" if module.path else f", or pass only {', '.join(sorted(read & given.keys())) or 'its parts'}"
+        raise UserError(
+            f"the parameters have {', '.join(unread)}, which {type(module).__name__} does not read with this "
+            f"configuration; use the configuration that belongs to them{parts}"
+        )
 
 
 class Dropout(nn.Module):
@@ -65,6 +91,7 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = (y + bias).astype(self.dtype)
+        refuse_unread(self, "kernel", *(["bias"] if self.use_bias else []))
         return y
 
 
@@ -89,11 +116,46 @@ class Embedding(nn.Module):
         self.embedding = self.param(
             "embedding", nn.initializers.normal(self.stddev), (self.rows, self.features), jnp.float32
         )
+        refuse_unread(self, "embedding", "delta")
 
     def __call__(self, ids: Int[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape features"]:
-        """Looks ids up. An id outside the table reads the nearest row."""
+        """Looks ids up. An id outside the table reads NaN."""
         ids = jnp.asarray(ids)
         vectors = lookup(self.embedding, ids, path=f"{self.name}/embedding")
         if self.has_variable("params", "delta"):
             vectors = vectors + lookup(self.get_variable("params", "delta"), ids, path=f"{self.name}/delta")
         return vectors.astype(self.dtype)
+
+
+class SegmentConvolution(nn.Module):
+    """A convolution over the sequence that reads a neighbor of another segment as zero.
+
+    For each tap of the kernel, the embeddings are moved by the tap's offset and multiplied. Without packing this is the
+    plain convolution, since the embeddings of padding are zero anyway.
+    """
+
+    config: DebertaConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], segments: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
+        width, groups, taps = self.config.hidden_size, self.config.conv_groups, self.config.conv_kernel_size
+        init = nn.initializers.normal(self.config.initializer_range)
+        kernel = self.param("kernel", init, (taps, width // groups, width), jnp.float32).astype(self.dtype)
+        total = self.param("bias", nn.initializers.zeros, (width,), jnp.float32).astype(self.dtype)
+        refuse_unread(self, "kernel", "bias")
+        kernel = kernel.reshape(taps, width // groups, groups, width // groups)
+        for tap in range(taps):
+            offset = tap - taps // 2
+            same = (_shift(segments, offset) == segments)[..., None].astype(self.dtype)
+            neighbor = (_shift(x, offset) * same).reshape(*x.shape[:-1], groups, width // groups)
+            total = total + jnp.einsum("bsgi,igo->bsgo", neighbor, kernel[tap]).reshape(x.shape)
+        return total
+
+
+def _shift(x: Shaped[Array | np.ndarray, "B S *features"], offset: int) -> Shaped[Array, "B S *features"]:
+    """out[:, i] = x[:, i + offset], zero past the ends."""
+    length = x.shape[1]
+    source = jnp.arange(length) + offset
+    inside = (source >= 0) & (source < length)
+    return jnp.where(inside.reshape(1, -1, *(1,) * (x.ndim - 2)), jnp.roll(x, -offset, axis=1), 0)

@@ -12,8 +12,8 @@ from .config import DebertaConfig
 from .encoder import Embeddings, Encoder, TokenLayout
 from .errors import UserError
 from .heads import ContextPooler, LogitFactors, MaskedLMHead, ReplacedTokenHead, enhanced_mask_decoder
-from .inputs import EncoderOptions, TokenIds, TokenMask, locate_tokens, segment_starts
-from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout
+from .inputs import EncoderOptions, TokenIds, TokenMask, check_ids, clip_padding, locate_tokens, segment_starts
+from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, refuse_unread
 from .outputs import DecoderOutput, EncoderOutput, HeadOutput, SpanOutput
 
 
@@ -49,21 +49,26 @@ class Deberta(_Model):
       segment_ids: [B, S], in place of attention_mask for packed rows: a run of equal numbers is a segment and 0 is
         padding. Attention, absolute positions and the convolution stay inside a segment. A head with one result per
         row (sequence classification, multiple choice) reads the first token of the row, thus its first segment.
-      token_type_ids: [B, S], read only by configurations with type_vocab_size. Types past the end of the table read
-        its last row, so the types of a pair do no harm in RoBERTa, whose table has one row.
+      token_type_ids: [B, S], read only by configurations whose type_vocab_size is above 1. RoBERTa's table has one row,
+        which every token reads, so the types of a pair do no harm.
       position_ids: [B, S], rows of the position table (default: from config.position_offset on, anew in every
-        segment). Positions past the end of the table read its last row. Relative positions never depend on them.
+        segment). Relative positions never depend on them.
       output_hidden_states: return `hidden_states`, the embeddings and the output of every layer [B, S, D].
       output_attentions: return `attentions`, the probabilities of every layer [B, N, S, S].
       train: enables dropout; needs a "dropout" rng.
 
+    A real token whose id, type or absolute position is outside its table raises an error, or gives NaN where JAX traces
+    the arrays, as under `jax.jit`. Positions count only where the model reads absolute positions.
+
     Raises:
       ValueError: shapes that do not match, or both attention_mask and segment_ids.
+      UserError: an id outside its table, or parameters that the model does not read.
     """
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
         self.encoder = Encoder(self.config, self.dtype, self.attention_implementation, self.remat)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -77,7 +82,8 @@ class Deberta(_Model):
         output_attentions: bool = False,
         train: bool = False,
     ) -> EncoderOutput:
-        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
+        reads_positions = self.config.position_biased_input
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids, reads_positions=reads_positions)
         embeddings = self._embed(input_ids, tokens, token_type_ids, train)
         hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train)
         return EncoderOutput(
@@ -104,11 +110,12 @@ class Deberta(_Model):
         With the enhanced mask decoder the last layer runs only as the decoder, because its plain output is not needed,
         unless hidden states or attentions are requested.
         """
-        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
+        decodes = self.config.uses_enhanced_mask_decoder
+        reads_positions = decodes or self.config.position_biased_input
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids, reads_positions=reads_positions)
         embeddings = self._embed(input_ids, tokens, token_type_ids, train)
         queries = None if masked_positions is None else jnp.asarray(masked_positions)
         before_last = self.config.num_hidden_layers - 1
-        decodes = self.config.uses_enhanced_mask_decoder
         layers = before_last if decodes and not (output_hidden_states or output_attentions) else None
         hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train, layers=layers)
         if decodes:
@@ -130,15 +137,26 @@ class Deberta(_Model):
         attention_mask: TokenMask | None,
         segment_ids: TokenIds | None,
         position_ids: TokenIds | None,
+        *,
+        reads_positions: bool,
     ) -> TokenLayout:
-        offset = self.config.position_offset
-        return locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
+        offset, rows = self.config.position_offset, self.config.max_position_embeddings
+        tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
+        real = attention_mask if segment_ids is None else segment_ids
+        check_ids("input_ids", input_ids, self.config.vocab_size, real)
+        if reads_positions:
+            check_ids("position_ids", tokens.positions if position_ids is None else position_ids, rows, real)
+        return tokens._replace(positions=clip_padding(tokens.positions, rows, tokens.segments))
 
     def _embed(
         self, input_ids: TokenIds, tokens: TokenLayout, token_type_ids: TokenIds | None, train: bool
     ) -> Float[Array, "B S D"]:
-        types = None if token_type_ids is None else jnp.asarray(token_type_ids)
-        return self.embeddings(jnp.asarray(input_ids), tokens, types, train)
+        types, rows = None, self.config.type_vocab_size
+        if token_type_ids is not None and rows > 1:
+            check_ids("token_type_ids", token_type_ids, rows, tokens.segments)
+            types = clip_padding(jnp.asarray(token_type_ids), rows, tokens.segments)
+        ids = clip_padding(jnp.asarray(input_ids), self.config.vocab_size, tokens.segments)
+        return self.embeddings(ids, tokens, types, train)
 
 
 class DebertaForMaskedLM(_Model):
@@ -163,6 +181,7 @@ class DebertaForMaskedLM(_Model):
             )
         self.deberta = self._encoder()
         self.mlm_head = MaskedLMHead(self.config, self.dtype)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -197,6 +216,7 @@ class DebertaForReplacedTokenDetection(_Model):
     def setup(self) -> None:
         self.deberta = self._encoder()
         self.rtd_head = ReplacedTokenHead(self.config, self.dtype)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -222,6 +242,7 @@ class DebertaForSequenceClassification(_Model):
         self.pooler = ContextPooler(self.config, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
         self.classifier = Dense(self.config, self.config.num_labels, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -248,6 +269,7 @@ class DebertaForMultipleChoice(_Model):
         self.pooler = ContextPooler(self.config, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
         self.classifier = Dense(self.config, 1, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -275,18 +297,17 @@ class DebertaForMultipleChoice(_Model):
 class DebertaForTokenClassification(_Model):
     """One label per token. Returns logits [B, S, C].
 
-    With `projection` the head is Microsoft's for NER, a dense layer and an activation before the classifier; without,
-    it is transformers' single layer.
+    With `config.token_projection` the head is Microsoft's for NER, a dense layer and an activation before the
+    classifier; without, it is transformers' single layer.
     """
-
-    projection: bool = False
 
     def setup(self) -> None:
         self.deberta = self._encoder()
-        if self.projection:
+        if self.config.token_projection:
             self.token_proj = Dense(self.config, self.config.hidden_size, self.dtype)
         self.dropout = Dropout(self.config.classifier_dropout)
         self.classifier = Dense(self.config, self.config.num_labels, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,
@@ -298,7 +319,7 @@ class DebertaForTokenClassification(_Model):
     ) -> HeadOutput:
         out = self.deberta(input_ids, attention_mask, train=train, **options)
         hidden = out.last_hidden_state
-        if self.projection:
+        if self.config.token_projection:
             hidden = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.token_proj(hidden))
         logits = self.classifier(self.dropout(hidden, train))
         return HeadOutput(logits, out.hidden_states, out.attentions)
@@ -310,6 +331,7 @@ class DebertaForQuestionAnswering(_Model):
     def setup(self) -> None:
         self.deberta = self._encoder()
         self.span_classifier = Dense(self.config, 2, jnp.float32)
+        refuse_unread(self)
 
     def __call__(
         self,

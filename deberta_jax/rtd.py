@@ -26,6 +26,7 @@ from .errors import UserError
 from .losses import MaskedLMPass, Sampler
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from .random import random_bits
+from .unknown_fields import set_aside
 from .warm_start import merge_pretrained
 
 Params = dict[str, Any]
@@ -97,14 +98,14 @@ class RTDConfig:
         fields = dict(source) if isinstance(source, Mapping) else read_json_object(config_path(source))
         if not {"generator", "discriminator"} & fields.keys():
             return cls.half_depth(DebertaConfig.from_json(source))
-        unknown = sorted(fields.keys() - {"embedding_sharing", "generator", "discriminator"})
         missing = sorted({"generator", "discriminator"} - fields.keys())
         where = "the RTD configuration" if isinstance(source, Mapping) else str(config_path(source))
-        if unknown or missing:
+        if missing:
             raise UserError(
                 f"{where}: an RTD configuration has the fields embedding_sharing, generator and discriminator; "
-                f"unknown: {unknown}, missing: {missing}"
+                f"missing: {missing}"
             )
+        fields = set_aside(fields, {"embedding_sharing", "generator", "discriminator"}, where=where)
         for name in ("generator", "discriminator"):
             if not isinstance(fields[name], Mapping):
                 raise UserError(f"{where}: {name} is {fields[name]!r}; it must be the configuration of a model")

@@ -24,7 +24,7 @@ from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.tokenizers.tokenizer import Tokenizer
-from deberta_jax.warm_start import merge_pretrained
+from deberta_jax.warm_start import left_out, merge_pretrained
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import FinetuneConfig
@@ -92,6 +92,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     shapes = jax.eval_shape(create, initial)
     placement = named_shardings(shapes, mesh)
     head = heads_message(initial, shapes.params["model"], pretrained, task)
+    unused = left_out(initial, shapes.params["model"]) if initial else []
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(initial)
     del weights, initial  # their memory is needed
@@ -118,6 +119,8 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
         reporter.message(head)
+        if unused:
+            reporter.message(f"parts of the model that this task does not read: {', '.join(unused)}")
         plan = TrainingRun(
             steps=steps,
             log_every=config.log_every,

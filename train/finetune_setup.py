@@ -11,11 +11,20 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .configs import FinetuneConfig
 from .tasks.base import Task
+from .tasks.classification.task import Classification
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
-    """Returns the model's configuration with the classes of the task (one output without a name for a regression)."""
-    changes: dict[str, Any] = {"num_labels": max(1, len(task.label_names)), "label_names": task.label_names}
+    """Returns the model's configuration with the classes of the task (one output without a name for a regression).
+
+    What the logits of the model to start from meant is not kept: a model of classes has one softmax.
+    """
+    regression = isinstance(task.objective, Classification) and task.objective.regression
+    changes: dict[str, Any] = {
+        "num_labels": max(1, len(task.label_names)),
+        "label_names": task.label_names,
+        "problem_type": "regression" if regression else None,
+    }
     dropout = config.regularization.classifier_dropout
     if dropout is not None:
         changes["cls_dropout"] = dropout
@@ -66,6 +75,8 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tok
     frozen = config.regularization.freeze_layers
     if frozen > model.num_hidden_layers:
         raise UserError(f"freeze_layers is {frozen}, but the model has {model.num_hidden_layers} layers")
+    if model.position_biased_input and config.data.max_length > model.max_tokens:
+        raise UserError(f"max_length is {config.data.max_length}, but the model has positions for {model.max_tokens}")
     needs_validation = config.selection.patience or config.selection.select == "best" or config.sweep.several_runs
     if needs_validation and "validation" not in task.splits:
         raise UserError("patience, select 'best', seeds and grid need the validation split; give --validation")
@@ -81,9 +92,11 @@ def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tok
 
     Keys and values are a format on disk: a change would keep interrupted runs from resuming.
     """
+    # Checkpoints of earlier versions have no problem_type, which the kind of the task and its classes decide.
+    configuration = {name: value for name, value in model_config.to_json().items() if name != "problem_type"}
     columns, spans, regularization = config.data.columns, config.spans, config.regularization
     return {
-        "configuration": model_config.to_json(),
+        "configuration": configuration,
         "tokenizer": tokenizer.fingerprint,
         "examples": len(task.splits["train"].lengths),
         "model": str(config.model),

@@ -72,9 +72,15 @@ class LoadedModel:
           **inputs: Further arguments of the model.
 
         Raises:
-          UserError: The model does not have this head.
+          UserError: The model does not have this head, or has no absolute positions for so many tokens.
         """
         if head not in self.params:
             raise UserError(f"{self.source} has no {head}; it has {', '.join(self.params)}")
+        decodes = head == "mlm_head" and self.config.uses_enhanced_mask_decoder
+        if input_ids.shape[1] > self.config.max_tokens and (decodes or self.config.position_biased_input):
+            raise UserError(
+                f"the text has {input_ids.shape[1]} tokens, but {self.source} has positions for "
+                f"{self.config.max_tokens}; shorten it"
+            )
         params = {"deberta": self.params["deberta"], head: self.params[head]}
         return jax.jit(module(self.config).apply)({"params": params}, input_ids, **inputs)

@@ -34,7 +34,7 @@ class _Exchange:
 def lookup(
     table: Float[Array | np.ndarray, "V D"], ids: Int[Array | np.ndarray, "*batch"], *, path: str
 ) -> Float[Array, "*batch D"]:
-    """Looks up rows of an embedding table. An id outside the table reads the nearest row.
+    """Looks up rows of an embedding table. An id outside the table reads NaN and adds nothing to the gradient.
 
     On a mesh the gradient is summed directly into the shards of the table's moments: without help, XLA sums the whole
     gradient on all devices, whatever the sharding of the moments. That sum, and the look-up in a table that is split
@@ -47,10 +47,19 @@ def lookup(
       path: Parameter path of the table, or an end of it that a sharding rule matches. Without a rule, or if the mesh
         does not divide the batch, the look-up is a plain one and XLA decides how to split it.
     """
+    inside = (ids >= 0) & (ids < len(table))
+    vectors = _look_up_inside(table, jnp.clip(ids, 0, len(table) - 1), path)
+    return jnp.where(inside[..., None], vectors, jnp.nan)
+
+
+def _look_up_inside(
+    table: Float[Array | np.ndarray, "V D"], ids: Int[Array, "*batch"], path: str
+) -> Float[Array, "*batch D"]:
+    """Looks up rows of an embedding table for ids that are all in it, as `lookup` describes."""
     mesh = mesh_in_use()
     if mesh is None or ids.ndim < 2 or ids.shape[0] % batch_devices(mesh) or not matching_rules(path):
         return jnp.take(table, ids, axis=0, mode="clip")
-    table, ids = jnp.asarray(table), jnp.clip(ids, 0, len(table) - 1)
+    table = jnp.asarray(table)
     batch = PartitionSpec(batch_axes(mesh))
     parameter, gradient = (partition_spec(path, table.shape, mesh, moment=moment) for moment in (False, True))
     vectors_per_device = ids.size // batch_devices(mesh)

@@ -27,7 +27,7 @@ from deberta_jax import DebertaConfig, checkpoint
 from deberta_jax.convert import ConversionError, from_pytorch
 from deberta_jax.convert.mapping import to_params
 from deberta_jax.convert.pickle_reader import read_bin
-from deberta_jax.convert.quirks import adapt_mlm_head
+from deberta_jax.convert.quirks import adapt_heads
 from tests.support.fuzz_cases import (
     CONTRADICTIONS,
     DAMAGE,
@@ -107,7 +107,7 @@ def bounded() -> Iterator[None]:
 def check_loaded(files: Files, config: DebertaConfig, params: dict[str, Any]) -> None:
     """Asserts that parameters and configuration are those that an independent reader finds in the files."""
     state = read_plainly(files)
-    assert_same(params, to_params(state, adapt_mlm_head(config, state)))
+    assert_same(params, to_params(state, adapt_heads(config, state)))
     for name, value in json.loads(files["config.json"]).items():
         if name in ("vocab_size", "hidden_size", "num_hidden_layers", "layer_norm_eps", "hidden_dropout_prob"):
             assert getattr(config, name) == value, name
@@ -165,7 +165,7 @@ def test_unchanged_folders_load() -> None:
     """The folders that mutations start from, and the independent reader, are correct."""
     for files in sources().values():
         state = read_plainly(files)
-        config = adapt_mlm_head(DebertaConfig.from_json(json.loads(files["config.json"])), state)
+        config = adapt_heads(DebertaConfig.from_json(json.loads(files["config.json"])), state)
         assert {"deberta", MLM} <= to_params(state, config).keys()
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from deberta_jax import DebertaConfig, models
 from deberta_jax.convert.mapping import to_params
-from deberta_jax.convert.quirks import adapt_mlm_head
+from deberta_jax.convert.quirks import adapt_heads
 
 from ..support.golden_cases import assert_close
 
@@ -89,7 +89,7 @@ def convert(model: Any) -> tuple[DebertaConfig, dict[str, Any]]:
     """Converts a model of transformers in memory."""
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     config = DebertaConfig.from_json(json.loads(model.config.to_json_string(False)))
-    config = adapt_mlm_head(config, state.keys())
+    config = adapt_heads(config, state.keys())
     return config, to_params(state, config)
 
 

@@ -6,7 +6,7 @@ import pytest
 from deberta_jax.config import DebertaConfig
 from deberta_jax.convert import ConversionError
 from deberta_jax.convert.mapping import to_params
-from deberta_jax.convert.quirks import LEGACY_MLM_HEAD, adapt_mlm_head
+from deberta_jax.convert.quirks import LEGACY_MLM_HEAD, adapt_heads
 from deberta_jax.convert.to_pytorch import rename_keys
 
 from ..support.pytorch_files import MLM, RTD, V3, State, assert_same, golden, golden_json, random_state
@@ -78,4 +78,4 @@ def test_form_of_masked_lm_head_follows_from_the_names() -> None:
         ("legacy", random_state(V3).keys(), "legacy"),
     ]
     for configured, keys, expected in cases:
-        assert adapt_mlm_head(V3.replace(mlm_head=configured), keys) == V3.replace(mlm_head=expected)
+        assert adapt_heads(V3.replace(mlm_head=configured), keys) == V3.replace(mlm_head=expected)

@@ -10,14 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax import DebertaForSequenceClassification, UserError, load_pretrained, make_mesh, save_pretrained
+from deberta_jax import (
+    DebertaForMultipleChoice,
+    DebertaForSequenceClassification,
+    DebertaForTokenClassification,
+    UserError,
+    load_pretrained,
+    make_mesh,
+    save_pretrained,
+)
 
 from ..support.small_models import SMALL, random_params
+
+IDS = np.ones((1, 4), np.int32)
 
 
 def test_round_trip_is_exact_also_onto_a_mesh(tmp_path: Path) -> None:
     config = SMALL.replace(num_labels=3, label_names=("a", "b", "c"))
-    params = random_params(DebertaForSequenceClassification(config), np.ones((1, 4), np.int32))
+    params = random_params(DebertaForSequenceClassification(config), IDS)
     save_pretrained(tmp_path / "model", config, params)
     loaded_config, loaded = load_pretrained(tmp_path / "model")
     assert loaded_config == config
@@ -30,8 +40,8 @@ def test_round_trip_is_exact_also_onto_a_mesh(tmp_path: Path) -> None:
 
 def test_saving_again_replaces_the_model(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
-        save_pretrained(tmp_path, SMALL, {"deberta": {"x": jnp.full(3, value)}})
-    np.testing.assert_array_equal(load_pretrained(tmp_path)[1]["deberta"]["x"], [2, 2, 2])
+        save_pretrained(tmp_path, SMALL, {"deberta": {}, "mine": {"x": jnp.full(3, value)}})
+    np.testing.assert_array_equal(load_pretrained(tmp_path)[1]["mine"]["x"], [2, 2, 2])  # a head of the caller's
 
 
 def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
@@ -45,8 +55,39 @@ def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    save_pretrained(folder, SMALL, {"deberta": {"x": jnp.arange(3000.0)}})
+    save_pretrained(folder, SMALL, {"deberta": {"embeddings": {"word_embeddings": {"embedding": jnp.ones((60, 32))}}}})
     return folder
+
+
+def test_parameters_that_the_configuration_does_not_read_are_refused(tmp_path: Path) -> None:
+    ner = SMALL.replace(token_projection=True)
+    params = random_params(DebertaForTokenClassification(ner), IDS)
+    save_pretrained(tmp_path, SMALL.replace(num_hidden_layers=2), params)
+    with pytest.raises(UserError, match="have deberta/encoder/layer_2, which Encoder does not read") as error:
+        load_pretrained(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    save_pretrained(tmp_path, SMALL.replace(intermediate_size=48), params)
+    with pytest.raises(UserError, match=r"parameters of another size than its config.json says: .*\(32, 64\)"):
+        load_pretrained(tmp_path)
+    pooled = random_params(DebertaForSequenceClassification(SMALL), IDS)
+    save_pretrained(tmp_path, SMALL, {**pooled, "pooler": {**pooled["pooler"], "gate": pooled["pooler"]["dense"]}})
+    with pytest.raises(UserError, match="have pooler/gate, which ContextPooler does not read"):
+        load_pretrained(tmp_path)
+
+
+def test_a_projection_of_earlier_versions_is_read_from_the_parameters(tmp_path: Path) -> None:
+    ner = SMALL.replace(token_projection=True)
+    save_pretrained(tmp_path, SMALL, random_params(DebertaForTokenClassification(ner), IDS))
+    assert load_pretrained(tmp_path)[0] == ner
+
+
+def test_a_folder_with_any_number_of_classes_is_read(tmp_path: Path) -> None:
+    named = SMALL.replace(num_labels=3, label_names=("a", "b", "c"))
+    params = random_params(DebertaForMultipleChoice(named), IDS[None])
+    save_pretrained(tmp_path, named, params)
+    config, loaded = load_pretrained(tmp_path)
+    assert config == named
+    chex.assert_trees_all_equal(loaded, params)
 
 
 def largest_file(folder: Path) -> Path:

@@ -88,3 +88,12 @@ def test_bad_values_are_named(fields: dict[str, Any], message: str) -> None:
 def test_unknown_name_lists_the_released_models() -> None:
     with pytest.raises(UserError, match=r"Did you mean 'deberta-v3-base'.*mdeberta-v3-base"):
         DebertaConfig.named("deberta-v3-bse")
+
+
+def test_another_number_of_classes_has_no_names_of_the_old_ones() -> None:
+    nli = DebertaConfig(vocab_size=100, num_labels=3, label_names=("entailment", "neutral", "contradiction"))
+    assert nli.replace(num_labels=2) == DebertaConfig(vocab_size=100)
+    assert nli.replace(num_labels=3) == nli
+    assert nli.replace(num_labels=2, label_names=("no", "yes")).label_names == ("no", "yes")
+    with pytest.raises(UserError, match="num_labels is 2, but there are 3 label names"):
+        nli.replace(num_labels=2, label_names=nli.label_names)

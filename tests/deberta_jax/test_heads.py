@@ -24,11 +24,11 @@ from ..support.small_models import SMALL, random_params
 TWO_LAYERS = SMALL.replace(num_hidden_layers=2)
 
 
-def check_head(name: str, model_class, loss_of, *, invariant: tuple[str, ...] = INVARIANT, **attributes) -> None:
+def check_head(name: str, model_class, loss_of, *, invariant: tuple[str, ...] = INVARIANT, **changes) -> None:
     """Compares logits, loss and every gradient of a task head with a golden case."""
     case = load(name)
-    config = DebertaConfig.from_json(case.config)
-    model, params = model_class(config, **attributes), case.params("weights/", config)
+    config = DebertaConfig.from_json(case.config).replace(**changes)
+    model, params = model_class(config), case.params("weights/", config)
 
     def mean_loss(params):
         logits = model.apply(
@@ -81,7 +81,7 @@ def test_microsofts_ner_head_equals_golden() -> None:
         "head_ner",
         DebertaForTokenClassification,
         lambda logits, case: losses.classification(logits, case.arrays["inputs/labels"]),
-        projection=True,
+        token_projection=True,
     )
 
 

@@ -15,6 +15,7 @@ from deberta_jax import (
     DebertaForReplacedTokenDetection,
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
+    UserError,
 )
 
 from ..support.small_models import SMALL, random_params
@@ -173,3 +174,105 @@ def test_bad_shapes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
             run(IDS, **{name: IDS[:, :3]})
     with pytest.raises(ValueError, match="attention_mask or segment_ids, not both"):
         run(IDS, IDS, segment_ids=IDS)
+
+
+# ------------------------------------------------------------------------------- parameters that a model does not read
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "unread"),
+    [
+        ({"num_hidden_layers": 1}, "deberta/encoder/layer_1"),
+        ({"conv_kernel_size": 0}, "deberta/encoder/conv"),
+        ({"type_vocab_size": 0}, "deberta/embeddings/token_type_embeddings"),
+        ({"share_att_key": True}, "deberta/encoder/layer_0/attention/pos_key_proj, "),
+        ({"relative_attention": False}, "deberta/encoder/rel_embeddings"),
+        ({"norm_rel_ebd": "none"}, "deberta/encoder/layer_norm"),
+        ({"embedding_size": 32}, "deberta/embeddings/embed_proj"),
+        ({"token_projection": False}, "token_proj"),
+    ],
+)
+def test_parameters_that_the_configuration_does_not_have_are_an_error(
+    changes: dict[str, Any], unread: str, remat: bool
+) -> None:
+    """Linen itself would compute something else, without a word."""
+    config = CONFIG.replace(
+        **{"share_att_key": False, "conv_kernel_size": 3, "embedding_size": 16, "mlm_head": "bert"},
+        token_projection=True,
+    )
+    shapes = jax.eval_shape(DebertaForTokenClassification(config).init, jax.random.key(0), IDS)
+    model = DebertaForTokenClassification(config.replace(**changes), remat=remat)
+    with pytest.raises(UserError, match=f"the parameters have .*{unread}.*does not read"):
+        jax.eval_shape(lambda variables: model.apply(variables, IDS), shapes)
+    jax.eval_shape(DebertaForTokenClassification(config, remat=remat).apply, shapes, IDS)
+
+
+def test_heads_that_a_model_does_not_have_are_an_error() -> None:
+    """A classifier on the pooler is none on the tokens, though the shapes are the same."""
+    shapes = jax.eval_shape(DebertaForSequenceClassification(CONFIG).init, jax.random.key(0), IDS)
+    with pytest.raises(UserError, match="have pooler, which DebertaForTokenClassification does not read"):
+        jax.eval_shape(DebertaForTokenClassification(CONFIG).apply, shapes, IDS)
+    both = {"params": shapes["params"] | {"rtd_head": shapes["params"]["pooler"]}}
+    with pytest.raises(UserError, match="or pass only classifier, deberta, pooler"):
+        jax.eval_shape(DebertaForSequenceClassification(CONFIG).apply, both, IDS)
+    with pytest.raises(UserError, match="have classifier, deberta, pooler, which Deberta does not read"):
+        jax.eval_shape(Deberta(CONFIG).apply, shapes, IDS)
+
+
+# --------------------------------------------------------------------------------------------- ids outside their table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": np.array([[5, 60]])}, r"input_ids has 60 at \[0, 1\], but its table has the rows 0 to 59"),
+        ({"input_ids": np.array([[5, -1]])}, r"input_ids has -1 at \[0, 1\]"),
+        ({"input_ids": np.array([[5, 2**32 + 5]])}, r"input_ids has 4294967301 at"),
+        ({"token_type_ids": np.array([[0, 2]])}, r"token_type_ids has 2 at \[0, 1\], .* rows 0 to 1"),
+        ({"position_ids": np.array([[0, 64]])}, r"position_ids has 64 at \[0, 1\], .* rows 0 to 63"),
+        ({"input_ids": np.ones((1, 65), np.int32)}, r"position_ids has 64 at \[0, 64\]"),
+    ],
+)
+def test_ids_outside_their_table(arguments: dict[str, np.ndarray], message: str) -> None:
+    """Concrete ids raise an error. Traced ones give NaN in their row, and only there."""
+    config = ONE_LAYER.replace(position_biased_input=True)
+    arguments = {"input_ids": np.array([[5, 6]]), **arguments}
+    params = random_params(Deberta(config), IDS)
+
+    def embed(arguments: dict[str, Any]) -> jax.Array:
+        return Deberta(config).apply({"params": params}, **arguments, output_hidden_states=True).hidden_states[0]
+
+    with pytest.raises(UserError, match=message):
+        embed(arguments)
+    with pytest.raises(UserError, match=message):
+        embed({name: jnp.asarray(array) for name, array in arguments.items()} if "2949" not in message else arguments)
+    if "2949" not in message:  # JAX itself would cut it to 32 bits
+        embedded = np.asarray(jax.jit(embed)(arguments))
+        assert np.isnan(embedded[0, -1]).all()
+        assert np.isfinite(embedded[0, 0]).all()
+
+
+def test_ids_of_padding_may_be_anything() -> None:
+    config = ONE_LAYER.replace(position_biased_input=True, max_position_embeddings=4, max_relative_positions=64)
+    params, mask = random_params(Deberta(config), IDS), np.array([[1, 1, 1, 0, 0, 0]])
+    apply = jax.jit(lambda ids: Deberta(config).apply({"params": params}, ids, mask).last_hidden_state)
+    outputs = [apply(np.array([[5, 6, 7, *padding]])) for padding in ((0, 0, 0), (-1, 60, 5000))]
+    np.testing.assert_array_equal(*outputs)
+    assert np.isfinite(outputs[0]).all()
+    ids = np.array([[5, 6, 7, -1, 60, 5000]])
+    np.testing.assert_allclose(
+        Deberta(config).apply({"params": params}, ids, mask).last_hidden_state, outputs[0], atol=1e-5
+    )
+
+
+def test_positions_and_types_count_only_where_they_are_read() -> None:
+    one_type = ONE_LAYER.replace(type_vocab_size=1)  # of RoBERTa: every token has the same
+    params = random_params(Deberta(one_type), IDS)
+    ids = np.full((1, 65), 5)
+    want = Deberta(one_type).apply({"params": params}, ids).last_hidden_state  # relative positions only
+    got = Deberta(one_type).apply({"params": params}, ids, token_type_ids=np.ones_like(ids)).last_hidden_state
+    np.testing.assert_array_equal(got, want)
+    mlm = CONFIG.replace(mlm_head="emd")  # the decoder reads absolute positions
+    with pytest.raises(UserError, match="position_ids has 64"):
+        DebertaForMaskedLM(mlm).apply({"params": random_params(DebertaForMaskedLM(mlm), IDS)}, ids)

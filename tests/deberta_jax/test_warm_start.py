@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deberta_jax import DebertaForMaskedLM, DebertaForSequenceClassification, UserError
-from deberta_jax.warm_start import merge_pretrained
+from deberta_jax.warm_start import left_out, merge_pretrained
 
 from ..support.small_models import SMALL, random_params
 
@@ -28,6 +28,8 @@ def test_parameters_that_the_model_does_not_have_are_left_out() -> None:
     merged = merge_pretrained(pretrained, fresh)
     assert merged.keys() == fresh.keys()
     assert "position_embeddings" not in merged["deberta"]["embeddings"]
+    assert left_out(pretrained, fresh) == ["mlm_head", "deberta/embeddings/position_embeddings"]
+    assert left_out(pretrained, pretrained) == []
 
 
 def test_encoder_of_another_shape_is_named() -> None:
@@ -35,5 +37,8 @@ def test_encoder_of_another_shape_is_named() -> None:
     other = random_params(DebertaForSequenceClassification(SMALL.replace(intermediate_size=24)), IDS)
     with pytest.raises(UserError, match=r"have \(24,\) at deberta/encoder/layer_0/feed_forward.* needs \(64,\)"):
         merge_pretrained(other, fresh)
+    deeper = random_params(DebertaForSequenceClassification(SMALL.replace(num_hidden_layers=4)), IDS)
+    with pytest.raises(UserError, match=r"have 16 parameters that the model does not read, the first is deberta/.*_3"):
+        merge_pretrained(deeper, fresh)
     with pytest.raises(UserError, match=r"have nothing at deberta/embeddings"):
         merge_pretrained({"deberta": {}}, fresh)

@@ -10,6 +10,7 @@ from ..support.paths import REPOSITORY
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
     {"errors", "released", "safe_pickle", "atomic_files", "random"},
+    {"unknown_fields"},
     {"config_json"},
     {"config"},
     {"positions", "sharding"},
@@ -19,7 +20,8 @@ FLOORS = (
     {"encoder"},
     {"heads", "inputs", "outputs"},
     {"models"},
-    {"losses", "checkpoint", "warm_start"},
+    {"losses", "parameter_check", "warm_start"},
+    {"checkpoint"},
     {"rtd", "sift"},
     {"tokenizers"},
     {"predict"},

@@ -15,11 +15,12 @@ from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, GridConfig, OptimizerConfig
 from deberta_jax.train.engine.best import BestEvaluation
 from deberta_jax.train.finetune_evaluation import Predictor, Validation
-from deberta_jax.train.finetune_setup import heads_message
+from deberta_jax.train.finetune_setup import heads_message, identity, task_config
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.hosts.join import Hosts
 from deberta_jax.train.reporting.reporter import SilentReporter
 from deberta_jax.train.sweep import RunOutcome
+from deberta_jax.train.tasks.classification.task import Classification
 
 from ..support import small_models
 from ..support.configs import changed, finetune_config
@@ -211,6 +212,22 @@ def test_the_message_says_where_each_head_comes_from() -> None:
     assert "classifier random: the model's is 32 x 3, the task needs 32 x 4" in message(("a", "b", "c", "d"))
     assert "span_classifier random" in message(three.label_names, span_classifier={"bias": np.ones(2)})
     assert heads_message(None, weights, three, mock.Mock()) == "all weights random"
+
+
+def test_the_configuration_says_what_the_logits_mean(home: Path, tmp_path: Path) -> None:
+    """A regression is written as one. A new task does not keep what the logits of the old model meant."""
+    config = settings(home, tmp_path)
+    old = TINY.replace(problem_type="multi_label_classification", label_names=("a", "b"), token_projection=True)
+    regression = mock.Mock(label_names=(), objective=Classification(regression=True))
+    classes = mock.Mock(label_names=COLORS, objective=Classification(regression=False))
+    spans = mock.Mock(label_names=(), objective=mock.Mock(regression=True))
+    found = [task_config(config, old, task) for task in (regression, classes, spans)]
+    assert [(model.num_labels, model.problem_type) for model in found] == [(1, "regression"), (3, None), (1, None)]
+    assert all(model.token_projection for model in found)
+    # Interrupted runs of earlier versions have no problem_type in their checkpoints.
+    task = mock.Mock(splits={"train": mock.Mock(lengths=[1])})
+    saved = identity(config, found[0], mock.Mock(fingerprint="f"), task)["configuration"]
+    assert saved == found[0].replace(problem_type=None).to_json()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def every_parameter_path() -> set[str]:
         jax.eval_shape(lambda: init_params(RTDConfig.half_depth(SMALL), key)),
         jax.eval_shape(DebertaForSequenceClassification(wide).init, key, ids),
         jax.eval_shape(DebertaForSequenceClassification(electra).init, key, ids),
-        jax.eval_shape(DebertaForTokenClassification(SMALL, projection=True).init, key, ids),
+        jax.eval_shape(DebertaForTokenClassification(SMALL.replace(token_projection=True)).init, key, ids),
         jax.eval_shape(DebertaForQuestionAnswering(SMALL).init, key, ids),
     ]
     return {parameter_path(path) for tree in trees for path, _ in jax.tree.leaves_with_path(tree)}

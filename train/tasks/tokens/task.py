@@ -80,7 +80,7 @@ class TokenLabels:
     label_smoothing: float = 0.0
 
     def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
-        """Returns a model with the head of transformers, a single layer, so that transformers loads its export."""
+        """Returns a model with the head of transformers, a single layer, unless the configuration has Microsoft's."""
         return DebertaForTokenClassification(config, dtype=dtype, remat=remat)
 
     def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -42,11 +42,14 @@ def predict(task, split, labels):
 
 
 def test_the_model_has_the_head_of_transformers():
-    """It is a single layer, without the pooler of classification."""
+    """It is a single layer, without the pooler of classification; a model with Microsoft's head keeps it."""
     model = TokenLabels().model(TINY.replace(num_labels=3), dtype=jnp.float32, remat=False)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 8), jnp.int32))["params"]
     assert set(shapes) == {"deberta", "classifier"}
     assert shapes["classifier"]["kernel"].shape == (TINY.hidden_size, 3)
+    microsoft = TokenLabels().model(TINY.replace(token_projection=True), dtype=jnp.float32, remat=False)
+    shapes = jax.eval_shape(microsoft.init, jax.random.key(0), jnp.ones((2, 8), jnp.int32))["params"]
+    assert set(shapes) == {"deberta", "classifier", "token_proj"}
 
 
 def test_only_first_pieces_have_a_loss():
