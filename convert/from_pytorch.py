@@ -35,8 +35,8 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Beginnings of the names of PyTorch files that Trainer, accelerate, PEFT and others write beside the weights.
-_BESIDE_WEIGHTS = r"training_args|optimizer|scheduler|scaler|random_states|rng_state|adapter_model|sparse_linear"
+# Beginnings of the names of PyTorch files that Trainer, accelerate and others write beside the weights.
+_BESIDE_WEIGHTS = r"training_args|optimizer|scheduler|scaler|random_states|rng_state|sparse_linear"
 _TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer_config.json")
 
 

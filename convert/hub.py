@@ -63,14 +63,12 @@ def inner_folder(folder: Path) -> Path:
 
 
 def foreign_weights(names: Collection[str]) -> str:
-    """Returns the files that are weights of other libraries or no complete models, to be printed; "" without any."""
+    """Returns the files that are weights of other libraries, to be printed; "" without any."""
     found = []
     for name in sorted(names):
         suffix = Path(name).suffix
         if suffix in _FOREIGN_WEIGHTS:
             found.append(f"{name} ({_FOREIGN_WEIGHTS[suffix]})")
-        elif Path(name).name.startswith("adapter_model."):
-            found.append(f"{name} (a PEFT adapter; merge it into its model with merge_and_unload)")
     return ", ".join(found)
 
 

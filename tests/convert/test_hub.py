@@ -155,7 +155,6 @@ def test_what_is_no_name(hub: FakeHub, name: str) -> None:
         (["flax_model.msgpack", "rust_model.ot"], r"msgpack \(Flax of transformers\), rust_model.ot \(Rust\)$"),
         (["onnx/model.onnx"], r"but onnx/model.onnx \(ONNX\)$"),
         (["model.Q4.gguf"], r"but model.Q4.gguf \(llama.cpp\)$"),
-        (["adapter_model.safetensors"], r"a PEFT adapter; merge it into its model with merge_and_unload\)$"),
         (["checkpoint-100/model.safetensors"], r"some in checkpoint-100; run `hf download .* and give that subfolder"),
         (["README.md"], r"has no PyTorch weights .*, but README.md, config.json$"),
     ],
