@@ -92,6 +92,7 @@ def config_fields(
     _read_pooling(values, where)
     fields = [field for field in fields if field.name != "label_names"]
     values = set_aside(values, {field.name for field in fields}, where=where)
+    values = {name: value for name, value in values.items() if value is not None}  # null stands for the default
     for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
         if isinstance(values.get(name), str):
             values[name] = _ACTIVATION_NAMES.get(values[name], values[name])

@@ -5,6 +5,7 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int, Shaped
 
 from .encoder import TokenLayout
@@ -85,7 +86,7 @@ def check_ids(name: str, ids: Array | np.ndarray, rows: int, real: Array | np.nd
       UserError: the message has the first such id and its place.
     """
     arrays = [array for array in (ids, real) if isinstance(array, jax.Array)]
-    if any(isinstance(array, jax.core.Tracer) or not array.is_fully_addressable for array in arrays):
+    if any(isinstance(array, Tracer) or not array.is_fully_addressable for array in arrays):
         return
     values = np.asarray(ids)
     outside = (values < 0) | (values >= rows)

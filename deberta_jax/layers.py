@@ -47,7 +47,7 @@ def refuse_unread(module: nn.Module, *own: str) -> None:
     """
     values = [value for name, value in vars(module).items() if name != "parent"]
     leaves = jax.tree.leaves(values, is_leaf=lambda leaf: isinstance(leaf, nn.Module))
-    read = {leaf.name for leaf in leaves if isinstance(leaf, nn.Module)} | {*own}
+    read = {str(leaf.name) for leaf in leaves if isinstance(leaf, nn.Module)} | {*own}
     given = module.variables.get("params", {})
     unread = sorted("/".join((*module.path, name)) for name in given if name not in read)
     if unread:

@@ -185,6 +185,11 @@ def test_unknown_fields_are_listed_in_one_line_and_not_kept(family: str, caplog:
     assert not HARMLESS.keys() & config.to_json().keys() - {"classifier_dropout"}
 
 
+def test_null_stands_for_the_default() -> None:
+    nulls = dict.fromkeys(("conv_kernel_size", "cls_dropout", "conv_act", "problem_type", "pooler_hidden_act"))
+    assert DebertaConfig.from_json({**V3_BASE, **nulls}) == DebertaConfig.named("deberta-v3-base")
+
+
 def test_misspelled_arguments_stay_errors() -> None:
     with pytest.raises(TypeError, match="hiden_size"):
         DebertaConfig(vocab_size=100, hiden_size=3)  # type: ignore[call-arg]

@@ -325,3 +325,13 @@ def test_broken_files_are_named(tmp_path: Path, content: str, message: str) -> N
     (tmp_path / "rtd.json").write_text(content)
     with pytest.raises(UserError, match=message):
         RTDConfig.from_json(tmp_path / "rtd.json")
+
+
+def test_unknown_fields_of_a_pair_are_listed(caplog: pytest.LogCaptureFixture) -> None:
+    config = RTDConfig.half_depth(SMALL)
+    fields = {**config.to_json(), "comment": "mine", "transformers_version": "5.0.0"}
+    assert RTDConfig.from_json(fields) == config
+    assert caplog.messages == ["the RTD configuration: fields that are not used: comment"]
+    sharing = fields.pop("embedding_sharing")
+    with pytest.raises(UserError, match=r"unknown field 'embeding_sharing'\. Did you mean 'embedding_sharing'"):
+        RTDConfig.from_json({**fields, "embeding_sharing": sharing})
