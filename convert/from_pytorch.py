@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
+from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .errors import ConversionError, first_line
 from .mapping import PARTS, Params, to_params
@@ -29,7 +30,10 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer_config.json")
+_TOKENIZER_FILES = (
+    *("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer.json"),
+    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+)
 
 
 def load_pytorch(
@@ -249,14 +253,28 @@ def main(config: ConvertConfig) -> None:
     from deberta_jax.checkpoint import save_pretrained
 
     folder = find_folder(config.source, filename=config.filename)
+    has_tokenizer = check_tokenizer(folder)
     model_config, params = load_pytorch(folder, filename=config.filename)
     save_pretrained(config.destination, model_config, params)
-    copy_tokenizer(folder, config.destination)
+    if has_tokenizer:
+        copy_tokenizer(folder, config.destination)
     print(f"wrote {config.destination}: {describe(params)}")
     if "mlm_head" in params:
         print(f"the form of its masked LM head is {model_config.mlm_head!r}")
     if "delta" in params["deberta"]["embeddings"]["word_embeddings"]:
         print("its embeddings are differences to those of a generator (GDES), so it is useful only with that generator")
+
+
+def check_tokenizer(folder: Path) -> bool:
+    """Returns whether a folder has a tokenizer that this library reads. If it has not, prints why."""
+    try:
+        Tokenizer.from_folder(folder)
+    except MissingPackageError as error:
+        print(f"the tokenizer is copied, but was not read: {error}")
+    except UserError as error:
+        print(f"only the weights are converted, without a tokenizer: {error}")
+        return False
+    return True
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
