@@ -120,7 +120,8 @@ class ExtendedVocabulary:
             if token is None:
                 continue
             if start > position:
-                has_space = text[start - 1].isspace() and token in self._normalized
+                is_apart = token in self._normalized and not self._added[token].lstrip
+                has_space = is_apart and text[start - 1].isspace()
                 parts.append((position, start, None, has_space))
             parts.append((start, end, token, False))
             position = end

@@ -57,15 +57,21 @@ class TokenizerJson:
         tokens = tokens_of_json(description, source)
         separators = _count_separators(description.get("post_processor"))
         special = _special_pieces(description, tokens, names, source)
-        self._tokenizer = _load(description, set(special.values()), source)
+        hidden_names = _hide_special_pieces(description, set(special.values()))
+        self._tokenizer = _load(description, set(hidden_names.values()), source)
         self._description = description
         self.special_ids: Mapping[str, int] = {
-            name: self._tokenizer.token_to_id(piece) for name, piece in special.items()
+            name: self._tokenizer.token_to_id(hidden_names[piece]) for name, piece in special.items()
         }
         self._pieces = {i: piece for piece, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
-        by_id = {self._tokenizer.token_to_id(token.content): token for token in tokens.values()}
-        self._added = {i: token for i, token in by_id.items() if token.content not in special.values()}
+        self._added = {
+            self._tokenizer.token_to_id(token.content): token
+            for token in tokens.values()
+            if token.content not in special.values()
+        }
+        self._pieces |= {self.special_ids[name]: piece for name, piece in special.items()}
         self._pieces |= {i: token.content for i, token in self._added.items()}
+        self._ids = {piece: i for i, piece in self._pieces.items()}
         hidden = {i for i, token in self._added.items() if token.special}
         self.hidden_ids = frozenset(self.special_ids.values()) | hidden
         self.size = max(self._pieces) + 1
@@ -130,7 +136,7 @@ class TokenizerJson:
         return self._pieces.get(token, "")
 
     def id_of(self, piece: str) -> int | None:
-        return self._tokenizer.token_to_id(piece)
+        return self._ids.get(piece)
 
     def normalizer(self) -> Any:
         return self._tokenizer.normalizer
@@ -225,6 +231,21 @@ def _count_separators(processor: Any) -> int | None:
         if kinds.count("T") == 2 and "TT" not in kinds:
             return kinds.rindex("T") - kinds.index("T") - 1
     return None
+
+
+def _hide_special_pieces(description: dict[str, Any], special: set[str]) -> dict[str, str]:
+    """Renames the special pieces of a Unigram model, which would find them in a text; returns the names by the old ones.
+
+    A SentencePiece model knows that these pieces are not for text. The format of the package tokenizers does not.
+    """
+    if description["model"]["type"] != "Unigram":
+        return {piece: piece for piece in special}
+    names = {piece: f"\uffff{piece}" for piece in special}  # not a character
+    for entry in description["model"]["vocab"]:
+        entry[0] = names.get(entry[0], entry[0])
+    for entry in description.get("added_tokens") or []:
+        entry["content"] = names.get(entry["content"], entry["content"])
+    return names
 
 
 def _load(description: dict[str, Any], special: set[str], source: str) -> Any:
