@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from deberta_jax.config import DebertaConfig
 from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
+from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from . import hub
 from .containers import remove_prefixes
@@ -29,7 +30,7 @@ from .pickle_reader import read_bin
 from .quirks import adapt_heads, quantized_error
 
 _LOG = logging.getLogger("deberta_jax")
-_WEIGHT_FILES = (
+WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -37,7 +38,10 @@ _WEIGHT_FILES = (
 )
 # Beginnings of the names of PyTorch files that Trainer, accelerate and others write beside the weights.
 _BESIDE_WEIGHTS = r"training_args|optimizer|scheduler|scaler|random_states|rng_state|sparse_linear"
-_TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer_config.json")
+_TOKENIZER_FILES = (
+    *("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer.json"),
+    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+)
 
 
 def load_pytorch(
@@ -76,8 +80,8 @@ def load_pytorch(
         raise UserError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     folder = find_folder(source, filename=filename)
     weights = find_weights(folder, filename)
-    state = _LazyMapping(remove_prefixes(_open_weights(weights), encoder_only=set(include or ()) == {"deberta"}))
-    config = adapt_heads(_read_config(_find_config(folder, weights)), state.keys())
+    state = _LazyMapping(remove_prefixes(open_weights(weights), encoder_only=set(include or ()) == {"deberta"}))
+    config = adapt_heads(read_config(find_config(folder, weights)), state.keys())
     params = to_params(state, config, include=include)
     return with_classes_of(params, config), params
 
@@ -139,7 +143,7 @@ def find_weights(folder: Path, filename: str | None = None) -> Path:
         if not (folder / filename).is_file():
             raise MissingFileError(f"no file {filename} in {folder}")
         return folder / filename
-    for name in _WEIGHT_FILES:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
     for pattern in ("*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth"):
@@ -150,7 +154,7 @@ def find_weights(folder: Path, filename: str | None = None) -> Path:
             names = ", ".join(path.name for path in files)
             raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
     raise MissingFileError(
-        f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt"
+        f"{folder} has no weights; it needs {', '.join(WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt"
         f"{_what_is_there(folder)}"
     )
 
@@ -172,7 +176,12 @@ def _what_is_there(folder: Path) -> str:
     return f". It holds: {', '.join(entry.name for entry in entries[:8]) or 'nothing'}"
 
 
-def _find_config(folder: Path, weights: Path) -> Path:
+def find_config(folder: Path, weights: Path) -> Path:
+    """Returns the configuration that belongs to a weight file.
+
+    Raises:
+      MissingFileError: There is none.
+    """
     names = (
         ("generator_config.json",)
         if "generator" in weights.name
@@ -184,7 +193,8 @@ def _find_config(folder: Path, weights: Path) -> Path:
     raise MissingFileError(f"{folder} has no {' or '.join(names[:2])}, which {weights.name} needs")
 
 
-def _read_config(path: Path) -> DebertaConfig:
+def read_config(path: Path) -> DebertaConfig:
+    """Reads what `find_config` found: the configuration of a model, or of GLiNER, which has that of its encoder."""
     if path.name != "gliner_config.json":
         return DebertaConfig.from_json(path)
     fields = read_json_object(path)
@@ -195,7 +205,7 @@ def _read_config(path: Path) -> DebertaConfig:
     return DebertaConfig.from_json(fields["encoder_config"])
 
 
-def _open_weights(path: Path) -> Mapping[str, Any]:
+def open_weights(path: Path) -> Mapping[str, Any]:
     """Opens one file or an index of shards. Tensors are read on access."""
     try:
         path.open("rb").close()
@@ -227,7 +237,7 @@ def _open_shards(index: Path) -> Mapping[str, Any]:
     for name in names:
         if not (index.parent / name).is_file():
             raise MissingFileError(f"{index} names the shard {name}, which does not exist; download it")
-        shard = _open_weights(index.parent / name)
+        shard = open_weights(index.parent / name)
         listed = {key for key in shard_of if shard_of[key] == name}
         if listed != set(shard):
             raise ConversionError(
@@ -292,6 +302,8 @@ class ConvertConfig:
     """Folder to write"""
     filename: str | None = None
     """Weight file, e.g. pytorch_model.generator.bin (None: the usual names)"""
+    include: tuple[str, ...] | None = None
+    """Parts to convert, e.g. deberta for the encoder in a model of another library (None: all of them)"""
 
 
 def main(config: ConvertConfig) -> None:
@@ -303,14 +315,28 @@ def main(config: ConvertConfig) -> None:
     from deberta_jax.checkpoint import save_pretrained
 
     folder = find_folder(config.source, filename=config.filename)
-    model_config, params = load_pytorch(folder, filename=config.filename)
+    has_tokenizer = check_tokenizer(folder)
+    model_config, params = load_pytorch(folder, filename=config.filename, include=config.include)
     save_pretrained(config.destination, model_config, params)
-    copy_tokenizer(folder, config.destination)
+    if has_tokenizer:
+        copy_tokenizer(folder, config.destination)
     print(f"wrote {config.destination}: {describe(params)}")
     if "mlm_head" in params:
         print(f"the form of its masked LM head is {model_config.mlm_head!r}")
     if "delta" in params["deberta"]["embeddings"]["word_embeddings"]:
         print("its embeddings are differences to those of a generator (GDES), so it is useful only with that generator")
+
+
+def check_tokenizer(folder: Path) -> bool:
+    """Returns whether a folder has a tokenizer that this library reads. If it has not, prints why."""
+    try:
+        Tokenizer.from_folder(folder)
+    except MissingPackageError as error:
+        print(f"the tokenizer is copied, but was not read: {error}")
+    except UserError as error:
+        print(f"only the weights are converted, without a tokenizer: {error}")
+        return False
+    return True
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:

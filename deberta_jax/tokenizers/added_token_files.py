@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from .added_tokens import DECODER, AddedToken
-from .vocabulary import CONFIG_FILE, Vocabulary, read_json
+from .vocabulary import CONFIG_FILE, MASK, Vocabulary, read_json
 
 ADDED_FILE, MAP_FILE, JSON_FILE = "added_tokens.json", "special_tokens_map.json", "tokenizer.json"
 
@@ -42,6 +42,12 @@ def read_added_tokens(folder: Path, config: Mapping[str, Any], base: Vocabulary)
     known = {token.content for token in tokens.values()}
     following = max([base.size - 1, *tokens]) + 1
     names = {base.piece(i) for i in base.special_ids.values()}
+    mask = base.special_ids[MASK]
+    if mask in tokens and base.id_of(base.piece(mask)) is None and base.piece(mask) not in known:
+        tokens[following] = AddedToken(
+            base.piece(mask), special=True
+        )  # another token has taken the id after the pieces
+        following += 1
     for token in listed:
         if token.content in known | names:
             continue

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
@@ -65,7 +65,9 @@ class ExtendedVocabulary:
         self.vocab_type, self.pair_separators = base.vocab_type, base.pair_separators
         self.keeps_spaces, self.space_id = base.keeps_spaces, base.space_id
         declared = {
-            i: AddedToken(base.piece(base.special_ids[name]), special=True) for i, name in special.items()
+            # transformers has the mask of a byte-level BPE replace the space before it.
+            i: AddedToken(base.piece(base.special_ids[name]), lstrip=name == MASK and base.keeps_spaces, special=True)
+            for i, name in special.items()
         } | self._tokens
         decoder = {str(i): dataclasses.asdict(declared[i]) for i in sorted(declared)}
         self.settings: Mapping[str, object] = {**base.settings, DECODER: decoder}
@@ -118,7 +120,8 @@ class ExtendedVocabulary:
             if token is None:
                 continue
             if start > position:
-                has_space = text[start - 1].isspace() and token in self._normalized
+                is_apart = token in self._normalized and not self._added[token].lstrip
+                has_space = is_apart and text[start - 1].isspace()
                 parts.append((position, start, None, has_space))
             parts.append((start, end, token, False))
             position = end
@@ -127,19 +130,11 @@ class ExtendedVocabulary:
         return parts
 
     def decode(self, ids: Sequence[int], *, after_special: bool = False) -> str:
-        """Returns the text of ids, with a space on either side of an added token unless the vocabulary keeps spaces."""
-        text = ""
-        for is_added, group in itertools.groupby(ids, key=self._added.__contains__):
-            run = list(group)
-            if not is_added:
-                known = [i for i in run if i < self._base.size and i != self._base.special_ids[MASK]]
-                text += self._base.decode(known, after_special=not text[-1:].isspace() if text else after_special)
-                continue
-            for i in run:
-                content = self._added[i].content
-                follows_word = not text[-1:].isspace() if text else after_special
-                text += " " * (follows_word and not self.keeps_spaces and not content[0].isspace()) + content
-        return text
+        def decode_run(run: list[int], after: bool) -> str:
+            known = [i for i in run if i < self._base.size and i != self._base.special_ids[MASK]]
+            return self._base.decode(known, after_special=after)
+
+        return decode_parts(ids, self._added, decode_run, keeps_spaces=self.keeps_spaces, after_special=after_special)
 
     def piece(self, token: int) -> str:
         if token in self._tokens:
@@ -159,18 +154,42 @@ class ExtendedVocabulary:
         return self._base.files()
 
 
+def decode_parts(
+    ids: Sequence[int],
+    added: AddedTokens,
+    decode_run: Callable[[list[int], bool], str],
+    *,
+    keeps_spaces: bool,
+    after_special: bool,
+) -> str:
+    """Returns the text of ids.
+
+    Args:
+      ids: The ids of the text.
+      added: The added tokens. They are written as they are, with a space on either side unless `keeps_spaces`.
+      decode_run: Returns the text of ids without added tokens; its second argument is the `after_special` of
+        `Vocabulary.decode`.
+      keeps_spaces, after_special: See `Vocabulary`.
+    """
+    text = ""
+    for is_added, group in itertools.groupby(ids, key=added.__contains__):
+        if not is_added:
+            text += decode_run(list(group), not text[-1:].isspace() if text else after_special)
+            continue
+        for content in (added[i].content for i in group):
+            follows_word = not text[-1:].isspace() if text else after_special
+            text += " " * (follows_word and not keeps_spaces and not content[0].isspace()) + content
+    return text
+
+
 def _restore(base: Vocabulary, tokens: AddedTokens) -> ExtendedVocabulary:
     return ExtendedVocabulary(base, tokens, source="the vocabulary")
 
 
 def _mask_id(base: Vocabulary, tokens: AddedTokens) -> int:
-    """Returns the id of the mask token: the declared one, the vocabulary's, or the next if a token has taken that."""
+    """Returns the id of the mask token: the declared one, otherwise the vocabulary's."""
     mask = base.special_ids[MASK]
-    name = base.piece(mask)
-    if base.id_of(name) is not None:
-        return mask
-    declared = [i for i, token in tokens.items() if token.content == name]
-    return declared[0] if declared else mask if mask not in tokens else max(tokens) + 1
+    return next((i for i, token in tokens.items() if token.content == base.piece(mask)), mask)
 
 
 def _check_ids(base: Vocabulary, tokens: AddedTokens, *, source: str) -> None:

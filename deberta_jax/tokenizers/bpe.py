@@ -133,9 +133,10 @@ class ByteLevelBPE:
         offsets = []
         prefix = self._prefix(text, after_mask)
         for start, end in self._bpe.encode(prefix + text, add_special_tokens=False).offsets:
-            start, end = max(0, start - len(prefix)), end - len(prefix)
-            word = text[start:end].lstrip()  # a piece includes the space before its word; offsets leave it out
-            offsets.append((end - len(word), end - len(word) + len(word.rstrip())))
+            # A piece includes the space before its word; offsets leave it out.
+            stop = end - len(prefix)
+            word = text[max(0, start - len(prefix)) : stop].lstrip()
+            offsets.append((stop - len(word), stop - len(word) + len(word.rstrip())))
         return offsets
 
     def decode(self, ids: Sequence[int], *, after_special: bool = False) -> str:

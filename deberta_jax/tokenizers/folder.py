@@ -62,14 +62,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     kinds = [kind for kind in _KINDS if kind.is_in(folder)]
     has_json = (folder / JSON_FILE).is_file()
     if not kinds and not has_json:
-        names = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
-        wanted = " or ".join(
-            " with ".join(form) for form in [*(form for kind in _KINDS for form in kind.forms), (JSON_FILE,)]
-        )
-        raise MissingFileError(
-            f"{folder} has no {wanted} (it holds: {names or 'nothing'}); copy it there from the model whose weights "
-            "you use; for a new model, train one with `deberta-jax tokenizer`"
-        )
+        raise _missing(folder)
     if has_json and (not kinds or name in JSON_CLASSES):
         return _extended(TokenizerJson.from_folder(folder), folder, config)
     kind = kinds[0] if len(kinds) == 1 else _select(kinds, folder)
@@ -82,6 +75,18 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if has_json and not _has_pieces_of(vocabulary, read_object(folder / JSON_FILE)):
         return _extended(TokenizerJson.from_folder(folder), folder, config)
     return _extended(vocabulary, folder, config)
+
+
+def _missing(folder: Path) -> MissingFileError:
+    names = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+    wanted = " or ".join([*(" with ".join(form) for kind in _KINDS for form in kind.forms), JSON_FILE])
+    # Another tokenizer than that of its training makes a trained model useless.
+    has_model = (folder / "config.json").is_file()
+    advice = "" if has_model else ", or train a SentencePiece model with `deberta-jax tokenizer` for a new model"
+    return MissingFileError(
+        f"{folder} has no {wanted} (it holds: {names or 'nothing'}); copy the files of the tokenizer there from the "
+        f"model whose weights you use{advice}"
+    )
 
 
 def _extended(vocabulary: Vocabulary, folder: Path, config: Mapping[str, Any]) -> Vocabulary:

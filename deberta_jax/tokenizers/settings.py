@@ -50,7 +50,7 @@ def tokenizer_class(folder: Path, config: Mapping[str, Any]) -> str | None:
             f"{source} has tokenizer_class {name!r}, which this library does not implement; it reads "
             f"{', '.join(allowed)}"
         )
-    if "AutoTokenizer" in (config.get("auto_map") or {}):
+    if "AutoTokenizer" in str(config.get("auto_map")):
         raise UserError(
             f"{folder / CONFIG_FILE} has an auto_map for AutoTokenizer: its tokenizer is code in the repository, which "
             f"this library does not run; it reads {', '.join(allowed)}"
@@ -63,10 +63,10 @@ def check_settings(folder: Path, config: Mapping[str, Any]) -> None:
     for name, allowed in _ALLOWED.items():
         if name in config and config[name] not in allowed:
             raise UserError(
-                f"{folder / CONFIG_FILE} has {name} {config[name]!r}, which changes the ids and which this library does "
-                f"not implement; only {' or '.join(repr(value) for value in allowed)} is supported"
+                f"{folder / CONFIG_FILE} has {name} {config[name]!r}, which changes the ids and is not implemented; "
+                f"only {' or '.join(repr(value) for value in allowed)} is supported"
             )
-    if config.get("tokenizer_class", "").startswith("DebertaV2") and config.get("add_prefix_space", True) is not True:
+    if config.get("tokenizer_class") in CLASSES["spm"] and config.get("add_prefix_space", True) is not True:
         raise UserError(
             f"{folder / CONFIG_FILE} has add_prefix_space {config['add_prefix_space']!r}; SentencePiece models of this "
             "library begin every text with a space, so only true is supported"

@@ -75,7 +75,8 @@ class SentencePiece:
         if not has_special_tokens or special_ids.get(UNK) != self._spm.unk_id():
             raise UserError(
                 f"{source} has {list_special_ids(special_ids)}; DeBERTa needs the pieces [PAD] with id 0, [CLS], "
-                "[SEP], and [UNK] as the unknown piece; train such a model with `deberta-jax tokenizer`, or spm_train "
+                "[SEP], and [UNK] as the unknown piece; trained weights need the tokenizer of their training; "
+                "for a new model, train one with `deberta-jax tokenizer`, or spm_train "
                 "--pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] "
                 "--unk_piece=[UNK]"
             )

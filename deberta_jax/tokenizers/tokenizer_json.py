@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from ..errors import MissingFileError, UserError
 from .added_token_files import JSON_FILE, special_names, tokens_of_json
-from .added_tokens import AddedTokens, without_spaces
+from .added_tokens import AddedTokens, decode_parts, without_spaces
 from .vocabulary import (
     CLS,
     MASK,
@@ -55,22 +55,29 @@ class TokenizerJson:
         self._content, self._config, self._names = content, dict(config), dict(names)
         description = _parse(content, source)
         tokens = tokens_of_json(description, source)
+        separators = _count_separators(description.get("post_processor"))
         special = _special_pieces(description, tokens, names, source)
-        self._tokenizer = _load(description, set(special.values()), source)
+        hidden_names = _hide_special_pieces(description, set(special.values()))
+        self._tokenizer = _load(description, set(hidden_names.values()), source)
         self._description = description
         self.special_ids: Mapping[str, int] = {
-            name: self._tokenizer.token_to_id(piece) for name, piece in special.items()
+            name: self._tokenizer.token_to_id(hidden_names[piece]) for name, piece in special.items()
         }
         self._pieces = {i: piece for piece, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
-        ids = {piece: i for i, piece in self._pieces.items()}
-        by_id = {ids[token.content]: token for token in tokens.values()}
-        self._added = {i: token for i, token in by_id.items() if token.content not in special.values()}
+        self._added = {
+            self._tokenizer.token_to_id(token.content): token
+            for token in tokens.values()
+            if token.content not in special.values()
+        }
+        self._pieces |= {self.special_ids[name]: piece for name, piece in special.items()}
+        self._pieces |= {i: token.content for i, token in self._added.items()}
+        self._ids = {piece: i for i, piece in self._pieces.items()}
         hidden = {i for i, token in self._added.items() if token.special}
         self.hidden_ids = frozenset(self.special_ids.values()) | hidden
         self.size = max(self._pieces) + 1
         kind = description["model"]["type"]
         is_roberta = special[CLS] == _ROBERTA[CLS]
-        self.pair_separators = 2 if is_roberta else 1
+        self.pair_separators = separators or (2 if is_roberta else 1)
         self.vocab_type = {"Unigram": "spm", "WordPiece": "wordpiece"}.get(kind, "roberta" if is_roberta else "gpt2")
         self.keeps_spaces = kind == "BPE"
         self.settings: Mapping[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
@@ -114,17 +121,22 @@ class TokenizerJson:
 
     def decode(self, ids: Sequence[int], *, after_special: bool = False) -> str:
         known = [i for i in ids if i in self._pieces]
-        text = self._tokenizer.decode(known, skip_special_tokens=False)
-        begins_word = known and not self.keeps_spaces and not self.piece(known[0]).startswith(_INSIDE)
-        if self.vocab_type == "spm":
-            begins_word = known and self.piece(known[0]).startswith(_WORD_START)
-        return f" {text}" if after_special and begins_word and not text[:1].isspace() else text
+        return decode_parts(
+            known, self._added, self._decode_run, keeps_spaces=self.keeps_spaces, after_special=after_special
+        )
+
+    def _decode_run(self, ids: list[int], after_special: bool) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        first = self.piece(ids[0])
+        begins_word = first.startswith(_WORD_START) if self.vocab_type == "spm" else not first.startswith(_INSIDE)
+        adds_space = after_special and begins_word and not self.keeps_spaces and not text[:1].isspace()
+        return " " * adds_space + text
 
     def piece(self, token: int) -> str:
         return self._pieces.get(token, "")
 
     def id_of(self, piece: str) -> int | None:
-        return self._tokenizer.token_to_id(piece)
+        return self._ids.get(piece)
 
     def normalizer(self) -> Any:
         return self._tokenizer.normalizer
@@ -149,9 +161,11 @@ class TokenizerJson:
     def _within_word(self) -> Any:
         """The same tokenizer, without a space in front of the first word of a text."""
         description = json.loads(json.dumps(self._description))
-        for step in _steps(description.get("pre_tokenizer")):
-            step |= {"prepend_scheme": "never"} if step.get("type") == "Metaspace" else {}
-            step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
+        for step in _steps(description.get("pre_tokenizer"), "pretokenizers"):
+            if step.get("type") == "Metaspace":
+                step["prepend_scheme"] = "never"
+            if "add_prefix_space" in step:
+                step["add_prefix_space"] = False
         tokenizer = import_tokenizers(JSON_FILE).Tokenizer.from_str(json.dumps(description))
         tokenizer.encode_special_tokens = True
         return tokenizer
@@ -205,6 +219,35 @@ def _special_pieces(
     return special
 
 
+def _count_separators(processor: Any) -> int | None:
+    """Returns the number of separators that a post-processor puts between the texts of a pair, or None without any.
+
+    transformers 4 puts one between the texts of a DeBERTa v1, and transformers 5 puts two.
+    """
+    for step in _steps(processor, "processors"):
+        if step.get("type") in ("RobertaProcessing", "BertProcessing"):
+            return 2 if step["type"] == "RobertaProcessing" else 1
+        kinds = "".join("S" if "SpecialToken" in part else "T" for part in step.get("pair") or [])
+        if kinds.count("T") == 2 and "TT" not in kinds:
+            return kinds.rindex("T") - kinds.index("T") - 1
+    return None
+
+
+def _hide_special_pieces(description: dict[str, Any], special: set[str]) -> dict[str, str]:
+    """Renames the special pieces of a Unigram model, which would find them in a text; returns the names by the old ones.
+
+    A SentencePiece model knows that these pieces are not for text. The format of the package tokenizers does not.
+    """
+    if description["model"]["type"] != "Unigram":
+        return {piece: piece for piece in special}
+    names = {piece: f"\uffff{piece}" for piece in special}  # not a character
+    for entry in description["model"]["vocab"]:
+        entry[0] = names.get(entry[0], entry[0])
+    for entry in description.get("added_tokens") or []:
+        entry["content"] = names.get(entry["content"], entry["content"])
+    return names
+
+
 def _load(description: dict[str, Any], special: set[str], source: str) -> Any:
     """Returns the tokenizer that treats the special tokens in a text as plain characters, and only those."""
     description |= {"truncation": None, "padding": None, "post_processor": None}
@@ -222,9 +265,9 @@ def _load(description: dict[str, Any], special: set[str], source: str) -> Any:
     return tokenizer
 
 
-def _steps(step: Any) -> Iterator[dict[str, Any]]:
-    """Yields the pre-tokenizers in the description of one or of a sequence."""
+def _steps(step: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the steps in the description of one or of a sequence, which has them in a list of this name."""
     if isinstance(step, dict):
         yield step
-        for part in step.get("pretokenizers") or []:
-            yield from _steps(part)
+        for part in step.get(name) or []:
+            yield from _steps(part, name)

@@ -182,10 +182,11 @@ def peft_merged(tokenizer: Path, folder: Path) -> tuple[Any, str, str]:
 
 
 def gliner(tokenizer: Path, folder: Path) -> tuple[Any, str, str]:
-    """Saves GLiNER's encoder; its config.json is what a user puts beside it, since GLiNER writes its own only."""
+    """Writes the encoder of GLiNER beside layers of its own, and its configuration, by hand."""
     built = model("Model")
-    built.config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+    fields = {"model_name": "microsoft/deberta-v3-small", "max_len": 384, "encoder_config": built.config.to_dict()}
+    (folder / "gliner_config.json").write_text(json.dumps(fields))
     state = {f"token_rep_layer.bert_layer.model.{key}": tensor for key, tensor in built.state_dict().items()}
     state |= {"rnn.lstm.weight_ih_l0": torch.zeros(64, 32), "prompt_rep_layer.0.weight": torch.zeros(32, 32)}
     torch.save(state, folder / "pytorch_model.bin")
