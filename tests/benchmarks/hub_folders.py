@@ -75,7 +75,7 @@ def steps(folder: Path, work: Path) -> Iterator[tuple[str, Callable[[], str | No
     """Yields name and function of each step, in order."""
     work.mkdir()
     data = work / "train.tsv"
-    data.write_text("text\tlabel\n" + "it was a dark night\talpha\nthe sea was calm\tbeta\na letter came\tgamma\n" * 2)
+    data.write_text("text\tlabel\n" + "it was a dark night\talpha\nthe sea was calm\tbeta\na letter came\tgamma\n" * 3)
     # GLiNER's other layers stand beside the encoder; the later commands take the folder that was converted.
     parts, source = (("deberta",), work / "converted") if folder.name == "gliner_encoder" else (None, folder)
     yield (
@@ -89,7 +89,7 @@ def steps(folder: Path, work: Path) -> Iterator[tuple[str, Callable[[], str | No
         train=str(data),
         validation=str(data),
         steps=1,
-        batch_size=2,
+        batch_size=8,
         max_length=16,
         save_every=0,
     )
