@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from deberta_jax.errors import MissingFileError
 from deberta_jax.released import RELEASED
@@ -104,11 +105,12 @@ def _snapshot(source: str, patterns: list[str], *, skip_generator: bool = True) 
         raise MissingFileError(
             f"no folder {source}; to download it from the hub, install deberta-jax[convert]"
         ) from None
+    pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         return Path(
             snapshot_download(
                 name,
-                **({"revision": revision} if revision else {}),
+                **pinned,
                 allow_patterns=patterns,
                 ignore_patterns=["*generator*"] if skip_generator else None,
             )
