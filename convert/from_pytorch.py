@@ -19,23 +19,29 @@ from jaxtyping import Shaped
 from deberta_jax.config import DebertaConfig
 from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
+from deberta_jax.tokenizers.tokenizer import Tokenizer
 
+from . import hub
 from .containers import remove_prefixes
-from .errors import ConversionError, first_line
+from .errors import ConversionError
+from .hub import inner_folder
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
 from .quirks import adapt_heads, quantized_error
 
 _LOG = logging.getLogger("deberta_jax")
-_WEIGHT_FILES = (
+WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TOKENIZER_FILES = ("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer_config.json")
-# Files of transformers' Trainer that contain no weights.
-_TRAINING_FILES = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+# Beginnings of the names of PyTorch files that Trainer, accelerate and others write beside the weights.
+_BESIDE_WEIGHTS = r"training_args|optimizer|scheduler|scaler|random_states|rng_state|sparse_linear"
+_TOKENIZER_FILES = (
+    *("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer.json"),
+    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+)
 
 
 def load_pytorch(
@@ -73,9 +79,9 @@ def load_pytorch(
     if unknown:
         raise UserError(f"include has {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     folder = find_folder(source, filename=filename)
-    weights = _find_weights(folder, filename)
-    state = _LazyMapping(remove_prefixes(_open_weights(weights), encoder_only=set(include or ()) == {"deberta"}))
-    config = adapt_heads(_read_config(_find_config(folder, weights)), state.keys())
+    weights = find_weights(folder, filename)
+    state = _LazyMapping(remove_prefixes(open_weights(weights), encoder_only=set(include or ()) == {"deberta"}))
+    config = adapt_heads(read_config(find_config(folder, weights)), state.keys())
     params = to_params(state, config, include=include)
     return with_classes_of(params, config), params
 
@@ -103,67 +109,79 @@ def with_classes_of(params: Params, config: DebertaConfig) -> DebertaConfig:
 
 
 def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) -> Path:
-    """Returns the folder itself, or downloads the files of a hub repository to the cache of `huggingface_hub`.
+    """Returns the folder with a model's files, which may be a folder in the cache of `huggingface_hub`.
 
     Args:
-      source: A folder or the name of a hub repository.
-      filename: The only weight file to download (default: safetensors files or, without any, `pytorch_model*.bin`).
+      source: A folder, or the name of a hub repository if there is no such folder. NAME@REVISION names a branch, tag or
+        commit of it. Folders of early versions of sentence-transformers have the files in a subfolder.
+      filename: The only weight file to download (default: safetensors files or, without any, `*.bin`).
 
     Raises:
       MissingFileError: Neither exists, `huggingface_hub` is not installed, or the hub cannot be reached.
     """
     folder = Path(source)
     if folder.is_dir():
-        return folder
+        return inner_folder(folder)
     if folder.exists():
         raise MissingFileError(f"{source} is a file; pass its folder, and the file's name as filename")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-        raise MissingFileError(f"no folder {source}; pass one, or a hub name such as microsoft/deberta-v3-base")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingFileError(
-            f"no folder {source}; to download it from the hub, install deberta-jax[convert]"
-        ) from None
-    try:
-        for patterns in [[filename]] if filename else [["*.safetensors*"], ["pytorch_model*.bin*"]]:
-            folder = Path(
-                snapshot_download(
-                    str(source),
-                    allow_patterns=["*config.json", *_TOKENIZER_FILES, *patterns],
-                    ignore_patterns=None if filename else ["*generator*"],
-                )
-            )
-            if any(path.match(pattern) for path in folder.iterdir() for pattern in patterns):
-                break
-    except Exception as error:  # errors of the hub, of its HTTP client and of its storage have no common class
-        raise MissingFileError(
-            f"no folder {source}, and downloading it from the hub failed: {first_line(error)}"
-        ) from None
-    return folder
+    return inner_folder(hub.download(str(source), filename=filename, files=_TOKENIZER_FILES))
 
 
-def _find_weights(folder: Path, filename: str | None) -> Path:
+def find_tokenizer_folder(source: str | os.PathLike[str]) -> Path:
+    """Returns the folder with a tokenizer's files: as `find_folder`, but without downloading weights."""
+    folder = Path(source)
+    return inner_folder(folder if folder.is_dir() else hub.download_tokenizer(str(source), files=_TOKENIZER_FILES))
+
+
+def find_weights(folder: Path, filename: str | None = None) -> Path:
+    """Returns the weight file, or the index of shards, in a folder.
+
+    Raises:
+      MissingFileError: There is none, or there are several and no filename.
+    """
     if filename is not None:
         if not (folder / filename).is_file():
             raise MissingFileError(f"no file {filename} in {folder}")
         return folder / filename
-    for name in _WEIGHT_FILES:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"):
-        files = sorted(path for path in folder.glob(pattern) if path.name not in (*_TOKENIZER_FILES, *_TRAINING_FILES))
+    for pattern in ("*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth"):
+        files = sorted(path for path in folder.glob(pattern) if not _is_no_model(path.name))
         if len(files) == 1:
             return files[0]
         if files:
             names = ", ".join(path.name for path in files)
             raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
     raise MissingFileError(
-        f"{folder} has no weights; it needs {', '.join(_WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt"
+        f"{folder} has no weights; it needs {', '.join(WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt"
+        f"{_what_is_there(folder)}"
     )
 
 
-def _find_config(folder: Path, weights: Path) -> Path:
+def _is_no_model(name: str) -> bool:
+    """Returns whether a file beside the weights is known to be something else, in spite of its suffix."""
+    return name in _TOKENIZER_FILES or re.match(_BESIDE_WEIGHTS, name) is not None
+
+
+def _what_is_there(folder: Path) -> str:
+    """Returns what a folder without weights holds instead, as the end of a message."""
+    entries = sorted(folder.iterdir())
+    foreign = hub.foreign_weights([entry.name for entry in entries])
+    if foreign:
+        return f". It has only {foreign}"
+    inner = [entry.name for entry in entries if entry.is_dir() and (entry / "config.json").is_file()]
+    if inner:
+        return f". Its subfolders {', '.join(inner)} hold models; give one of them"
+    return f". It holds: {', '.join(entry.name for entry in entries[:8]) or 'nothing'}"
+
+
+def find_config(folder: Path, weights: Path) -> Path:
+    """Returns the configuration that belongs to a weight file.
+
+    Raises:
+      MissingFileError: There is none.
+    """
     names = (
         ("generator_config.json",)
         if "generator" in weights.name
@@ -175,7 +193,8 @@ def _find_config(folder: Path, weights: Path) -> Path:
     raise MissingFileError(f"{folder} has no {' or '.join(names[:2])}, which {weights.name} needs")
 
 
-def _read_config(path: Path) -> DebertaConfig:
+def read_config(path: Path) -> DebertaConfig:
+    """Reads what `find_config` found: the configuration of a model, or of GLiNER, which has that of its encoder."""
     if path.name != "gliner_config.json":
         return DebertaConfig.from_json(path)
     fields = read_json_object(path)
@@ -186,7 +205,7 @@ def _read_config(path: Path) -> DebertaConfig:
     return DebertaConfig.from_json(fields["encoder_config"])
 
 
-def _open_weights(path: Path) -> Mapping[str, Any]:
+def open_weights(path: Path) -> Mapping[str, Any]:
     """Opens one file or an index of shards. Tensors are read on access."""
     try:
         path.open("rb").close()
@@ -218,7 +237,7 @@ def _open_shards(index: Path) -> Mapping[str, Any]:
     for name in names:
         if not (index.parent / name).is_file():
             raise MissingFileError(f"{index} names the shard {name}, which does not exist; download it")
-        shard = _open_weights(index.parent / name)
+        shard = open_weights(index.parent / name)
         listed = {key for key in shard_of if shard_of[key] == name}
         if listed != set(shard):
             raise ConversionError(
@@ -283,6 +302,8 @@ class ConvertConfig:
     """Folder to write"""
     filename: str | None = None
     """Weight file, e.g. pytorch_model.generator.bin (None: the usual names)"""
+    include: tuple[str, ...] | None = None
+    """Parts to convert, e.g. deberta for the encoder in a model of another library (None: all of them)"""
 
 
 def main(config: ConvertConfig) -> None:
@@ -294,14 +315,28 @@ def main(config: ConvertConfig) -> None:
     from deberta_jax.checkpoint import save_pretrained
 
     folder = find_folder(config.source, filename=config.filename)
-    model_config, params = load_pytorch(folder, filename=config.filename)
+    has_tokenizer = check_tokenizer(folder)
+    model_config, params = load_pytorch(folder, filename=config.filename, include=config.include)
     save_pretrained(config.destination, model_config, params)
-    copy_tokenizer(folder, config.destination)
+    if has_tokenizer:
+        copy_tokenizer(folder, config.destination)
     print(f"wrote {config.destination}: {describe(params)}")
     if "mlm_head" in params:
         print(f"the form of its masked LM head is {model_config.mlm_head!r}")
     if "delta" in params["deberta"]["embeddings"]["word_embeddings"]:
         print("its embeddings are differences to those of a generator (GDES), so it is useful only with that generator")
+
+
+def check_tokenizer(folder: Path) -> bool:
+    """Returns whether a folder has a tokenizer that this library reads. If it has not, prints why."""
+    try:
+        Tokenizer.from_folder(folder)
+    except MissingPackageError as error:
+        print(f"the tokenizer is copied, but was not read: {error}")
+    except UserError as error:
+        print(f"only the weights are converted, without a tokenizer: {error}")
+        return False
+    return True
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:

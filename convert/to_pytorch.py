@@ -19,6 +19,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingPackageError, UserError
 
 from .baseline_names import TRANSFORMERS_CLASSES, from_deberta_names
+from .cache import local_model
 from .errors import ConversionError
 from .from_pytorch import copy_tokenizer, describe, with_classes_of
 from .mapping import Params, to_state_dict
@@ -215,8 +216,8 @@ def _write(folder: Path, tensors: State, fields: dict[str, Any]) -> None:
 class ExportConfig:
     """Export a deberta-jax folder as PyTorch files that transformers loads."""
 
-    source: tyro.conf.Positional[Path]
-    """Folder that deberta-jax wrote"""
+    source: tyro.conf.Positional[str]
+    """Folder that deberta-jax wrote, or a folder or hub name with PyTorch files"""
     destination: tyro.conf.Positional[Path]
     """Folder to write config.json and model.safetensors to"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -227,11 +228,12 @@ def main(config: ExportConfig) -> None:
     """Runs `deberta-jax export`.
 
     Raises:
-      Exception: As `load_pretrained` and `save_pytorch`.
+      Exception: As `local_model`, `load_pretrained` and `save_pytorch`.
     """
     from deberta_jax.checkpoint import load_pretrained
 
-    model_config, params = load_pretrained(config.source)
+    folder = local_model(config.source)
+    model_config, params = load_pretrained(folder)
     save_pytorch(config.destination, model_config, params, dtype=_DTYPES[config.dtype])
-    copy_tokenizer(config.source, config.destination)
+    copy_tokenizer(folder, config.destination)
     print(f"wrote {config.destination}: {describe(params)}")

@@ -1,6 +1,7 @@
 """Compares a PyTorch model in transformers with the same model in deberta-jax: `deberta-jax verify SOURCE`.
 
 transformers reads the files itself, so the comparison covers the conversion as well as the arithmetic, layer by layer.
+Only weights that it cannot find, under a prefix or in a file of another name, are handed to it under its names.
 """
 
 import dataclasses
@@ -18,11 +19,13 @@ from rich.table import Table
 from deberta_jax import models
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
+from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import MissingPackageError
 
 from .baseline_names import TRANSFORMERS_CLASSES
+from .containers import remove_prefixes
 from .errors import ConversionError, first_line, shorten
-from .from_pytorch import find_folder, load_pytorch
+from .from_pytorch import WEIGHT_FILES, find_config, find_folder, find_weights, load_pytorch, open_weights, read_config
 from .mapping import Params
 
 TOLERANCE = 1e-4  # relative to the largest magnitude on real tokens
@@ -130,7 +133,10 @@ def main(config: VerifyConfig) -> None:
 
 def _check_same_model(folder: Path, config: DebertaConfig, converted: Path) -> None:
     """Raises if the configurations of the two folders differ."""
-    source_fields, fields = dataclasses.asdict(DebertaConfig.from_json(folder)), dataclasses.asdict(config)
+    source_fields, fields = (
+        dataclasses.asdict(read_config(find_config(folder, find_weights(folder)))),
+        dataclasses.asdict(config),
+    )
     differing = [name for name in fields if name not in _FROM_WEIGHTS and source_fields[name] != fields[name]]
     if differing:
         raise ConversionError(
@@ -215,12 +221,15 @@ def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: In
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        fields, _ = transformers.PreTrainedConfig.get_config_dict(folder)
+        state = _state_that_transformers_cannot_find(folder, encoder_only=not head.row)
+        fields = read_json_object(find_config(folder, find_weights(folder)))
+        fields = fields.get("encoder_config", fields)  # of GLiNER
         version = TRANSFORMERS_CLASSES[fields.get("model_type", "deberta-v2")]
         options = {"add_pooling_layer": False} if not head.row and version in ("Bert", "Roberta") else {}
         fields |= {"legacy": config.mlm_head == "legacy", "num_labels": config.num_labels}
         model, loading = getattr(transformers, version + head.torch_suffix).from_pretrained(
-            folder,
+            folder if state is None else None,
+            state_dict=state and {key: torch.from_numpy(array) for key, array in state.items()},
             config=getattr(transformers, version + "Config").from_dict(fields),
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # reported below by name
@@ -242,6 +251,21 @@ def run_transformers(folder: Path, config: DebertaConfig, head: Head, inputs: In
         output = model.eval()(**tensors, output_hidden_states=True)
     hidden_states = [state.numpy() for state in output.hidden_states]
     return [*hidden_states, *([_logits(head, output)] if head.row else [])]
+
+
+def _state_that_transformers_cannot_find(folder: Path, *, encoder_only: bool) -> dict[str, np.ndarray] | None:
+    """Returns the weights of a folder if their names have a prefix or their file another name, else None.
+
+    transformers reads every other folder itself, so that a mistake of `open_weights` cannot hide.
+    """
+    weights = find_weights(folder)
+    saved = open_weights(weights)
+    readers = remove_prefixes(saved)
+    readable = weights.name in WEIGHT_FILES and (folder / "config.json").is_file()
+    if readable and readers.keys() == saved.keys():
+        return None
+    readers = remove_prefixes(saved, encoder_only=True) if encoder_only else readers
+    return {key: np.array(read(), np.float32) for key, read in readers.items()}
 
 
 def _logits(head: Head, output: Any) -> Float[np.ndarray, "B C"] | Float[np.ndarray, "B S C"]:

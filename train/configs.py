@@ -176,9 +176,10 @@ class ModelsConfig(Settings):
     """a released size, or a JSON file with the configuration of one model or of generator and discriminator (default:
     deberta-v3-small, or the size that goes with init_discriminator)"""
     init_discriminator: Path | None = None
-    """folder of a model to initialize the discriminator from: discriminator/ of a run, or an output of `convert`"""
+    """folder of a model to initialize the discriminator from, such as discriminator/ of a run, or a hub name"""
     init_generator: Path | None = None
-    """folder of a model to initialize the generator from, or the only model of mlm (default: random weights)"""
+    """folder or hub name of a model to initialize the generator from, or the only model of mlm (default: random
+    weights)"""
     vocab_size: Positive | None = None
     """rows of the word embeddings (default: that of the model)"""
     embedding_sharing: EmbeddingSharing | None = None
@@ -212,7 +213,8 @@ class PretrainConfig(RunConfig):
     """Pre-train a DeBERTa on text. Repeat the same command to resume an interrupted run."""
 
     tokenizer: Path
-    """folder of a tokenizer: spm.model, for instance from `deberta-jax tokenizer`, or the files of v1's tokenizer"""
+    """folder of a tokenizer, for instance from `deberta-jax tokenizer`, or a hub name such as
+    microsoft/deberta-v3-small"""
     data: Annotated[TextConfig, Flat] = TextConfig()
     models: Annotated[ModelsConfig, Flat] = ModelsConfig()
     objective: Annotated[ObjectiveConfig, Flat] = ObjectiveConfig()
@@ -364,11 +366,12 @@ class FinetuneConfig(RunConfig):
     """Fine-tune a model: classify or score texts, choose among answers, label words, answer questions."""
 
     model: Path
-    """folder of a model: discriminator/ of a pre-training run, or an output of `deberta-jax convert`"""
+    """folder of a model, for instance discriminator/ of a pre-training run, or of PyTorch files; or a hub name such as
+    microsoft/deberta-v3-small, also NAME@REVISION"""
     random_weights: bool = False
     """start from random weights, with the configuration of the model alone, as a baseline for pre-training"""
     tokenizer: Path | None = None
-    """folder of a tokenizer (default: that of the model)"""
+    """folder or hub name of a tokenizer (default: that of the model)"""
     data: Annotated[TaskDataConfig, Flat]
     spans: Annotated[SpanConfig, Flat] = SpanConfig()
     batch_size: Positive = 32

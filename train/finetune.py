@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -35,6 +36,7 @@ from .engine.state import TrainState, training_key
 from .finetune_evaluation import Params, Predictor, Validation, apply_model, write_results
 from .finetune_setup import check_settings, heads_message, identity, task_config
 from .hosts.join import Hosts, join_run
+from .model_folders import model_folder, tokenizer_folder
 from .reporting.reporter import open_reporter
 from .sweep import Results, RunOutcome, run_all
 from .tasks.base import Encoded, Objective
@@ -66,11 +68,12 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     All hosts call it. It raises the errors of `main`.
     """
     # ---------------------------------------------------------------- the task, and the model for it
-    tokenizer = Tokenizer.from_folder(config.tokenizer or config.model)
+    folder = model_folder(Path(config.model))
+    tokenizer = Tokenizer.from_folder(tokenizer_folder(Path(config.tokenizer)) if config.tokenizer else folder)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     task = load_task(config, tokenizer)
-    pretrained, weights = load_pretrained(config.model, mesh=mesh)
+    pretrained, weights = load_pretrained(folder, mesh=mesh)
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task, tokenizer)
     model = task.objective.model(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)

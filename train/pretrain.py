@@ -45,6 +45,7 @@ from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .hosts.join import Hosts, join_run
+from .model_folders import tokenizer_folder
 from .pretrain_setup import (
     PretrainingRows,
     check_vocabulary,
@@ -77,9 +78,9 @@ def main(config: PretrainConfig) -> None:
 def run(config: PretrainConfig, hosts: Hosts) -> None:
     """Trains one run and writes its models. All hosts call it. It raises the errors of `main`."""
     # ---------------------------------------------------------------- what is trained, on what
-    tokenizer = Tokenizer.from_folder(config.tokenizer)
+    tokenizer = Tokenizer.from_folder(tokenizer_folder(Path(config.tokenizer)))
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    initial = load_initial_models(config.models, mesh)
+    initial = load_initial_models(config, mesh)
     models_config = resolve_models(config, {name: model.config for name, model in initial.items()})
     check_vocabulary(config, tokenizer, models_config)
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -16,10 +17,11 @@ from deberta_jax.rtd import Params, PretrainingBatch, RTDConfig
 from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-from .configs import ModelsConfig, PretrainConfig
+from .configs import PretrainConfig
 from .data.batches import TrainingBatches, held_out_batches
 from .data.masking import MaskingConfig
 from .data.prepare import Corpus, embedded_corpus, open_corpus, prepare
+from .model_folders import model_folder
 
 BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
@@ -31,15 +33,21 @@ class PretrainedModel(NamedTuple):
     params: Params
 
 
-def load_initial_models(config: ModelsConfig, mesh: Mesh) -> dict[str, PretrainedModel]:
+def load_initial_models(config: PretrainConfig, mesh: Mesh) -> dict[str, PretrainedModel]:
     """Loads the models to start from, by "generator" and "discriminator".
 
+    Released weights are a pair: `init_generator` takes their generator for replaced token detection, and for masked
+    language modeling, which trains a single model, the model itself.
+
     Raises:
-      MissingFileError: if a folder does not contain a model.
+      MissingFileError: if a folder does not contain a model, or as `model_folder`.
     """
-    folders = {"generator": config.init_generator, "discriminator": config.init_discriminator}
+    folders = {"generator": config.models.init_generator, "discriminator": config.models.init_discriminator}
+    pair = config.objective.name == "rtd"
     return {
-        name: PretrainedModel(*load_pretrained(folder, mesh=mesh))
+        name: PretrainedModel(
+            *load_pretrained(model_folder(Path(folder), generator=pair and name == "generator"), mesh=mesh)
+        )
         for name, folder in folders.items()
         if folder is not None
     }

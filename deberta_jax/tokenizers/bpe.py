@@ -18,6 +18,7 @@ from .. import safe_pickle
 from ..errors import MissingFileError, UserError
 from .vocabulary import (
     CLS,
+    CONFIG_FILE,
     MASK,
     PAD,
     SEP,
@@ -27,6 +28,7 @@ from .vocabulary import (
     is_space_or_punctuation,
     list_special_ids,
     read_json,
+    read_tokenizer_config,
 )
 
 VOCAB_FILE, MERGES_FILE, ENCODER_FILE = "vocab.json", "merges.txt", "bpe_encoder.bin"
@@ -46,12 +48,22 @@ class ByteLevelBPE:
     pair. Source: `deberta/gpt2_tokenizer.py`, GPT2Tokenizer; fairseq's `models/roberta/hub_interface.py`.
     """
 
-    def __init__(self, ids: Mapping[str, int], merges: Sequence[tuple[str, str]], *, source: str) -> None:
+    keeps_spaces, space_id = True, None
+
+    def __init__(
+        self,
+        ids: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        *,
+        add_prefix_space: bool = False,
+        source: str,
+    ) -> None:
         """Makes a vocabulary of ids and merges.
 
         Args:
           ids: The id of each piece.
           merges: The pairs of pieces to join, in the order of their priority.
+          add_prefix_space: Put a space in front of a text that begins with none, as in models for words in a list.
           source: Name of the file, for error messages.
 
         Raises:
@@ -63,21 +75,26 @@ class ByteLevelBPE:
         self.vocab_type, self.pair_separators = ("roberta", 2) if is_roberta else ("gpt2", 1)
         special_ids = _special_ids(ids, is_roberta=is_roberta, source=source)
         _check_pieces(ids, merges, source=source)
-        self._ids, self._merges = dict(ids), list(merges)
+        self._ids, self._merges, self._adds_space = dict(ids), list(merges), add_prefix_space
         self._pieces = {i: piece for piece, i in ids.items()}
         self._bpe, self._bytes = _build(self._ids, self._merges, unknown=self._pieces[special_ids[UNK]])
         highest = max(self._pieces)
         self.special_ids: Mapping[str, int] = {MASK: highest + 1} | special_ids
+        self.hidden_ids = frozenset(self.special_ids.values())
         self.size = max(highest, self.special_ids[MASK]) + 1
         self.settings: Mapping[str, object] = (
             {"tokenizer_class": "RobertaTokenizer"}
             if is_roberta
             else {"tokenizer_class": "DebertaTokenizer", "do_lower_case": False, "split_by_punct": False}
         )
-        self.fingerprint = hashlib.sha256(b"".join(self.files().values())).hexdigest()
+        if add_prefix_space:
+            self.settings = {**self.settings, "add_prefix_space": True}
+        content = [*self.files().values(), b"add_prefix_space" * add_prefix_space]
+        self.fingerprint = hashlib.sha256(b"".join(content)).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self), source="the vocabulary"), (self._ids, self._merges)
+        restore = functools.partial(type(self), add_prefix_space=self._adds_space, source="the vocabulary")
+        return restore, (self._ids, self._merges)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -89,26 +106,37 @@ class ByteLevelBPE:
           UserError: A file is damaged, or is not a vocabulary of DeBERTa v1 or RoBERTa.
         """
         folder = Path(folder)
+        adds_space = read_tokenizer_config(folder).get("add_prefix_space", False)
+        if not isinstance(adds_space, bool):
+            raise UserError(f"{folder / CONFIG_FILE}: add_prefix_space is {adds_space!r}; it must be true or false")
         vocab, merges, encoder = folder / VOCAB_FILE, folder / MERGES_FILE, folder / ENCODER_FILE
         if vocab.is_file() and merges.is_file():
-            return cls(_read_vocab(vocab), _read_merges(merges), source=str(vocab))
+            return cls(_read_vocab(vocab), _read_merges(merges), add_prefix_space=adds_space, source=str(vocab))
         if encoder.is_file():
-            return cls(*_read_encoder(encoder), source=str(encoder))
+            return cls(*_read_encoder(encoder), add_prefix_space=adds_space, source=str(encoder))
         raise MissingFileError(
             f"{folder} has neither {VOCAB_FILE} and {MERGES_FILE} nor {ENCODER_FILE}; copy them there"
         )
 
     def encode(self, text: str, *, after_mask: bool = False) -> list[int]:
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        return self._bpe.encode(self._prefix(text, after_mask) + text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)]
+        spaced = [self._prefix(text, False) + text for text in texts]
+        return [encoding.ids for encoding in self._bpe.encode_batch_fast(spaced, add_special_tokens=False)]
+
+    def _prefix(self, text: str, after_mask: bool) -> str:
+        """Returns what to put in front of a text: a space, or nothing."""
+        return " " if self._adds_space and text and not after_mask and not text.startswith(" ") else ""
 
     def offsets(self, text: str, *, after_mask: bool = False) -> list[Offset]:
         offsets = []
-        for start, end in self._bpe.encode(text, add_special_tokens=False).offsets:
-            word = text[start:end].lstrip()  # a piece includes the space before its word; offsets leave it out
-            offsets.append((end - len(word), end - len(word) + len(word.rstrip())))
+        prefix = self._prefix(text, after_mask)
+        for start, end in self._bpe.encode(prefix + text, add_special_tokens=False).offsets:
+            # A piece includes the space before its word; offsets leave it out.
+            stop = end - len(prefix)
+            word = text[max(0, start - len(prefix)) : stop].lstrip()
+            offsets.append((stop - len(word), stop - len(word) + len(word.rstrip())))
         return offsets
 
     def decode(self, ids: Sequence[int], *, after_special: bool = False) -> str:
@@ -117,6 +145,12 @@ class ByteLevelBPE:
 
     def piece(self, token: int) -> str:
         return self._pieces.get(token, MASK if token == self.special_ids[MASK] else "")
+
+    def id_of(self, piece: str) -> int | None:
+        return self._ids.get(piece)
+
+    def normalizer(self) -> Any:
+        return None
 
     def starts_word(self, token: int) -> bool:
         """Returns whether a piece begins with a space. The first word of a text has none, but follows [CLS]."""

@@ -1,13 +1,17 @@
 """Finds the kind of vocabulary that a folder holds, and reads it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import MissingFileError, UserError
+from .added_token_files import JSON_FILE, read_added_tokens, read_object
+from .added_tokens import ExtendedVocabulary
 from .bpe import FORMS, ByteLevelBPE
+from .settings import CLASSES, JSON_CLASSES, check_settings, check_special_names, tokenizer_class
 from .spm import MODEL_FILE, SentencePiece
-from .vocabulary import CONFIG_FILE, Vocabulary, read_tokenizer_config
+from .tokenizer_json import TokenizerJson, model_pieces
+from .vocabulary import CONFIG_FILE, MASK, Vocabulary, read_tokenizer_config
 from .wordpiece import VOCAB_FILE, WordPiece
 
 
@@ -18,12 +22,14 @@ class _Kind(NamedTuple):
       label: Name of the kind, for error messages.
       forms: Sets of files, each of which is a complete vocabulary.
       vocab_types: Values of `vocab_type` that select this kind.
+      classes: The classes of transformers that read it.
       read: Reads the vocabulary from a folder.
     """
 
     label: str
     forms: tuple[tuple[str, ...], ...]
     vocab_types: tuple[str, ...]
+    classes: tuple[str, ...]
     read: Callable[[Path], Vocabulary]
 
     def is_in(self, folder: Path) -> bool:
@@ -31,30 +37,78 @@ class _Kind(NamedTuple):
 
 
 _KINDS = (
-    _Kind(MODEL_FILE, ((MODEL_FILE,),), ("spm",), lambda folder: SentencePiece.from_file(folder / MODEL_FILE)),
-    _Kind("byte-level BPE", FORMS, ("gpt2", "roberta"), ByteLevelBPE.from_folder),
-    _Kind(f"WordPiece's {VOCAB_FILE}", ((VOCAB_FILE,),), ("wordpiece",), WordPiece.from_folder),
+    _Kind(MODEL_FILE, ((MODEL_FILE,),), ("spm",), CLASSES["spm"], SentencePiece.from_folder),
+    _Kind("byte-level BPE", FORMS, ("gpt2", "roberta"), CLASSES["bpe"], ByteLevelBPE.from_folder),
+    _Kind(f"WordPiece's {VOCAB_FILE}", ((VOCAB_FILE,),), ("wordpiece",), CLASSES["wordpiece"], WordPiece.from_folder),
 )
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Reads the vocabulary of a folder; see `Tokenizer.from_folder`.
 
+    tokenizer.json is read if the folder has no other vocabulary, if it has other pieces than the other one, or if
+    tokenizer_config.json names a class of transformers that reads nothing else.
+
     Raises:
       MissingFileError: The folder has no vocabulary.
-      MissingPackageError: Any kind but spm.model was found, and the package tokenizers is not installed.
-      UserError: A file is damaged or belongs to another kind of model, or several vocabularies were found and
-        `vocab_type` is not set.
+      MissingPackageError: Any kind but spm.model was found, or added tokens, and the package tokenizers is not
+        installed.
+      UserError: A file is damaged or belongs to another kind of model, a setting or the tokenizer's class is not
+        supported, or several vocabularies were found and `vocab_type` is not set.
     """
+    config = read_tokenizer_config(folder)
+    name = tokenizer_class(folder, config)
+    check_settings(folder, config)
     kinds = [kind for kind in _KINDS if kind.is_in(folder)]
-    if not kinds:
-        names = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
-        wanted = " or ".join(" with ".join(form) for kind in _KINDS for form in kind.forms)
-        raise MissingFileError(
-            f"{folder} has no {wanted} (it holds: {names or 'nothing'}); copy it there from the released model, or "
-            "train a SentencePiece model with `deberta-jax tokenizer`"
+    has_json = (folder / JSON_FILE).is_file()
+    if not kinds and not has_json:
+        raise _missing(folder)
+    if has_json and (not kinds or name in JSON_CLASSES):
+        return _extended(TokenizerJson.from_folder(folder), folder, config)
+    kind = kinds[0] if len(kinds) == 1 else _select(kinds, folder)
+    if name is not None and name not in (*kind.classes, *JSON_CLASSES):
+        raise UserError(
+            f"{folder} has tokenizer_class {name!r} but the files of {kind.label}, which {' or '.join(kind.classes)} "
+            "reads; copy all files of the tokenizer from the same folder"
         )
-    return (kinds[0] if len(kinds) == 1 else _select(kinds, folder)).read(folder)
+    vocabulary = kind.read(folder)
+    if has_json and not _has_pieces_of(vocabulary, read_object(folder / JSON_FILE)):
+        return _extended(TokenizerJson.from_folder(folder), folder, config)
+    return _extended(vocabulary, folder, config)
+
+
+def _missing(folder: Path) -> MissingFileError:
+    names = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+    wanted = " or ".join([*(" with ".join(form) for kind in _KINDS for form in kind.forms), JSON_FILE])
+    # Another tokenizer than that of its training makes a trained model useless.
+    has_model = (folder / "config.json").is_file()
+    advice = "" if has_model else ", or train a SentencePiece model with `deberta-jax tokenizer` for a new model"
+    return MissingFileError(
+        f"{folder} has no {wanted} (it holds: {names or 'nothing'}); copy the files of the tokenizer there from the "
+        f"model whose weights you use{advice}"
+    )
+
+
+def _extended(vocabulary: Vocabulary, folder: Path, config: Mapping[str, Any]) -> Vocabulary:
+    """Returns the vocabulary with the added tokens of its folder, if there are any."""
+    check_special_names(folder, config, vocabulary)
+    tokens = read_added_tokens(folder, config, vocabulary)
+    special = {vocabulary.piece(i): i for i in vocabulary.special_ids.values()}
+    if isinstance(vocabulary, TokenizerJson):
+        tokens = {i: token for i, token in tokens.items() if vocabulary.id_of(token.content) is None}
+    if all(special.get(token.content) == i for i, token in tokens.items()):
+        return vocabulary
+    return ExtendedVocabulary(vocabulary, tokens, source=str(folder))
+
+
+def _has_pieces_of(vocabulary: Vocabulary, description: Mapping[str, Any]) -> bool:
+    """Returns whether the model in a tokenizer.json has the ids of a vocabulary."""
+    try:
+        pieces = model_pieces(description)
+    except (LookupError, TypeError, ValueError):
+        return True  # damaged; transformers reads the other files too
+    known = vocabulary.size - (vocabulary.id_of(vocabulary.piece(vocabulary.special_ids[MASK])) is None)
+    return len(pieces) <= known and all(vocabulary.id_of(piece) == i for piece, i in pieces.items())
 
 
 def _select(kinds: list[_Kind], folder: Path) -> _Kind:

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import itertools
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +12,19 @@ from typing import Any, Self
 import sentencepiece
 
 from ..errors import MissingFileError, UserError
-from .vocabulary import CLS, MASK, PAD, SEP, UNK, Offset, is_space_or_punctuation, list_special_ids
+from .vocabulary import (
+    CLS,
+    CONFIG_FILE,
+    MASK,
+    PAD,
+    SEP,
+    UNK,
+    Offset,
+    import_tokenizers,
+    is_space_or_punctuation,
+    list_special_ids,
+    read_tokenizer_config,
+)
 
 MODEL_FILE = "spm.model"
 
@@ -38,12 +52,15 @@ class SentencePiece:
 
     vocab_type = "spm"
     pair_separators = 1
+    keeps_spaces = False
 
-    def __init__(self, model: bytes, *, source: str) -> None:
+    def __init__(self, model: bytes, *, do_lower_case: bool = False, split_by_punct: bool = False, source: str) -> None:
         """Makes a vocabulary of a model.
 
         Args:
           model: The content of an `spm.model`.
+          do_lower_case: Encode the text in lower case. No released model does.
+          split_by_punct: Encode every punctuation character as a word of its own. No released model does.
           source: Name of the file, for error messages.
 
         Raises:
@@ -52,32 +69,52 @@ class SentencePiece:
         self._model = model
         self._spm = _load(model, source)
         self._pieces = self._spm.get_piece_size()
-        ids = {name: self._spm.piece_to_id(name) for name in (PAD, CLS, SEP, UNK, MASK)}
-        # SentencePiece returns the id of the unknown piece for a name that it does not have.
-        special_ids = {name: i for name, i in ids.items() if self._spm.id_to_piece(i) == name}
+        ids = {name: self.id_of(name) for name in (PAD, CLS, SEP, UNK, MASK)}
+        special_ids = {name: i for name, i in ids.items() if i is not None}
         has_special_tokens = special_ids.get(PAD) == 0 and {CLS, SEP} <= special_ids.keys()
         if not has_special_tokens or special_ids.get(UNK) != self._spm.unk_id():
             raise UserError(
                 f"{source} has {list_special_ids(special_ids)}; DeBERTa needs the pieces [PAD] with id 0, [CLS], "
-                "[SEP], and [UNK] as the unknown piece; train such a model with `deberta-jax tokenizer`, or spm_train "
+                "[SEP], and [UNK] as the unknown piece; trained weights need the tokenizer of their training; "
+                "for a new model, train one with `deberta-jax tokenizer`, or spm_train "
                 "--pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] "
                 "--unk_piece=[UNK]"
             )
         self.special_ids: Mapping[str, int] = {MASK: self._pieces} | special_ids
+        self.hidden_ids = frozenset(self.special_ids.values())
+        self.space_id = self.id_of(_WORD_START)
         self.size = max(self._pieces, self.special_ids[MASK] + 1)
-        self.settings: Mapping[str, object] = {
-            "tokenizer_class": "DebertaV2Tokenizer",
-            "do_lower_case": False,
-            "split_by_punct": False,
-        }
-        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self._lowers, self._splits = do_lower_case, split_by_punct
+        settings = {"do_lower_case": do_lower_case, "split_by_punct": split_by_punct}
+        self.settings: Mapping[str, object] = {"tokenizer_class": "DebertaV2Tokenizer", **settings}
+        changed = "".join(name for name, value in settings.items() if value)
+        self.fingerprint = hashlib.sha256(model + changed.encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Data workers get the bytes, because SentencePiece's C++ object cannot be pickled.
-        return functools.partial(type(self), source="the model"), (self._model,)
+        settings = {"do_lower_case": self._lowers, "split_by_punct": self._splits}
+        return functools.partial(type(self), **settings, source="the model"), (self._model,)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
+        """Reads `spm.model`, and the settings in `tokenizer_config.json` if the folder has one.
+
+        Raises:
+          MissingFileError: The folder has no spm.model.
+          UserError: A file is damaged, or a setting is neither true nor false.
+        """
+        folder = Path(folder)
+        config = read_tokenizer_config(folder)
+        settings = {name: config.get(name, False) for name in ("do_lower_case", "split_by_punct")}
+        for name, value in settings.items():
+            if not isinstance(value, bool):
+                raise UserError(f"{folder / CONFIG_FILE}: {name} is {value!r}; it must be true or false")
+        return cls.from_file(folder / MODEL_FILE, **settings)
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike[str], *, do_lower_case: bool = False, split_by_punct: bool = False
+    ) -> Self:
         """Reads a SentencePiece model from a file of any name.
 
         Raises:
@@ -97,15 +134,40 @@ class SentencePiece:
                     f"{path} is damaged: it has the size of {name}'s ({len(model)} bytes) but the SHA-256 "
                     f"{actual[:12]}..., not {published[:12]}...; download it again"
                 )
-        return cls(model, source=str(path))
+        return cls(model, do_lower_case=do_lower_case, split_by_punct=split_by_punct, source=str(path))
 
     def encode(self, text: str, *, after_mask: bool = False) -> list[int]:
-        return self._processor(text, after_mask).encode(text)
+        ids = []
+        for i, word in enumerate(self._words(text.lower() if self._lowers else text)):
+            ids += self._processor(word, after_mask and i == 0).encode(word)
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._splits or self._lowers:
+            return [self.encode(text) for text in texts]
         return self._spm.encode(list(texts))
 
+    def _words(self, text: str) -> list[str]:
+        """Returns the parts that are encoded one by one. Source: `SPMTokenizer._run_split_on_punc`."""
+        if not self._splits:
+            return [text]
+        groups = itertools.groupby(enumerate(text), key=lambda item: item[0] if _is_punctuation(item[1]) else -1)
+        return ["".join(character for _, character in group) for _, group in groups]
+
     def offsets(self, text: str, *, after_mask: bool = False) -> list[Offset]:
+        lowered = text.lower() if self._lowers else text
+        offsets, position = [], 0
+        for i, word in enumerate(self._words(lowered)):
+            for start, end in self._word_offsets(word, after_mask and i == 0):
+                offsets.append((position + start, position + end))
+            position += len(word)
+        if len(lowered) == len(text):
+            return offsets
+        # "İ" has two characters in lower case.
+        origin = [i for i, character in enumerate(text) for _ in character.lower()] + [len(text)]
+        return [(origin[start], origin[end - 1] + 1 if end > start else origin[start]) for start, end in offsets]
+
+    def _word_offsets(self, text: str, after_mask: bool) -> list[Offset]:
         """Returns the place in the text that each piece comes from.
 
         If SentencePiece rewrites or splits a character, its own `begin` and `end` assign the character to the last of
@@ -139,6 +201,18 @@ class SentencePiece:
     def piece(self, token: int) -> str:
         return self._spm.id_to_piece(token) if token < self._pieces else MASK
 
+    def id_of(self, piece: str) -> int | None:
+        # SentencePiece returns the id of the unknown piece for a name that it does not have.
+        token = self._spm.piece_to_id(piece)
+        return token if self._spm.id_to_piece(token) == piece else None
+
+    def normalizer(self) -> Any:
+        """Returns what transformers applies to a text before it looks for added tokens."""
+        normalizers = import_tokenizers("a vocabulary with added tokens").normalizers
+        lower = [normalizers.Lowercase()] if self._lowers else []
+        spaces = normalizers.Replace(import_tokenizers("added tokens").Regex(r"\s{2,}|[\n\r\t]"), " ")
+        return normalizers.Sequence([*lower, spaces, normalizers.NFC()])
+
     def starts_word(self, token: int) -> bool:
         """Returns whether a piece begins with "▁" or is a single punctuation or white-space character.
 
@@ -160,6 +234,11 @@ class SentencePiece:
     def _within_word(self) -> sentencepiece.SentencePieceProcessor:
         """The same model, without "▁" in front of the first word of a text."""
         return sentencepiece.SentencePieceProcessor(model_proto=self._model + _NO_WORD_START)
+
+
+def _is_punctuation(character: str) -> bool:
+    """Returns whether a character is ASCII other than letters, digits, spaces and control, or Unicode punctuation."""
+    return ("!" <= character <= "~" and not character.isalnum()) or unicodedata.category(character)[0] == "P"
 
 
 def _load(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:

@@ -13,13 +13,15 @@ import operator
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from jaxtyping import Bool
 
 from ..atomic_files import write_file
 from ..errors import UserError
+from .added_token_files import ADDED_FILE, JSON_FILE, MAP_FILE
+from .batch import PaddedBatch, Padding, as_list, check_text, pad, texts_and_pairs
 from .folder import read_vocabulary
 from .spm import SentencePiece
 from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Offset, Vocabulary
@@ -117,25 +119,28 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads the vocabulary of a folder: `spm.model`, `vocab.json` and `merges.txt`, `bpe_encoder.bin`, or
-        `vocab.txt`.
+        """Reads the vocabulary of a folder: `spm.model`, `vocab.json` and `merges.txt`, `bpe_encoder.bin`,
+        `vocab.txt`, or `tokenizer.json`; and the tokens that were added to it.
 
-        If the folder has several kinds, `vocab_type` ("spm", "gpt2", "roberta" or "wordpiece") in its
-        tokenizer_config.json selects one. That file also defines whether a WordPiece keeps capitals and accents.
+        tokenizer.json is used if the folder has nothing else, or other pieces in it than in the other files. If the
+        folder has several kinds, `vocab_type` ("spm", "gpt2", "roberta" or "wordpiece") in its tokenizer_config.json
+        selects one. That file also defines capitals and accents, punctuation, and the tokens that were added.
 
         Raises:
           MissingFileError: The folder has no vocabulary.
           MissingPackageError: Any kind but spm.model was found, and the package tokenizers is not installed.
-          UserError: A file is damaged or belongs to another kind of model, or several vocabularies were found and
-            `vocab_type` is not set.
+          UserError: A file is damaged or belongs to another kind of model, a setting or the class of the tokenizer is
+            not supported, or several vocabularies were found and `vocab_type` is not set.
         """
         return cls(read_vocabulary(Path(folder)))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files of the vocabulary, and the tokenizer_config.json that transformers reads.
 
-        The files are spm.model, byte for byte as it was read; or vocab.json and merges.txt; or vocab.txt. The folder is
-        created if it does not exist, and files of these names are replaced. Each file is written atomically.
+        The files are spm.model or tokenizer.json, byte for byte as it was read; or vocab.json and merges.txt; or
+        vocab.txt. Added tokens are in tokenizer_config.json. The folder is created if it does not exist, and files of
+        these names are replaced. Each file is written atomically. tokenizer.json, added_tokens.json
+        and special_tokens_map.json of another tokenizer are removed, because they would be read too.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,12 +150,14 @@ class Tokenizer:
         files = self._vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
         for name, content in files.items():
             write_file(folder / name, content)
+        for name in {JSON_FILE, ADDED_FILE, MAP_FILE} - files.keys():
+            (folder / name).unlink(missing_ok=True)
 
     @property
     def is_special(self) -> Bool[np.ndarray, "V"]:
-        """Whether each id is [PAD], [CLS], [SEP], [UNK] or [MASK]. Read-only."""
+        """Whether each id is [PAD], [CLS], [SEP], [UNK], [MASK] or an added token that is special. Read-only."""
         special = np.zeros(self.vocab_size, bool)
-        special[list(self._vocabulary.special_ids.values())] = True
+        special[list(self._vocabulary.hidden_ids)] = True
         special.setflags(write=False)
         return special
 
@@ -182,6 +189,7 @@ class Tokenizer:
 
     def _encode(self, text: str, *, parse_mask: bool, return_offsets: bool) -> tuple[list[int], list[Offset]]:
         """Returns the ids, and as many offsets or none."""
+        check_text(text, "text")
         ids, offsets, position = [], [], 0
         parts = text.split(MASK) if parse_mask else [text]
         for i, part in enumerate(parts):
@@ -204,9 +212,13 @@ class Tokenizer:
           ValueError: `texts` is a single string, whose characters would be taken for texts.
         """
         if isinstance(texts, str):
-            raise ValueError("encode_batch was given a single string; give a list of strings, or call encode")
-        return self._vocabulary.encode_batch(texts)
+            raise UserError("encode_batch was given a single string; give a list of strings, or call encode")
+        items = as_list(texts, "texts")
+        for i, text in enumerate(items):
+            check_text(text, f"text {i}")
+        return self._vocabulary.encode_batch(items)
 
+    @overload
     def __call__(
         self,
         text: str,
@@ -215,23 +227,84 @@ class Tokenizer:
         max_length: int | None = None,
         parse_mask: bool = False,
         return_offsets: bool = False,
-    ) -> Encoding:
-        """Encodes a text or a pair of texts with [CLS] and [SEP].
+    ) -> Encoding: ...
+
+    @overload
+    def __call__(
+        self,
+        text: Sequence[str] | Sequence[tuple[str, str]],
+        pair: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        parse_mask: bool = False,
+        return_offsets: bool = False,
+        padding: Literal[False] = False,
+    ) -> list[Encoding]: ...
+
+    @overload
+    def __call__(
+        self,
+        text: Sequence[str] | Sequence[tuple[str, str]],
+        pair: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        parse_mask: bool = False,
+        padding: Literal[True, "longest", "max_length"],
+    ) -> PaddedBatch: ...
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | Sequence[tuple[str, str]],
+        pair: str | Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        parse_mask: bool = False,
+        return_offsets: bool = False,
+        padding: Padding = False,
+    ) -> Encoding | list[Encoding] | PaddedBatch:
+        """Encodes a text, a pair of texts, or a batch of either, with [CLS] and [SEP].
+
+        `tokenizer("a b")` and `tokenizer("a b", "c")` return an `Encoding`; `tokenizer(["a b", "c"])`,
+        `tokenizer(["a b", "c"], ["d", "e"])` and `tokenizer([("a b", "d"), ("c", "e")])` a list of them or, with
+        `padding`, arrays.
 
         A pair that exceeds `max_length` is cut at the end of the longer text until both are equally long, then at the
         end of both in turn, B first. Deliberate difference: the official `_truncate_segments` puts the shorter text
         first if it truncates, which swaps A and B, and cuts the front or the back at random; here A stays A.
 
         Args:
-          text: Text A.
-          pair: Text B.
+          text: Text A, or a list of texts or of pairs.
+          pair: Text B, or a list of as many texts.
           max_length: Maximum number of ids, including special tokens (default: no limit).
           parse_mask: See `encode`.
           return_offsets: Fill `Encoding.offsets`, which takes longer than the ids.
+          padding: Return a batch as a `PaddedBatch`: True or "longest" pads to the longest input, "max_length" to
+            `max_length`.
 
         Raises:
-          UserError: `max_length` is too small for the special tokens alone.
+          UserError: `max_length` is too small for the special tokens alone, something is not a string, or `padding`
+            does not fit the other arguments.
         """
+        if not isinstance(text, str):
+            options = {"max_length": max_length, "parse_mask": parse_mask, "return_offsets": return_offsets}
+            encodings = [self._encode_input(*item, **options) for item in texts_and_pairs(text, pair)]
+            if padding is False:
+                return encodings
+            if return_offsets:
+                raise UserError("return_offsets has no arrays; call without padding to get the offsets of each text")
+            rows = [(encoding.input_ids, encoding.token_type_ids) for encoding in encodings]
+            return pad(rows, padding=padding, max_length=max_length, pad_id=self.pad_id)
+        if padding is not False:
+            raise UserError(f"padding is {padding!r} for a single text; give a list, such as [text]")
+        if pair is not None:
+            check_text(pair, "the pair")
+        return self._encode_input(
+            text, pair, max_length=max_length, parse_mask=parse_mask, return_offsets=return_offsets
+        )
+
+    def _encode_input(
+        self, text: str, pair: str | None, *, max_length: int | None, parse_mask: bool, return_offsets: bool
+    ) -> Encoding:
         a, a_offsets = self._encode(text, parse_mask=parse_mask, return_offsets=return_offsets)
         b, b_offsets = self._encode(pair or "", parse_mask=parse_mask, return_offsets=return_offsets)
         if max_length is not None:
@@ -268,7 +341,7 @@ class Tokenizer:
         """
         tokens, special_ids = self._checked(ids), set(self._vocabulary.special_ids.values())
         if skip_special:
-            return self._vocabulary.decode([i for i in tokens if i not in special_ids])
+            return self._vocabulary.decode([i for i in tokens if i not in self._vocabulary.hidden_ids])
         text = ""
         for special, group in itertools.groupby(tokens, key=special_ids.__contains__):
             run = list(group)

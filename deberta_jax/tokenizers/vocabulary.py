@@ -19,19 +19,26 @@ class Vocabulary(Protocol):
 
     Attributes:
       special_ids: Ids of [PAD], [CLS], [SEP], [UNK] and [MASK], whatever the vocabulary calls them.
+      hidden_ids: Ids that decoded text leaves out and no mask replaces: the special tokens, and added tokens that are
+        declared as special.
       size: The highest id + 1.
       fingerprint: SHA-256 of the content of the files, in hexadecimal.
       vocab_type: "spm" or "gpt2", as in the official configurations; "roberta" or "wordpiece".
       pair_separators: Number of separators between the two texts of a pair.
       settings: Fields of transformers' tokenizer_config.json other than the special tokens.
+      keeps_spaces: Whether pieces contain the spaces of the text, so that decoding adds none.
+      space_id: The piece that a space is in front of an added token, if the vocabulary has one for it.
     """
 
     special_ids: Mapping[str, int]
+    hidden_ids: frozenset[int]
     size: int
     fingerprint: str
     vocab_type: str
     pair_separators: int
     settings: Mapping[str, object]
+    keeps_spaces: bool
+    space_id: int | None
 
     def encode(self, text: str, *, after_mask: bool = False) -> list[int]:
         """Returns the ids of a text that begins a sentence, or that follows a mask token."""
@@ -56,6 +63,14 @@ class Vocabulary(Protocol):
 
     def piece(self, token: int) -> str:
         """Returns the piece of an id below `size`."""
+        ...
+
+    def id_of(self, piece: str) -> int | None:
+        """Returns the id of a piece, or None if the files of the vocabulary do not have it."""
+        ...
+
+    def normalizer(self) -> Any:
+        """Returns the normalizer of the package tokenizers by which added tokens are found, or None."""
         ...
 
     def starts_word(self, token: int) -> bool:

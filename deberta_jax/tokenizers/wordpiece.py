@@ -38,6 +38,7 @@ class WordPiece:
 
     vocab_type = "wordpiece"
     pair_separators = 1
+    keeps_spaces, space_id = False, None
 
     def __init__(self, pieces: Sequence[str], settings: Mapping[str, bool | None], *, source: str) -> None:
         """Makes a vocabulary of pieces and settings.
@@ -65,7 +66,9 @@ class WordPiece:
                 raise UserError(f"{source}: {name} is {value!r}; it must be true or false")
         self._pieces, self._settings = list(pieces), {**_DEFAULT_SETTINGS, **settings}
         self._wordpiece, self._decoder = _build(ids, self._settings)
+        self._ids = ids
         self.special_ids: Mapping[str, int] = special_ids
+        self.hidden_ids = frozenset(special_ids.values())
         self.size = len(self._pieces)
         self.settings: Mapping[str, object] = {"tokenizer_class": "BertTokenizer", **self._settings}
         content = [*self.files().values(), json.dumps(self._settings, sort_keys=True).encode()]
@@ -112,6 +115,12 @@ class WordPiece:
 
     def piece(self, token: int) -> str:
         return self._pieces[token]
+
+    def id_of(self, piece: str) -> int | None:
+        return self._ids.get(piece)
+
+    def normalizer(self) -> Any:
+        return self._wordpiece.normalizer
 
     def starts_word(self, token: int) -> bool:
         piece = self.piece(token)

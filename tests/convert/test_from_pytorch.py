@@ -132,7 +132,7 @@ def test_hub_download_prefers_safetensors(tmp_path: Path, monkeypatch: pytest.Mo
     state, downloads = random_state(V3), []
 
     def snapshot_download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        downloads.append((name, allow_patterns[-1], ignore_patterns))
+        downloads.append((name, ignore_patterns, {"model*.safetensors*", "pytorch_model*.bin*"} & {*allow_patterns}))
         write_json(tmp_path, V3)
         if "pytorch_model*.bin*" in allow_patterns:
             (tmp_path / "pytorch_model.bin").write_bytes(bin_bytes(state))
@@ -140,8 +140,8 @@ def test_hub_download_prefers_safetensors(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     assert_same(load_pytorch("some/model")[1], to_params(state, V3))
-    patterns = ("*.safetensors*", "pytorch_model*.bin*")
-    assert downloads == [("some/model", pattern, ["*generator*"]) for pattern in patterns]
+    patterns = ("model*.safetensors*", "pytorch_model*.bin*")
+    assert downloads == [("some/model", ["*generator*"], {pattern}) for pattern in patterns]
 
 
 @pytest.mark.parametrize(

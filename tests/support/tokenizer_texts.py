@@ -3,7 +3,9 @@
 import functools
 import io
 import unicodedata
+from pathlib import Path
 
+import pytest
 import sentencepiece
 
 from deberta_jax.train.data.text import embedded_corpus, read_documents
@@ -73,3 +75,11 @@ def official_part_of_whole_word(piece: str) -> bool:
         if whitespace or control or ascii_mark or category.startswith("P"):
             return False
     return piece not in SPECIAL and not piece.startswith("▁")
+
+
+def real_folder(name: str) -> Path:
+    """Returns a folder of published files beside the repository, or skips the test."""
+    folder = Path(__file__).parents[3] / "shared" / "real" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the published files in ../shared/real/{name}")
+    return folder

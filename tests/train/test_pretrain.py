@@ -110,7 +110,7 @@ def test_a_run_starts_from_given_models(home: Path, tmp_path: Path) -> None:
     save_pretrained(tmp_path / "generator", models_config.generator, params["generator"])
     folders = {"init_generator": tmp_path / "generator"}
     config = settings(home, tmp_path / "run", **folders)
-    initial = load_initial_models(config.models, make_mesh())
+    initial = load_initial_models(config, make_mesh())
     resolved = resolve_models(config, {name: model.config for name, model in initial.items()})
     assert resolved.generator == models_config.generator
     weights = {name: model.params for name, model in initial.items()}

@@ -20,6 +20,7 @@ from jaxtyping import Integer
 
 from deberta_jax.errors import MissingFileError, UserError
 
+from ..model_folders import tokenizer_folder
 from .masking import hash_uint64
 from .text import (
     Boundary,
@@ -337,7 +338,8 @@ class PrepareConfig:
     output: Path
     """folder to create"""
     tokenizer: Path
-    """folder of a tokenizer: spm.model, for instance from `deberta-jax tokenizer`, or the files of v1's tokenizer"""
+    """folder of a tokenizer, for instance from `deberta-jax tokenizer`, or a hub name such as
+    microsoft/deberta-v3-small"""
     text: tuple[Path, ...] = ()
     """text files or folders of .txt, .gz and .xz files (default: the embedded corpus, six novels)"""
     boundary: Boundary | None = None
@@ -356,7 +358,7 @@ def main(config: PrepareConfig) -> None:
 
     corpus = prepare(
         config.text or (embedded_corpus(),),
-        Tokenizer.from_folder(config.tokenizer),
+        Tokenizer.from_folder(tokenizer_folder(config.tokenizer)),
         config.output,
         sequence_length=config.sequence_length,
         boundary=config.boundary or ("blank_line" if config.text else "chapter"),

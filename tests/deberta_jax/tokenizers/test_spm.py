@@ -1,6 +1,9 @@
 """SentencePiece vocabularies: their ids, special tokens that no text can forge, offsets, and damaged files."""
 
 import hashlib
+import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,3 +266,57 @@ def test_changed_bytes_give_another_model_or_a_users_mistake(spm_model, tmp_path
             refused.append(str(error))
     assert refused
     assert all(line.startswith(f"{path} ") and "\n" not in line for line in refused)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def read_with(spm_model: bytes, folder: Path, **settings: object) -> Tokenizer:
+    (folder / "spm.model").write_bytes(spm_model)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "DebertaV2Tokenizer", **settings}))
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("settings", [{"do_lower_case": True}, {"split_by_punct": True}])
+def test_settings_are_kept(spm_model, tokenizer, tmp_path, settings):
+    changed = read_with(spm_model, tmp_path, **settings)
+    changed.save(tmp_path / "again")
+    again = Tokenizer.from_folder(tmp_path / "again")
+    text = "SHE Was, so 'Happy'!"
+    assert again.encode(text) == changed.encode(text) != tokenizer.encode(text)
+    assert again.encode_batch([text]) == [pickle.loads(pickle.dumps(changed)).encode(text)] == [again.encode(text)]
+    assert again.fingerprint == changed.fingerprint != tokenizer.fingerprint
+    config = json.loads((tmp_path / "again/tokenizer_config.json").read_text())
+    assert {name: config[name] for name in settings} == settings
+
+
+def test_lower_case(spm_model, tokenizer, tmp_path):
+    changed = read_with(spm_model, tmp_path, do_lower_case=True)
+    for text in [*TRICKY, "SHE Was ΟΔΟΣ İstanbul"]:
+        assert changed.encode(text) == tokenizer.encode(text.lower())
+    text = "İ She"
+    encoding = changed(text, return_offsets=True)
+    assert [text[slice(*offset)] for offset in encoding.offsets if offset][-1] == "She"
+    assert (0, 1) in encoding.offsets
+
+
+def test_punctuation_is_split_as_in_the_official_code(spm_model, tokenizer, tmp_path):
+    changed = read_with(spm_model, tmp_path, split_by_punct=True)
+    assert changed.encode("she,was (so)!") == [
+        token for word in ["she", ",", "was ", "(", "so", ")", "!"] for token in tokenizer.encode(word)
+    ]
+    assert changed.encode("a$b—c") == [token for word in "a$b—c" for token in tokenizer.encode(word)]
+    for text in TRICKY:
+        encoding = changed(text, return_offsets=True)
+        assert encoding.input_ids[1:-1] == changed.encode(text)
+    assert [text for piece, text in spans(changed, "she, he") if text] == ["she", ",", "he"]
+
+
+@pytest.mark.torch
+def test_settings_give_the_ids_of_transformers(spm_model, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = read_with(spm_model, tmp_path, do_lower_case=True, split_by_punct=True)
+    peer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    # Not with a space before punctuation, which transformers 5 makes a piece, unlike its slow tokenizer before.
+    for text in ["She was,so HAPPY!", "The man's wife...", "she"]:
+        assert ours.encode(text) == peer(text, add_special_tokens=False).input_ids

@@ -1,0 +1,171 @@
+"""A cache of converted models, which lets every command take PyTorch files or a hub name in place of a folder of ours.
+
+    python -m deberta_jax.convert.cache WEIGHTS DESTINATION     # converts one model; `local_model` runs it on pods
+
+Each entry is a folder that `load_pretrained` and `Tokenizer.from_folder` read. Its name ends in a digest of what it was
+made from, so an entry never changes and can be deleted at any time. It is written under another name and renamed, so
+that processes which convert the same model at the same time do not disturb each other, on one machine or in a folder
+that several hosts share.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import jax
+
+from deberta_jax.checkpoint import PARAMETERS_FOLDER, save_pretrained
+from deberta_jax.errors import UserError, one_line
+
+from .errors import ConversionError
+from .from_pytorch import copy_tokenizer, find_folder, find_tokenizer_folder, find_weights, load_pytorch
+
+# Part of every digest. Increase it when `load_pytorch` starts to return other parameters or another configuration for
+# the same files.
+CONVERTER = 1
+
+_COPIED = ("*.json", "*.model", "*.txt", "bpe_encoder.bin")  # besides the weights: configuration and tokenizer
+
+
+def local_model(source: str | os.PathLike[str], *, filename: str | None = None) -> Path:
+    """Returns a folder in the format of this library, whatever names the model.
+
+    Args:
+      source: A folder that `save_pretrained` wrote, which is returned itself; a folder with PyTorch files; or, if there
+        is no such folder, the name of a hub repository, as NAME or NAME@REVISION. Of the last two a converted copy is
+        returned, which is made once and kept in `cache_folder()`.
+      filename: Name of the PyTorch weight file, as in `load_pytorch`; a folder of this library has none.
+
+    Raises:
+      MissingFileError: There is no such folder or repository, it has no weights, or the hub cannot be reached and the
+        repository was not downloaded before.
+      ConversionError: The weights are damaged or do not match the configuration.
+      UserError: The configuration is invalid, or the cache cannot be written.
+    """
+    if (Path(source) / PARAMETERS_FOLDER).is_dir():
+        return Path(source)
+    folder = find_folder(source, filename=filename)
+    weights = find_weights(folder, filename)
+    entry = cache_folder() / f"{_label(source)}-{_digest(folder, weights)}"
+    if not entry.is_dir():
+        _add(folder, weights, entry)
+        print(f"converted {source}, to {entry}", file=sys.stderr, flush=True)
+    return entry
+
+
+def local_tokenizer(source: str | os.PathLike[str]) -> Path:
+    """Returns a folder with tokenizer files: `source` itself or, if there is no such folder, that of a hub name.
+
+    Raises:
+      MissingFileError: As `local_model`.
+    """
+    return find_tokenizer_folder(source)
+
+
+def cache_folder() -> Path:
+    """Returns the folder of the converted models, which need not exist.
+
+    It is DEBERTA_JAX_CACHE, or deberta-jax/ in the folder of the Hugging Face caches: HF_HOME, by default
+    `huggingface` in XDG_CACHE_HOME or ~/.cache.
+    """
+    given = os.environ.get("DEBERTA_JAX_CACHE")
+    if given:
+        return Path(given).expanduser()
+    general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{general}/huggingface").expanduser() / "deberta-jax"
+
+
+def _label(source: str | os.PathLike[str]) -> str:
+    """Returns the readable part of an entry's name."""
+    text = str(source)
+    name = Path(source).resolve().name if Path(source).is_dir() else text.replace("/", "--")
+    return re.sub(r"[^\w.@-]+", "-", name)[:80] or "model"
+
+
+def _digest(folder: Path, weights: Path) -> str:
+    """Returns a digest of everything that the conversion of a folder reads."""
+    # A snapshot of the hub is named by its commit, which saves reading the weights.
+    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots" else None
+    digest = hashlib.sha256(f"{CONVERTER} {weights.name} {commit}".encode())
+    for path in _files(folder, weights):
+        digest.update(f"\0{path.name} {path.stat().st_size}\0".encode())
+        if commit is None:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:20]
+
+
+def _files(folder: Path, weights: Path) -> list[Path]:
+    found = {weights, *(path for pattern in _COPIED for path in folder.glob(pattern) if path.is_file())}
+    if weights.name.endswith(".index.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # reported by the conversion
+            shards = json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()
+            found |= {folder / name for name in set(shards) if (folder / name).is_file()}
+    return sorted(found)
+
+
+def _add(folder: Path, weights: Path, entry: Path) -> None:
+    """Converts a folder into an entry of the cache. Another process may do the same at the same time."""
+    partial = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+        except OSError as error:
+            raise UserError(
+                f"the cache of converted models {entry.parent} cannot be written: {error.strerror}; set "
+                "DEBERTA_JAX_CACHE to another folder, or run `deberta-jax convert` and give its output"
+            ) from None
+        if jax.process_count() == 1:
+            convert(weights, partial)
+        else:
+            _convert_apart(weights, partial)
+        try:
+            partial.rename(entry)
+        except OSError:
+            if not entry.is_dir():  # otherwise another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def convert(weights: Path, destination: Path) -> None:
+    """Writes the model in a PyTorch file and the tokenizer beside it. It raises as `load_pytorch`."""
+    save_pretrained(destination, *load_pytorch(weights.parent, filename=weights.name))
+    copy_tokenizer(weights.parent, destination)
+
+
+def _convert_apart(weights: Path, destination: Path) -> None:
+    """Converts in a process of its own.
+
+    Inside a run of several processes, `save_pretrained` is collective and writes one model together. Here each process
+    needs its own copy, because hosts rarely share the cache.
+    """
+    command = [sys.executable, "-m", "deberta_jax.convert.cache", str(weights), str(destination)]
+    done = subprocess.run(
+        command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ConversionError(f"converting {weights} failed: {lines[-1]}")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `convert` and returns the exit status."""
+    try:
+        convert(*map(Path, arguments))
+    except UserError as error:
+        print(one_line(error), file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

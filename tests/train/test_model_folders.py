@@ -1,0 +1,58 @@
+"""Training starts from hub names and from folders of PyTorch files, as from folders of this library."""
+
+from pathlib import Path
+
+import pytest
+
+from deberta_jax import load_pretrained
+from deberta_jax.convert import save_pytorch
+from deberta_jax.errors import MissingFileError
+from deberta_jax.sharding import make_mesh
+from deberta_jax.train import finetune
+from deberta_jax.train.model_folders import model_folder, tokenizer_folder
+from deberta_jax.train.pretrain_setup import load_initial_models
+
+from ..support.configs import finetune_config, pretrain_config
+from ..support.fake_hub import fake_hub
+from ..support.pytorch_files import MLM, RTD, V3, bin_bytes, random_state, write_json
+
+
+def test_finetune_from_a_hub_name(tmp_path: Path, small_model: Path) -> None:
+    config, params = load_pretrained(small_model)
+    data = tmp_path / "train.tsv"
+    data.write_text("text\tlabel\nit was\ta\nthe sea\tb\n")
+    with fake_hub(tmp_path / "hub") as hub:
+        hub.folders["org/model"] = tmp_path / "repository"
+        save_pytorch(tmp_path / "repository", config, params)
+        (tmp_path / "repository" / "spm.model").write_bytes((small_model / "spm.model").read_bytes())
+        run = finetune_config(
+            output=tmp_path / "run", model=Path("org/model"), train=str(data), steps=1, batch_size=8, max_length=16
+        )
+        finetune.main(run)
+    assert load_pretrained(tmp_path / "run" / "model")[0].num_labels == 2
+
+
+def test_a_pair_gives_its_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEBERTA_JAX_CACHE", str(tmp_path / "cache"))
+    folder, generator = tmp_path / "pair", V3.replace(num_hidden_layers=1)
+    write_json(folder, V3)
+    write_json(folder, generator, "generator_config.json")
+    (folder / "pytorch_model.bin").write_bytes(bin_bytes(random_state(V3, MLM, RTD)))
+    (folder / "pytorch_model.generator.bin").write_bytes(bin_bytes(random_state(generator, MLM)))
+    for objective, layers in (("rtd", 1), ("mlm", 2)):
+        config = pretrain_config(init_generator=folder, objective=objective)
+        assert load_initial_models(config, make_mesh())["generator"].config.num_hidden_layers == layers
+    config = pretrain_config(init_discriminator=folder)
+    assert load_initial_models(config, make_mesh())["discriminator"].config.num_hidden_layers == 2
+
+
+def test_a_missing_folder_may_be_a_hub_name(tmp_path: Path, small_model: Path) -> None:
+    assert model_folder(small_model) == tokenizer_folder(small_model) == small_model
+    with fake_hub(tmp_path) as hub:
+        for find in (model_folder, tokenizer_folder):
+            with pytest.raises(MissingFileError, match=r"^no folder runs/bas, and the hub has no repository runs/bas"):
+                find(Path("runs/bas"))
+        hub.requests.clear()
+        with pytest.raises(MissingFileError, match=r"^no folder .*/gone; pass one, or a hub name such as"):
+            model_folder(tmp_path / "gone")
+        assert not hub.requests
