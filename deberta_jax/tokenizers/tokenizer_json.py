@@ -234,7 +234,7 @@ def _count_separators(processor: Any) -> int | None:
 
 
 def _hide_special_pieces(description: dict[str, Any], special: set[str]) -> dict[str, str]:
-    """Renames the special pieces of a Unigram model, which would find them in a text; returns the names by the old ones.
+    """Renames the special pieces of a Unigram model, which would find them in a text. Returns new names by old ones.
 
     A SentencePiece model knows that these pieces are not for text. The format of the package tokenizers does not.
     """
