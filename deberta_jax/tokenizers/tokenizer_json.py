@@ -36,7 +36,7 @@ class TokenizerJson:
     [PAD], [CLS], [SEP], [UNK] and [MASK] in a text are plain characters, as in every vocabulary of this library.
     """
 
-    space_id = None
+    space_id: int | None = None
 
     def __init__(self, content: bytes, config: Mapping[str, Any], names: Mapping[str, str], *, source: str) -> None:
         """Makes a vocabulary of a file.
