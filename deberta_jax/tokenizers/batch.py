@@ -65,9 +65,16 @@ def as_list(values: Any, name: str) -> list[Any]:
 
 
 def check_text(text: Any, name: str) -> str:
-    """Returns a text, or raises UserError if it is not a string."""
+    """Returns a text, or raises UserError if it is not a string of valid Unicode."""
     if not isinstance(text, str):
         raise UserError(f"{name} is a {type(text).__name__}, {text!r:.60}; {_ACCEPTED}")
+    try:
+        text.encode()  # at once for ASCII
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} has half of a surrogate pair, {text[error.start]!r}, at character {error.start}, which is not "
+            "valid Unicode; remove or replace it"
+        ) from None
     return text
 
 

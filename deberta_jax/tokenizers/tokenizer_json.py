@@ -256,6 +256,12 @@ def _load(description: dict[str, Any], special: set[str], source: str) -> Any:
     tokenizers = import_tokenizers(JSON_FILE)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+        for entry in description.get("added_tokens") or []:
+            # A line break is a space, or nothing, when it is normalized, which makes the package panic.
+            blank = tokenizer.normalizer and not tokenizer.normalizer.normalize_str(entry["content"]).strip()
+            if entry.get("normalized") and blank:
+                entry["normalized"] = False
+                tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
     except Exception as error:  # the package raises Exception itself
         raise UserError(
             f"{source} cannot be read by the package tokenizers {tokenizers.__version__}: "
