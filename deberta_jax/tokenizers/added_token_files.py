@@ -113,8 +113,9 @@ def _token(value: Any, *, special: bool) -> AddedToken | None:
 
 
 def _by_id(entries: Any, source: Path | str) -> dict[int, AddedToken]:
-    tokens = {}
-    for number, entry in entries.items() if isinstance(entries, dict) else [(None, entries)]:
+    tokens: dict[int, AddedToken] = {}
+    items: list[tuple[Any, Any]] = list(entries.items()) if isinstance(entries, dict) else [("", entries)]
+    for number, entry in items:
         token = _token(entry, special=False)
         if token is None or not str(number).isascii() or not str(number).isdigit():
             raise UserError(

@@ -40,6 +40,7 @@ def texts_and_pairs(texts: Sequence[Any], pairs: Any) -> list[tuple[str, str | N
       UserError: Something is not a string, or the two do not have the same number.
     """
     items = as_list(texts, "texts")
+    joined: list[tuple[Any, Any]]
     if pairs is None:
         joined = [
             _checked_pair(item, i) if isinstance(item, tuple | list) else (item, None) for i, item in enumerate(items)
@@ -63,10 +64,18 @@ def as_list(values: Any, name: str) -> list[Any]:
     return [str(value) if isinstance(value, np.str_) else value for value in values]
 
 
-def check_text(text: Any, name: str) -> None:
-    """Raises UserError if a text is not a string."""
+def check_text(text: Any, name: str) -> str:
+    """Returns a text, or raises UserError if it is not a string of valid Unicode."""
     if not isinstance(text, str):
         raise UserError(f"{name} is a {type(text).__name__}, {text!r:.60}; {_ACCEPTED}")
+    try:
+        text.encode()  # at once for ASCII
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} has half of a surrogate pair, {text[error.start]!r}, at character {error.start}, which is not "
+            "valid Unicode; remove or replace it"
+        ) from None
+    return text
 
 
 def pad(

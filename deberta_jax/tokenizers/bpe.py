@@ -48,7 +48,8 @@ class ByteLevelBPE:
     pair. Source: `deberta/gpt2_tokenizer.py`, GPT2Tokenizer; fairseq's `models/roberta/hub_interface.py`.
     """
 
-    keeps_spaces, space_id = True, None
+    keeps_spaces = True
+    space_id: int | None = None
 
     def __init__(
         self,

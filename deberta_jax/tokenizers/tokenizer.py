@@ -219,7 +219,7 @@ class Tokenizer:
         return self._vocabulary.encode_batch(items)
 
     @overload
-    def __call__(
+    def __call__(  # pyright: ignore[reportOverlappingOverload] (a string is a sequence of strings)
         self,
         text: str,
         pair: str | None = None,
@@ -232,7 +232,7 @@ class Tokenizer:
     @overload
     def __call__(
         self,
-        text: Sequence[str] | Sequence[tuple[str, str]],
+        text: Sequence[str] | Sequence[Sequence[str]],
         pair: Sequence[str] | None = None,
         *,
         max_length: int | None = None,
@@ -244,7 +244,7 @@ class Tokenizer:
     @overload
     def __call__(
         self,
-        text: Sequence[str] | Sequence[tuple[str, str]],
+        text: Sequence[str] | Sequence[Sequence[str]],
         pair: Sequence[str] | None = None,
         *,
         max_length: int | None = None,
@@ -254,7 +254,7 @@ class Tokenizer:
 
     def __call__(
         self,
-        text: str | Sequence[str] | Sequence[tuple[str, str]],
+        text: str | Sequence[str] | Sequence[Sequence[str]],
         pair: str | Sequence[str] | None = None,
         *,
         max_length: int | None = None,
@@ -296,10 +296,9 @@ class Tokenizer:
             return pad(rows, padding=padding, max_length=max_length, pad_id=self.pad_id)
         if padding is not False:
             raise UserError(f"padding is {padding!r} for a single text; give a list, such as [text]")
-        if pair is not None:
-            check_text(pair, "the pair")
+        second = None if pair is None else check_text(pair, "the pair")
         return self._encode_input(
-            text, pair, max_length=max_length, parse_mask=parse_mask, return_offsets=return_offsets
+            text, second, max_length=max_length, parse_mask=parse_mask, return_offsets=return_offsets
         )
 
     def _encode_input(

@@ -36,7 +36,7 @@ class TokenizerJson:
     [PAD], [CLS], [SEP], [UNK] and [MASK] in a text are plain characters, as in every vocabulary of this library.
     """
 
-    space_id = None
+    space_id: int | None = None
 
     def __init__(self, content: bytes, config: Mapping[str, Any], names: Mapping[str, str], *, source: str) -> None:
         """Makes a vocabulary of a file.
@@ -234,7 +234,7 @@ def _count_separators(processor: Any) -> int | None:
 
 
 def _hide_special_pieces(description: dict[str, Any], special: set[str]) -> dict[str, str]:
-    """Renames the special pieces of a Unigram model, which would find them in a text; returns the names by the old ones.
+    """Renames the special pieces of a Unigram model, which would find them in a text. Returns new names by old ones.
 
     A SentencePiece model knows that these pieces are not for text. The format of the package tokenizers does not.
     """
@@ -256,6 +256,12 @@ def _load(description: dict[str, Any], special: set[str], source: str) -> Any:
     tokenizers = import_tokenizers(JSON_FILE)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+        for entry in description.get("added_tokens") or []:
+            # A line break is a space, or nothing, when it is normalized, which makes the package panic.
+            blank = tokenizer.normalizer and not tokenizer.normalizer.normalize_str(entry["content"]).strip()
+            if entry.get("normalized") and blank:
+                entry["normalized"] = False
+                tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
     except Exception as error:  # the package raises Exception itself
         raise UserError(
             f"{source} cannot be read by the package tokenizers {tokenizers.__version__}: "

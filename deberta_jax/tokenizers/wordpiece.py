@@ -38,7 +38,8 @@ class WordPiece:
 
     vocab_type = "wordpiece"
     pair_separators = 1
-    keeps_spaces, space_id = False, None
+    keeps_spaces = False
+    space_id: int | None = None
 
     def __init__(self, pieces: Sequence[str], settings: Mapping[str, bool | None], *, source: str) -> None:
         """Makes a vocabulary of pieces and settings.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.convert import ConversionError, from_pytorch, load_pytorch, save_pytorch, to_pytorch
 from deberta_jax.convert.mapping import to_params
 from deberta_jax.errors import MissingPackageError, UserError
+from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..support.pytorch_files import (
     MLM,
@@ -28,6 +30,7 @@ from ..support.pytorch_files import (
     random_state,
     write_safetensors,
 )
+from ..support.tokenizer_texts import DEBERTA_PIECES, custom_model
 
 # Name of the configuration, heads, suffix of transformers' class.
 TRANSFORMERS_CASES = [
@@ -127,15 +130,44 @@ def test_failed_save_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_convert_and_export_commands_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = random_state(V3, MLM)
     write_safetensors(tmp_path / "source", V3, state)
-    (tmp_path / "source" / "spm.model").write_bytes(b"pieces")
+    spm = custom_model(**DEBERTA_PIECES)
+    (tmp_path / "source" / "spm.model").write_bytes(spm)
+    (tmp_path / "source" / "added_tokens.json").write_text('{"[MASK]": 300, "[E1]": 301}')
     from_pytorch.main(from_pytorch.ConvertConfig(source=str(tmp_path / "source"), destination=tmp_path / "converted"))
     to_pytorch.main(to_pytorch.ExportConfig(source=tmp_path / "converted", destination=tmp_path / "exported"))
     assert "parameters (deberta, mlm_head)" in capsys.readouterr().out
-    assert (tmp_path / "exported" / "spm.model").read_bytes() == b"pieces"
+    for name in ("converted", "exported"):
+        assert (tmp_path / name / "spm.model").read_bytes() == spm
+        assert Tokenizer.from_folder(tmp_path / name).encode("[E1]") == [301]
     assert_same(load_pytorch(tmp_path / "exported")[1], to_params(state, V3))
     to_pytorch.main(to_pytorch.ExportConfig(source=tmp_path / "converted", destination=tmp_path / "converted"))
-    assert (tmp_path / "converted" / "spm.model").read_bytes() == b"pieces"
+    assert (tmp_path / "converted" / "spm.model").read_bytes() == spm
     assert_same(load_pytorch(tmp_path / "converted")[1], to_params(state, V3))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"has no spm\.model or .* or tokenizer\.json"),
+        ({"spm.model": "pieces"}, "is not a SentencePiece model"),
+        (
+            {"vocab.txt": "[PAD]", "tokenizer_config.json": '{"tokenizer_class": "BertJapaneseTokenizer"}'},
+            "BertJapanese",
+        ),
+        ({"tokenizer.json": "{}"}, "is damaged or not a tokenizer"),
+    ],
+)
+def test_convert_says_at_once_that_it_cannot_read_the_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], message: str
+) -> None:
+    write_safetensors(tmp_path / "source", V3, random_state(V3))
+    for name, content in files.items():
+        (tmp_path / "source" / name).write_text(content)
+    from_pytorch.main(from_pytorch.ConvertConfig(source=str(tmp_path / "source"), destination=tmp_path / "converted"))
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert re.search(f"only the weights are converted, without a tokenizer: .*{message}", first)
+    assert "deberta-jax tokenizer" not in first
+    assert not {*files} & {path.name for path in (tmp_path / "converted").iterdir()}
 
 
 def test_missing_safetensors_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

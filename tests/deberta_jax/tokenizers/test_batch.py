@@ -54,6 +54,8 @@ def test_padding_gives_arrays(roberta: Tokenizer, padding):
         ((["a"], "b"), {}, "pairs is a str"),
         ((["a"], [None]), {}, "pair of text 0 is a NoneType"),
         (("a", ["b"]), {}, "the pair is a list"),
+        (("a \ud800",), {}, "half of a surrogate pair"),
+        ((["a", "\ud800"],), {}, "text 1 has half of a surrogate pair"),
         (("a", 3), {}, "the pair is a int"),
         (("a",), {"padding": True}, r"for a single text; give a list, such as \[text\]"),
         ((["a"],), {"padding": "left"}, "it must be False, True"),

@@ -107,6 +107,19 @@ def test_damaged_or_foreign_files_are_one_clear_line(tmp_path, content, message)
     assert "\n" not in str(error.value)
 
 
+def test_line_break_that_is_normalized_away_is_still_found(tmp_path):
+    pytest.importorskip("tokenizers")
+    added = [{"id": 7, "content": "[MASK]", "special": True}, {"id": 8, "content": "\n", "normalized": True}]
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": False}
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "Strip", "strip_left": False, "strip_right": True}]}
+    content = unigram(added_tokens=[flags | token for token in added], normalizer=normalizer)
+    (tmp_path / "tokenizer.json").write_text(content)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("a\nb") == [5, 8, 4, 6]
+    assert tokenizer.decode(tokenizer.encode("[CLS]")) != "[CLS]"
+    assert tokenizer.cls_id not in tokenizer.encode("a [CLS] b")
+
+
 def test_missing_tokenizer_of_a_model_gets_no_advice_to_train_one(tmp_path):
     with pytest.raises(MissingFileError, match=r"or tokenizer\.json .* train a SentencePiece model"):
         Tokenizer.from_folder(tmp_path)
