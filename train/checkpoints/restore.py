@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from ..hosts.processes import gather_json, host_name
 from .checksums import describe_leaves, leaf_name
-from .manifest import library_versions, list_differences, list_names, verified_content
+from .manifest import DIGESTS, changed_digests, library_versions, list_differences, list_names, verified_content
 from .storage_faults import (
     CheckpointError,
     Fault,
@@ -86,7 +86,7 @@ class Reader:
         """
         self._await_step(step)
         content = self._read(step, lambda: self._read_manifest(step))
-        self._require_equal("configuration", content["identity"], self.identity)
+        self._require_same_run(step, content["identity"])
         # Other names and shapes are a mistake of the caller, not damage. Dtypes may differ.
         saved_shapes = {name: leaf["shape"] for name, leaf in content["leaves"].items()}
         shapes = {name: leaf["shape"] for name, leaf in describe_leaves(abstract_state).items()}
@@ -195,6 +195,28 @@ class Reader:
                 if type(error) is not Exception:
                     raise
                 raise ValueError(str(error)) from error
+
+    def _require_same_run(self, step: int, saved: dict) -> None:
+        """Compares the identity of a checkpoint with that of this run.
+
+        Raises:
+          CheckpointError: the settings or the digests differ.
+        """
+        settings = [{key: value for key, value in one.items() if key != DIGESTS} for one in (saved, self.identity)]
+        differences = list_differences(*settings)
+        changed, unknown = changed_digests(saved.get(DIGESTS, {}), self.identity.get(DIGESTS, {}))
+        if changed:
+            raise CheckpointError(
+                f"the run in {self.folder} began with other {' and '.join(changed)}"
+                f"{f', and {list_names(differences)}' if differences else ''}; use another --output, restore the "
+                f"files, or delete {self.folder} to train again"
+            )
+        self._require_equal("configuration", *settings)
+        if unknown:
+            self.log(
+                f"the checkpoint of step {step} is of an earlier version and has no digest of the "
+                f"{' and '.join(unknown)}: cannot check whether they are still the same"
+            )
 
     def _require_equal(self, kind: str, there: dict, here: dict) -> None:
         if differences := list_differences(there, here):

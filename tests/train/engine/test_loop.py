@@ -121,7 +121,7 @@ def test_a_checkpoint_holds_the_position_and_the_best_evaluation(uninterrupted: 
     """The keys are a format on disk."""
     home, state = uninterrupted
     manifest = json.loads((home.folder / "checkpoints" / "10" / "meta" / "metadata").read_text())
-    best = {"step": 10, "value": float(state.params["total"]), "waited": 0}
+    best = {"step": 10, "value": float(state.params["total"]), "waited": 0, "unit": "fraction"}
     data = {"batches": {"position": 10}, "sums": {}, "owes_evaluation": False, "memory": best}
     assert manifest["content"]["data"] == data
 

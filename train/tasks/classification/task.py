@@ -21,7 +21,7 @@ from ...reporting.classification_plots import plot_answers
 from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
 from ..metrics import METRICS, compute_metrics
 from .encoding import EncodedExamples, encode_examples
-from .examples import ClassificationData, load_examples
+from .examples import ClassificationData, Example, load_examples
 from .grouped_metrics import answer_scores, exact_match
 
 
@@ -100,6 +100,10 @@ class ClassificationTask:
     @property
     def main_metric(self) -> str:
         return self.data.metrics[0]
+
+    @property
+    def examples(self) -> Mapping[str, tuple[Example, ...]]:
+        return self.data.splits
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         labels = self.splits[split].labels
