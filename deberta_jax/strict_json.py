@@ -4,18 +4,21 @@ import json
 import math
 from typing import Any
 
+_LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Returns a value as strict JSON, with null for numbers that are not finite.
 
-    Text is written as it is, not as escapes, unless it has half of a surrogate pair, which UTF-8 cannot encode.
+    Text is written as it is, not as escapes. Exceptions are the line separators of Unicode, at which many readers of
+    JSON Lines would split, and text that has half of a surrogate pair, which UTF-8 cannot encode.
 
     Args:
       value: dicts with keys of strings, lists, tuples, strings, numbers, booleans and None.
       indent: number of spaces per level (default: everything on one line).
     """
     value = _finite(value)
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False).translate(_LINE_SEPARATORS)
     try:
         text.encode()
     except UnicodeEncodeError:

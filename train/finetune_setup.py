@@ -14,7 +14,7 @@ from .checkpoints.manifest import DIGESTS
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
 from .tasks.base import Task
-from .tasks.digest import examples_digest
+from .tasks.digest import examples_digest, tokens_digest
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
@@ -98,6 +98,7 @@ def input_digests(config: FinetuneConfig, task: Task, weights: dict[str, Any]) -
         splits.append("validation")
     names = {"train": "training examples", "validation": "validation examples"}
     digests = {names[split]: examples_digest(task.examples[split]) for split in splits}
+    digests["tokenization"] = tokens_digest(task.splits["train"])
     everywhere = gather_json(digests)
     if different := [name for name in digests if len({of_host[name] for of_host in everywhere}) > 1]:
         raise UserError(f"the hosts have read different {' and '.join(different)}; give all hosts the same files")

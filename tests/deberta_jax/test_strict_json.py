@@ -21,5 +21,8 @@ def test_numbers_that_are_not_finite_become_null(indent: int | None) -> None:
 
 def test_text_stays_readable_and_can_always_be_encoded() -> None:
     assert to_json({"日本": "é🎉"}) == '{"日本": "é🎉"}'
+    lines = {"text": "one\u2028two\u2029three\x85four\x0bfive"}
+    assert len(to_json(lines).splitlines()) == 1
+    assert json.loads(to_json(lines)) == lines
     half = {"text": "\ud83d!"}
     assert json.loads(to_json(half).encode()) == half

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deberta_jax.train.tasks.choices.questions import ChoiceQuestion
+from deberta_jax.train.tasks.classification.encoding import EncodedExamples
 from deberta_jax.train.tasks.classification.examples import Example
-from deberta_jax.train.tasks.digest import examples_digest
+from deberta_jax.train.tasks.digest import examples_digest, tokens_digest
 from deberta_jax.train.tasks.spans.questions import Answer, SpanQuestion
 from deberta_jax.train.tasks.tokens.sentences import Sentence
 
@@ -73,3 +75,20 @@ def test_the_digest_is_a_format_on_disk_and_the_same_in_every_process() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "5"}
     )
     assert other.stdout.strip() == examples_digest([SPAN])
+
+
+def test_the_tokenizer_counts() -> None:
+    """The second half of the examples is longer; a lower-casing tokenizer gives other ids."""
+
+    def encode(lower: bool, count: int = 3000) -> EncodedExamples:
+        texts = [("Ab" * (1 + (index > count // 2)))[:4] for index in range(count)]
+        ids = np.zeros((count, 4), np.int32)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = [ord(character) for character in (text.lower() if lower else text)]
+        lengths = np.array([len(text) for text in texts], np.int32)
+        return EncodedExamples(ids, np.zeros_like(ids), lengths, None, 0)
+
+    digests = [tokens_digest(one) for one in (encode(False), encode(False), encode(True), encode(False, 2999))]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    assert tokens_digest(encode(False, 1)) != tokens_digest(encode(True, 1))

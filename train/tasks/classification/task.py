@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Num
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -143,7 +144,11 @@ class ClassificationTask:
             plot_answers(path, stack_probabilities(predictions, "example"), labels, self.label_names)
 
     def _values(self, predictions: Predictions) -> Num[np.ndarray, "E"]:
-        """Returns the scores, or the indices of the most probable classes."""
+        """Returns the scores, or the indices of the most probable classes. Raises UserError if one is not finite."""
         if self.objective.regression:
-            return np.array([prediction["score"] for prediction in predictions])
+            scores = np.array([prediction["score"] for prediction in predictions])
+            if not np.isfinite(scores).all():
+                index = int(np.argmin(np.isfinite(scores)))
+                raise UserError(f"the prediction of example {index} is {scores[index]}; the model has diverged")
+            return scores
         return stack_probabilities(predictions, "example").argmax(axis=1)
