@@ -10,7 +10,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checksums import tree_digest
-from .checkpoints.manifest import DIGESTS
+from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
 from .tasks.base import Task
@@ -101,7 +101,7 @@ def input_digests(config: FinetuneConfig, task: Task, weights: dict[str, Any]) -
     digests["tokenization"] = tokens_digest(task.splits["train"])
     everywhere = gather_json(digests)
     if different := [name for name in digests if len({of_host[name] for of_host in everywhere}) > 1]:
-        raise UserError(f"the hosts have read different {' and '.join(different)}; give all hosts the same files")
+        raise UserError(f"the hosts have read different {join_names(different)}; give all hosts the same files")
     if not config.random_weights:
         digests["weights of the model"] = tree_digest(weights)
     return digests

@@ -161,7 +161,7 @@ def test_another_content_of_the_same_files_is_refused(
         finetune.main(config)
 
     train.write_text(flipped.replace('"label": "?"', '"label": "blue"'))
-    refusal = "began with other {}; use another --output, restore the files, or delete "
+    refusal = "began with other {}; use another --output, restore the files and settings it began with, or delete "
     with pytest.raises(UserError, match=refusal.format("training examples")):
         finetune.main(config)
     train.write_text(text)

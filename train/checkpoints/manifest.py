@@ -89,6 +89,11 @@ def list_names(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def join_names(names: list[str]) -> str:
+    """Returns all names, as `a, b and c`."""
+    return ", ".join([*names[:-2], " and ".join(names[-2:])])
+
+
 def _show(value: object) -> str:
     return "absent" if value is _ABSENT else json.dumps(value)
 

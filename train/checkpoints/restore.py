@@ -24,7 +24,15 @@ import orbax.checkpoint as ocp
 
 from ..hosts.processes import gather_json, host_name
 from .checksums import describe_leaves, leaf_name
-from .manifest import DIGESTS, changed_digests, library_versions, list_differences, list_names, verified_content
+from .manifest import (
+    DIGESTS,
+    changed_digests,
+    join_names,
+    library_versions,
+    list_differences,
+    list_names,
+    verified_content,
+)
 from .storage_faults import (
     CheckpointError,
     Fault,
@@ -206,16 +214,16 @@ class Reader:
         differences = list_differences(*settings)
         changed, unknown = changed_digests(saved.get(DIGESTS, {}), self.identity.get(DIGESTS, {}))
         if changed:
+            also = f", and {list_names(differences)}" if differences else ""
             raise CheckpointError(
-                f"the run in {self.folder} began with other {' and '.join(changed)}"
-                f"{f', and {list_names(differences)}' if differences else ''}; use another --output, restore the "
-                f"files, or delete {self.folder} to train again"
+                f"the run in {self.folder} began with other {join_names(changed)}{also}; use another --output, "
+                f"restore the files and settings it began with, or delete {self.folder} to train again"
             )
         self._require_equal("configuration", *settings)
         if unknown:
             self.log(
-                f"the checkpoint of step {step} is of an earlier version and has no digest of the "
-                f"{' and '.join(unknown)}: cannot check whether they are still the same"
+                f"the checkpoint of step {step} is of an earlier version and has no digest of {join_names(unknown)}: "
+                "cannot check whether they are still the same"
             )
 
     def _require_equal(self, kind: str, there: dict, here: dict) -> None:

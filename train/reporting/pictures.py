@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deberta_jax.atomic_files import replace_file
-from deberta_jax.errors import one_line
+from deberta_jax.errors import is_expected, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,8 @@ def draw_or_report(path: Path, draw: Callable[[Path], None], *, log: Callable[[s
         path.unlink(missing_ok=True)  # of an earlier run; results and picture must belong together
         draw(path)
     except Exception as error:  # of any kind: a picture is not worth the run that it shows
-        log(f"could not draw {path}: {type(error).__name__}: {one_line(error)}")
+        reason = one_line(error) if is_expected(error) else f"{type(error).__name__}: {one_line(error)}"
+        log(f"could not draw {path}: {reason}")
         return
     if path.exists():
         log(f"saved {path}")
