@@ -210,8 +210,9 @@ class Reader:
         Raises:
           CheckpointError: the settings or the digests differ.
         """
-        settings = [{key: value for key, value in one.items() if key != DIGESTS} for one in (saved, self.identity)]
-        differences = list_differences(*settings)
+        there = {key: value for key, value in saved.items() if key != DIGESTS}
+        here = {key: value for key, value in self.identity.items() if key != DIGESTS}
+        differences = list_differences(there, here)
         changed, unknown = changed_digests(saved.get(DIGESTS, {}), self.identity.get(DIGESTS, {}))
         if changed:
             also = f", and {list_names(differences)}" if differences else ""
@@ -219,7 +220,7 @@ class Reader:
                 f"the run in {self.folder} began with other {join_names(changed)}{also}; use another --output, "
                 f"restore the files and settings it began with, or delete {self.folder} to train again"
             )
-        self._require_equal("configuration", *settings)
+        self._require_equal("configuration", there, here)
         if unknown:
             self.log(
                 f"the checkpoint of step {step} is of an earlier version and has no digest of {join_names(unknown)}: "

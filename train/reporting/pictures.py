@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deberta_jax.atomic_files import replace_file
 from deberta_jax.errors import is_expected, one_line
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 24  # characters
 
 # `$`, `\`, `_` and `^` in the names of classes and models are not markup, whatever the user's matplotlibrc says.
-_PLAIN_TEXT = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+_PLAIN_TEXT: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
 
 
 @contextlib.contextmanager
