@@ -43,8 +43,9 @@ class BestEvaluation:
         value = self.value if math.isfinite(self.value) else None
         return {"step": self.step, "value": value, "waited": self.evaluations_since, "unit": "fraction"}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned, in this or an earlier version."""
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """Restores what `get_state` returned, and returns whether an earlier version saved it in percent."""
         self.step, self.evaluations_since = state["step"], state["waited"]
         percent = self.once_in_percent and "unit" not in state
         self.value = -math.inf if state["value"] is None else state["value"] / (100 if percent else 1)
+        return percent and state["value"] is not None

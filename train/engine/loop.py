@@ -160,8 +160,11 @@ def _restore(state: TrainState, run: TrainingRun) -> _Resumed:
     if restored is None:
         return _Resumed(state, {}, owes_evaluation=False)
     run.batches.set_state(restored.data["batches"])
-    if run.best is not None:
-        run.best.set_state(restored.data["memory"])
+    if run.best is not None and run.best.set_state(restored.data["memory"]):
+        run.reporter.message(
+            f"metrics.jsonl has evaluations up to step {restored.step} in percent, as an earlier version wrote them; "
+            "later ones are fractions"
+        )
     return _Resumed(restored.state, restored.data["sums"], restored.data.get("owes_evaluation", False))
 
 

@@ -32,9 +32,10 @@ def test_zero_patience_never_stops():
 def test_a_state_in_percent_of_an_earlier_version_becomes_a_fraction():
     old = {"step": 20, "value": 87.5, "waited": 1}
     spans, classes = BestEvaluation("f1", once_in_percent=True), BestEvaluation("f1")
-    spans.set_state(old)
-    classes.set_state(old | {"value": 0.875})
+    assert spans.set_state(old)
+    assert not classes.set_state(old | {"value": 0.875})
     assert spans.value == classes.value == 0.875
     resumed = BestEvaluation("f1", once_in_percent=True)
-    resumed.set_state(json.loads(json.dumps(spans.get_state())))
+    assert not resumed.set_state(json.loads(json.dumps(spans.get_state())))
+    assert not BestEvaluation("f1", once_in_percent=True).set_state({"step": None, "value": None, "waited": 0})
     assert resumed == spans
