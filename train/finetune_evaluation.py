@@ -173,7 +173,7 @@ def why_undefined(records: Iterable[dict[str, Any]]) -> str:
     for position, name in enumerate(("labels", "predictions")):
         values = {pair[position] for pair in pairs}
         if len(values) == 1 and None not in values:
-            return f"all {name} are {values.pop():g}"
+            return f"all {name} are {values.pop()}"
     return "it has no value for these labels and predictions"
 
 

@@ -12,7 +12,7 @@ from deberta_jax.train.finetune_evaluation import Validation, why_undefined
     ("records", "reason"),
     [
         ([{"label": 2.5, "prediction": 1.0}, {"label": 2.5, "prediction": 3.0}], "all labels are 2.5"),
-        ([{"label": 2.5, "prediction": 1.0}, {"label": 1.5, "prediction": 1.0}], "all predictions are 1"),
+        ([{"label": 2.5, "prediction": 1.0}, {"label": 1.5, "prediction": 1.0}], "all predictions are 1.0"),
         ([{"label": 2.5, "prediction": 1.0}, {"label": 1.5, "prediction": 3.0}], "it has no value for these labels"),
         ([{"words": ["a"]}], "it has no value for these labels"),
     ],
