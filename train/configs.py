@@ -220,8 +220,8 @@ class PretrainConfig(RunConfig):
     objective: Annotated[ObjectiveConfig, Flat] = ObjectiveConfig()
     batch_size: Positive = 256
     """rows per step, over all devices"""
-    steps: Positive = 100_000
-    """number of optimizer steps"""
+    steps: NotNegative = 100_000
+    """number of optimizer steps (0 trains nothing: the initial models are evaluated and saved)"""
     optimizer: OptimizerConfig = OptimizerConfig()
     discriminator_learning_rate: NotNegativeNumber | None = None
     """learning rate of the discriminator (default: that of the generator)"""
@@ -378,8 +378,8 @@ class FinetuneConfig(RunConfig):
     """examples per step, over all devices"""
     epochs: NotNegativeNumber = 3.0
     """number of passes over the training examples"""
-    steps: Positive | None = None
-    """number of optimizer steps, instead of epochs"""
+    steps: NotNegative | None = None
+    """number of optimizer steps, instead of epochs (0 trains nothing: the model is evaluated, predicts and is saved)"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
     regularization: Annotated[RegularizationConfig, Flat] = RegularizationConfig()
     sift: SiftConfig = SiftConfig()
@@ -392,5 +392,5 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sweep.grid.epochs and self.steps:
+        if self.sweep.grid.epochs and self.steps is not None:
             raise UserError("grid.epochs and steps are given; leave steps out")

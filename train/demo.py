@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.strict_json import to_json
 
 from . import finetune, pretrain
 from .configs import (
@@ -84,7 +85,7 @@ def main(config: DemoConfig) -> None:
     )
 
     console.rule("3 of 5: pre-training (RTD, GDES)")
-    (folder / "model.json").write_text(json.dumps(SMALL.to_json(), indent=2), encoding="utf-8")
+    (folder / "model.json").write_text(to_json(SMALL.to_json(), indent=2), encoding="utf-8")
     pretrain.main(
         PretrainConfig(
             output=folder / "pretraining",
@@ -137,7 +138,7 @@ def main(config: DemoConfig) -> None:
     for name, label in rows.items():
         table.add_row(label, f"{results[name]['accuracy']:.4f}", f"{results[name]['macro_f1']:.4f}")
     console.print(table)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(to_json(results, indent=2) + "\n", encoding="utf-8")
     console.print(f"{counts['test']} test passages. Curves of pre-training: {folder / 'pretraining' / 'curves.png'}")
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes.")
 
@@ -161,7 +162,7 @@ def write_passages(folder: Path) -> dict[str, int]:
             if split != "test":
                 pretraining.append(text)
     for split, examples in passages.items():
-        lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+        lines = "".join(to_json(example) + "\n" for example in examples)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     # Written only if it differs, because the prepared corpus is tied to the file.
     target, text = folder / "pretraining.txt", "\n\n".join(pretraining) + "\n"

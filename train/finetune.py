@@ -33,8 +33,8 @@ from .engine.layerwise import layerwise_learning_rates, stop_frozen_gradients
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
-from .finetune_evaluation import Params, Predictor, Validation, apply_model, write_results
-from .finetune_setup import check_settings, heads_message, identity, task_config
+from .finetune_evaluation import Params, Predictor, Validation, apply_model, draw_predictions, write_results
+from .finetune_setup import check_settings, heads_message, identity, input_digests, task_config
 from .hosts.join import Hosts, join_run
 from .model_folders import model_folder, tokenizer_folder
 from .reporting.reporter import open_reporter
@@ -81,7 +81,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     # ---------------------------------------------------------------- how long to train, on what
     examples = task.splits["train"]
     epoch = math.ceil(len(examples.lengths) / config.batch_size)  # in steps
-    steps = config.steps or max(1, math.ceil(epoch * config.epochs))
+    steps = math.ceil(epoch * config.epochs) if config.steps is None else config.steps
 
     # ---------------------------------------------------------------- state, sharded by the table
     optimizer = build_layerwise_optimizer(config, total_steps=steps, layers=model_config.num_hidden_layers)
@@ -93,6 +93,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     placement = named_shardings(shapes, mesh)
     head = heads_message(initial, shapes.params["model"], pretrained, task)
     unused = left_out(initial, shapes.params["model"]) if initial else []
+    run_identity = identity(config, model_config, tokenizer, task, input_digests(config, task, weights))
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(initial)
     del weights, initial  # their memory is needed
@@ -105,9 +106,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
         jax.set_mesh(mesh),
-        Checkpointer(
-            config.output / "checkpoints", keep=config.keep, identity=identity(config, model_config, tokenizer, task)
-        ) as checkpointer,
+        Checkpointer(config.output / "checkpoints", keep=config.keep, identity=run_identity) as checkpointer,
         open_reporter(
             config.output,
             hosts=hosts,
@@ -140,12 +139,14 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
         )
         state = train(state, plan)
         params = validation.chosen_params(state, reporter)
-        results = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
+        written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
         save_pretrained(config.output / "model", model_config, params)
         if hosts.first:
             tokenizer.save(config.output / "model")
         reporter.message(f"saved {config.output / 'model'}")
-    return RunOutcome(results, task.main_metric)
+        if hosts.first:  # last, because everything else must be on disk if a picture fails or hangs
+            draw_predictions(predictor, written.predictions, reporter)
+    return RunOutcome(written.results, task.main_metric)
 
 
 def training_batches(config: FinetuneConfig, examples: Encoded, mesh: Mesh) -> FinetuneBatches:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-import json
-from typing import Any
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from deberta_jax.atomic_files import write_file
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.sharding import local_batch_indices, place_batch
+from deberta_jax.strict_json import to_json
 
 from .configs import FinetuneConfig
 from .engine.best import BestEvaluation
@@ -20,6 +22,7 @@ from .engine.loop import Figures
 from .engine.state import TrainState
 from .hosts.join import Hosts
 from .reporting.jsonl import write_records
+from .reporting.pictures import draw_or_report
 from .reporting.reporter import Reporter
 from .sweep import Results
 from .tasks.base import Predictions, Task
@@ -81,7 +84,10 @@ class Validation:
         self._predictor, self._model_config = predictor, model_config
         self._config = predictor.config
         self._newest: tuple[int, Predictions] | None = None  # step and predictions of the newest evaluation
-        self.best = BestEvaluation(predictor.task.main_metric, self._config.selection.patience)
+        metric = predictor.task.main_metric
+        # Earlier versions had the scores of answers as texts in percent: those of ReCoRD and of spans without classes.
+        percent = metric == "answer_f1" or (metric == "f1" and not predictor.task.label_names)
+        self.best = BestEvaluation(metric, self._config.selection.patience, once_in_percent=percent)
 
     @property
     def _selects_best(self) -> bool:
@@ -122,10 +128,17 @@ class Validation:
         return {"validation": self._newest[1]}
 
 
+class Written(NamedTuple):
+    """The metrics of each labeled split, and the predictions for it."""
+
+    results: Results
+    predictions: dict[str, Predictions]
+
+
 def write_results(
     predictor: Predictor, params: Params, known: dict[str, Predictions], hosts: Hosts, reporter: Reporter
-) -> Results:
-    """Predicts all splits but "train", and writes predictions/, plots and results.json on the first host.
+) -> Written:
+    """Predicts all splits but "train", and writes predictions/ and results.json on the first host.
 
     Args:
       predictor: the model without its parameters.
@@ -133,24 +146,42 @@ def write_results(
       known: predictions that need not be made again, by split.
       hosts: the processes of the run.
       reporter: receives the metrics.
-
-    Returns:
-      The metrics of each labeled split.
     """
     task, output = predictor.task, predictor.config.output
-    results: Results = {}
+    written = Written({}, {})
     for name, split in task.splits.items():
         if name == "train":
             continue
         predictions = known.get(name) or predictor.predict(params, name)
         if split.labeled:
-            results[name] = task.score(name, predictions)
-            figures = "  ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
-            reporter.message(f"{name}: {figures}")
+            figures = written.results[name] = task.score(name, predictions)
+            written.predictions[name] = predictions
+            reporter.message(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in figures.items()))
+            if undefined := [metric for metric, value in figures.items() if not math.isfinite(value)]:
+                reason = why_undefined(task.records(name, predictions))
+                reporter.message(f"{name}: {', '.join(undefined)} undefined, null in results.json, because {reason}")
         if hosts.first:
             write_records(output / "predictions" / f"{name}.jsonl", task.records(name, predictions))
-            if split.labeled:
-                task.plot(output / "predictions" / f"{name}.png", name, predictions)
     if hosts.first:
-        write_file(output / "results.json", json.dumps(results, indent=2) + "\n")
-    return results
+        write_file(output / "results.json", to_json(written.results, indent=2) + "\n")
+    return written
+
+
+def why_undefined(records: Iterable[dict[str, Any]]) -> str:
+    """Returns why a metric of a split is not a number, from the records of its predictions (see `Task.records`)."""
+    pairs = [(record.get("label"), record.get("prediction")) for record in records]
+    for position, name in enumerate(("labels", "predictions")):
+        values = {pair[position] for pair in pairs}
+        if len(values) == 1 and None not in values:
+            return f"all {name} are {values.pop()}"
+    return "it has no value for these labels and predictions"
+
+
+def draw_predictions(predictor: Predictor, predictions: dict[str, Predictions], reporter: Reporter) -> None:
+    """Draws the pictures of predictions/, on the first host. A picture that fails is reported in one line."""
+    for name, of_split in predictions.items():
+        draw_or_report(
+            predictor.config.output / "predictions" / f"{name}.png",
+            lambda path, name=name, of_split=of_split: predictor.task.plot(path, name, of_split),
+            log=reporter.message,
+        )

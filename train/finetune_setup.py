@@ -9,9 +9,13 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
+from .checkpoints.checksums import tree_digest
+from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
+from .hosts.processes import gather_json
 from .tasks.base import Task
 from .tasks.classification.task import Classification
+from .tasks.digest import examples_digest, tokens_digest
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
@@ -87,10 +91,47 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tok
         )
 
 
-def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
-    """Returns the settings that a checkpoint and the run that resumes it must have in common.
+def input_digests(config: FinetuneConfig, task: Task, weights: dict[str, Any]) -> dict[str, str]:
+    """Returns digests of what the training reads, by names for messages: files may change under the same path.
 
-    Keys and values are a format on disk: a change would keep interrupted runs from resuming.
+    The validation examples are included if they decide which model is the result. Collective: all processes call it.
+
+    Args:
+      config: the settings of the run.
+      task: the task.
+      weights: the parameters of the model to start from.
+
+    Raises:
+      UserError: if the hosts have read different examples.
+    """
+    splits = ["train"]
+    if config.selection.select == "best" or config.selection.patience:
+        splits.append("validation")
+    names = {"train": "training examples", "validation": "validation examples"}
+    digests = {names[split]: examples_digest(task.examples[split]) for split in splits}
+    digests["tokenization"] = tokens_digest(task.splits["train"])
+    everywhere = gather_json(digests)
+    if different := [name for name in digests if len({of_host[name] for of_host in everywhere}) > 1]:
+        raise UserError(f"the hosts have read different {join_names(different)}; give all hosts the same files")
+    if not config.random_weights:
+        digests["weights of the model"] = tree_digest(weights)
+    return digests
+
+
+def identity(
+    config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tokenizer, task: Task, digests: dict[str, str]
+) -> dict[str, Any]:
+    """Returns the settings and digests that a checkpoint and the run that resumes it must have in common.
+
+    Keys and values are a format on disk: a change would keep interrupted runs from resuming. `checkpoints.restore`
+    accepts a checkpoint without digests.
+
+    Args:
+      config: the settings of the run.
+      model_config: the configuration of the task's model.
+      tokenizer: the tokenizer.
+      task: the task.
+      digests: from `input_digests`.
     """
     # Checkpoints of earlier versions have no problem_type, which the kind of the task and its classes decide.
     configuration = {name: value for name, value in model_config.to_json().items() if name != "problem_type"}
@@ -126,4 +167,5 @@ def identity(config: FinetuneConfig, model_config: DebertaConfig, tokenizer: Tok
         "sift": dataclasses.asdict(config.sift),
         "dtype": config.dtype,
         "seed": config.seed,
+        DIGESTS: digests,
     }

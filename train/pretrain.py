@@ -50,12 +50,14 @@ from .pretrain_setup import (
     PretrainingRows,
     check_vocabulary,
     identity,
+    input_digests,
     load_initial_models,
     resolve_corpus,
     resolve_masking,
     resolve_models,
 )
 from .reporting.curves import plot_curves
+from .reporting.pictures import draw_or_report
 from .reporting.pretraining_metrics import discriminator_sums, generator_sums, pretraining_figures
 from .reporting.reporter import Reporter, open_reporter
 
@@ -90,6 +92,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     # ---------------------------------------------------------------- state, sharded by the table
     optimizers = build_optimizers(config)
     create = functools.partial(build_state, config, models_config, optimizers)
+    digests = input_digests(initial)
     weights = {name: model.params for name, model in initial.items()}
     origins = {name: f"pretrained {', '.join(params)}" for name, params in weights.items()}
     placement = named_shardings(jax.eval_shape(create, weights), mesh)
@@ -106,7 +109,9 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     with (
         jax.set_mesh(mesh),
         Checkpointer(
-            config.output / "checkpoints", keep=config.keep, identity=identity(config, models_config, rows.corpus)
+            config.output / "checkpoints",
+            keep=config.keep,
+            identity=identity(config, models_config, rows.corpus, digests),
         ) as checkpointer,
         open_reporter(
             config.output,
@@ -344,6 +349,9 @@ def save_models(
         if hosts.first:
             tokenizer.save(folder)
         reporter.message(f"saved {folder}")
-    if hosts.first:
-        plot_curves(config.output / "metrics.jsonl", config.output / "curves.png")
-        reporter.message(f"saved {config.output / 'curves.png'}")
+    if hosts.first:  # last, because everything else must be on disk if a picture fails or hangs
+        draw_or_report(
+            config.output / "curves.png",
+            lambda path: plot_curves(config.output / "metrics.jsonl", path),
+            log=reporter.message,
+        )

@@ -17,6 +17,8 @@ from deberta_jax.rtd import Params, PretrainingBatch, RTDConfig
 from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
+from .checkpoints.checksums import tree_digest
+from .checkpoints.manifest import DIGESTS
 from .configs import PretrainConfig
 from .data.batches import TrainingBatches, held_out_batches
 from .data.masking import MaskingConfig
@@ -174,10 +176,25 @@ class PretrainingRows:
         return cast(PretrainingBatch, place_batch({name: batch[name] for name in BATCH_FIELDS}, self.mesh))
 
 
-def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[str, Any]:
-    """Returns the settings that a checkpoint and the run that resumes it must have in common.
+def input_digests(initial: Mapping[str, PretrainedModel]) -> dict[str, str]:
+    """Returns digests of the weights to start from, by names for messages. Collective: all processes call it.
 
-    Keys and values are a format on disk: a change would keep interrupted runs from resuming.
+    The text, its order and the tokenizer are in the fingerprint of the corpus.
+    """
+    return {f"weights of the initial {name}": tree_digest(model.params) for name, model in sorted(initial.items())}
+
+
+def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the settings and digests that a checkpoint and the run that resumes it must have in common.
+
+    Keys and values are a format on disk: a change would keep interrupted runs from resuming. `checkpoints.restore`
+    accepts a checkpoint without digests.
+
+    Args:
+      config: the settings of the run.
+      models: the configurations of generator and discriminator.
+      corpus: the rows to train on.
+      digests: from `input_digests`.
     """
     initial = {
         "init_generator": config.models.init_generator,
@@ -200,4 +217,5 @@ def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus) -> dict[
         "dtype": config.dtype,
         "seed": config.seed,
         **{name: str(folder) for name, folder in initial.items() if folder is not None},
+        DIGESTS: dict(digests),
     }

@@ -374,4 +374,10 @@ def listing() -> str:
     for name in RECIPES:
         task, _, model = name.partition("/")
         lines.append(f"  {name:28} {SCORES.get(model, {}).get(task, '')}".rstrip())
-    return "\n".join([*lines, "", "Numbers: published development scores in percent, not measured here."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Numbers: published development scores in percent, not measured here. Results of a run are fractions.",
+        ]
+    )

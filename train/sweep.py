@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deberta_jax.atomic_files import write_file
+from deberta_jax.strict_json import to_json
 
 from .configs import FinetuneConfig
 
@@ -75,7 +75,8 @@ def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], RunOutcome],
       report: print a table and write `summary.json` (default: True).
 
     Returns:
-      The results of the best run: the best seed of the combination with the best mean, by the validation split.
+      The results of the best run: the best seed of the combination with the best mean, by the validation split. The
+      mean is NaN, and null in `summary.json`, if the metric of a seed is.
     """
     rows, best_results = [], []
     for point in grid_points(config):
@@ -83,7 +84,7 @@ def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], RunOutcome],
         metric = outcomes[0].main_metric
         values = [outcome.results["validation"][metric] for outcome in outcomes]
         mean, margin = mean_and_margin(values)
-        # A run whose metric is NaN diverged and is never the best, unless all of them did.
+        # A run whose metric is NaN, because it is undefined, is never the best, unless all are NaN.
         best = int(np.nanargmax(values)) if not np.isnan(values).all() else 0
         rows.append(
             {
@@ -102,7 +103,7 @@ def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], RunOutcome],
     chosen = int(np.argmax(means))
     if report:
         summary = {"settings": rows, "best": rows[chosen]["best"]}
-        write_file(config.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_file(config.output / "summary.json", to_json(summary, indent=2) + "\n")
         _print_table(rows, chosen)
     return best_results[chosen]
 
@@ -133,8 +134,11 @@ def _print_table(rows: Sequence[dict[str, Any]], chosen: int) -> None:
     table = Table("setting", rows[0]["metric"], "95 %", "seeds", "best of them", title="validation")
     for number, row in enumerate(rows):
         margin = "-" if math.isnan(row["margin95"]) else f"± {row['margin95']:.4f}"
+        finite = [value for value in row["values"] if not math.isnan(value)]
+        best = f"{max(finite):.4f}" if finite else "-"
+        mean = "-" if math.isnan(row["mean"]) else f"{row['mean']:.4f}"
         name = (row["setting"] or "as given") + (" *" if number == chosen else "")
-        table.add_row(name, f"{row['mean']:.4f}", margin, str(len(row["values"])), f"{max(row['values']):.4f}")
+        table.add_row(name, mean, margin, str(len(row["values"])), best)
     console = Console()
     console.print(table)
     console.print(f"the best run's model: {rows[chosen]['best']}", markup=False, soft_wrap=True)

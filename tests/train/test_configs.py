@@ -53,8 +53,8 @@ def test_help_lists_the_published_options(
 
 # -------------------------------------------------------------------- checks
 
-COUNTS = "batch_size accumulation steps log_every keep sequence_length vocab_size max_ngram max_length n_best"
-INTERVALS = "save_every evaluate_every seed freeze_layers patience"
+COUNTS = "batch_size accumulation log_every keep sequence_length vocab_size max_ngram max_length n_best"
+INTERVALS = "steps save_every evaluate_every seed freeze_layers patience"
 SHARES = "held_out_fraction mask_rate label_smoothing classifier_dropout"
 AMOUNTS = "rtd_lambda discriminator_learning_rate max_seconds epochs layer_decay"
 PRETRAIN_NAMES = set((SHARED + PRETRAIN).replace("-", "_").split())
@@ -147,12 +147,12 @@ def test_the_identity_of_a_pretraining_run_is_as_published() -> None:
         seed=7,
     )
     models = SimpleNamespace(to_json=lambda: {"models": 1})
-    identity = pretrain_setup.identity(config, models, SimpleNamespace(fingerprint="c0ffee"))  # type: ignore[arg-type]
+    identity = pretrain_setup.identity(config, models, SimpleNamespace(fingerprint="c0ffee"), {"weights": "f00d"})  # type: ignore[arg-type]
     assert json.dumps(identity) == (
         '{"model": {"models": 1}, "corpus": "c0ffee", "objective": "rtd", "decoupled": false, "rtd_lambda": 20.0, '
         '"sequence_length": 64, "batch_size": 16, "accumulation": 2, "steps": 40, "mask_rate": 0.2, "max_ngram": 2, '
         f'{OPTIMIZER_ON_DISK}, "discriminator_learning_rate": 0.001, "dtype": "bfloat16", "seed": 7, '
-        '"init_generator": "g", "init_discriminator": "d"}'
+        '"init_generator": "g", "init_discriminator": "d", "digests": {"weights": "f00d"}}'
     )
 
 
@@ -188,7 +188,7 @@ def test_the_identity_of_a_finetuning_run_is_as_published() -> None:
     )
     model, tokenizer = SimpleNamespace(to_json=lambda: {"model": 1}), SimpleNamespace(fingerprint="beef")
     task = SimpleNamespace(splits={"train": SimpleNamespace(lengths=[1, 2, 3])})
-    identity = finetune_setup.identity(config, model, tokenizer, task)  # type: ignore[arg-type]
+    identity = finetune_setup.identity(config, model, tokenizer, task, {"training examples": "f00d"})  # type: ignore[arg-type]
     assert json.dumps(identity) == (
         '{"configuration": {"model": 1}, "tokenizer": "beef", "examples": 3, "model": "m", "random_weights": true, '
         '"train": "t.tsv", "kind": "choice", "text_column": "q", "pair_column": "p", "choices_columns": ["a", "b"], '
@@ -196,7 +196,8 @@ def test_the_identity_of_a_finetuning_run_is_as_published() -> None:
         '"max_answer_length": 4, "group_by_length": true, "batch_size": 16, "accumulation": 2, "epochs": 2.0, '
         f'"steps": 40, {OPTIMIZER_ON_DISK}, "label_smoothing": 0.1, "layer_decay": 0.8, "freeze_layers": 1, '
         '"select": "best", "patience": 2, "sift": {"weight": 3.0, "loss": "symmetric_kl", "learning_rate": 0.0001, '
-        '"init_perturbation": 0.01, "official": false}, "dtype": "bfloat16", "seed": 7}'
+        '"init_perturbation": 0.01, "official": false}, "dtype": "bfloat16", "seed": 7, '
+        '"digests": {"training examples": "f00d"}}'
     )
 
 

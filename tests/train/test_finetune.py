@@ -1,6 +1,8 @@
 """Whole fine-tuning runs: what is chosen, frozen, predicted, resumed and averaged."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
+from deberta_jax.errors import UserError
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, GridConfig, OptimizerConfig
 from deberta_jax.train.engine.best import BestEvaluation
@@ -20,7 +23,7 @@ from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.hosts.join import Hosts
 from deberta_jax.train.reporting.reporter import SilentReporter
 from deberta_jax.train.sweep import RunOutcome
-from deberta_jax.train.tasks.classification.task import Classification
+from deberta_jax.train.tasks.classification.task import Classification, ClassificationTask
 
 from ..support import small_models
 from ..support.configs import changed, finetune_config
@@ -103,6 +106,70 @@ def test_a_run_writes_model_predictions_and_scores(home: Path, tmp_path: Path, c
     out = DebertaForSequenceClassification(config).apply({"params": params}, ids)
     by_hand = dict(zip(config.label_names, jax.nn.softmax(out.logits)[0].tolist(), strict=True))
     assert by_hand == pytest.approx(predictions[0]["probabilities"], abs=1e-5)
+
+
+def test_no_steps_evaluate_and_predict_with_the_model_as_it_is(home: Path, tmp_path: Path, capsys) -> None:
+    """All validation scores are equal, so that a correlation with them is undefined."""
+    for name, scores in (("train", (0, 1, 2)), ("dev", (2.5, 2.5)), ("test", (1, 3))):
+        rows = [{"text": f"number {score} and {index}", "label": score} for index, score in enumerate(scores)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {"train": "train.jsonl", "validation": "dev.jsonl", "test": "test.jsonl"}
+    paths = {name: str(tmp_path / file) for name, file in files.items()}
+    config = settings(home, tmp_path / "run", kind="regression", steps=0, batch_size=8, select="best", **paths)
+    results = finetune.main(config)
+    strict = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert strict["validation"] == {"pearson": None, "spearman": None}
+    assert strict["test"] == results["test"]
+    assert lines_of(tmp_path / "run" / "metrics.jsonl") == [{"step": 0, "eval/pearson": None, "eval/spearman": None}]
+    out = capsys.readouterr().out
+    assert "validation: pearson, spearman undefined, null in results.json, because all labels are 2.5" in out
+    assert "no evaluation gave a number for pearson: the last model is the result" in out
+    assert len(lines_of(tmp_path / "run" / "predictions" / "test.jsonl")) == 2
+    before, after = load_pretrained(home / "model")[1], load_pretrained(tmp_path / "run" / "model")[1]
+    jax.tree.map(np.testing.assert_array_equal, before["deberta"], after["deberta"])
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_picture_is_last_and_never_fails_a_run(home: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def draw(self: ClassificationTask, path: Path, *_: Any) -> None:
+        assert (tmp_path / "results.json").exists()
+        assert load_pretrained(tmp_path / "model")[0].label_names == ("blue", "green", "red")
+        assert Tokenizer.from_folder(tmp_path / "model").vocab_size == 601
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr(ClassificationTask, "plot", draw)
+    results = finetune.main(settings(home, tmp_path, epochs=0.0, steps=None))
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert f"could not draw {tmp_path / 'predictions' / 'validation.png'}: RuntimeError: no fonts\n" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("interrupted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_another_content_of_the_same_files_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """Neither an interrupted nor a finished run goes on with other labels or from another model."""
+    train, model = tmp_path / "train.jsonl", tmp_path / "model"
+    text = (home / "train.jsonl").read_text()
+    flipped = text.replace('"label": "red"', '"label": "?"').replace('"label": "blue"', '"label": "red"')
+    train.write_text(text)
+    shutil.copytree(home / "model", model)
+    config = settings(home, tmp_path / "run", train=str(train), validation=None, model=model, steps=1 + interrupted)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError) if interrupted else contextlib.nullcontext():
+        patch.setattr(Hosts, "stop_requested", lambda _, number: number == 1)
+        finetune.main(config)
+
+    train.write_text(flipped.replace('"label": "?"', '"label": "blue"'))
+    refusal = "began with other {}; use another --output, restore the files and settings it began with, or delete "
+    with pytest.raises(UserError, match=refusal.format("training examples")):
+        finetune.main(config)
+    train.write_text(text)
+    _, params = load_pretrained(model)
+    params["deberta"]["embeddings"]["word_embeddings"]["embedding"] *= 1.001
+    save_pretrained(model, TINY, params)
+    with pytest.raises(UserError, match=refusal.format("weights of the model")):
+        finetune.main(config)
 
 
 def test_frozen_layers_stay_and_the_best_model_is_the_result(home: Path, tmp_path: Path, capsys) -> None:

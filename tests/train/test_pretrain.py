@@ -156,6 +156,14 @@ def test_training_continues_from_the_models_of_another_run(home: Path, finished:
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, expected)
 
 
+def test_no_steps_save_the_initial_models_without_curves(home: Path, tmp_path: Path, capsys) -> None:
+    pretrain.main(settings(home, tmp_path, steps=0, evaluate_every=0))
+    assert load_pretrained(tmp_path / "discriminator")[0] == TINY
+    out = capsys.readouterr().out.replace("\n", "")
+    assert f"could not draw {tmp_path / 'curves.png'}: {tmp_path / 'metrics.jsonl'} holds no step" in out
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_a_finished_run_has_nothing_to_do(home: Path, finished: Path) -> None:
     before = losses(finished)
     pretrain.main(settings(home, finished))

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from deberta_jax.train.configs import GridConfig
@@ -40,7 +41,9 @@ def test_the_best_seed_of_the_best_setting(tmp_path):
         return RunOutcome({"validation": {"accuracy": value}, "test": {"accuracy": value / 2}}, "accuracy")
 
     assert run_all(config, run)["validation"]["accuracy"] == 0.8
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["settings"][2]["mean"] is None
+    assert summary["settings"][2]["values"] == [None, None]
     assert summary["best"] == str(tmp_path / "learning_rate=2e-05/seed-1/model")
     assert [round(row["mean"], 3) for row in summary["settings"][:2]] == [0.7, 0.775]
     assert summary["settings"][1]["others"]["test/accuracy"]["values"] == [0.375, 0.4]

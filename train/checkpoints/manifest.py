@@ -9,6 +9,7 @@ from .checksums import describe_leaves
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _NAMES_SHOWN = 3
+DIGESTS = "digests"  # entry of an identity: digests of what a run reads, by names for messages
 _ABSENT = object()
 
 
@@ -52,7 +53,7 @@ def library_versions() -> dict[str, str]:
 
 def as_json(value: dict) -> dict:
     """Returns a copy of a dict as JSON represents it: tuples, for example, become lists."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def list_differences(there: dict, here: dict, prefix: str = "") -> list[str]:
@@ -68,10 +69,29 @@ def list_differences(there: dict, here: dict, prefix: str = "") -> list[str]:
     return differences
 
 
+def changed_digests(there: dict, here: dict) -> tuple[list[str], list[str]]:
+    """Compares digests of what a run reads, such as its examples, under names that a user understands.
+
+    Args:
+      there: the digests in a checkpoint. Earlier versions saved fewer of them, or none.
+      here: the digests of this run.
+
+    Returns:
+      The names of those that differ, and of those that the checkpoint lacks.
+    """
+    changed = [name for name in there if name not in here or there[name] != here[name]]
+    return changed, [name for name in here if name not in there]
+
+
 def list_names(names: list[str]) -> str:
     """Returns the first names, and the number of the others."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def join_names(names: list[str]) -> str:
+    """Returns all names, as `a, b and c`."""
+    return ", ".join([*names[:-2], " and ".join(names[-2:])])
 
 
 def _show(value: object) -> str:

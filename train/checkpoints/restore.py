@@ -24,7 +24,15 @@ import orbax.checkpoint as ocp
 
 from ..hosts.processes import gather_json, host_name
 from .checksums import describe_leaves, leaf_name
-from .manifest import library_versions, list_differences, list_names, verified_content
+from .manifest import (
+    DIGESTS,
+    changed_digests,
+    join_names,
+    library_versions,
+    list_differences,
+    list_names,
+    verified_content,
+)
 from .storage_faults import (
     CheckpointError,
     Fault,
@@ -86,7 +94,7 @@ class Reader:
         """
         self._await_step(step)
         content = self._read(step, lambda: self._read_manifest(step))
-        self._require_equal("configuration", content["identity"], self.identity)
+        self._require_same_run(step, content["identity"])
         # Other names and shapes are a mistake of the caller, not damage. Dtypes may differ.
         saved_shapes = {name: leaf["shape"] for name, leaf in content["leaves"].items()}
         shapes = {name: leaf["shape"] for name, leaf in describe_leaves(abstract_state).items()}
@@ -195,6 +203,29 @@ class Reader:
                 if type(error) is not Exception:
                     raise
                 raise ValueError(str(error)) from error
+
+    def _require_same_run(self, step: int, saved: dict) -> None:
+        """Compares the identity of a checkpoint with that of this run.
+
+        Raises:
+          CheckpointError: the settings or the digests differ.
+        """
+        there = {key: value for key, value in saved.items() if key != DIGESTS}
+        here = {key: value for key, value in self.identity.items() if key != DIGESTS}
+        differences = list_differences(there, here)
+        changed, unknown = changed_digests(saved.get(DIGESTS, {}), self.identity.get(DIGESTS, {}))
+        if changed:
+            also = f", and {list_names(differences)}" if differences else ""
+            raise CheckpointError(
+                f"the run in {self.folder} began with other {join_names(changed)}{also}; use another --output, "
+                f"restore the files and settings it began with, or delete {self.folder} to train again"
+            )
+        self._require_equal("configuration", there, here)
+        if unknown:
+            self.log(
+                f"the checkpoint of step {step} is of an earlier version and has no digest of {join_names(unknown)}: "
+                "cannot check whether they are still the same"
+            )
 
     def _require_equal(self, kind: str, there: dict, here: dict) -> None:
         if differences := list_differences(there, here):

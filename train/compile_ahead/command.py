@@ -10,7 +10,6 @@ compiled as well.
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
 import sys
@@ -23,7 +22,9 @@ import jax
 
 from deberta_jax.errors import UserError
 from deberta_jax.sharding import make_mesh
+from deberta_jax.strict_json import to_json
 
+from ..reporting.pictures import draw_or_report
 from ..settings import NotNegative, Positive, Range
 from .hlo_costs import Cost
 from .kernel_costs import find_kernels, kernel_cycles
@@ -85,7 +86,7 @@ def main(config: CompileAheadConfig) -> None:
     report = compile_step(config, hardware)
     alternatives = [] if report.fits else compile_alternatives(config, report, hardware)
     if config.json:
-        print(json.dumps({**report.to_json(), "alternatives": [other.to_json() for other in alternatives]}, indent=2))
+        print(to_json({**report.to_json(), "alternatives": [other.to_json() for other in alternatives]}, indent=2))
     else:
         print_report(report, hardware.chip, alternatives)
     if not report.fits:
@@ -252,11 +253,10 @@ def _sweep(config: CompileAheadConfig, hardware: Topology) -> None:
         check_batch(step, make_mesh(**dataclasses.asdict(step.mesh), devices=hardware.devices))
     reports = [compile_step(step, hardware) for step in steps]
     if config.json:
-        print(json.dumps([report.to_json() for report in reports], indent=2))
+        print(to_json([report.to_json() for report in reports], indent=2))
     else:
         print_sweep(reports)
-    plot_sweep(reports, config.plot)
-    _show_progress(f"saved {config.plot}")
+    draw_or_report(config.plot, lambda path: plot_sweep(reports, path), log=_show_progress)
 
 
 def _compiler_flags(config: CompileAheadConfig) -> dict[str, str]:

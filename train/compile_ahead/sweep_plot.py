@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deberta_jax.errors import UserError
 
+from ..reporting.pictures import open_figure
 from .report import Report, describe_slices
 from .tpu_compiler import GIB
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def check_plot_path(path: Path) -> None:
@@ -26,12 +31,16 @@ def check_plot_path(path: Path) -> None:
 
 def plot_sweep(reports: Sequence[Report], path: Path) -> None:
     """Plots memory and speed against the batch, with a line for each size of the fsdp axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    config = reports[0].config
+    with open_figure(path, size=(11, 4.5)) as figure:
+        memory_axes, speed_axes = figure.subplots(1, 2)
+        _draw_lines(memory_axes, speed_axes, reports)
+        figure.suptitle(
+            f"{config.model} {config.task} on {describe_slices(config)}: compiler estimates, nothing was run"
+        )
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    memory_axes, speed_axes = figure.subplots(1, 2)
+
+def _draw_lines(memory_axes: "Axes", speed_axes: "Axes", reports: Sequence[Report]) -> None:
     for number, fsdp in enumerate(dict.fromkeys(report.mesh["fsdp"] for report in reports)):
         line = sorted(
             (report for report in reports if report.mesh["fsdp"] == fsdp), key=lambda report: report.config.global_batch
@@ -54,6 +63,3 @@ def plot_sweep(reports: Sequence[Report], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    config = reports[0].config
-    figure.suptitle(f"{config.model} {config.task} on {describe_slices(config)}: compiler estimates, nothing was run")
-    figure.savefig(path, dpi=120)

@@ -12,6 +12,7 @@ class BestEvaluation:
     Attributes:
       metric: the metric to compare; higher is better.
       patience: number of evaluations without improvement after which training should stop (0 disables this).
+      once_in_percent: whether states without a unit, which earlier versions saved, have the metric in percent.
       step: the step of the best evaluation; None before the first one with a finite metric.
       value: its metric.
       evaluations_since: number of evaluations after the best one.
@@ -19,6 +20,7 @@ class BestEvaluation:
 
     metric: str
     patience: int = 0
+    once_in_percent: bool = False
     step: int | None = None
     value: float = -math.inf
     evaluations_since: int = 0
@@ -39,9 +41,11 @@ class BestEvaluation:
     def get_state(self) -> dict[str, Any]:
         """Returns the state as plain JSON. Its keys are a format on disk."""
         value = self.value if math.isfinite(self.value) else None
-        return {"step": self.step, "value": value, "waited": self.evaluations_since}
+        return {"step": self.step, "value": value, "waited": self.evaluations_since, "unit": "fraction"}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned."""
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """Restores what `get_state` returned, and returns whether an earlier version saved it in percent."""
         self.step, self.evaluations_since = state["step"], state["waited"]
-        self.value = -math.inf if state["value"] is None else state["value"]
+        percent = self.once_in_percent and "unit" not in state
+        self.value = -math.inf if state["value"] is None else state["value"] / (100 if percent else 1)
+        return percent and state["value"] is not None

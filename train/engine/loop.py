@@ -41,7 +41,7 @@ class TrainingRun:
     """Everything that the loop needs apart from the state. The intervals are numbers of steps; 0 disables them.
 
     Attributes:
-      steps: the last step.
+      steps: the last step; 0 trains nothing and evaluates once, if evaluations are not disabled.
       log_every: interval between two lines of the log, at least 1.
       evaluate_every: interval between evaluations; one follows the last step as well.
       save_every: interval between checkpoints; the last step is always saved.
@@ -105,7 +105,7 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
     run.reporter.resume_at(first - 1)
     compiled: set[tuple] = set()  # shapes of the batches for which the step was compiled
     with run.hosts.listening(), _profiler(run, metrics) as start_or_stop_profiler:
-        if resumed.owes_evaluation:
+        if resumed.owes_evaluation or (run.steps == 0 and run.evaluate_every > 0):
             phases.enter("evaluate", first - 1)
             run.reporter.evaluation(first - 1, run.evaluate(state))
         for number in range(first, run.steps + 1):
@@ -160,8 +160,11 @@ def _restore(state: TrainState, run: TrainingRun) -> _Resumed:
     if restored is None:
         return _Resumed(state, {}, owes_evaluation=False)
     run.batches.set_state(restored.data["batches"])
-    if run.best is not None:
-        run.best.set_state(restored.data["memory"])
+    if run.best is not None and run.best.set_state(restored.data["memory"]):
+        run.reporter.message(
+            f"metrics.jsonl has evaluations up to step {restored.step} in percent, as an earlier version wrote them; "
+            "later ones are fractions"
+        )
     return _Resumed(restored.state, restored.data["sums"], restored.data.get("owes_evaluation", False))
 
 

@@ -101,8 +101,10 @@ def schedule(config: OptimizerConfig, *, total_steps: int) -> Callable[[jax.typi
     Raises:
       UserError: if the warmup is longer than `total_steps`.
     """
-    if total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; it must be at least 1")
+    if total_steps < 0:
+        raise ValueError(f"total_steps is {total_steps}; it must be at least 0")
+    if total_steps == 0:  # a run that only evaluates, for which no warmup is too long
+        return lambda step: jnp.zeros(jnp.shape(step))
     end = config.schedule_end
     warmup = config.warmup / total_steps if config.warmup >= 1 else config.warmup
     if warmup >= 1:

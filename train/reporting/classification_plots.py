@@ -1,12 +1,18 @@
 """Confusion matrix and calibration of a classifier on a labeled split."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from .pictures import open_figure, picture_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _BINS = 15  # as in Guo et al. 2017
+_MOST_NAMES = 20  # classes whose names and numbers are large enough to read
 
 
 class Calibration(NamedTuple):
@@ -37,33 +43,37 @@ def calibration(probabilities: Float[np.ndarray, "E C"], labels: Int[np.ndarray,
 def plot_answers(
     path: Path, probabilities: Float[np.ndarray, "E C"], labels: Int[np.ndarray, "E"], names: tuple[str, ...]
 ) -> None:
-    """Draws the confusion matrix and the calibration into a PNG file. `names` are the names of the classes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from sklearn.metrics import confusion_matrix
+    """Draws the confusion matrix and the calibration into a PNG file. `names` are those of the classes."""
+    with open_figure(path, size=(11, 5)) as figure:
+        matrix, curve = figure.subplots(1, 2)
+        _draw_confusion(matrix, probabilities.argmax(axis=1), labels, names)
+        _draw_calibration(curve, calibration(probabilities, labels))
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    matrix, curve = figure.subplots(1, 2)
 
-    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(len(names)))
+def _draw_confusion(
+    axes: "Axes", predictions: Int[np.ndarray, "E"], labels: Int[np.ndarray, "E"], names: tuple[str, ...]
+) -> None:
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(confusion, (labels, predictions), 1)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 20:  # more numbers would be too small to read
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= _MOST_NAMES:
         for row, column in np.ndindex(*confusion.shape):
             color = "white" if shares[row, column] > 0.5 else "black"
-            matrix.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
-        matrix.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        matrix.set_yticks(range(len(names)), names)
-    matrix.set(title="Confusion", xlabel="predicted", ylabel="label")
+            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
+        short = [picture_name(name) for name in names]
+        axes.set_xticks(range(len(names)), short, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), short)
+    axes.set(title="Confusion", xlabel="predicted", ylabel="label")
 
-    error, accuracies, confidences, counts = calibration(probabilities, labels)
+
+def _draw_calibration(axes: "Axes", result: Calibration) -> None:
+    error, accuracies, confidences, counts = result
     used = counts > 0
-    curve.plot([0, 1], [0, 1], ":", color="gray", label="perfect calibration")
-    curve.plot(confidences[used], accuracies[used], "o-", label="model")
-    curve.bar((np.arange(_BINS) + 0.5) / _BINS, counts / counts.sum(), width=1 / _BINS, alpha=0.2, label="share")
-    curve.set(title=f"Calibration, expected error {error:.3f}", xlabel="confidence", ylabel="accuracy")
-    curve.set(xlim=(0, 1), ylim=(0, 1))
-    curve.grid(alpha=0.3)
-    curve.legend()
-    figure.savefig(path, dpi=120)
+    axes.plot([0, 1], [0, 1], ":", color="gray", label="perfect calibration")
+    axes.plot(confidences[used], accuracies[used], "o-", label="model")
+    axes.bar((np.arange(_BINS) + 0.5) / _BINS, counts / counts.sum(), width=1 / _BINS, alpha=0.2, label="share")
+    axes.set(title=f"Calibration, expected error {error:.3f}", xlabel="confidence", ylabel="accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()

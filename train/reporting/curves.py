@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from deberta_jax.errors import UserError
 
 from .jsonl import read_records
+from .pictures import open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,28 +20,22 @@ def plot_curves(jsonl_path: Path | str, png_path: Path | str) -> None:
       FileNotFoundError: if the metrics file does not exist.
       UserError: if it holds no step.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     records = read_records(Path(jsonl_path))
     if not records:
         raise UserError(f"{jsonl_path} holds no step, so there is nothing to draw; train first")
-    # Without pyplot, whose global state and choice of a window system have no place in a training process.
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    generator, discriminator, shares, rate = figure.subplots(2, 2, sharex=True).flat
-    _draw(generator, records, "Generator loss (masked tokens)", "nats", {"generator_loss": "train"})
-    _draw(discriminator, records, "Discriminator loss (replaced tokens)", "nats", {"discriminator_loss": "train"})
-    names = {"masked_accuracy": "masked accuracy", "replaced_precision": "precision", "replaced_recall": "recall"}
-    _draw(shares, records, "Masked and replaced tokens", "share", names)
-    shares.set_ylim(-0.02, 1.02)
-    rate.plot(*_series(records, "learning_rate"))
-    rate.set(title="Learning rate", ylabel="rate")
-    rate.grid(alpha=0.3)
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (shares, rate):
-        axes.set_xlabel("step")
-    figure.savefig(png_path, dpi=120)
+    with open_figure(Path(png_path), size=(11, 7)) as figure:
+        generator, discriminator, shares, rate = figure.subplots(2, 2, sharex=True).flat
+        _draw(generator, records, "Generator loss (masked tokens)", "nats", {"generator_loss": "train"})
+        _draw(discriminator, records, "Discriminator loss (replaced tokens)", "nats", {"discriminator_loss": "train"})
+        names = {"masked_accuracy": "masked accuracy", "replaced_precision": "precision", "replaced_recall": "recall"}
+        _draw(shares, records, "Masked and replaced tokens", "share", names)
+        shares.set_ylim(-0.02, 1.02)
+        rate.plot(*_series(records, "learning_rate"))
+        rate.set(title="Learning rate", ylabel="rate")
+        rate.grid(alpha=0.3)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        for axes in (shares, rate):
+            axes.set_xlabel("step")
 
 
 def _draw(axes: "Axes", records: list[dict[str, Any]], title: str, unit: str, names: dict[str, str]) -> None:

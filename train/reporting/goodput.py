@@ -4,10 +4,11 @@ A line accounts for one start: when it began and when the line was written (Unix
 the step it has reached, and the seconds in each phase of `hosts.phases.PhaseTimer`. The last line of a start counts.
 """
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from deberta_jax.strict_json import to_json
 
 from ..hosts.phases import PhaseTimer
 from .jsonl import read_records
@@ -37,7 +38,7 @@ class GoodputLog:
             "seconds": {phase: round(seconds, 3) for phase, seconds in self._phases.seconds().items()},
         }
         with open(self._path, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(line) + "\n")
+            lines.write(to_json(line) + "\n")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax.atomic_files import replace_file
+from deberta_jax.strict_json import to_json
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -26,4 +27,4 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
         for record in records:
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            lines.write(to_json(record) + "\n")

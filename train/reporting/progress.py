@@ -144,11 +144,9 @@ def describe_metrics(metrics: dict[str, float]) -> str:
 
 
 def format_metric(key: str, value: float) -> str:
-    """Returns shares as percent, learning rates with an exponent, and everything else with four digits."""
+    """Returns learning rates with an exponent, and everything else with four digits. Shares are fractions."""
     if not math.isfinite(value):
         return str(value)
-    if key.endswith(("accuracy", "precision", "recall")):
-        return f"{100 * value:.1f}%"
     if key == "learning_rate":
         return f"{value:.1e}"
     whole = str(int(abs(value)))

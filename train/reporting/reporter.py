@@ -7,7 +7,6 @@ for a device.
 """
 
 import functools
-import json
 import math
 import time
 from pathlib import Path
@@ -17,11 +16,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from deberta_jax.atomic_files import write_file
+from deberta_jax.strict_json import to_json
 
 from ..hosts.join import Hosts
 from .goodput import GoodputLog, read_goodput
-from .jsonl import read_records
+from .jsonl import read_records, write_records
 from .progress import ProgressLine, Speed, describe_metrics
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class RunReporter:
 
     Args:
       folder: receives `metrics.jsonl` and `tensorboard/`.
-      total_steps: the last step of the run, at least 1.
+      total_steps: the last step of the run; 0 if the run only evaluates.
       tokens_per_step: number of tokens in a global batch, at least 1.
       every: number of steps between two plain lines, at least 1.
       console: where to print (default: standard output).
@@ -89,7 +88,7 @@ class RunReporter:
         console: Console | None = None,
         goodput: GoodputLog | None = None,
     ) -> None:
-        for name, value in (("total_steps", total_steps), ("tokens_per_step", tokens_per_step), ("every", every)):
+        for name, value in (("tokens_per_step", tokens_per_step), ("every", every)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         # Imported here rather than at the first step: tensorboardX imports PyTorch where it is installed, which takes
@@ -125,10 +124,10 @@ class RunReporter:
         """
         self._lines.close()
         path = self._folder / "metrics.jsonl"
-        kept = [record for record in read_records(path) if record["step"] <= step]
-        write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
+        # From step 1 on: a run of no steps evaluates at step 0, and the next start repeats that.
+        write_records(path, [record for record in read_records(path) if 0 < record["step"] <= step])
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._first_step, self._reached = step + 1, step
+        self._first_step, self._reached = (step + 1 if step else 0), step
         if self._goodput is not None:
             self._goodput.resume_at(step)
 
@@ -176,11 +175,10 @@ class RunReporter:
         return self._open_tensorboard(str(self._folder / "tensorboard"), purge_step=self._first_step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+        self._lines.write(to_json({"step": step, **metrics}) + "\n")
         self._lines.flush()
-        for key, value in finite.items():
-            if value is not None:  # tensorboardX logs a warning for each value that is not finite
+        for key, value in metrics.items():
+            if math.isfinite(value):  # tensorboardX logs a warning for each value that is not finite
                 self._tensorboard.add_scalar(key, value, step)
 
     def _show_live(self, line: ProgressLine, now: float) -> None:

@@ -109,6 +109,7 @@ class Task(Protocol):
       label_names: the name of each class by index; empty if the task has no classes.
       main_metric: the metric of `score` that selects the best model; higher is better.
       splits: "train" and, where they exist, "validation", further validation splits by name, and "test".
+      examples: for each split the examples as they were read, dataclasses of JSON values, for `digest.examples_digest`.
     """
 
     @property
@@ -121,6 +122,8 @@ class Task(Protocol):
     def main_metric(self) -> str: ...
     @property
     def splits(self) -> Mapping[str, Encoded]: ...
+    @property
+    def examples(self) -> Mapping[str, Sequence[Any]]: ...
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         """Returns the metrics of a labeled split.
@@ -135,5 +138,5 @@ class Task(Protocol):
         ...
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
-        """Writes a plot of the predictions for a labeled split to a PNG file; does nothing for kinds without a plot."""
+        """Draws the predictions for a labeled split into a PNG file; does nothing for kinds without a picture."""
         ...

@@ -13,7 +13,9 @@ Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and labels,
 
 
 def accuracy(predictions: Shaped[np.ndarray, "E"], labels: Shaped[np.ndarray, "E"]) -> float:
-    """Returns the share of correct class indices."""
+    """Returns the share of correct class indices; NaN if there are none."""
+    if not len(labels):
+        return math.nan
     return float(np.mean(predictions == labels))
 
 

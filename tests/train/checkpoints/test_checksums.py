@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deberta_jax.train.checkpoints.checksums import checksum, describe_leaves
+from deberta_jax.train.checkpoints.checksums import checksum, describe_leaves, tree_digest
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint32, jnp.bool_])
@@ -31,3 +31,15 @@ def test_checksum_does_not_depend_on_the_sharding() -> None:
 def test_wide_elements_are_refused() -> None:
     with pytest.raises(TypeError, match="cannot checksum complex64; a training state has elements of 1, 2 or 4 bytes"):
         checksum(jnp.zeros(3, jnp.complex64))
+
+
+def test_the_digest_of_a_tree_has_its_names_shapes_dtypes_and_values() -> None:
+    tree = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+    others = [
+        {"dense": {"kernel": jnp.ones((2, 3)), "scale": jnp.zeros(3)}},
+        {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(3)}},
+        {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3, jnp.int32)}},
+        {"dense": {"kernel": jnp.ones((2, 3)).at[1, 2].set(1 + 2**-23), "bias": jnp.zeros(3)}},
+    ]
+    assert len({tree_digest(one) for one in (tree, *others)}) == 5
+    assert tree_digest({"dense": dict(reversed(tree["dense"].items()))}) == tree_digest(tree)

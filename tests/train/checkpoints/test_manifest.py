@@ -7,7 +7,9 @@ import pytest
 
 from deberta_jax.train.checkpoints.manifest import (
     as_json,
+    changed_digests,
     create_manifest,
+    join_names,
     list_differences,
     list_names,
     verified_content,
@@ -48,3 +50,12 @@ def test_differences_have_dotted_names_and_both_values() -> None:
     ]
     assert list_names(["a", "b", "c"]) == "a, b, c"
     assert list_names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert [join_names(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+def test_digests_that_a_checkpoint_lacks_are_unknown_rather_than_changed() -> None:
+    here = {"examples": "aa", "weights": "bb"}
+    assert changed_digests(here, here) == ([], [])
+    assert changed_digests({}, here) == ([], ["examples", "weights"])
+    assert changed_digests({"examples": "cc"}, here) == (["examples"], ["weights"])
+    assert changed_digests(here, {"examples": "aa"}) == (["weights"], [])

@@ -146,6 +146,35 @@ def test_another_configuration_is_refused_before_any_array_is_read(open_run, two
     assert (two_steps / "2").is_dir()
 
 
+def test_other_inputs_under_the_same_names_are_refused(open_run, tmp_path: Path, log: list[str]) -> None:
+    digests = {"training examples": "aa", "weights of the model": "bb"}
+    run = open_run(identity={"seed": 1, "digests": digests})
+    run.save(1, make_state(1), {})
+    run.close()
+    same = {"seed": 1, "digests": {"weights of the model": "bb", "training examples": "aa"}}
+    assert open_run(identity=same).restore(abstract(make_state(0))).step == 1
+    other = {"seed": 1, "digests": digests | {"training examples": "cc"}}
+    with pytest.raises(CheckpointError, match="began with other training examples; use another --output") as error:
+        open_run(identity=other).restore(abstract(make_state(0)))
+    assert str(error.value).endswith(f"or delete {tmp_path / 'run'} to train again")
+    more = {"seed": 2, "digests": {"weights of the model": "dd"}}
+    with pytest.raises(CheckpointError, match="training examples and weights of the model, and seed is 1 there, 2"):
+        open_run(identity=more).restore(abstract(make_state(0)))
+    assert log == []
+
+
+def test_a_checkpoint_of_an_earlier_version_without_digests_is_resumed(open_run, log: list[str]) -> None:
+    run = open_run(identity={"seed": 1})
+    run.save(1, make_state(1), {})
+    run.close()
+    digests = {"training examples": "aa", "weights of the model": "bb"}
+    assert open_run(identity={"seed": 1, "digests": digests}).restore(abstract(make_state(0))).step == 1
+    (line,) = log
+    assert "has no digest of training examples and weights of the model: cannot check" in line
+    with pytest.raises(CheckpointError, match=r"another configuration .* seed is 1 there, 2 here"):
+        open_run(identity={"seed": 2, "digests": digests}).restore(abstract(make_state(0)))
+
+
 def test_another_state_tree_is_refused_and_is_not_damage(open_run, two_steps: Path) -> None:
     state = make_state(0, size=301)
     del state["rng"]

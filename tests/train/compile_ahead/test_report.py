@@ -83,6 +83,12 @@ def test_sweep_is_a_table_and_a_plot(
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
+def test_the_name_of_a_model_is_drawn_as_it_is(tmp_path: Path) -> None:
+    report = make_report(dataclasses.replace(CONFIG, model=r"runs/$x_{\model.json"), needed=8)
+    plot_sweep([report], tmp_path / "sweep.svg")
+    assert r"runs/$x_{\model.json rtd on v5e:2x4" in (tmp_path / "sweep.svg").read_text(encoding="utf-8")
+
+
 def test_path_of_the_plot_is_checked_first(tmp_path: Path) -> None:
     check_plot_path(tmp_path / "plots" / "sweep.PDF")
     assert (tmp_path / "plots").is_dir()

@@ -26,4 +26,16 @@ def test_zero_patience_never_stops():
     for step in range(1, 9):
         best.record(step, {"f1": math.nan})
     assert not best.should_stop
-    assert json.loads(json.dumps(best.get_state())) == {"step": None, "value": None, "waited": 8}
+    assert json.loads(json.dumps(best.get_state())) == {"step": None, "value": None, "waited": 8, "unit": "fraction"}
+
+
+def test_a_state_in_percent_of_an_earlier_version_becomes_a_fraction():
+    old = {"step": 20, "value": 87.5, "waited": 1}
+    spans, classes = BestEvaluation("f1", once_in_percent=True), BestEvaluation("f1")
+    assert spans.set_state(old)
+    assert not classes.set_state(old | {"value": 0.875})
+    assert spans.value == classes.value == 0.875
+    resumed = BestEvaluation("f1", once_in_percent=True)
+    assert not resumed.set_state(json.loads(json.dumps(spans.get_state())))
+    assert not BestEvaluation("f1", once_in_percent=True).set_state({"step": None, "value": None, "waited": 0})
+    assert resumed == spans

@@ -117,11 +117,27 @@ def test_intervals_and_the_last_step(uninterrupted: tuple[Home, TrainState]) -> 
     assert home.saved == [9, 10]
 
 
+def test_no_steps_evaluate_once_and_leave_the_next_run_alone(
+    home: Home, uninterrupted: tuple[Home, TrainState]
+) -> None:
+    for _ in range(2):
+        assert int(home.train(steps=0, step=None).step) == 0
+    assert home.evaluated == [0, 0]
+    assert home.records == [{"step": 0, "eval/score": 0.0}]
+    assert home.saved == []
+    home.best = BestEvaluation("score")
+    home.train()
+    assert home.records == uninterrupted[0].records
+    home.evaluated.clear()
+    home.train(steps=0, evaluate_every=0)
+    assert home.evaluated == []
+
+
 def test_a_checkpoint_holds_the_position_and_the_best_evaluation(uninterrupted: tuple[Home, TrainState]) -> None:
     """The keys are a format on disk."""
     home, state = uninterrupted
     manifest = json.loads((home.folder / "checkpoints" / "10" / "meta" / "metadata").read_text())
-    best = {"step": 10, "value": float(state.params["total"]), "waited": 0}
+    best = {"step": 10, "value": float(state.params["total"]), "waited": 0, "unit": "fraction"}
     data = {"batches": {"position": 10}, "sums": {}, "owes_evaluation": False, "memory": best}
     assert manifest["content"]["data"] == data
 

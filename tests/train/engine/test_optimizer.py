@@ -90,3 +90,9 @@ def test_the_default_schedule_has_no_jump() -> None:
 def test_a_warmup_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup of 50 steps does not fit into 20 steps"):
         build_optimizer(OptimizerConfig(warmup=50), total_steps=20)
+
+
+def test_no_steps_have_no_schedule_and_no_warmup_that_is_too_long() -> None:
+    assert schedule(OptimizerConfig(warmup=50), total_steps=0)(0) == 0
+    with pytest.raises(ValueError, match="total_steps is -1; it must be at least 0"):
+        schedule(OptimizerConfig(), total_steps=-1)

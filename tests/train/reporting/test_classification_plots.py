@@ -1,6 +1,7 @@
 """Calibration by hand, and the plot of confusion and calibration."""
 
 import numpy as np
+import pytest
 
 from deberta_jax.train.reporting.classification_plots import calibration, plot_answers
 
@@ -27,4 +28,21 @@ def test_the_plot_is_drawn(tmp_path):
     draw = np.random.default_rng(0)
     probabilities = draw.dirichlet(np.ones(3), 50)
     plot_answers(tmp_path / "answers.png", probabilities, draw.integers(0, 3, 50), ("no", "maybe", "yes"))
+    assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("$cost$", r"\frac{", "a_b^c", "日本🎉", "two\nlines", "x" * 200),
+        ("only",),
+        tuple(f"class {number} with a rather long name" for number in range(20)),
+        tuple(f"${number}" for number in range(1000)),
+    ],
+    ids=["markup", "one class", "many long names", "a thousand classes"],
+)
+def test_any_names_are_drawn(tmp_path, names):
+    count = min(len(names), 50)
+    probabilities = np.eye(len(names))[:count]
+    plot_answers(tmp_path / "answers.png", probabilities, np.arange(count)[::-1], names)
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")

@@ -108,6 +108,10 @@ class ChoiceTask:
     label_names: tuple[str, ...] = ()
     main_metric: str = "accuracy"
 
+    @property
+    def examples(self) -> Mapping[str, tuple[ChoiceQuestion, ...]]:
+        return self.questions
+
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         labels = self.splits[split].labels
         if labels is None:

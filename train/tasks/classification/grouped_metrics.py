@@ -21,7 +21,7 @@ def exact_match(
 def answer_scores(
     probabilities: Sequence[float], labels: Integer[np.ndarray, "E"], groups: Sequence[str], answers: Sequence[str]
 ) -> dict[str, float]:
-    """Returns `answer_f1` and `answer_exact_match` of the most probable answer of each group, in percent.
+    """Returns `answer_f1` and `answer_exact_match` of the most probable answer of each group, as fractions.
 
     Source: the evaluation script of ReCoRD, `DeBERTa/apps/tasks/record_eval.py` in the official code.
 

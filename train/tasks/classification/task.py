@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Num
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -21,7 +22,7 @@ from ...reporting.classification_plots import plot_answers
 from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
 from ..metrics import METRICS, compute_metrics
 from .encoding import EncodedExamples, encode_examples
-from .examples import ClassificationData, load_examples
+from .examples import ClassificationData, Example, load_examples
 from .grouped_metrics import answer_scores, exact_match
 
 
@@ -101,6 +102,10 @@ class ClassificationTask:
     def main_metric(self) -> str:
         return self.data.metrics[0]
 
+    @property
+    def examples(self) -> Mapping[str, tuple[Example, ...]]:
+        return self.data.splits
+
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         labels = self.splits[split].labels
         if labels is None:
@@ -139,7 +144,11 @@ class ClassificationTask:
             plot_answers(path, stack_probabilities(predictions, "example"), labels, self.label_names)
 
     def _values(self, predictions: Predictions) -> Num[np.ndarray, "E"]:
-        """Returns the scores, or the indices of the most probable classes."""
+        """Returns the scores, or the indices of the most probable classes. Raises UserError if one is not finite."""
         if self.objective.regression:
-            return np.array([prediction["score"] for prediction in predictions])
+            scores = np.array([prediction["score"] for prediction in predictions])
+            if not np.isfinite(scores).all():
+                index = int(np.argmin(np.isfinite(scores)))
+                raise UserError(f"the prediction of example {index} is {scores[index]}; the model has diverged")
+            return scores
         return stack_probabilities(predictions, "example").argmax(axis=1)

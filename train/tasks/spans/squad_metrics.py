@@ -1,4 +1,4 @@
-"""The scores of SQuAD for answers as texts, in percent. The numbers equal those of the published scripts.
+"""The scores of SQuAD for answers as texts, as fractions: those of the published scripts, divided by 100.
 
 `squad_v1` is evaluate-v1.1.py, and `squad_v2` is evaluate-v2.0.py with --na-prob-file and --na-prob-thresh. They differ
 for answers such as "The", which are empty after normalization. In 1.1 the F1 of such a prediction is 0 even if it is
@@ -58,7 +58,7 @@ def squad_v1(golds: Golds, predictions: Sequence[str]) -> dict[str, float]:
     pairs = list(zip(golds, predictions, strict=True))
     scores: dict[str, PairScore] = {"exact_match": exact, "f1": overlap}
     return {
-        name: 100.0 * sum(_best(score, accepted, text) for accepted, text in pairs) / len(pairs)
+        name: sum(_best(score, accepted, text) for accepted, text in pairs) / len(pairs)
         for name, score in scores.items()
     }
 
@@ -113,13 +113,13 @@ def _with_words(golds: Sequence[str]) -> Sequence[str]:
 
 
 def _mean(scores: Shaped[np.ndarray, "questions"]) -> float:
-    return 100.0 * float(scores.sum()) / len(scores)
+    return float(scores.sum()) / len(scores)
 
 
 def _best_threshold(
     gains: Float[np.ndarray, "questions"], no_answer: Float[np.ndarray, "questions"], unanswerable: int
 ) -> tuple[float, float]:
-    """Returns the best score in percent and its threshold, the highest `no_answer` of a prediction that is kept.
+    """Returns the best score and its threshold, the highest `no_answer` of a prediction that is kept.
 
     If every prediction is "no answer", the score is the number of questions without an answer. Predictions are then
     added one by one, in ascending order of `no_answer`, and each adds its gain. As in the script, questions with equal
@@ -129,5 +129,5 @@ def _best_threshold(
     sums = unanswerable + np.cumsum(gains[order])
     best = int(np.argmax(sums))
     if sums[best] <= unanswerable:
-        return 100.0 * unanswerable / len(gains), 0.0
-    return 100.0 * float(sums[best]) / len(gains), float(no_answer[order[best]])
+        return unanswerable / len(gains), 0.0
+    return float(sums[best]) / len(gains), float(no_answer[order[best]])

@@ -136,13 +136,17 @@ class SpanTask:
     def main_metric(self) -> str:
         return "f1"
 
+    @property
+    def examples(self) -> Mapping[str, tuple[SpanQuestion, ...]]:
+        return self.data.splits
+
     @functools.cached_property
     def allows_no_answer(self) -> bool:
         """Whether "no answer" can be predicted."""
         return any(not question.answers for question in self.data.splits["train"])
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
-        """Returns the metrics of SQuAD's scripts in percent.
+        """Returns the metrics of SQuAD's scripts, as fractions.
 
         These are those of `squad_v2` if training or the split has questions without an answer, else of `squad_v1`.
         """

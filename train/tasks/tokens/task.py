@@ -130,6 +130,10 @@ class TokenLabelTask:
     def main_metric(self) -> str:
         return "f1" if marks_entities(self.label_names) else "accuracy"
 
+    @property
+    def examples(self) -> Mapping[str, tuple[Sentence, ...]]:
+        return self.sentences
+
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         """Returns the `accuracy` of all words, and `f1`, `precision` and `recall` of entities if labels mark any."""
         sentences = self.sentences[split]

@@ -27,9 +27,9 @@ def test_the_most_probable_answer_of_each_query_is_scored():
     probabilities, labels = [0.2, 0.9, 0.3, 0.8, 0.1], np.array([0, 1, 1, 0, 1])
     groups = ["a", "a", "b", "b", "b"]
     figures = answer_scores(probabilities, labels, groups, ["Paris", "The Rhine", "New York", "York City", "Rome"])
-    assert figures == {"answer_f1": pytest.approx(75), "answer_exact_match": 50}  # York is one word of two: F1 1/2
+    assert figures == {"answer_f1": pytest.approx(0.75), "answer_exact_match": 0.5}  # York is one word of two: F1 1/2
     exact = answer_scores([0.6, 0.4], np.array([0, 1]), ["a", "a"], ["the rhine!", "Rhine"])
-    assert exact == {"answer_f1": 100, "answer_exact_match": 100}
+    assert exact == {"answer_f1": 1, "answer_exact_match": 1}
 
 
 def test_a_query_without_a_correct_answer_is_named():

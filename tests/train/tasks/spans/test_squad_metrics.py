@@ -32,18 +32,18 @@ def test_texts_are_normalized_as_in_the_published_scripts(text, normal):
 def test_worked_cases():
     """Computed by hand from the definitions of the two scripts."""
     assert squad_v1([["a cat sat"], ["the"], ["x", "big dog"]], ["The cat.", "The", "dog"]) == {
-        "exact_match": pytest.approx(100 / 3),  # "the" and "The" are equal, both empty
-        "f1": pytest.approx(100 * (2 / 3 + 0 + 2 / 3) / 3),  # but have no word in common
+        "exact_match": pytest.approx(1 / 3),  # "the" and "The" are equal, both empty
+        "f1": pytest.approx((2 / 3 + 0 + 2 / 3) / 3),  # but have no word in common
     }
     golds = [["cat sat"], ["the", "dog"], ["the"], [], []]
     texts = ["cat", "the", "the", "", "an ox"]
     assert squad_v2(golds, texts) == {
-        "exact_match": pytest.approx(100 * 2 / 5),  # the third, whose only answer is empty, and the fourth
-        "f1": pytest.approx(100 * (2 / 3 + 0 + 1 + 1 + 0) / 5),
-        "HasAns_exact": pytest.approx(100 / 3),
-        "HasAns_f1": pytest.approx(100 * (2 / 3 + 1) / 3),
-        "NoAns_exact": 50,
-        "NoAns_f1": 50,
+        "exact_match": pytest.approx(2 / 5),  # the third, whose only answer is empty, and the fourth
+        "f1": pytest.approx((2 / 3 + 0 + 1 + 1 + 0) / 5),
+        "HasAns_exact": pytest.approx(1 / 3),
+        "HasAns_f1": pytest.approx((2 / 3 + 1) / 3),
+        "NoAns_exact": 0.5,
+        "NoAns_f1": 0.5,
     }
     with pytest.raises(ValueError, match=r"a question has no answer, which SQuAD 1\.1 does not allow"):
         squad_v1(golds, texts)
@@ -52,9 +52,9 @@ def test_worked_cases():
 def test_the_best_threshold_of_a_worked_case():
     golds, texts = [["cat"], [], ["dog"], []], ["cat", "ox", "a dog", "hat"]
     figures = squad_v2(golds, texts, [-3.0, 1.0, 2.5, 4.0], threshold=1.5)
-    assert figures["exact_match"] == 50  # correct for the first and the last
+    assert figures["exact_match"] == 0.5  # correct for the first and the last
     # With no answer at all 2 are correct. Adding cat gives 3, ox 2, dog 3, hat 2; the first maximum counts.
-    assert (figures["best_exact"], figures["best_exact_thresh"]) == (75, -3)
+    assert (figures["best_exact"], figures["best_exact_thresh"]) == (0.75, -3)
     assert squad_v2([[], ["x"]], ["y", "z"], [0.5, 0.6])["best_f1_thresh"] == 0  # no answer at all is best
 
 
@@ -70,6 +70,8 @@ def test_scores_equal_those_of_the_published_scripts(case):
         figures = squad_v2(case["golds"], case["predictions"], case["no_answer"], threshold=case["threshold"])
         expected = {"exact_match" if name == "exact" else name: value for name, value in expected.items()}
         expected = {name: value for name, value in expected.items() if not name.endswith("total")}
+    # The scripts give percent. Thresholds are scores of the model, which have no unit.
+    expected = {name: value if name.endswith("thresh") else value / 100 for name, value in expected.items()}
     assert figures == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
@@ -106,8 +108,8 @@ def test_scores_of_random_predictions_equal_another_implementation(seed):
         exact.append(any(words_of(gold) == words_of(text) for gold in accepted))
         shared.append(max(f1_of(words_of(gold), words_of(text)) for gold in accepted))
     assert squad_v1(golds, predictions) == {
-        "exact_match": pytest.approx(100 * np.mean(exact)),
-        "f1": pytest.approx(100 * np.mean(shared)),
+        "exact_match": pytest.approx(np.mean(exact)),
+        "f1": pytest.approx(np.mean(shared)),
     }
 
     golds = [accepted if rng.random() < 0.6 else [] for accepted in golds]
@@ -132,7 +134,7 @@ def test_scores_of_random_predictions_equal_another_implementation(seed):
         scores = [
             score(i, predictions[i]) if no_answer[i] <= threshold else np.full(2, float(not golds[i])) for i in chosen
         ]
-        return 100 * np.mean(scores, axis=0)
+        return np.mean(scores, axis=0)
 
     figures = squad_v2(golds, predictions, no_answer, threshold=threshold)
     assert (figures["exact_match"], figures["f1"]) == pytest.approx(scores_at(threshold))

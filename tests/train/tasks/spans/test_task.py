@@ -142,8 +142,8 @@ def test_perfect_logits_give_the_answers_themselves(tokenizer, no_answer):
     figures = task.score("validation", predictions)
     # In 1.1 the F1 of a prediction without words ("…") is 0 even if it is correct.
     with_words = sum(bool(normalize(question.answers[0].text)) for question in questions if question.answers)
-    assert figures["exact_match"] == 100
-    assert figures["f1"] == pytest.approx(100 if no_answer else 100 * with_words / len(questions))
+    assert figures["exact_match"] == 1
+    assert figures["f1"] == pytest.approx(1 if no_answer else with_words / len(questions))
     assert ("NoAns_f1" in figures, "best_f1_thresh" in figures) == (no_answer, no_answer)
 
 
@@ -179,16 +179,16 @@ def test_the_threshold_decides_between_a_span_and_no_answer(tokenizer):
         assert record["prediction_text"] == text
         assert record["null_score"] == pytest.approx(22)
         assert record["no_answer_score"] == pytest.approx(2)
-        expected = 100 * (text == "Emma")
+        expected = float(text == "Emma")
         figures = task.score("validation", predict(task, close))
         assert figures == {
             "exact_match": expected,
             "f1": expected,
             "HasAns_exact": expected,
             "HasAns_f1": expected,
-            "best_exact": 100,
+            "best_exact": 1,
             "best_exact_thresh": 2,
-            "best_f1": 100,
+            "best_f1": 1,
             "best_f1_thresh": 2,
         }
 
@@ -289,9 +289,9 @@ def test_finetuning_learns_to_find_a_name_or_no_answer(small_model, write, tmp_p
         optimizer=OptimizerConfig(learning_rate=5e-3),
     )
     results = finetune.main(config)["validation"]
-    assert results["HasAns_f1"] > 90
-    assert results["NoAns_f1"] > 90
-    assert results["best_exact"] >= results["exact_match"] > 90
+    assert results["HasAns_f1"] > 0.9
+    assert results["NoAns_f1"] > 0.9
+    assert results["best_exact"] >= results["exact_match"] > 0.9
     lines = (tmp_path / "run" / "predictions" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["id"] for record in records] == [f"1-{number}" for number in range(48)]

@@ -1,0 +1,63 @@
+"""Pictures of a run: figures without pyplot whose text is drawn as it is, and failures that do not end the run."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deberta_jax.atomic_files import replace_file
+from deberta_jax.errors import is_expected, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LONGEST_NAME = 24  # characters
+
+# `$`, `\`, `_` and `^` in the names of classes and models are not markup, whatever the user's matplotlibrc says.
+_PLAIN_TEXT: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+
+
+@contextlib.contextmanager
+def open_figure(path: Path, *, size: tuple[float, float]) -> Iterator["Figure"]:
+    """Yields an empty figure and then saves it, in the format of the file's ending. `size` is in inches.
+
+    pyplot, whose global state and choice of a window system have no place in a training process, is not used.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_PLAIN_TEXT), warnings.catch_warnings():
+        # A character without a glyph in the installed fonts is drawn as a box, which is no news to a training run.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with replace_file(path) as partial:
+            figure.savefig(partial, dpi=120, format=path.suffix.removeprefix(".").lower())
+
+
+def draw_or_report(path: Path, draw: Callable[[Path], None], *, log: Callable[[str], None]) -> None:
+    """Calls `draw` with the path, and logs in one line what was saved or why the picture could not be drawn.
+
+    Nothing is logged if `draw` writes no file.
+    """
+    try:
+        path.unlink(missing_ok=True)  # of an earlier run; results and picture must belong together
+        draw(path)
+    except Exception as error:  # of any kind: a picture is not worth the run that it shows
+        reason = one_line(error) if is_expected(error) else f"{type(error).__name__}: {one_line(error)}"
+        log(f"could not draw {path}: {reason}")
+        return
+    if path.exists():
+        log(f"saved {path}")
+
+
+def picture_name(name: str) -> str:
+    """Returns a name as a short line of text: control characters escaped and the middle of a long name left out."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+    if len(plain) <= _LONGEST_NAME:
+        return plain
+    half = (_LONGEST_NAME - 1) // 2
+    return f"{plain[: _LONGEST_NAME - 1 - half]}…{plain[-half:]}"
