@@ -272,9 +272,8 @@ class TaskDataConfig(Settings):
     kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
     """kind of the task (default: that of a published set, else classification)"""
     labels: tuple[str, ...] = ()
-    """names of the classes in the order of the model's outputs, for classification and tokens; a label outside the list
-    is an error (default: the classes of the model if they include those of training, else those that the data declare
-    or have)"""
+    """names of the classes of classification or tokens in the order of the model's outputs; a label outside the list is
+    an error (default: the classes of the model if they include those of training, else those of the data)"""
     columns: Annotated[ColumnsConfig, Flat] = ColumnsConfig()
     data_dir: Path | None = None
     """folder in which tensorflow_datasets keeps prepared sets"""
@@ -284,15 +283,6 @@ class TaskDataConfig(Settings):
     """largest number of tokens per row; longer texts are cut. Batches are padded to 64, 128, 256, ... tokens"""
     group_by_length: bool = False
     """put texts of similar length into the same batch, for less padding"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.labels and (len(self.labels) < 2 or not all(name.strip() for name in self.labels)):
-            raise UserError(
-                f"labels are {', '.join(map(repr, self.labels))}; give at least two names, none of them blank"
-            )
-        if repeated := sorted({name for name in self.labels if self.labels.count(name) > 1}):
-            raise UserError(f"labels name {', '.join(map(repr, repeated))} twice; give every class once")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -203,16 +203,3 @@ def test_the_identity_of_a_finetuning_run_is_as_published() -> None:
 def test_settings_change_by_the_name_of_their_option() -> None:
     config = changed(finetune_config(text_column="question"), train="b.tsv", patience=3)
     assert (config.data.columns.text_column, config.data.train, config.selection.patience) == ("question", "b.tsv", 3)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (("a",), "labels are 'a'; give at least two names"),
-        (("a", " "), "labels are 'a', ' '; give at least two names"),
-        (("a", "b", "a"), "labels name 'a' twice; give every class once"),
-    ],
-)
-def test_a_list_of_classes_names_each_once(labels: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        finetune_config(labels=labels)

@@ -29,8 +29,7 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer, head: Head = NO_HEAD
     kind: Kind = config.data.kind or (known.kind if known else "classification")
     if known and kind != known.kind:
         raise UserError(f"{config.data.train} is a task of kind '{known.kind}'; leave kind out, or set it to that")
-    if config.data.labels and kind not in ("classification", "tokens"):
-        raise UserError(f"labels are given for kind {kind!r}; they name the classes of classification and of tokens")
+    _check_labels(config.data.labels, kind)
     match kind:
         case "classification" | "regression":
             return classification.load(config, tokenizer, kind=kind, head=head)
@@ -42,3 +41,15 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer, head: Head = NO_HEAD
             return spans.load(config, tokenizer)
         case _:
             raise UserError(f"kind is {kind!r}; it must be classification, regression, choice, tokens or span")
+
+
+def _check_labels(labels: tuple[str, ...], kind: Kind) -> None:
+    """Raises UserError if the list of classes that the user gave cannot be used."""
+    if not labels:
+        return
+    if kind not in ("classification", "tokens"):
+        raise UserError(f"labels are given for kind {kind!r}; they name the classes of classification and of tokens")
+    if len(labels) < 2 or not all(name.strip() for name in labels):
+        raise UserError(f"labels are {', '.join(map(repr, labels))}; give at least two names, none of them blank")
+    if repeated := sorted({name for name in labels if labels.count(name) > 1}):
+        raise UserError(f"labels name {', '.join(map(repr, repeated))} twice; give every class once")
