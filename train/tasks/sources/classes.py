@@ -102,7 +102,6 @@ def choose_classes(labels: Mapping[str, Collection[str]], choice: ClassChoice, *
         raise UserError(f"{table} has {only}; training needs at least two classes")
     held_out = {name: set(split) - train for name, split in labels.items() if name != "train"}
     others = set().union(*held_out.values())
-    unseen: set[str] = set()
     origin = "a class of training"
     if choice.given:
         names, origin = choice.given, "one of the given labels"
@@ -110,16 +109,14 @@ def choose_classes(labels: Mapping[str, Collection[str]], choice: ClassChoice, *
     elif head:
         names = head
         indices = _indices_of(train, others, names, positions=True)
-        unseen = others - indices.keys()
     elif choice.declared:
         names = choice.declared
         indices = _indices_of(train, others, names, positions=False)
     else:
-        validation = set().union(*(split for name, split in held_out.items() if name != "test"))
-        new = validation - match_names(validation, tuple(train)).keys()
-        names = tuple(choice.order(train | new))
+        known = match_names(train | others, tuple(train)).keys()
+        names = tuple(choice.order(train | _new_labels(labels, known, but="test")))
         indices = match_names(train | others, names)
-        unseen = others - indices.keys()
+    unseen = set() if choice.given or (choice.declared and not head) else _new_labels(labels, indices.keys())
     indices = {**indices, **{label: len(names) + place for place, label in enumerate(sorted(unseen))}}
     classes = Classes(names, tuple(sorted(unseen)), indices, origin)
     used = {indices[label] for label in train if label in indices}
@@ -129,6 +126,22 @@ def choose_classes(labels: Mapping[str, Collection[str]], choice: ClassChoice, *
         missing = [name for index, name in enumerate(names) if index not in used]
         notes["train"] += (f"no example of {shown(missing)}",) if missing else ()
     return dataclasses.replace(classes, notes=notes)
+
+
+def _new_labels(labels: Mapping[str, Collection[str]], known: Collection[str], *, but: str = "") -> set[str]:
+    """Returns the labels of held-out splits that are not `known`.
+
+    The split `but` is left out, and so is a split whose labels seem to be the known ones in another form: several labels
+    of which none is known, or a number where the known ones are names. They are an error.
+    """
+    new: set[str] = set()
+    for name, split in labels.items():
+        unknown = set(split) - set(known)
+        is_number = any(_position(label) is not None for label in unknown)
+        other_form = len(unknown) > 1 or is_number != any(_position(label) is not None for label in known)
+        if name not in ("train", but) and (len(unknown) < len(set(split)) or not other_form):
+            new |= unknown
+    return new
 
 
 def match_names(labels: Iterable[str], names: Sequence[str]) -> dict[str, int]:

@@ -100,7 +100,7 @@ def without_hidden_labels(
 ) -> list[ParsedRow[Example, Label]]:
     """Returns held-out rows without their labels if all labels are -1, as in published test files.
 
-    The caller makes sure that -1 is not a label of training.
+    The caller makes sure that -1 is not a label of training. A sentence may also have no label for any word (`None`).
 
     Raises:
       UserError: if only some labels are -1, or the rows are not those of a test.
@@ -111,7 +111,8 @@ def without_hidden_labels(
     if role == "test" and len(hidden) == len(rows):
         return [dataclasses.replace(row, label=None) for row in rows]
     advice = "give every row a label, or none" if role == "test" else "give every row a label"
-    raise table.error(hidden[0].number, f"the label is {_HIDDEN}, which stands for one that is not published; {advice}")
+    given = "-100" if isinstance(hidden[0].label, tuple) and None in hidden[0].label else _HIDDEN
+    raise table.error(hidden[0].number, f"the label is {given}, which stands for one that is not published; {advice}")
 
 
 def _is_hidden(label: object) -> bool:

@@ -106,10 +106,25 @@ def test_labels_of_held_out_splits():
         "no example in training of 'maybe'",
         "'never' counted as wrongly predicted: not among the classes 'maybe', 'no', 'yes'",
     )
-    kept = choose("no,yes", validation="maybe", head=named("yes", "no"))  # a trained head is not given up for it
+    kept = choose("no,yes", validation="maybe,no", head=named("yes", "no"))  # a trained head is not given up for it
     assert (kept.names, kept.unseen) == (("yes", "no"), ("maybe",))
     with pytest.raises(UserError, match="label 'maybe' is not a class of training: contradiction, neutral, entailment"):
         choose("neutral,entailment", validation="maybe", declared=NLI).index("maybe")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("head", [Head(), Head(2, ("yes", "no"))], ids=["no head", "head"])
+@pytest.mark.parametrize("labels", ["0", "0,1", "0,false"])
+def test_a_split_with_other_labels_than_training_is_an_error(split, head, labels):
+    """They are written otherwise; as classes or as wrong answers they would spoil the results."""
+    classes = choose("no,yes", head=head, **{split: labels})
+    assert set(classes.names) == {"no", "yes"}
+    with pytest.raises(UserError, match=r"label '0' is not a class of training: (no, yes|yes, no)"):
+        classes.index("0")
+
+
+def test_a_single_new_label_may_be_all_that_a_split_has():
+    assert choose("no,yes", validation="maybe", test="never").names == ("maybe", "no", "yes")
 
 
 def test_similar_labels_are_different_classes_and_noted():
