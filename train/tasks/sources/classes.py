@@ -131,8 +131,8 @@ def choose_classes(labels: Mapping[str, Collection[str]], choice: ClassChoice, *
 def _new_labels(labels: Mapping[str, Collection[str]], known: Collection[str], *, but: str = "") -> set[str]:
     """Returns the labels of held-out splits that are not `known`.
 
-    The split `but` is left out, and so is a split whose labels seem to be the known ones in another form: several labels
-    of which none is known, or a number where the known ones are names. They are an error.
+    The split `but` is left out, and so is a split whose labels seem to be the known ones in another form: several
+    labels of which none is known, or a number where the known ones are names. They are an error.
     """
     new: set[str] = set()
     for name, split in labels.items():
