@@ -83,7 +83,8 @@ def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrai
         positions = _pretrained_positions(weights, pretrained, task) if name == "classifier" else None
         if positions is not None and None in positions:
             new = [label for label, position in zip(names, positions, strict=True) if position is None]
-            parts.append(f"{name} random: {shown(new)} not among the model's classes {shown(old)}")
+            hint = ", whose numbers they are if --labels gives these names" if all(map(str.isdecimal, new)) else ""
+            parts.append(f"{name} random: {shown(new)} not among the model's classes {shown(old)}{hint}")
         elif positions is not None and positions != list(range(len(old))):
             parts.append(f"{name} from the model, its rows in the order {shown(names)} instead of {shown(old)}")
         elif shapes.get(name) == jax.tree.map(lambda leaf: leaf.shape, part):

@@ -209,6 +209,7 @@ def test_the_message_says_where_each_head_comes_from() -> None:
 
     assert message(three.label_names) == "head: classifier from the model; pooler from the model"
     assert "random: 'a', 'b' not among the model's classes 'no', 'maybe', 'yes'" in message(("a", "no", "b"))
+    assert "'0', '1' not among the model's classes 'no', 'maybe', 'yes', whose numbers they are if" in message("01")
     assert "classifier from the model, its rows in the order 'yes', 'NO' instead of" in message(("yes", "NO"))
     assert "classifier random: 'NO' not among" in message(("no", "NO"))
     unnamed = three.replace(label_names=())

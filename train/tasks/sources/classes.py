@@ -176,11 +176,10 @@ def _normal_form(name: str) -> str:
 
 def _head_names(train: Collection[str], head: Head) -> tuple[str, ...]:
     """Returns the names of the outputs of a head that has every label of training, else an empty tuple."""
+    if not _are_positions(train, head.size) or _may_number_other_classes(train, head.size):
+        return head.names if match_names(train, head.names).keys() >= set(train) else ()
     if head.names:
-        names = head.names
-        return names if len(_indices_of(train, (), names, positions=True)) == len(train) else ()
-    if not _are_positions(train, head.size):
-        return ()
+        return head.names if len(_indices_of(train, (), head.names, positions=True)) == len(train) else ()
     prefix = "" if all(label.isdecimal() for label in train) else "LABEL_"
     return tuple(f"{prefix}{index}" for index in range(head.size))
 
@@ -199,16 +198,17 @@ def _indices_of(
 
 
 def _are_positions(labels: Collection[str], size: int) -> bool:
-    """Returns whether labels number the outputs of a head: 0 to `size` - 1, or any of LABEL_0, LABEL_1, ...
+    """Returns whether all labels are numbers, or placeholders with numbers, of outputs of a head."""
+    return all((number := _position(label)) is not None and number < size for label in labels)
 
-    Numbers must include the first and the last one, because 0 and 1 are more likely the classes of another task than
-    two of the three classes of a head.
+
+def _may_number_other_classes(labels: Collection[str], size: int) -> bool:
+    """Returns whether numbers count fewer classes than a head has, from 0 or 1 on.
+
+    0 and 1 are more likely the classes of another task than two of the three classes of a head.
     """
-    numbers = [_position(label) for label in labels]
-    if not numbers or any(number is None or number >= size for number in numbers):
-        return False
-    found = {number for number in numbers if number is not None}
-    return not any(label.isdecimal() for label in labels) or {0, size - 1} <= found
+    numbers = sorted({int(label) for label in labels if label.isdecimal()})
+    return 0 < len(numbers) < size and numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 def _position(label: str) -> int | None:

@@ -40,6 +40,7 @@ HEADS = {  # labels of training, classifier of the model, classes of the task
     "other names": ("neg,pos", named("SAFE", "INJECTION"), ("neg", "pos")),
     "numbers": ("0,1", named("SAFE", "INJECTION"), ("SAFE", "INJECTION")),
     "first and last number": ("0,2", named(*NLI), NLI),
+    "some numbers": ("0,1,3", named("a", "b", "c", "d", "e"), ("a", "b", "c", "d", "e")),
     "numbers of another task": ("0,1", named(*NLI), ("0", "1")),
     "numbers from 1": ("1,2", named("SAFE", "INJECTION"), ("1", "2")),
     "names that are numbers": ("1,2,3", named("3", "2", "1"), ("3", "2", "1")),
@@ -83,6 +84,7 @@ def test_the_list_of_the_user_comes_first():
     given = ("entailment", "neutral", "contradiction")
     assert choose("neutral,entailment", given=given, head=head, declared=NLI).names == given
     assert choose("1,0", given=("negative", "positive")).indices == {"0": 0, "1": 1}
+    assert choose("1,0", given=NLI, head=head).indices == {"0": 0, "1": 1}  # the list says what the numbers mean
     joined = choose("pos ,pos,neg", given=("pos", "neg"))
     assert joined.indices == {"pos": 0, "pos ": 0, "neg": 1}
     with pytest.raises(UserError, match="label 'maybe' is not one of the given labels: yes, no"):
