@@ -51,9 +51,11 @@ def reorder_classifier(weights: dict[str, Any], pretrained: DebertaConfig, task:
 
 def _pretrained_positions(weights: dict[str, Any], pretrained: DebertaConfig, task: Task) -> list[int | None] | None:
     """Returns the row of the classifier for each class of the task; `None` if either has no names."""
-    if "classifier" not in weights or not pretrained.label_names or not task.label_names:
-        return None
     names = pretrained.label_names
+    if "classifier" not in weights or not names or not task.label_names:
+        return None
+    if weights["classifier"]["bias"].shape != (len(names),):  # the names are those of another head
+        return None
     found = match_names(task.label_names, names)
     # Classes that differ only in case cannot be the same row.
     taken = [found[name] for name in task.label_names if name in found]

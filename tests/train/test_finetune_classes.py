@@ -127,6 +127,8 @@ def test_the_rows_of_the_classifier_follow_the_classes_of_the_task() -> None:
     assert kernel("yes", "no", "perhaps") is None
     assert kernel("no", "No", "yes") is None  # one row cannot be two classes
     assert kernel() == [[0, 1, 2], [3, 4, 5]]  # a regression; its shape decides
+    other = {**weights, "classifier": {"kernel": np.ones((2, 1)), "bias": np.ones(1)}}  # of multiple choice
+    assert reorder_classifier(other, config, mock.Mock(label_names=("yes", "no"))) is other
     unnamed = classifier(size=3)
     assert reorder_classifier(unnamed[1], unnamed[0], mock.Mock(label_names=("a", "b", "c"))) is unnamed[1]
 
