@@ -273,6 +273,9 @@ class TaskDataConfig(Settings):
     """examples to test the finished model on, in the same forms; they need no labels"""
     kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
     """kind of the task (default: that of a published set, else classification)"""
+    labels: tuple[str, ...] = ()
+    """names of the classes of classification or tokens in the order of the model's outputs; a label outside the list is
+    an error (default: the classes of the model if they include those of training, else those of the data)"""
     columns: Annotated[ColumnsConfig, Flat] = ColumnsConfig()
     data_dir: Path | None = None
     """folder in which tensorflow_datasets keeps prepared sets"""

@@ -34,7 +34,15 @@ from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .finetune_evaluation import Params, Predictor, Validation, apply_model, draw_predictions, write_results
-from .finetune_setup import check_settings, heads_message, identity, input_digests, task_config
+from .finetune_setup import (
+    check_settings,
+    heads_message,
+    identity,
+    input_digests,
+    model_head,
+    reorder_classifier,
+    task_config,
+)
 from .hosts.join import Hosts, join_run
 from .model_folders import model_folder, tokenizer_folder
 from .reporting.reporter import open_reporter
@@ -72,8 +80,8 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     tokenizer = Tokenizer.from_folder(tokenizer_folder(Path(config.tokenizer)) if config.tokenizer else folder)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
-    task = load_task(config, tokenizer)
     pretrained, weights = load_pretrained(folder, mesh=mesh)
+    task = load_task(config, tokenizer, model_head(config, pretrained, weights))
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task, tokenizer)
     model = task.objective.model(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
@@ -88,12 +96,12 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     # Real token ids, because their number of axes depends on the kind: [B, S], or [B, choices, S].
     first = examples.batch(np.zeros(1, np.int64), length=int(examples.lengths[0]))
     create = functools.partial(build_state, model, optimizer, first["input_ids"], seed=config.seed)
-    initial = None if config.random_weights else weights
+    initial = None if config.random_weights else reorder_classifier(weights, pretrained, task)
     shapes = jax.eval_shape(create, initial)
     placement = named_shardings(shapes, mesh)
-    head = heads_message(initial, shapes.params["model"], pretrained, task)
     unused = left_out(initial, shapes.params["model"]) if initial else []
     run_identity = identity(config, model_config, tokenizer, task, input_digests(config, task, weights))
+    head = heads_message(None if config.random_weights else weights, shapes.params["model"], pretrained, task)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(initial)
     del weights, initial  # their memory is needed

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
@@ -16,6 +17,7 @@ from .hosts.processes import gather_json
 from .tasks.base import Task
 from .tasks.classification.task import Classification
 from .tasks.digest import examples_digest, tokens_digest
+from .tasks.sources.classes import Head, match_names, shown
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
@@ -37,11 +39,50 @@ def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -
     return pretrained.replace(**changes)
 
 
+def model_head(config: FinetuneConfig, pretrained: DebertaConfig, weights: dict[str, Any]) -> Head:
+    """Returns the classifier that a run may start from, with the names of its classes."""
+    if config.random_weights or "classifier" not in weights:
+        return Head()
+    size = int(weights["classifier"]["bias"].shape[0])
+    return Head(size, pretrained.label_names if len(pretrained.label_names) == size else ())
+
+
+def reorder_classifier(weights: dict[str, Any], pretrained: DebertaConfig, task: Task) -> dict[str, Any]:
+    """Returns the pretrained weights with the rows of the classifier in the order of the task's classes.
+
+    A classifier that lacks a class of the task is left out. One whose classes have no names stays as it is.
+    """
+    positions = _pretrained_positions(weights, pretrained, task)
+    if positions is None or positions == list(range(len(pretrained.label_names))):
+        return weights
+    others = {name: part for name, part in weights.items() if name != "classifier"}
+    if None in positions:
+        return others
+    rows = np.array(positions)
+    return {**others, "classifier": jax.tree.map(lambda leaf: leaf[..., rows], weights["classifier"])}
+
+
+def _pretrained_positions(weights: dict[str, Any], pretrained: DebertaConfig, task: Task) -> list[int | None] | None:
+    """Returns the row of the classifier for each class of the task; `None` if either has no names."""
+    names = pretrained.label_names
+    if "classifier" not in weights or not names or not task.label_names:
+        return None
+    if weights["classifier"]["bias"].shape != (len(names),):  # the names are those of another head
+        return None
+    found = match_names(task.label_names, names)
+    # Classes that differ only in case cannot be the same row.
+    taken = [found[name] for name in task.label_names if name in found]
+    return [
+        found[name] if name in found and (name in names or taken.count(found[name]) == 1) else None
+        for name in task.label_names
+    ]
+
+
 def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrained: DebertaConfig, task: Task) -> str:
-    """Returns which parts of the head `warm_start.merge_pretrained` takes from the model, which are random, and why.
+    """Returns which parts of the head a run takes from the model, which are random, and why.
 
     Args:
-      weights: the parameters to start from; None if all are random.
+      weights: the parameters of the model to start from; None if all are random.
       fresh: parameters of the task's model, or their shapes.
       pretrained: the configuration of the model to start from.
       task: the task.
@@ -53,12 +94,18 @@ def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrai
     for name, part in sorted(fresh.items()):
         if name == "deberta":
             continue
-        if shapes.get(name) == jax.tree.map(lambda leaf: leaf.shape, part):
-            old, new = pretrained.label_names, task.label_names
-            renamed = name == "classifier" and new and old and old != new
+        names, old = task.label_names, pretrained.label_names
+        positions = _pretrained_positions(weights, pretrained, task) if name == "classifier" else None
+        if positions is not None and None in positions:
+            new = [label for label, position in zip(names, positions, strict=True) if position is None]
+            hint = ", whose numbers they are if --labels gives these names" if all(map(str.isdecimal, new)) else ""
+            parts.append(f"{name} random: {shown(new)} not among the model's classes {shown(old)}{hint}")
+        elif positions is not None and positions != list(range(len(old))):
+            parts.append(f"{name} from the model, its rows in the order {shown(names)} instead of {shown(old)}")
+        elif shapes.get(name) == jax.tree.map(lambda leaf: leaf.shape, part):
+            unnamed = name == "classifier" and names and not old
             parts.append(
-                f"{name} from the model"
-                + (f", whose classes were {', '.join(old)}, now {', '.join(new)}" if renamed else "")
+                f"{name} from the model" + (f", whose classes have no names, now {shown(names)}" if unnamed else "")
             )
         elif name in shapes:
             parts.append(f"{name} random: the model's is {_sizes(shapes[name])}, the task needs {_sizes(part)}")

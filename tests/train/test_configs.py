@@ -31,10 +31,10 @@ PRETRAIN = """
 """
 FINETUNE = """
     choices-columns classifier-dropout data-dir doc-stride epochs freeze-layers grid.batch-size grid.epochs
-    grid.learning-rate group-by-length kind label-column label-smoothing layer-decay manual-dir max-answer-length
-    max-length max-question-length n-best no-group-by-length no-random-weights null-threshold pair-column patience
-    random-weights seeds select sift.init-perturbation sift.learning-rate sift.loss sift.no-official sift.official
-    sift.weight start-column test text-column train validation
+    grid.learning-rate group-by-length kind label-column label-smoothing labels layer-decay manual-dir
+    max-answer-length max-length max-question-length n-best no-group-by-length no-random-weights null-threshold
+    pair-column patience random-weights seeds select sift.init-perturbation sift.learning-rate sift.loss
+    sift.no-official sift.official sift.weight start-column test text-column train validation
 """
 
 

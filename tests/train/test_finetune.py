@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
+from deberta_jax import DebertaConfig, DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 from deberta_jax.errors import UserError
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, GridConfig, OptimizerConfig
@@ -269,14 +270,19 @@ def test_the_message_says_where_each_head_comes_from() -> None:
         "classifier": {"kernel": np.ones((32, 3)), "bias": np.ones(3)},
     }
 
-    def message(classes: tuple[str, ...], **parts: Any) -> str:
-        task = mock.Mock(label_names=classes)
+    def message(classes: Sequence[str], old: DebertaConfig = three, **parts: Any) -> str:
+        task = mock.Mock(label_names=tuple(classes))
         needed = weights | {"classifier": {"kernel": np.ones((32, len(classes))), "bias": np.ones(len(classes))}}
-        return heads_message(weights, needed | parts, three, task)
+        return heads_message(weights, needed | parts, old, task)
 
     assert message(three.label_names) == "head: classifier from the model; pooler from the model"
-    assert "classifier from the model, whose classes were no, maybe, yes, now a, b, c" in message(("a", "b", "c"))
-    assert "classifier random: the model's is 32 x 3, the task needs 32 x 4" in message(("a", "b", "c", "d"))
+    assert "random: 'a', 'b' not among the model's classes 'no', 'maybe', 'yes'" in message(("a", "no", "b"))
+    assert "'0', '1' not among the model's classes 'no', 'maybe', 'yes', whose numbers they are if" in message("01")
+    assert "classifier from the model, its rows in the order 'yes', 'NO' instead of" in message(("yes", "NO"))
+    assert "classifier random: 'NO' not among" in message(("no", "NO"))
+    unnamed = three.replace(label_names=())
+    assert "classifier from the model, whose classes have no names, now 'a', 'b', 'c'" in message("abc", old=unnamed)
+    assert "classifier random: the model's is 32 x 3, the task needs 32 x 4" in message("abcd", old=unnamed)
     assert "span_classifier random" in message(three.label_names, span_classifier={"bias": np.ones(2)})
     assert heads_message(None, weights, three, mock.Mock()) == "all weights random"
 

@@ -49,3 +49,29 @@ def test_every_kind_refuses_a_set_of_another_kind(write, kind):
     config = finetune_config(train=write(*train[kind]), validation="tfds:glue/sst2", kind=kind)
     with pytest.raises(UserError, match=f"is a set of kind 'classification', which cannot be used for kind '{kind}'"):
         load_task(config, Letters())
+
+
+LABELS = {
+    "one": (("a",), "classification", "labels are 'a'; give at least two names, none of them blank"),
+    "blank": (("a", " "), "tokens", "labels are 'a', ' '; give at least two names, none of them blank"),
+    "twice": (("a", "b", "a"), "tokens", "labels name 'a' twice; give every class once"),
+    "kind": (("a", "b"), "span", "labels are given for kind 'span'; they name the classes of classification and of"),
+}
+
+
+@pytest.mark.parametrize(("labels", "kind", "message"), LABELS.values(), ids=LABELS)
+def test_a_list_of_classes_that_cannot_be_used_is_named(labels, kind, message):
+    with pytest.raises(UserError, match=message):
+        load_task(finetune_config(labels=labels, kind=kind), Letters())
+
+
+def test_the_user_may_give_the_classes(write):
+    train = write("a.tsv", "text\tlabel\na\tno\nb\tyes\n")
+    task = load_task(finetune_config(train=train, labels=("yes", "no", "maybe")), Letters())
+    assert task.label_names == ("yes", "no", "maybe")
+    assert task.splits["train"].notes == ("no example of 'maybe'",)
+    tags = write("a.conll", "a O\nb B-X\n")
+    task = load_task(finetune_config(train=tags, kind="tokens", labels=("B-X", "I-X", "O")), Letters())
+    assert task.label_names == ("B-X", "I-X", "O")
+    with pytest.raises(UserError, match=r"a\.conll, line 1: label 'B-X' of word 2, 'b', is not one of the given"):
+        load_task(finetune_config(train=tags, kind="tokens", labels=("O", "B-Y")), Letters())

@@ -122,7 +122,9 @@ def encode_choice_questions(
     most = max(map(len, pairs))
     fewer = sum(len(choices) < most for choices in pairs)
     labels = [question.label for question in questions if question.label is not None]
+    blank = sum(not question.context.strip() or question.question == "" for question in questions)
     notes = {
+        f"{blank} with a blank context or question": blank,
         f"{cut_contexts} contexts cut to {max_length} tokens with the question and the choice": cut_contexts,
         f"{cut_choices} with choices cut to {max_length} tokens": cut_choices,
         f"{fewer} with fewer than {most} choices": fewer,

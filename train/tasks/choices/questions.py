@@ -12,13 +12,14 @@ from ..sources.cells import (
     cell_value,
     decode_utf8,
     is_list,
+    lacks_label,
     list_cell,
     parse_text,
     preview,
     text_cell,
 )
 from ..sources.published import Columns
-from ..sources.table import ParsedRow, Table, parse_rows
+from ..sources.table import ParsedRow, Table, parse_rows, without_hidden_labels
 
 _BLANK = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # does not match the underscore inside a name_like_this
 
@@ -57,7 +58,7 @@ def read_questions(table: Table, columns: Columns, *, label_optional: bool) -> t
     Args:
       table: the table.
       columns: the columns `text` (the context), `choices`, `label` and optionally `pair` (the question).
-      label_optional: whether all rows may lack a label.
+      label_optional: whether all rows may lack a label, or have the label -1.
 
     Raises:
       UserError: if a row cannot be used; the message has the file and the line.
@@ -69,14 +70,17 @@ def read_questions(table: Table, columns: Columns, *, label_optional: bool) -> t
         for cells in _split_lists(row, columns):
             question = None
             if "pair" in columns:
-                question = text_cell(cells, str(columns["pair"]), allow_empty=table.published)
-            context = text_cell(cells, text_column, allow_empty=table.published)
+                question = text_cell(cells, str(columns["pair"]), allow_empty=True)
+            context = text_cell(cells, text_column, allow_empty=True)
             label = None
-            if not (label_optional and table.has_no_label(cells, label_column)):
+            if not (label_optional and (table.has_no_label(cells, label_column) or lacks_label(cells[label_column]))):
                 label = _parse_label(cell_value(cells, label_column))
             yield ChoiceQuestion(context, question, _choices(cells, columns, table.published), None), label
 
-    return _with_indices(table, parse_rows(table, parse))
+    rows = parse_rows(table, parse)
+    if label_optional and not any("-1" in row.example.choices for row in rows):  # it may be the text of a choice
+        rows = without_hidden_labels(table, rows, "test")
+    return _with_indices(table, rows)
 
 
 def _split_lists(row: Cells, columns: Columns) -> Iterator[Cells]:

@@ -2,15 +2,27 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deberta_jax.errors import UserError
 
-from ..sources.cells import Cells, cell_value, parse_class_name, parse_score, text_cell
+from ..sources.cells import (
+    Cells,
+    cell_value,
+    is_ignored_label,
+    lacks_label,
+    parse_class_name,
+    parse_score,
+    text_cell,
+)
+from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes, match_names, shown
 from ..sources.source import Role, Source, columns_of, named_splits, open_table
-from ..sources.table import ParsedRow, Table, choose_label_names, class_index, parse_rows
+from ..sources.table import ParsedRow, Table, parse_rows, without_hidden_labels
+
+_MANY = 10  # examples per class, on average: then a class with a single one is worth a note
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,7 +32,8 @@ class Example:
     Attributes:
       text: the first text.
       pair: the second text, if there is one.
-      label: a class index or the score of a regression; `None` if it is not published.
+      label: the index of a class, or of an `unseen` label after the classes; the score of a regression; `None` if it is
+        not published.
       group: what metrics count as one, such as the question that has this `answer`.
       answer: a text that metrics compare.
     """
@@ -42,12 +55,18 @@ class ClassificationData:
       metrics: names of `metrics.compute_metrics` or `grouped_metrics`; the first one is the main metric.
       splits: "train" and, where they exist, "validation", further validation splits by name (MNLI's
         `validation_mismatched`), and "test".
+      notes: messages to the user about reading each split.
+      unseen: labels of held-out splits that are no class (see `Classes.unseen`).
+      positive: index of the class that is 1 in the official metrics of a published set.
     """
 
     name: str
     label_names: tuple[str, ...]
     metrics: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
+    notes: Mapping[str, tuple[str, ...]]
+    unseen: tuple[str, ...] = ()
+    positive: int = 1
 
 
 def load_examples(
@@ -59,15 +78,16 @@ def load_examples(
     pair_column: str | None = None,
     label_column: str = "label",
     kind: Literal["classification", "regression"] = "classification",
+    labels: tuple[str, ...] = (),
+    head: Head = NO_HEAD,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> ClassificationData:
     """Reads the examples of a task.
 
     The columns and the kind of a published source (`tfds:glue/sst2`, `super_glue/cb:train.jsonl`; see `published`) are
-    known; the column arguments and `kind` describe any other source. Classes are numbered in the official order of a
-    published set, else in the order of tensorflow_datasets, else in the order of their names in training, as numbers if
-    all are integers.
+    known; the column arguments and `kind` describe any other source. The module `classes` describes the order of the
+    classes; labels that have no other order are sorted, as numbers if all are integers.
 
     Args:
       train: the training source (see `source`).
@@ -77,6 +97,8 @@ def load_examples(
       pair_column: the column of the second text, if there is one.
       label_column: the column of the label.
       kind: whether labels are classes or scores.
+      labels: the names of all classes by index (default: see `classes`).
+      head: the classifier of the model to start from (default: there is none).
       data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
       manual_dir: the folder of archives that were downloaded by hand, for a machine without internet access (default:
         `downloads/manual` in `data_dir`).
@@ -92,42 +114,114 @@ def load_examples(
     kind = "regression" if known and known.kind == "regression" else kind
     given = {"text": text_column, "label": label_column} | ({"pair": pair_column} if pair_column else {})
 
-    def read(source: Source, role: Role) -> tuple[Table, list[ParsedRow[Example, str | float]]]:
-        columns = {name: str(column) for name, column in columns_of(source, kind, given).items()}
-        table = open_table(source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
-
-        def parse(cells: Cells, number: int) -> Iterator[tuple[Example, str | float | None]]:
-            del number
-            yield _parse_example(cells, table, columns, kind, label_optional=role == "test")
-
-        return table, parse_rows(table, parse)
-
-    splits, label_names = {}, ()
+    splits: dict[str, _ReadSplit] = {}
     for name, split, role in named_splits(train, validation, test):
-        table, rows = read(split, role)
-        if role == "train" and kind == "classification":
-            official = known.label_names if known else ()
-            label_names = choose_label_names(table, {str(row.label) for row in rows}, official, order=_class_order)
-        splits[name] = _to_examples(table, rows, label_names)
+        columns = {name: str(column) for name, column in columns_of(split, kind, given).items()}
+        table = open_table(split, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
+        splits[name] = _read_split(table, columns, kind, role, splits.get("train"))
+    if not any(text.strip() for row in splits["train"].rows for text in _texts(row.example)):
+        raise UserError(f"{train}: all texts are blank; give the column of the text as text_column")
+    if kind == "regression":
+        return ClassificationData(
+            name=source.name,
+            label_names=(),
+            metrics=known.metrics if known else ("pearson", "spearman"),
+            splits={name: split.with_labels(lambda label: label) for name, split in splits.items()},
+            notes={name: split.notes for name, split in splits.items()},
+        )
+    official = known.label_names if known else ()
+    choice = ClassChoice(labels, head, official or splits["train"].table.class_names, _class_order)
+    observed = {name: {str(row.label) for row in split.labeled_rows} for name, split in splits.items()}
+    classes = choose_classes(observed, choice, table=splits["train"].table.name)
+    rare = _rare_classes(splits["train"])
     return ClassificationData(
         name=source.name,
-        label_names=label_names,
-        metrics=known.metrics if known else ("accuracy", "macro_f1") if label_names else ("pearson", "spearman"),
-        splits=splits,
+        label_names=classes.names,
+        metrics=known.metrics if known else ("accuracy", "macro_f1"),
+        splits={name: split.with_labels(classes.index) for name, split in splits.items()},
+        notes={
+            name: (*split.notes, *classes.notes[name], *(rare if name == "train" else ()))
+            for name, split in splits.items()
+        },
+        unseen=classes.unseen,
+        positive=match_names(official[1:2], classes.names).get(official[1], 1) if official else 1,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadSplit:
+    """The rows of a split, whose labels are names of classes or scores, and the messages about them."""
+
+    table: Table
+    rows: list[ParsedRow[Example, str | float]]
+    notes: tuple[str, ...]
+
+    @property
+    def labeled_rows(self) -> list[ParsedRow[Example, str | float]]:
+        return [row for row in self.rows if row.label is not None]
+
+    def with_labels(self, convert: Callable[[Any], int | float]) -> tuple[Example, ...]:
+        """Returns the examples with converted labels. Adds the row to an error of `convert`."""
+        examples = []
+        for row in self.rows:
+            with self.table.locate_errors(row.number):
+                label = None if row.label is None else convert(row.label)
+            examples.append(dataclasses.replace(row.example, label=label))
+        return tuple(examples)
+
+
+def _read_split(
+    table: Table, columns: Mapping[str, str], kind: str, role: Role, train: _ReadSplit | None
+) -> _ReadSplit:
+    """Reads a split. `train` is the one of training, if another one is read."""
+
+    def parse(cells: Cells, number: int) -> Iterator[tuple[Example, str | float | None]]:
+        del number
+        yield _parse_example(cells, table, columns, kind, label_optional=role == "test")
+
+    rows, notes = parse_rows(table, parse), []
+    if train is not None:
+        # -1 is a label like any other if it is a class of training, or one of several scores.
+        known = any(row.label == "-1" for row in train.rows)
+        if not (any(row.label != -1 for row in rows) if kind == "regression" else known):
+            labeled, rows = rows, without_hidden_labels(table, rows, role)
+            notes = ["labels of -1 read as not published"] if rows is not labeled else []
+    blank = [
+        row.number
+        for row in rows
+        if not row.example.text.strip() or (row.example.pair is not None and not row.example.pair.strip())
+    ]
+    if blank:
+        notes.append(f"{len(blank)} with a blank text, the first in {table.unit} {blank[0]}")
+    return _ReadSplit(table, rows, (*table.notes, *notes))
+
+
+def _texts(example: Example) -> tuple[str, ...]:
+    return (example.text,) if example.pair is None else (example.text, example.pair)
+
+
+def _rare_classes(split: _ReadSplit) -> tuple[str, ...]:
+    """Returns a note about classes with a single example among many, which may be misspelled labels."""
+    counts = Counter(str(row.label) for row in split.rows)
+    single = sorted(label for label, count in counts.items() if count == 1)
+    return (f"only one example of {shown(single)}",) if single and len(split.rows) >= _MANY * len(counts) else ()
 
 
 def _parse_example(
     cells: Cells, table: Table, columns: Mapping[str, str], kind: str, *, label_optional: bool
 ) -> tuple[Example, str | float | None]:
     """Returns the example of a row without its label, and the label as a class name or a score."""
-    text = text_cell(cells, columns["text"], allow_empty=table.published)
-    pair = text_cell(cells, columns["pair"], allow_empty=table.published) if "pair" in columns else None
+    text = text_cell(cells, columns["text"], allow_empty=True)
+    pair = text_cell(cells, columns["pair"], allow_empty=True) if "pair" in columns else None
     group, answer = (str(cell_value(cells, columns[name])) if name in columns else None for name in ("group", "answer"))
-    label = None
-    if not (label_optional and table.has_no_label(cells, columns["label"])):
-        value = cell_value(cells, columns["label"])
-        label = parse_score(value) if kind == "regression" else parse_class_name(value, table.class_names)
+    if label_optional and (
+        table.has_no_label(cells, columns["label"])
+        or lacks_label(value := cell_value(cells, columns["label"]))
+        or (kind == "classification" and is_ignored_label(value))
+    ):
+        return Example(text, pair, None, group, answer), None
+    value = cell_value(cells, columns["label"])
+    label = parse_score(value) if kind == "regression" else parse_class_name(value, table.class_names)
     return Example(text, pair, None, group, answer), label
 
 
@@ -135,15 +229,3 @@ def _class_order(names: Collection[str]) -> list[str]:
     if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
-
-
-def _to_examples(
-    table: Table, rows: list[ParsedRow[Example, str | float]], label_names: tuple[str, ...]
-) -> tuple[Example, ...]:
-    indices = {name: index for index, name in enumerate(label_names)}
-    examples = []
-    for row in rows:
-        with table.locate_errors(row.number):
-            label = class_index(row.label, indices) if isinstance(row.label, str) else row.label
-        examples.append(dataclasses.replace(row.example, label=label))
-    return tuple(examples)

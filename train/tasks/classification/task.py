@@ -21,15 +21,20 @@ from ...configs import FinetuneConfig
 from ...reporting.classification_plots import plot_answers
 from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
 from ..metrics import METRICS, compute_metrics
+from ..sources.classes import NO_HEAD, Head
 from .encoding import EncodedExamples, encode_examples
 from .examples import ClassificationData, Example, load_examples
 from .grouped_metrics import answer_scores, exact_match
 
 
 def load(
-    config: FinetuneConfig, tokenizer: Tokenizer, *, kind: Literal["classification", "regression"]
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    *,
+    kind: Literal["classification", "regression"],
+    head: Head = NO_HEAD,
 ) -> "ClassificationTask":
-    """Returns the tokenized task of a run. Raises the errors of `load_examples`."""
+    """Returns the tokenized task of a run. Raises the errors of `load_examples`, which describes `head`."""
     data = load_examples(
         config.data.train,
         validation=config.data.validation,
@@ -38,11 +43,13 @@ def load(
         pair_column=config.data.columns.pair_column,
         label_column=config.data.columns.label_column or "label",
         kind=kind,
+        labels=config.data.labels,
+        head=head,
         data_dir=config.data.data_dir,
         manual_dir=config.data.manual_dir,
     )
     splits = {
-        name: encode_examples(examples, tokenizer, max_length=config.data.max_length)
+        name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
         for name, examples in data.splits.items()
     }
     objective = Classification(regression=kind == "regression", label_smoothing=config.regularization.label_smoothing)
@@ -111,14 +118,20 @@ class ClassificationTask:
         if labels is None:
             raise unlabeled_split(split)
         values = self._values(predictions)
-        figures = compute_metrics([name for name in self.data.metrics if name in METRICS], values, labels)
+        figures = {}
+        for name in (name for name in self.data.metrics if name in METRICS):
+            # The F1 of two classes is that of the official class 1, which another order of classes may number 0.
+            compared = (values, labels)
+            if name == "f1":
+                compared = tuple((indices == self.data.positive).astype(np.int32) for indices in compared)
+            figures |= compute_metrics([name], *compared)
         groups = [str(example.group) for example in self.data.splits[split]]
         if "exact_match" in self.data.metrics:
             figures["exact_match"] = exact_match(values, labels, groups)
         if "answer_f1" in self.data.metrics:
             answers = [str(example.answer) for example in self.data.splits[split]]
-            probabilities = [float(prediction["probabilities"][1]) for prediction in predictions]
-            figures |= answer_scores(probabilities, labels, groups, answers)
+            probabilities = [float(prediction["probabilities"][self.data.positive]) for prediction in predictions]
+            figures |= answer_scores(probabilities, (labels == self.data.positive).astype(np.int32), groups, answers)
         return figures
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
@@ -133,7 +146,8 @@ class ClassificationTask:
                 label = {} if example.label is None else {"label": example.label}
                 yield record | label | {"prediction": float(value)}
             else:
-                label = {} if example.label is None else {"label": self.label_names[int(example.label)]}
+                names = (*self.label_names, *self.data.unseen)
+                label = {} if example.label is None else {"label": names[int(example.label)]}
                 probabilities = dict(zip(self.label_names, map(float, prediction["probabilities"]), strict=True))
                 yield record | label | {"prediction": self.label_names[value], "probabilities": probabilities}
 
@@ -141,7 +155,10 @@ class ClassificationTask:
         """Writes the confusion and the calibration of a labeled split to a PNG file; does nothing for regression."""
         labels = self.splits[split].labels
         if labels is not None and not self.objective.regression:
-            plot_answers(path, stack_probabilities(predictions, "example"), labels, self.label_names)
+            probabilities = stack_probabilities(predictions, "example")
+            unseen = np.zeros((len(probabilities), len(self.data.unseen)), probabilities.dtype)
+            names = (*self.label_names, *self.data.unseen)
+            plot_answers(path, np.concatenate([probabilities, unseen], axis=1), labels, names)
 
     def _values(self, predictions: Predictions) -> Num[np.ndarray, "E"]:
         """Returns the scores, or the indices of the most probable classes. Raises UserError if one is not finite."""

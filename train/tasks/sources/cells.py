@@ -36,8 +36,9 @@ def cell_value(cells: Cells, column: str) -> Any:
 
 
 def text_cell(cells: Cells, column: str, *, allow_empty: bool) -> str:
-    """Returns the text of a column (see `parse_text`)."""
-    return parse_text(cell_value(cells, column), column, allow_empty=allow_empty)
+    """Returns the text of a column (see `parse_text`). A missing value is an empty text."""
+    value = cell_value(cells, column)
+    return parse_text("" if allow_empty and _is_missing(value) else value, column, allow_empty=allow_empty)
 
 
 def list_cell(cells: Cells, column: str, *, advice: str = "") -> list[Any]:
@@ -87,8 +88,19 @@ def parse_text(value: Any, column: str, *, allow_empty: bool) -> str:
     return text
 
 
+def lacks_label(value: Any) -> bool:
+    """Returns whether the label of a test example is missing: null, NaN or blank."""
+    return _is_missing(value) or (isinstance(value, str | bytes) and not value.strip())
+
+
+def is_ignored_label(label: Any) -> bool:
+    """Returns whether a label is -100, which stands for no label in PyTorch and in the sets of Hugging Face."""
+    label = decode_utf8(label, "the label") if isinstance(label, bytes) else label
+    return isinstance(label, int | float | str) and label in (-100, "-100")
+
+
 def parse_class_name(label: Any, class_names: tuple[str, ...]) -> str:
-    """Returns the name of a class.
+    """Returns the name of a class. Raises UserError for -100, which is no class.
 
     Args:
       label: a text, bytes, a bool, or an integer, which is an index of `class_names` if there are any.
@@ -96,6 +108,8 @@ def parse_class_name(label: Any, class_names: tuple[str, ...]) -> str:
     """
     if isinstance(label, bytes):
         label = decode_utf8(label, "the label")
+    if is_ignored_label(label):
+        raise UserError("the label is -100, which stands for no label; give a class, or remove the row")
     if class_names and isinstance(label, int):
         if not 0 <= label < len(class_names):
             raise UserError(
@@ -120,6 +134,10 @@ def parse_score(label: Any) -> float:
     if not math.isfinite(score):
         raise UserError(f"label {preview(label)} is not a finite number, which regression needs")
     return score
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _python_value(value: Any) -> Any:

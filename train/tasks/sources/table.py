@@ -5,7 +5,7 @@ No row is dropped: a row that cannot be used stops the run, and the error names 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +16,8 @@ from .cells import Cells
 
 Example = TypeVar("Example")
 Label = TypeVar("Label")
+
+_HIDDEN = "-1"  # the label of every example of a published test file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,32 +95,27 @@ def parse_rows(
     return rows
 
 
-def choose_label_names(
-    table: Table,
-    labels: Collection[str],
-    official: tuple[str, ...],
-    *,
-    order: Callable[[Collection[str]], Iterable[str]],
-) -> tuple[str, ...]:
-    """Returns the names of the classes in the order of their indices.
+def without_hidden_labels(
+    table: Table, rows: list[ParsedRow[Example, Label]], role: Literal["train", "validation", "test"]
+) -> list[ParsedRow[Example, Label]]:
+    """Returns held-out rows without their labels if all labels are -1, as in published test files.
 
-    Args:
-      table: the training table; the order of its `class_names` comes second.
-      labels: the different labels of training, whose own `order` comes last.
-      official: the names in the official order of a published set, or empty; this order comes first.
-      order: sorts `labels`.
+    The caller makes sure that -1 is not a label of training. A sentence may also have no label for any word (`None`).
 
     Raises:
-      UserError: if training has fewer than two classes.
+      UserError: if only some labels are -1, or the rows are not those of a test.
     """
-    if len(labels) < 2:
-        only = f"only one class, {next(iter(labels))!r}" if labels else "no labels"
-        raise UserError(f"{table.name} has {only}; training needs at least two classes")
-    return official or table.class_names or tuple(order(labels))
+    hidden = [row for row in rows if _is_hidden(row.label)]
+    if not hidden or (len(hidden) < len(rows) and isinstance(rows[0].label, tuple)):
+        return rows  # a sentence without labels is allowed among others
+    if role == "test" and len(hidden) == len(rows):
+        return [dataclasses.replace(row, label=None) for row in rows]
+    advice = "give every row a label, or none" if role == "test" else "give every row a label"
+    given = "-100" if isinstance(hidden[0].label, tuple) and None in hidden[0].label else _HIDDEN
+    raise table.error(hidden[0].number, f"the label is {given}, which stands for one that is not published; {advice}")
 
 
-def class_index(label: str, indices: Mapping[str, int], *, owner: str = "") -> int:
-    """Returns the index of a class. `indices` has the classes of training, and `owner` follows the label in errors."""
-    if label not in indices:
-        raise UserError(f"label {label!r}{owner} is not a class of training: {', '.join(indices)}")
-    return indices[label]
+def _is_hidden(label: object) -> bool:
+    if isinstance(label, tuple):  # of the words of a sentence; `None` is a word without a label
+        return bool(label) and all(tag in (None, _HIDDEN) for tag in label)
+    return str(label) in (_HIDDEN, f"{_HIDDEN}.0")

@@ -15,9 +15,7 @@ from jaxtyping import Int, Int32
 from deberta_jax.errors import UserError
 
 from ..base import ExampleBatch
-from .sentences import Sentence
-
-_NO_LABEL = -1  # `losses.classification` ignores it
+from .sentences import NO_LABEL, Sentence
 
 
 class WordTokenizer(Protocol):
@@ -39,7 +37,7 @@ class Window:
       ids: token ids including [CLS] and [SEP].
       words: indices in the sentence of the words that are predicted in this window.
       positions: position in the row of the first piece of each of these words.
-      labels: class index of each of these words; `None` for unlabeled sentences.
+      labels: class index of each of these words, NO_LABEL for a word without a label; `None` for unlabeled sentences.
     """
 
     sentence: int
@@ -64,12 +62,12 @@ class EncodedWords:
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 `input_ids`, `attention_mask` and `token_type_ids` [B, length], and `labels` if there are any.
 
-        `labels` is -1 except at the first pieces of the words to predict.
+        `labels` is -1 except at the first pieces of the words to predict that have a label.
         """
         shape = (len(indices), length)
         batch = {name: np.zeros(shape, np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
         if self.labeled:
-            batch["labels"] = np.full(shape, _NO_LABEL, np.int32)
+            batch["labels"] = np.full(shape, NO_LABEL, np.int32)
         for row, window in enumerate(self.windows[index] for index in indices):
             batch["input_ids"][row, : len(window.ids)] = window.ids
             batch["attention_mask"][row, : len(window.ids)] = 1
@@ -126,6 +124,7 @@ def encode_sentences(
     texts = [f"{' ' * (index > 0)}{word}" for sentence in sentences for index, word in enumerate(sentence.words)]
     pieces_of_words = iter(tokenizer.encode_batch(texts) if texts else ())
     windows: list[Window] = []
+    without_label = sum(label == NO_LABEL for sentence in sentences for label in sentence.labels or ())
     without_pieces = cut_words = several_windows = 0
     for number, sentence in enumerate(sentences):
         pieces = [next(pieces_of_words) for _ in sentence.words]
@@ -143,6 +142,7 @@ def encode_sentences(
         f"{sum(not sentence.words for sentence in sentences)} empty sentences": any(not s.words for s in sentences),
         f"{without_pieces} words without pieces, predicted as O or the first label": without_pieces,
         f"{cut_words} words cut to {budget} pieces": cut_words,
+        f"{without_label} words without a label": without_label,
     }
     return EncodedWords(
         windows,

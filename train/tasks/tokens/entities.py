@@ -16,9 +16,12 @@ class Entity(NamedTuple):
 
 
 def marks_entities(tags: Sequence[str]) -> bool:
-    """Returns whether tags mark entities ("B-PER", "I-PER", "O"; also IOBES and BILOU) rather than parts of speech."""
-    marked = [tag for tag in tags if tag != "O"]
-    return bool(marked) and all(tag[:1] in _PREFIXES and tag[1:2] == "-" and tag[2:] for tag in marked)
+    """Returns whether tags mark entities ("B-PER", "I-PER", "O"; also IOBES and BILOU) rather than parts of speech.
+
+    The case of the letter before the hyphen is of no importance.
+    """
+    marked = [tag for tag in tags if tag.upper() != "O"]
+    return bool(marked) and all(tag[:1].upper() in _PREFIXES and tag[1:2] == "-" and tag[2:] for tag in marked)
 
 
 def entities(tags: Sequence[str]) -> Iterator[Entity]:
@@ -29,7 +32,7 @@ def entities(tags: Sequence[str]) -> Iterator[Entity]:
     """
     start, previous_prefix, previous_kind = 0, "O", ""
     for index, tag in enumerate([*tags, "O"]):
-        prefix, kind = _PREFIXES.get(tag[:1], "O"), tag[2:]
+        prefix, kind = _PREFIXES.get(tag[:1].upper(), "O"), tag[2:]
         kind_changes = kind != previous_kind
         if previous_prefix != "O" and (previous_prefix in "ES" or prefix in "BSO" or kind_changes):
             yield Entity(previous_kind, start, index)

@@ -20,12 +20,13 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from ...configs import FinetuneConfig
 from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
 from ..metrics import accuracy
+from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes
 from ..sources.source import Source, as_published, columns_of, named_splits, open_table
-from ..sources.table import Table, choose_label_names
+from ..sources.table import Table, without_hidden_labels
 from .conll import FIRST, LAST, is_conll, read_conll
 from .encoding import EncodedWords, encode_sentences
 from .entities import entities, entity_scores, marks_entities
-from .sentences import Sentence, label_sentences, read_sentences, tag_order
+from .sentences import NO_LABEL, Sentence, label_sentences, read_sentences, tag_order
 
 
 def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, Any]]:
@@ -42,31 +43,38 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
     return table, columns
 
 
-def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "TokenLabelTask":
+def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) -> "TokenLabelTask":
     """Returns the tokenized task of a run.
 
     `text_column` and `label_column` are columns of lists (default: "words" and "labels"). In .conll and .txt files they
     are numbers of columns (default: the first and the last). Either all or none of the sentences of the test source
-    have labels.
+    have labels. `head` is the classifier of the model to start from (default: there is none); the module `classes`
+    describes the order of the classes.
 
     Raises:
       MissingFileError: if there is no such file.
       UserError: if a source cannot be read or used; the message has the file, the line and the reason.
     """
-    sentences, splits, names = {}, {}, ()
+    tables, rows = {}, {}
     source = Source.parse(config.data.train)
     for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
-        table, columns = _open(split, config)
-        rows = read_sentences(table, columns, label_optional=role == "test")
-        if role == "train":
-            tags = {tag for row in rows for tag in row.label or ()}
-            official = source.published.label_names if source.published else ()
-            names = choose_label_names(table, tags, official, order=tag_order)
-        sentences[name] = label_sentences(table, rows, names)
-        splits[name] = encode_sentences(
-            sentences[name], tokenizer, max_length=config.data.max_length, notes=table.notes
-        )
-    return TokenLabelTask(source.name, TokenLabels(config.regularization.label_smoothing), names, sentences, splits)
+        tables[name], columns = _open(split, config)
+        rows[name] = read_sentences(tables[name], columns, label_optional=role == "test")
+        if role != "train" and not any("-1" in (row.label or ()) for row in rows["train"]):
+            rows[name] = without_hidden_labels(tables[name], rows[name], role)
+    observed = {
+        name: {tag for row in split for tag in row.label or () if tag is not None} for name, split in rows.items()
+    }
+    official = source.published.label_names if source.published else ()
+    choice = ClassChoice(config.data.labels, head, official or tables["train"].class_names, tag_order)
+    classes = choose_classes(observed, choice, table=tables["train"].name)
+    sentences, splits = {}, {}
+    for name, table in tables.items():
+        sentences[name] = label_sentences(table, rows[name], classes)
+        notes = (*table.notes, *classes.notes[name])
+        splits[name] = encode_sentences(sentences[name], tokenizer, max_length=config.data.max_length, notes=notes)
+    objective = TokenLabels(config.regularization.label_smoothing)
+    return TokenLabelTask(source.name, objective, classes.names, sentences, splits, classes.unseen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +95,8 @@ class TokenLabels:
         return losses.classification(out.logits, batch["labels"], smoothing=self.label_smoothing)
 
     def count(self, batch: Arrays) -> Float[Array, ""]:
-        return (batch["labels"] >= 0).sum().astype(jnp.float32)
+        """Returns the number of words with a label, at least 1: the loss of a batch without any is 0, not NaN."""
+        return jnp.maximum((batch["labels"] >= 0).sum(), 1).astype(jnp.float32)
 
     def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
         """Only first pieces have weight, so that the loss of SiFT is a mean over words, as the loss of the task is."""
@@ -117,7 +126,8 @@ class PredictedWords:
 class TokenLabelTask:
     """A task of labels of words. Implements `base.Task`.
 
-    The examples of `splits` are the windows of the `sentences` of the same split.
+    The examples of `splits` are the windows of the `sentences` of the same split. `unseen` are labels of held-out
+    splits that the model does not have.
     """
 
     name: str
@@ -125,6 +135,7 @@ class TokenLabelTask:
     label_names: tuple[str, ...]
     sentences: Mapping[str, tuple[Sentence, ...]]
     splits: Mapping[str, EncodedWords]
+    unseen: tuple[str, ...] = ()
 
     @property
     def main_metric(self) -> str:
@@ -135,12 +146,19 @@ class TokenLabelTask:
         return self.sentences
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
-        """Returns the `accuracy` of all words, and `f1`, `precision` and `recall` of entities if labels mark any."""
+        """Returns the `accuracy` of all words, and `f1`, `precision` and `recall` of entities if labels mark any.
+
+        Words without a label are left out, as the evaluation of transformers does.
+        """
         sentences = self.sentences[split]
         if not self.splits[split].labeled:
             raise unlabeled_split(split)
-        predicted = [words.labels for words in self._predicted_words(split, predictions)]
         expected = [np.array(sentence.labels, np.int32) for sentence in sentences]
+        predicted = [
+            words.labels[labels != NO_LABEL]
+            for words, labels in zip(self._predicted_words(split, predictions), expected, strict=True)
+        ]
+        expected = [labels[labels != NO_LABEL] for labels in expected]
         figures = {"accuracy": accuracy(np.concatenate(predicted), np.concatenate(expected))}
         if not marks_entities(self.label_names):
             return figures
@@ -155,7 +173,7 @@ class TokenLabelTask:
             tags = self._tags(words.labels)
             record: dict[str, Any] = {"words": list(sentence.words)}
             if sentence.labels is not None:
-                record["labels"] = self._tags(sentence.labels)
+                record["labels"] = [None if label == NO_LABEL else self._tag(label) for label in sentence.labels]
             record["predictions"] = tags
             record["probabilities"] = [None if np.isnan(share) else float(share) for share in words.probabilities]
             if marks_entities(self.label_names):
@@ -166,11 +184,15 @@ class TokenLabelTask:
             yield record
 
     def _tags(self, labels: Sequence[int] | Int[np.ndarray, "words"]) -> list[str]:
-        return [self.label_names[label] for label in labels]
+        return [self._tag(label) for label in labels]
+
+    def _tag(self, label: int) -> str:
+        known = len(self.label_names)
+        return self.label_names[label] if label < known else self.unseen[label - known]
 
     def _predicted_words(self, split: str, predictions: Predictions) -> list[PredictedWords]:
         """Returns the predictions of each sentence. Raises UserError if a probability is not finite."""
-        default = self.label_names.index("O") if "O" in self.label_names else 0
+        default = next((index for index, name in enumerate(self.label_names) if name.upper() == "O"), 0)
         sizes = [len(sentence.words) for sentence in self.sentences[split]]
         sentences = [
             PredictedWords(np.full(size, default, np.int32), np.full(size, np.nan, np.float32)) for size in sizes

@@ -92,9 +92,7 @@ BAD_ROWS = {
     "no choices": ([{"text": "a", "label": 0}], {}, r"line 1: no column 'choices'; the columns are 'text', 'label'"),
     "no label": ([row(0), {"text": "t", "choices": ["a", "b"]}], {}, r"line 2: no column 'label'; the columns are"),
     "one choice": ([row(0, options=["a"])], {}, r"line 1: there is 1 choice in choices; give at least two"),
-    "blank text": ([row(0) | {"text": " "}], {}, r"line 1: column 'text' is empty"),
     "blank choice": ([row(0, options=["a", ""])], {}, r"line 1: column 'choices' is empty"),
-    "blank question": ([row(0, q="")], {"pair_column": "q"}, r"line 1: column 'q' is empty"),
     "no list": ([row(0) | {"choices": "a"}], {}, r"line 1: column 'choices' holds 'a', not a list; name one column"),
     "number": ([row(0, options=["a", 3])], {}, r"line 1: column 'choices' holds 3, not text"),
     "beyond": ([row(0), row(3)], {}, r"line 2: label 3 is not one of the choices, which are 0 to 2"),
@@ -142,3 +140,21 @@ def test_bad_rows_of_held_out_files_are_named(read):
         read([row(0)], validation=[row(5)])
     with pytest.raises(UserError, match=r"line 2: row 1 and this one differ: give every row a label, or none"):
         read([row(0)], test=[row(0), {"text": "t", "choices": ["a", "b"]}])
+
+
+@pytest.mark.parametrize("hidden", [-1, "-1", None, ""])
+def test_a_test_file_may_hide_its_labels(read, hidden):
+    task = read([row(0), row(1)], test=[row(hidden), row(hidden)])
+    assert [question.label for question in task.questions["test"]] == [None, None]
+    assert not task.splits["test"].labeled
+
+
+def test_a_choice_may_be_minus_one(read):
+    options = ["-1", "2"]
+    task = read([row("2", options=options), row("-1", options=options)], test=[row("-1", options=options)])
+    assert task.questions["test"][0].label == 0
+
+
+def test_blank_contexts_and_questions_are_kept_and_noted(read):
+    task = read([row(0, q="why") | {"text": " "}, row(1, q="")], pair_column="q")
+    assert "2 with a blank context or question" in task.splits["train"].notes

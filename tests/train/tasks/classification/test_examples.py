@@ -4,6 +4,9 @@ import pytest
 
 from deberta_jax.errors import MissingFileError, UserError
 from deberta_jax.train.tasks.classification.examples import Example, load_examples
+from deberta_jax.train.tasks.sources.classes import Head
+
+from ....support.published_archives import json_lines
 
 TSV = 'text\tlabel\nsay "hi\tyes\nbad\tno\n'
 
@@ -60,6 +63,60 @@ def test_a_file_and_a_published_set_can_be_combined(fake_tfds, write):
     assert len(task.splits["validation"]) == 3
 
 
+@pytest.mark.parametrize("label", [-1, "-1", "-1.0", -100, None, "", " ", float("nan")])
+def test_a_test_file_may_hide_its_labels(write, label):
+    rows = [{"text": text, "label": label} for text in "ab"]
+    task = load_examples(write("a.tsv", TSV), test=write("test.jsonl", json_lines(*rows)))
+    assert task.splits["test"] == (Example("a", None, None), Example("b", None, None))
+
+
+def test_minus_one_may_be_a_class_or_a_score(write):
+    test = write("test.tsv", "text\tlabel\na\t-1\n")
+    task = load_examples(write("a.tsv", "text\tlabel\na\t-1\nb\t1\n"), test=test)
+    assert task.splits["test"] == (Example("a", None, 0),)
+    scores = write("a.tsv", "text\tlabel\na\t-1\nb\t1\n")
+    assert load_examples(scores, test=scores, kind="regression").splits["test"][0].label == -1
+    hidden = load_examples(scores, test=write("t.tsv", "text\tlabel\na\t-1\nb\t-1.0\n"), kind="regression")
+    assert [example.label for example in hidden.splits["test"]] == [None, None]
+    assert hidden.notes["test"] == ("labels of -1 read as not published",)
+
+
+def test_hidden_labels_among_others_are_named(write):
+    train = write("a.tsv", TSV)
+    some = write("t.tsv", "text\tlabel\na\tno\nb\t-1\n")
+    with pytest.raises(UserError, match=r"t\.tsv, line 3: the label is -1, .* give every row a label, or none"):
+        load_examples(train, test=some)
+    with pytest.raises(UserError, match=r"t\.tsv, line 3: the label is -1, which stands for one that is not publish"):
+        load_examples(train, validation=some)
+
+
+def test_blank_texts_are_kept_and_noted(write):
+    """pandas writes missing values as empty cells, null or NaN."""
+    rows = [{"text": text, "pair": "p"} for text in ("a", "", None, float("nan"), "b")]
+    train = write("a.tsv", "text\tpair\tlabel\na\t\tno\n  \tc\tyes\n")
+    task = load_examples(train, test=write("t.jsonl", json_lines(*rows)), pair_column="pair")
+    assert task.splits["train"] == (Example("a", "", 0), Example("  ", "c", 1))
+    assert task.notes["train"] == ("2 with a blank text, the first in line 2",)
+    assert [example.text for example in task.splits["test"]] == ["a", "", "", "", "b"]
+    assert task.notes["test"] == ("3 with a blank text, the first in line 2",)
+
+
+def test_classes_of_a_single_example_among_many_are_noted(write):
+    rows = "".join(f"text {number}\t{'yes' if number % 2 else 'no'}\n" for number in range(40))
+    assert load_examples(write("a.tsv", f"text\tlabel\n{rows}")).notes["train"] == ()
+    notes = load_examples(write("a.tsv", f"text\tlabel\n{rows}more\tYse\n")).notes["train"]
+    assert notes == ("only one example of 'Yse'",)
+
+
+def test_the_classes_of_the_model_come_before_the_official_order(fake_tfds):
+    """`tfds:glue/mnli` in another order than the official one, in capitals."""
+    head = Head(3, ("CONTRADICTION", "ENTAILMENT", "NEUTRAL"))
+    task = load_examples("tfds:glue/mnli", head=head, **fake_tfds)
+    assert task.label_names == head.names
+    labels = {example.text.removeprefix("p "): example.label for example in task.splits["train"]}
+    assert labels == {"contradiction": 0, "entailment": 1, "neutral": 2}
+
+
 BAD_FILES = {
     "no column": ("a.tsv", "sentence\tlabel\na\t0\n", r"line 2: no column 'text'; the columns are 'sentence', 'label'"),
     "no json key": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}', r"line 2: no column 'label'; .* 'text'"),
@@ -71,7 +128,8 @@ BAD_FILES = {
     "no label": ("a.tsv", "text\tlabel\na\tx\nb\t\n", r"line 3: the label is empty"),
     "float label": ("a.jsonl", '{"text": "a", "label": 1.5}', r"line 1: label 1\.5 is not a class.*'regression'"),
     "null label": ("a.jsonl", '{"text": "a", "label": null}', r"line 1: label None is not a class"),
-    "blank text": ("a.tsv", "text\tlabel\na\tx\n  \ty\n", r"a\.tsv, line 3: column 'text' is empty"),
+    "blank texts": ("a.tsv", "text\tlabel\n \tx\n  \ty\n", r"a\.tsv: all texts are blank; give the column"),
+    "no class": ("a.jsonl", '{"text": "a", "label": -100}', r"line 1: the label is -100, which stands for no label"),
 }
 
 
@@ -107,14 +165,12 @@ def test_bad_rows_of_parquet_files_are_numbered_as_records(tmp_path):
 
 def test_bad_rows_of_held_out_files_are_named(write):
     train = write("a.tsv", TSV)
-    with pytest.raises(UserError, match=r"v\.tsv, line 3: label 'perhaps' is not a class of training: no, yes"):
-        load_examples(train, validation=write("v.tsv", "text\tlabel\na\tno\nb\tperhaps\n"))
+    with pytest.raises(UserError, match=r"v\.tsv, line 3: label 'perhaps' is not one of the given labels: yes, no"):
+        load_examples(train, validation=write("v.tsv", "text\tlabel\na\tno\nb\tperhaps\n"), labels=("yes", "no"))
     with pytest.raises(UserError, match=r"v\.tsv, line 2: no column 'label'"):
         load_examples(train, validation=write("v.tsv", "text\nonly\n"))
     with pytest.raises(UserError, match=r"t\.jsonl, line 2: row 1 and this one differ: give every row a label"):
         load_examples(train, test=write("t.jsonl", '{"text": "a"}\n{"text": "b", "label": "no"}'))
-    with pytest.raises(UserError, match=r"p\.tsv, line 2: column 'more' is empty"):
-        load_examples(write("p.tsv", "text\tmore\tlabel\na\t\tno\nb\tc\tyes\n"), pair_column="more")
     with pytest.raises(MissingFileError, match=r"missing\.tsv: no such file"):
         load_examples(train, validation="missing.tsv")
 

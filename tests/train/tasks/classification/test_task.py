@@ -6,17 +6,18 @@ from sklearn.metrics import f1_score
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.tasks.classification import task as classification
+from deberta_jax.train.tasks.sources.classes import NO_HEAD, Head
 
 from ....support.configs import finetune_config
 from ....support.letters import Letters
 from ....support.published_archives import MULTIRC, RECORD, json_lines
 
 
-def load(write, rows, *, name="", kind="classification", **columns):
+def load(write, rows, *, name="", kind="classification", head=NO_HEAD, **columns):
     """Returns the task of a file, or of a file of the published set with this name."""
     path = write("train.jsonl", json_lines(*rows))
     config = finetune_config(train=f"{name}:{path}" if name else path, max_length=16, **columns)
-    return classification.load(config, Letters(), kind=kind)
+    return classification.load(config, Letters(), kind=kind, head=head)
 
 
 def predictions_of(*probabilities):
@@ -67,3 +68,34 @@ def test_record_is_scored_by_its_answers(write):
     assert task.score("train", predictions) == {"answer_f1": 0, "answer_exact_match": 0}
     assert task.main_metric == "answer_f1"
     assert next(task.records("train", predictions))["group"] == "5/9"
+
+
+def test_official_metrics_follow_the_name_of_the_class(write):
+    """The model numbers true 0, false 1, and has a third class; the figures are those of the official order."""
+    head = Head(3, ("TRUE", "other", "FALSE"))
+    official = load(write, [MULTIRC, {**MULTIRC, "idx": 4}], name="super_glue/multirc")
+    task = load(write, [MULTIRC, {**MULTIRC, "idx": 4}], name="super_glue/multirc", head=head)
+    assert task.label_names == head.names
+    shares = [[0.2, 0.8], [0.9, 0.1], [0.2, 0.8], [0.1, 0.9]]
+    expected = official.score("train", predictions_of(*shares))
+    assert task.score("train", predictions_of(*([true, 0, false] for false, true in shares))) == expected
+    record = load(write, [RECORD], name="super_glue/record", head=head)
+    right = predictions_of(*([share, 0, 1 - share] for share in (0.3, 0.1, 0.2)))
+    assert record.score("train", right)["answer_f1"] == pytest.approx(
+        load(write, [RECORD], name="super_glue/record").score(
+            "train", predictions_of(*([1 - share, share] for share in (0.3, 0.1, 0.2)))
+        )["answer_f1"]
+    )
+
+
+def test_a_label_that_only_the_test_has_is_wrong(write, tmp_path):
+    rows = [{"text": "a", "label": "no"}, {"text": "b", "label": "yes"}]
+    test = write("test.jsonl", json_lines({"text": "c", "label": "never"}, {"text": "d", "label": "yes"}))
+    task = load(write, rows, test=test)
+    predictions = predictions_of([0.9, 0.1], [0.2, 0.8])
+    assert task.score("test", predictions)["accuracy"] == 0.5
+    first = next(task.records("test", predictions))
+    assert (first["label"], first["prediction"], set(first["probabilities"])) == ("never", "no", {"no", "yes"})
+    task.plot(tmp_path / "plot.png", "test", predictions)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    assert task.splits["test"].notes[-1].startswith("'never' counted as wrongly predicted")

@@ -1,5 +1,7 @@
 """Tests of the scores, the records and the training of labels of words."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from deberta_jax.errors import UserError
 from deberta_jax.models import HeadOutput
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import OptimizerConfig
+from deberta_jax.train.tasks.sources.classes import Head
 from deberta_jax.train.tasks.tokens import task as token_labels
+from deberta_jax.train.tasks.tokens.sentences import Sentence
 from deberta_jax.train.tasks.tokens.task import TokenLabels
 
 from ....support.configs import finetune_config
@@ -118,6 +122,88 @@ def test_unlabeled_and_diverged_predictions_have_no_scores(read):
     predictions[0]["probability"][1] = np.nan
     with pytest.raises(UserError, match="of sentence 0 are not finite; the model has diverged"):
         list(task.records("test", predictions))
+
+
+NAMES = ("O", "B-PER", "I-PER")
+
+
+TAGS = {"index": [1, -100, 0], "name": ["B-PER", -100, "O"], "text": ["B-PER", "-100", "O"]}
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+def test_words_with_label_minus_100_have_no_label(read, tmp_path, tags):
+    """They have no loss, no place in the metrics and null in the records."""
+    rows = [{"words": ["Ann", "Lee", "runs"], "labels": tags}, {"words": ["a"], "labels": [-100]}]
+    if isinstance(tags[0], int):
+        import pyarrow
+        from pyarrow import parquet
+
+        names = {"feature": {"names": NAMES, "_type": "ClassLabel"}, "_type": "Sequence"}
+        metadata = {"huggingface": json.dumps({"info": {"features": {"labels": names}}})}
+        table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
+        parquet.write_table(table, tmp_path / "a.parquet")
+        task = token_labels.load(finetune_config(train=str(tmp_path / "a.parquet"), kind="tokens"), Letters(SILENT))
+        assert task.label_names == NAMES
+    else:
+        task = read(rows, "a.jsonl")
+        assert task.label_names == ("O", "B-PER")
+    assert task.sentences["train"] == (Sentence(("Ann", "Lee", "runs"), (1, -1, 0)), Sentence(("a",), (-1,)))
+    encoded = task.splits["train"]
+    assert encoded.notes == ("2 words without a label",)
+    batch = encoded.batch(np.arange(2), length=12)
+    assert (batch["labels"] >= 0).sum() == 2
+    assert TokenLabels().count({"labels": jnp.asarray(batch["labels"][1:])}) == 1  # not 0, by which the loss is divided
+    predictions = predict(task, "train", [[1, 1, 0], [1]])
+    assert set(task.score("train", predictions).values()) == {1}
+    records = list(task.records("train", predictions))
+    assert [record["labels"] for record in records] == [["B-PER", None, "O"], [None]]
+    assert records[0]["predictions"] == ["B-PER", "B-PER", "O"]
+
+
+@pytest.mark.parametrize("labels", [[-100, -100], [-1, -1], None, []])
+def test_a_test_file_may_hide_its_labels(read, labels):
+    words = {"words": ["a", "b"]}
+    task = read([words | {"labels": ["O", "X"]}], "a.jsonl", test=[words | {"labels": labels}])
+    assert not task.splits["test"].labeled
+
+
+def test_blank_words_are_kept_with_their_labels(write):
+    """The sentences of some public sets have line ends for words, and their metrics count them."""
+    words = ["Dear", "Ann", "\n\n", "I", " "]
+    rows = [{"words": words, "labels": ["O", "B-N", "I-N", "O", "O"]}, {"words": [], "labels": []}]
+    path = write("a.jsonl", "\n".join(map(json.dumps, rows)))
+    task = token_labels.load(finetune_config(train=path, kind="tokens"), Letters(" .\n"))
+    assert task.splits["train"].notes == (
+        "1 empty sentences",
+        "2 words without pieces, predicted as O or the first label",
+    )
+    tag = {name: index for index, name in enumerate(task.label_names)}
+    predictions = predict(task, "train", [[tag["O"], tag["B-N"], tag["O"], tag["O"], tag["O"]], []])
+    assert task.score("train", predictions) == {"f1": 0, "precision": 0, "recall": 0, "accuracy": 0.8}
+    records = list(task.records("train", predictions))
+    assert records[0]["words"] == words
+    assert records[0]["predictions"] == ["O", "B-N", "O", "O", "O"]
+    assert records[1] == {"words": [], "labels": [], "predictions": [], "probabilities": [], "entities": []}
+
+
+def test_a_tag_that_only_validation_has_is_a_class_and_one_of_the_test_is_wrong(read):
+    task = read(TAGGED, validation="Ann B-MISC\n", test="Ann B-ORG\nran O\n")
+    assert task.label_names == ("O", "B-LOC", "B-MISC", "B-PER", "I-PER")
+    assert task.splits["validation"].notes == ("no example in training of 'B-MISC'",)
+    assert task.unseen == ("B-ORG",)
+    predictions = predict(task, "test", [[2, 0]])
+    assert task.score("test", predictions) == {"f1": 0, "precision": 0, "recall": 0, "accuracy": 0.5}
+    assert next(task.records("test", predictions))["labels"] == ["B-ORG", "O"]
+
+
+def test_tags_of_the_model_are_marked_in_any_case(read, tmp_path):
+    read(TAGGED)
+    config = finetune_config(train=str(tmp_path / "train.conll"), kind="tokens")
+    head = Head(4, ("b-loc", "i-per", "b-per", "o"))
+    task = token_labels.load(config, Letters(SILENT), head=head)
+    assert (task.label_names, task.main_metric) == (head.names, "f1")
+    assert task.sentences["train"][0].labels == (2, 1, 3)
+    assert task.score("train", predict(task, "train", [[2, 1, 3], [0]]))["f1"] == 1
 
 
 @pytest.mark.slow
