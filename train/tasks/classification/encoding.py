@@ -29,6 +29,7 @@ class EncodedExamples:
       lengths: number of tokens of each example.
       labels: int32 class indices or float32 scores; `None` for unlabeled examples.
       truncated: number of examples that were longer than S.
+      reading_notes: messages to the user about reading the examples.
     """
 
     input_ids: Int32[np.ndarray, "E S"]
@@ -36,6 +37,7 @@ class EncodedExamples:
     lengths: Int32[np.ndarray, "E"]
     labels: Num[np.ndarray, "E"] | None
     truncated: int
+    reading_notes: tuple[str, ...] = ()
 
     @property
     def labeled(self) -> bool:
@@ -43,7 +45,8 @@ class EncodedExamples:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (f"{self.truncated} cut to {self.input_ids.shape[1]} tokens",) if self.truncated else ()
+        cut = (f"{self.truncated} cut to {self.input_ids.shape[1]} tokens",) if self.truncated else ()
+        return (*self.reading_notes, *cut)
 
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns `input_ids`, `attention_mask` and `token_type_ids` [B, length], and `labels` [B] if there are any."""
@@ -56,7 +59,9 @@ class EncodedExamples:
         return batch if self.labels is None else batch | {"labels": self.labels[indices]}
 
 
-def encode_examples(examples: Sequence[Example], tokenizer: PairTokenizer, *, max_length: int) -> EncodedExamples:
+def encode_examples(
+    examples: Sequence[Example], tokenizer: PairTokenizer, *, max_length: int, notes: Sequence[str] = ()
+) -> EncodedExamples:
     """Returns the token ids of examples, of which either all or none have labels."""
     input_ids = np.zeros((len(examples), max_length), np.int32)
     token_type_ids = np.zeros_like(input_ids)
@@ -74,4 +79,4 @@ def encode_examples(examples: Sequence[Example], tokenizer: PairTokenizer, *, ma
     if all(example.label is not None for example in examples):
         is_score = isinstance(examples[0].label, float)
         labels = np.array([example.label for example in examples], np.float32 if is_score else np.int32)
-    return EncodedExamples(input_ids, token_type_ids, lengths, labels, truncated)
+    return EncodedExamples(input_ids, token_type_ids, lengths, labels, truncated, tuple(notes))

@@ -9,6 +9,7 @@ from typing import Literal
 from deberta_jax.errors import UserError
 
 from ..sources.cells import Cells, cell_value, parse_class_name, parse_score, text_cell
+from ..sources.delimited import Reading
 from ..sources.source import Role, Source, columns_of, named_splits, open_table
 from ..sources.table import ParsedRow, Table, choose_label_names, class_index, parse_rows
 
@@ -42,12 +43,14 @@ class ClassificationData:
       metrics: names of `metrics.compute_metrics` or `grouped_metrics`; the first one is the main metric.
       splits: "train" and, where they exist, "validation", further validation splits by name (MNLI's
         `validation_mismatched`), and "test".
+      notes: for each split the notes about reading it.
     """
 
     name: str
     label_names: tuple[str, ...]
     metrics: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
+    notes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def load_examples(
@@ -61,6 +64,7 @@ def load_examples(
     kind: Literal["classification", "regression"] = "classification",
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
+    reading: Reading | None = None,
 ) -> ClassificationData:
     """Reads the examples of a task.
 
@@ -80,6 +84,7 @@ def load_examples(
       data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
       manual_dir: the folder of archives that were downloaded by hand, for a machine without internet access (default:
         `downloads/manual` in `data_dir`).
+      reading: how to read files with separated columns (default: by their names).
 
     Raises:
       MissingFileError: if there is no such file.
@@ -94,7 +99,9 @@ def load_examples(
 
     def read(source: Source, role: Role) -> tuple[Table, list[ParsedRow[Example, str | float]]]:
         columns = {name: str(column) for name, column in columns_of(source, kind, given).items()}
-        table = open_table(source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
+        table = open_table(
+            source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir, reading=reading
+        )
 
         def parse(cells: Cells, number: int) -> Iterator[tuple[Example, str | float | None]]:
             del number
@@ -102,18 +109,19 @@ def load_examples(
 
         return table, parse_rows(table, parse)
 
-    splits, label_names = {}, ()
+    splits, notes, label_names = {}, {}, ()
     for name, split, role in named_splits(train, validation, test):
         table, rows = read(split, role)
         if role == "train" and kind == "classification":
             official = known.label_names if known else ()
             label_names = choose_label_names(table, {str(row.label) for row in rows}, official, order=_class_order)
-        splits[name] = _to_examples(table, rows, label_names)
+        splits[name], notes[name] = _to_examples(table, rows, label_names), table.notes
     return ClassificationData(
         name=source.name,
         label_names=label_names,
         metrics=known.metrics if known else ("accuracy", "macro_f1") if label_names else ("pearson", "spearman"),
         splits=splits,
+        notes=notes,
     )
 
 

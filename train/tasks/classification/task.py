@@ -20,6 +20,7 @@ from ...configs import FinetuneConfig
 from ...reporting.classification_plots import plot_answers
 from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
 from ..metrics import METRICS, compute_metrics
+from ..sources.delimited import Reading
 from .encoding import EncodedExamples, encode_examples
 from .examples import ClassificationData, load_examples
 from .grouped_metrics import answer_scores, exact_match
@@ -39,9 +40,10 @@ def load(
         kind=kind,
         data_dir=config.data.data_dir,
         manual_dir=config.data.manual_dir,
+        reading=Reading.of(config.data.columns),
     )
     splits = {
-        name: encode_examples(examples, tokenizer, max_length=config.data.max_length)
+        name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
         for name, examples in data.splits.items()
     }
     objective = Classification(regression=kind == "regression", label_smoothing=config.regularization.label_smoothing)

@@ -20,9 +20,10 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from ...configs import FinetuneConfig
 from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
 from ..metrics import accuracy
+from ..sources.delimited import Reading
 from ..sources.source import Source, as_published, columns_of, named_splits, open_table
 from ..sources.table import Table, choose_label_names
-from .conll import FIRST, LAST, is_conll, read_conll
+from .conll import is_conll, read_conll
 from .encoding import EncodedWords, encode_sentences
 from .entities import entities, entity_scores, marks_entities
 from .sentences import Sentence, label_sentences, read_sentences, tag_order
@@ -32,12 +33,18 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
     """Returns the table of a source and the columns of its words and tags."""
     if source.path is not None and is_conll(source.path):
         columns_of(source, "tokens", {})
-        columns = {"text": config.data.columns.text_column or FIRST, "label": config.data.columns.label_column or LAST}
-        return as_published(read_conll(source.path), source, label_column=columns["label"]), columns
+        conll = read_conll(source.path)
+        given = config.data.columns
+        columns = {"text": given.text_column or conll.text, "label": given.label_column or conll.label}
+        return as_published(conll.table, source, label_column=columns["label"]), columns
     given = {"text": config.data.columns.text_column or "words", "label": config.data.columns.label_column or "labels"}
     columns = columns_of(source, "tokens", given)
     table = open_table(
-        source, label_column=str(columns["label"]), data_dir=config.data.data_dir, manual_dir=config.data.manual_dir
+        source,
+        label_column=str(columns["label"]),
+        data_dir=config.data.data_dir,
+        manual_dir=config.data.manual_dir,
+        reading=Reading.of(config.data.columns),
     )
     return table, columns
 
@@ -45,9 +52,9 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
 def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "TokenLabelTask":
     """Returns the tokenized task of a run.
 
-    `text_column` and `label_column` are columns of lists (default: "words" and "labels"). In .conll and .txt files they
-    are numbers of columns (default: the first and the last). Either all or none of the sentences of the test source
-    have labels.
+    `text_column` and `label_column` are columns of lists (default: "words" and "labels"). In files of CoNLL's form
+    they are numbers of columns (default: the first and the last; FORM and UPOS of CoNLL-U). Either all or none of the
+    sentences of the test source have labels.
 
     Raises:
       MissingFileError: if there is no such file.

@@ -51,7 +51,7 @@ def test_json_lines(write, suffix):
 
 
 BAD_FILES = {
-    "suffix": ("a.txt", TSV, r"unknown suffix '\.txt'; give \.tsv, \.csv, \.jsonl, \.json"),
+    "suffix": ("a.doc", TSV, r"unknown suffix '\.doc'; give \.tsv, \.txt, \.csv, \.jsonl, \.json"),
     "short row": ("a.tsv", TSV + "short\n", r"a\.tsv, line 4: 1 fields, but the header has 2"),
     "long csv row": ("a.csv", 'text,label\n"a\nb",x\nc,d,e\n', r"a\.csv, line 4: 3 fields, but the header has 2"),
     "blank line": ("a.tsv", "text\tlabel\na\tx\n\nb\ty\n", r"line 3: 1 fields"),
@@ -60,11 +60,11 @@ BAD_FILES = {
     "twin columns": ("a.tsv", "text\ttext\tlabel\n", r"line 1: a column name occurs twice"),
     "bytes": ("a.tsv", b"text\tlabel\na\xff\t0\n", r"a\.tsv, line 2: byte 0xff at offset 12 is not UTF-8"),
     "nul": ("a.tsv", b"text\tlabel\na\0\t0\n", r"a\.tsv, line 2: NUL byte at offset 12"),
-    "utf-16": ("a.tsv", TSV.encode("utf-16"), r"a\.tsv, line 1: NUL byte"),
+    "utf-16": ("a.tsv", TSV.encode("utf-16"), r"a\.tsv is in UTF-16; save it as UTF-8 \(iconv -f UTF-16 -t UTF-8\)"),
     "empty": ("a.tsv", "\n", r"a\.tsv is empty"),
     "bad gzip": ("a.tsv.gz", TSV, r"a\.tsv\.gz: damaged or incomplete gzip file"),
     "cut gzip": ("a.tsv.gz", gzip.compress(TSV.encode())[:-9], r"damaged or incomplete gzip file"),
-    "json array": ("a.json", '[{"text": "a", "label": 1}]', r"line 1: not a JSON object; write one object per line"),
+    "json values": ("a.json", "[1, 2]", r"line 1: not a JSON object; write one object per line"),
     "not json": ("a.jsonl", '{"text": "a", "label": 1}\nnope', r"a\.jsonl, line 2: not JSON \(Expecting value"),
     "nested json": ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: not JSON \(too many nested lists or objects\)"),
     "long number": ("a.jsonl", '{"label": ' + "1" * 5000 + "}", r"a\.jsonl, line 1: not JSON \(Exceeds the limit"),
