@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
@@ -62,7 +63,7 @@ def open_delimited(name: str, text: str, separator: str, reading: Reading) -> Ta
     else:
         header = first
         _check_header(name, header, separator)
-    notes = _quoted_note(text, separator, header=header is first) if quoting == "none" else ()
+    notes = _quoted_note(text, separator, header, skip=header is first) if quoting == "none" else ()
     advice = _NO_HEADER if header is first else ""
     rows = _rows(name, header, records, "header" if header is first else "first line")
     return Table(name, "line", rows, notes=notes, advice=advice)
@@ -118,26 +119,31 @@ def _plain_records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]
         yield number, line.removesuffix("\r").split(separator)
 
 
-def _quoted_note(text: str, separator: str, *, header: bool) -> tuple[str, ...]:
+def _quoted_note(text: str, separator: str, header: Sequence[str], *, skip: int) -> tuple[str, ...]:
     """Returns a note if rows look as if a program had put their fields in quotation marks, which are kept."""
-    records = [fields for _, fields in _plain_records(text, separator)][header:]
-    quoted = sum(_is_quoted(fields) for fields in records)
+    records = [fields for _, fields in _plain_records(text, separator)][skip:]
+    quoted = [places for fields in records if (places := _quoted_fields(fields))]
     if not quoted:
         return ()
+    columns = Counter(header[place] for places in quoted for place in places if place < len(header))
+    where = ", ".join(f"{count:,} in {column!r}" for column, count in columns.items())
     return (
-        f"{quoted:,} of {len(records):,} rows have a field in quotation marks, which stay; --quoting csv removes them",
+        f"{len(quoted):,} of {len(records):,} rows have fields in quotation marks ({where}), which stay; "
+        "--quoting csv removes them",
     )
 
 
-def _is_quoted(fields: Sequence[str]) -> bool:
-    """Returns whether a field has doubled quotation marks inside quotation marks, or all of several fields have any.
+def _quoted_fields(fields: Sequence[str]) -> list[int]:
+    """Returns the positions of fields with doubled quotation marks inside quotation marks, or of all if all have any.
 
     A field in quotation marks alone may be a sentence that somebody says.
     """
-    marked = [field[1:-1] for field in fields if len(field) > 1 and field[0] == field[-1] == '"']
+    marked = {
+        place: field[1:-1] for place, field in enumerate(fields) if len(field) > 1 and field[0] == field[-1] == '"'
+    }
     if len(marked) == len(fields) > 1:
-        return True
-    return any('""' in inner and '"' not in inner.replace('""', "") for inner in marked)
+        return list(marked)
+    return [place for place, inner in marked.items() if '""' in inner and '"' not in inner.replace('""', "")]
 
 
 def _quoted_records(name: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:

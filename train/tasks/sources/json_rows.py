@@ -76,10 +76,10 @@ class _Reader:
             ) from None
         except RecursionError:
             raise UserError(f"{self._name}, line {self._line}: not JSON (too many nested lists or objects)") from None
-        except ValueError as error:
-            raise UserError(f"{self._name}, line {self._line}: not JSON ({error})") from None
-        except UserError as error:
+        except UserError as error:  # a key that occurs twice
             raise UserError(f"{self._name}, line {self._line}: {error}") from None
+        except ValueError as error:  # a number that is too long
+            raise UserError(f"{self._name}, line {self._line}: not JSON ({error})") from None
         if not isinstance(value, dict):
             raise UserError(f"{self._name}, line {self._line}: not a JSON object; write one object per line")
         return self._line, value
