@@ -35,7 +35,7 @@ from .text import (
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_SHORT = 4  # rows of this many average documents call for a hint
+_SHORT = 2  # rows of at least this many average documents call for a hint
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]
 

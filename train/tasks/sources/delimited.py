@@ -56,10 +56,10 @@ def open_delimited(name: str, text: str, separator: str, reading: Reading) -> Ta
     records = _quoted_records(name, text, separator) if quoting == "csv" else _plain_records(text, separator)
     number, first = next(records)
     header: Sequence[str]
-    if not reading.header:
-        header, records = [str(index) for index in range(len(first))], _prepend((number, first), records)
-    elif reading.names and not reading.header_names & set(first):
+    if reading.names and not (reading.header and reading.header_names & set(first)):
         header, records = _names_by_width(name, first, reading), _prepend((number, first), records)
+    elif not reading.header:
+        header, records = [str(index) for index in range(len(first))], _prepend((number, first), records)
     else:
         header = first
         _check_header(name, header, separator)

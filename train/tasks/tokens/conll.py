@@ -100,14 +100,16 @@ class _Layout:
     def __init__(self, path: str, lines: Sequence[str]) -> None:
         self._path = path
         # A line that begins with "#" is a comment or a word, which only the other lines tell.
-        plain = [line for line in lines if line.strip(" \t\r") and not line.startswith(("#", *_MARKS))]
+        filled = [line for line in lines if line.strip(" \t\r") and not line.startswith(_MARKS)]
+        plain = [line for line in filled if not line.startswith("#")] or filled
         self._tabs = sum("\t" in line.strip(" \t\r") for line in plain) * 2 > len(plain)
         rows = [self._split(line) for line in plain]
         widths = Counter(map(len, rows))
         self.width = widths.most_common(1)[0][0] if widths else 0
         self._tags = Counter(row[-1] for row in rows)
-        self.numbered = self.width > 2 and bool(rows) and all(re.fullmatch(r"\d+([-.]\d+)?", row[0]) for row in rows)
         self._header = self._find_header(lines)
+        firsts = [row[0] for row in rows[bool(self._header) :]]
+        self.numbered = self.width > 2 and all(re.fullmatch(r"\d+([-.]\d+)?", first) for first in firsts)
 
     @property
     def word_column(self) -> str:

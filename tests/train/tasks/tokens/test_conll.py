@@ -23,6 +23,8 @@ FILES = {
         ["2 comment"],
     ),
     "first word": ("#monday B-DAY\nis O\n", [(["#monday", "is"], ["B-DAY", "O"])], []),
+    "only such words": ("#a O\n#b X\n", [(["#a", "#b"], ["O", "X"])], []),
+    "numbers and header": ("id\tform\tner\n1\ta\tO\n2\tb\tX\n", [(["a", "b"], ["O", "X"])], ["1 header"]),
     "pound": ("# #\n3 CD\n", [(["#", "3"], ["#", "CD"])], []),
     "header": ("word tag\na O\nb X\n", [(["a", "b"], ["O", "X"])], ["1 header"]),
     "long header": ("\ufeffToken POS NER\r\na DT O\r\nb NN X\r\n", [(["a", "b"], ["O", "X"])], ["1 header"]),
