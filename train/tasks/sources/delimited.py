@@ -91,11 +91,14 @@ def _check_header(name: str, header: Sequence[str], separator: str) -> None:
     if len(set(header)) != len(header):
         twins = ", ".join(map(repr, header))
         raise UserError(f"{name}, line 1: a column name occurs twice in the header {twins:.300}{_NO_HEADER}")
+    if all(len(field) > 1 and field[0] == field[-1] == '"' for field in header):
+        raise UserError(f"{name}, line 1: the names of the columns are in quotation marks; add --quoting csv")
     if len(header) == 1:
         for other, change in {
             "\t": "name the file .tsv",
             ",": "name the file .csv",
             ";": "save it with commas",
+            "|": "save it with commas",
         }.items():
             if other != separator and other in header[0]:
                 raise UserError(

@@ -53,6 +53,8 @@ def test_csv_can_be_read_without_quoting(write):
 
 SEPARATORS = {
     "semicolon": ("a.csv", "text;label\na;b\n", r"line 1: the columns are separated by ';', not by ','; save it with"),
+    "bar": ("a.csv", "text|label\na|b\n", r"separated by '\|'"),
+    "quoted header": ("a.tsv", '"text"\t"label"\n', r"names of the columns are in quotation marks; add --quoting csv"),
     "tab in csv": ("a.csv", "text\tlabel\na\tb\n", r"separated by '\\t', not by ','; name the file \.tsv"),
     "comma in tsv": ("a.tsv", "text,label\na,b\n", r"separated by ',', not by '\\t'; name the file \.csv"),
     "comma in txt": ("a.txt", "text,label\na,b\n", r"separated by ',', not by '\\t'; name the file \.csv"),
