@@ -247,17 +247,22 @@ class ColumnsConfig(Settings):
 
     text_column: str | None = None
     """the text (default: text), the question of a span (default: question), the list of words of tokens (default:
-    words; in .conll and .txt files 0, the first)"""
+    words; in CoNLL files 0, the first)"""
     pair_column: str | None = None
     """the second text of a pair, the question of a choice, the context of a span (default: context)"""
     choices_columns: tuple[str, ...] = ()
     """the choices: one column of lists, or one column per choice (default: choices)"""
     label_column: str | None = None
     """the label (default: label), the answers of a span (default: answers), the list of labels of tokens (default:
-    labels; in .conll and .txt files -1, the last)"""
+    labels; in CoNLL files -1, the last)"""
     start_column: str | None = None
     """the position in the context, in characters, at which an answer starts, where answers are plain texts (default:
     answer_start; without such a column the first occurrence is used)"""
+    header: bool = True
+    """the first line of .tsv, .csv and .txt files names the columns; with --no-header the names are numbers from 0"""
+    quoting: Literal["none", "csv"] | None = None
+    """csv: fields in quotation marks lose them, and may contain separators and line ends; none: quotation marks are
+    part of the text (default: csv for .csv files, none for .tsv and .txt)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,8 +270,9 @@ class TaskDataConfig(Settings):
     """The examples to train and evaluate on"""
 
     train: str
-    """a .tsv, .csv, .jsonl or .parquet file (for tokens also .conll or .txt), tfds:NAME such as tfds:glue/sst2, or
-    NAME:FILE, a published file of such a set, such as super_glue/copa:train.jsonl"""
+    """a .tsv, .csv, .txt, .json, .jsonl or .parquet file (for tokens also .conll, .conllu, .iob or .bio), a folder of
+    such files, tfds:NAME such as tfds:glue/sst2, or NAME:FILE, a published file or folder of such a set, such as
+    glue/cola:train.tsv or race/high:RACE/train/high"""
     validation: str | None = None
     """examples to evaluate on, in the same forms (default: with tfds the set's own validation split)"""
     test: str | None = None

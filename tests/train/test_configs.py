@@ -30,6 +30,7 @@ PRETRAIN = """
     init-generator mask-rate max-ngram no-decoupled objective rtd-lambda sequence-length text vocab-size
 """
 FINETUNE = """
+    header no-header quoting
     choices-columns classifier-dropout data-dir doc-stride epochs freeze-layers grid.batch-size grid.epochs
     grid.learning-rate group-by-length kind label-column label-smoothing labels layer-decay manual-dir
     max-answer-length max-length max-question-length n-best no-group-by-length no-random-weights null-threshold

@@ -36,6 +36,7 @@ from .text import (
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_SHORT = 2  # rows of at least this many average documents call for a hint
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]
 
@@ -352,6 +353,18 @@ class PrepareConfig:
     """seed that selects the held-out documents"""
 
 
+def boundary_hint(corpus: Corpus) -> str:
+    """Returns what to do about documents that are much shorter than a row, or an empty string."""
+    documents = corpus.train.documents + corpus.held_out.documents
+    mean = (corpus.train.tokens + corpus.held_out.tokens) / documents
+    if corpus.boundary != "blank_line" or mean * _SHORT > corpus.sequence_length:
+        return ""
+    return (
+        f"hint: a blank line ends a document, and documents have {mean:.0f} tokens on average; if blank lines only "
+        "separate paragraphs, prepare the text again with --boundary file, which makes each file a document"
+    )
+
+
 def main(config: PrepareConfig) -> None:
     """Prepares the corpus and prints its totals. Raises as `prepare` does."""
     from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -372,3 +385,5 @@ def main(config: PrepareConfig) -> None:
             f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.rows:,} rows in "
             f"{len(split.files)} files, {filled:.1%} filled with text"
         )
+    if config.boundary is None and (hint := boundary_hint(corpus)):
+        print(hint)

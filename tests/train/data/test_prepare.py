@@ -192,3 +192,15 @@ def test_command_prints_totals(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "rows of 64 tokens from 1 text files" in out
     assert f"train: {corpus.train.documents} documents, {corpus.train.tokens:,} tokens, {corpus.train.rows} rows" in out
+
+
+def test_command_hints_at_paragraphs_that_became_documents(tmp_path, capsys, monkeypatch):
+    from deberta_jax.tokenizers.tokenizer import Tokenizer
+
+    monkeypatch.setattr(Tokenizer, "from_folder", lambda _folder: Words())
+    text = write(tmp_path / "a.txt", "\n\n".join(["one two three four"] * 200))
+    settings = {"tokenizer": tmp_path, "text": (text,), "sequence_length": 64}
+    prepare_module.main(prepare_module.PrepareConfig(output=tmp_path / "c", **settings))
+    assert "documents have 4 tokens on average; if blank lines only separate paragraphs" in capsys.readouterr().out
+    prepare_module.main(prepare_module.PrepareConfig(output=tmp_path / "c", boundary="blank_line", **settings))
+    assert "hint:" not in capsys.readouterr().out

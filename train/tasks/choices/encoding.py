@@ -81,9 +81,9 @@ class EncodedQuestions:
 
 
 def encode_choice_questions(
-    questions: Sequence[ChoiceQuestion], tokenizer: JoiningTokenizer, *, max_length: int
+    questions: Sequence[ChoiceQuestion], tokenizer: JoiningTokenizer, *, max_length: int, notes: Sequence[str] = ()
 ) -> EncodedQuestions:
-    """Returns the token ids of questions for rows of at most `max_length` tokens.
+    """Returns the token ids of questions for rows of at most `max_length` tokens. `notes` about reading come first.
 
     Deliberate difference: the official RACE task cuts the front or the back of either text, at random, and would put
     the shorter text first.
@@ -123,7 +123,7 @@ def encode_choice_questions(
     fewer = sum(len(choices) < most for choices in pairs)
     labels = [question.label for question in questions if question.label is not None]
     blank = sum(not question.context.strip() or question.question == "" for question in questions)
-    notes = {
+    counts = {
         f"{blank} with a blank context or question": blank,
         f"{cut_contexts} contexts cut to {max_length} tokens with the question and the choice": cut_contexts,
         f"{cut_choices} with choices cut to {max_length} tokens": cut_choices,
@@ -135,7 +135,7 @@ def encode_choice_questions(
         pairs,
         lengths,
         np.array(labels, np.int32) if labels else None,
-        tuple(note for note, count in notes.items() if count),
+        (*notes, *(note for note, count in counts.items() if count)),
         max_length,
         tokenizer,
     )

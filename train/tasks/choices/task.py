@@ -18,6 +18,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from ...configs import FinetuneConfig
 from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
 from ..metrics import compute_metrics
+from ..sources.delimited import Reading
 from ..sources.published import Columns
 from ..sources.source import Source, columns_of, named_splits, open_table
 from .encoding import EncodedQuestions, encode_choice_questions
@@ -41,10 +42,16 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "ChoiceTask":
     for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
         columns = columns_of(split, "choice", _columns(config))
         table = open_table(
-            split, label_column=str(columns["label"]), data_dir=config.data.data_dir, manual_dir=config.data.manual_dir
+            split,
+            label_column=str(columns["label"]),
+            data_dir=config.data.data_dir,
+            manual_dir=config.data.manual_dir,
+            reading=Reading.of(config.data.columns),
         )
         questions[name] = read_questions(table, columns, label_optional=role == "test")
-        splits[name] = encode_choice_questions(questions[name], tokenizer, max_length=config.data.max_length)
+        splits[name] = encode_choice_questions(
+            questions[name], tokenizer, max_length=config.data.max_length, notes=table.notes
+        )
     objective = Choice(config.regularization.label_smoothing)
     return ChoiceTask(Source.parse(config.data.train).name, objective, questions, splits)
 

@@ -19,6 +19,7 @@ from ..sources.cells import (
     text_cell,
 )
 from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes, match_names, shown
+from ..sources.delimited import Reading
 from ..sources.source import Role, Source, columns_of, named_splits, open_table
 from ..sources.table import ParsedRow, Table, parse_rows, without_hidden_labels
 
@@ -82,6 +83,7 @@ def load_examples(
     head: Head = NO_HEAD,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
+    reading: Reading | None = None,
 ) -> ClassificationData:
     """Reads the examples of a task.
 
@@ -102,6 +104,7 @@ def load_examples(
       data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
       manual_dir: the folder of archives that were downloaded by hand, for a machine without internet access (default:
         `downloads/manual` in `data_dir`).
+      reading: how to read files with separated columns (default: by their names).
 
     Raises:
       MissingFileError: if there is no such file.
@@ -117,7 +120,9 @@ def load_examples(
     splits: dict[str, _ReadSplit] = {}
     for name, split, role in named_splits(train, validation, test):
         columns = {name: str(column) for name, column in columns_of(split, kind, given).items()}
-        table = open_table(split, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
+        table = open_table(
+            split, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir, reading=reading
+        )
         splits[name] = _read_split(table, columns, kind, role, splits.get("train"))
     if not any(text.strip() for row in splits["train"].rows for text in _texts(row.example)):
         raise UserError(f"{train}: all texts are blank; give the column of the text as text_column")

@@ -22,6 +22,7 @@ from ...reporting.classification_plots import plot_answers
 from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
 from ..metrics import METRICS, compute_metrics
 from ..sources.classes import NO_HEAD, Head
+from ..sources.delimited import Reading
 from .encoding import EncodedExamples, encode_examples
 from .examples import ClassificationData, Example, load_examples
 from .grouped_metrics import answer_scores, exact_match
@@ -47,6 +48,7 @@ def load(
         head=head,
         data_dir=config.data.data_dir,
         manual_dir=config.data.manual_dir,
+        reading=Reading.of(config.data.columns),
     )
     splits = {
         name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])

@@ -15,6 +15,10 @@ from deberta_jax.errors import UserError
 Cells = Mapping[str, Any]  # a row of a table: the value of each column
 
 
+class MissingColumnError(UserError):
+    """A row has no column of the name that the user gave."""
+
+
 def decode_utf8(data: bytes, name: str) -> str:
     """Returns the text of UTF-8 bytes. `name` refers to the bytes in errors."""
     try:
@@ -31,7 +35,7 @@ def preview(value: Any, length: int = 40) -> str:
 def cell_value(cells: Cells, column: str) -> Any:
     """Returns the value of a column, which must exist."""
     if column not in cells:
-        raise UserError(f"no column {column!r}; the columns are {', '.join(map(repr, cells))}")
+        raise MissingColumnError(f"no column {column!r}; the columns are {', '.join(map(preview, cells))}")
     return _python_value(cells[column])
 
 

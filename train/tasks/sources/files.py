@@ -1,131 +1,91 @@
-"""Reads the rows of local files: .tsv, .csv, .jsonl or .json (each also as .gz), and .parquet."""
+"""Reads the rows of local files: .tsv, .csv, .txt, .jsonl or .json (each also as .gz), and .parquet; or a folder."""
 
-import csv
-import gzip
-import io
+import dataclasses
 import json
-import zlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from deberta_jax.errors import MissingFileError, UserError, one_line
 
 from .cells import Cells
+from .delimited import Reading, open_delimited
+from .json_rows import json_objects
 from .table import Table
+from .text_files import check_is_data, read_text
+
+_SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
+_JSON = (".jsonl", ".json", ".ndjson")
+_SUFFIXES = (*_SEPARATORS, *_JSON, ".parquet")
+_ROLES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation"}
+_ROLES |= {"validation": "validation", "test": "test"}
 
 
-def open_file(given: str, *, label_column: str) -> Table:
-    """Returns the rows of a file.
+def open_file(given: str, *, label_column: str, reading: Reading | None = None) -> Table:
+    """Returns the rows of a file, or of all files in a folder.
 
     Args:
       given: the path as the user wrote it.
       label_column: the column whose class names a Parquet file may contain.
+      reading: how to read a file with separated columns.
 
     Raises:
       MissingFileError: if there is no such file.
       UserError: if the suffix is unknown or the file cannot be read.
     """
     path = Path(given).expanduser()
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    readers = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
-    if path.suffix == ".parquet":
-        return _open_parquet(given, label_column)
-    if suffix not in readers:
-        allowed = f"{', '.join(readers)} (.gz allowed), .parquet, .conll and .txt for words"
+    if path.is_dir():
+        return _open_folder(given, label_column, reading)
+    suffix = _suffix(path)
+    if suffix not in _SUFFIXES:
+        allowed = f"{', '.join((*_SEPARATORS, *_JSON))} (.gz allowed), .parquet, .conll for words, a folder"
+        if path.is_file():
+            with path.open("rb") as file:
+                check_is_data(given, file.read(512))
         raise UserError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
-    return Table(given, "line", readers[suffix](given, read_text(given)))
+    if suffix == ".parquet":
+        return _open_parquet(given, label_column)
+    text = read_text(given)
+    # RACE's files, which have one object each, end in .txt.
+    if suffix in _JSON or (suffix == ".txt" and re.match(r"\s*(\[\s*)?\{", text)):
+        return Table(given, "line", json_objects(given, text))
+    return open_delimited(given, text, _SEPARATORS[suffix], reading or Reading())
 
 
-def read_text(given: str) -> str:
-    """Returns the text of a file without the line ends at its end. A .gz file is decompressed.
-
-    Raises:
-      MissingFileError: if there is no such file.
-      UserError: if the file is damaged, empty or not UTF-8.
-    """
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise MissingFileError(f"{given}: no such file")
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{given}: damaged or incomplete gzip file ({error})") from None
-    # NUL bytes are valid UTF-8, but in practice they come from files in UTF-16.
-    if (offset := data.find(b"\0")) >= 0:
-        raise UserError(f"{given}, line {_line(data, offset)}: NUL byte at offset {offset}; save the file as UTF-8")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{given}, line {_line(data, error.start)}: byte {data[error.start]:#04x} at offset {error.start} is not "
-            "UTF-8; save the file as UTF-8"
-        ) from None
-    # A blank line at the very end is no row; elsewhere it is a row with missing fields.
-    text = text.removeprefix("\ufeff").rstrip("\r\n")
-    if not text:
-        raise UserError(f"{given} is empty")
-    return text
+def _suffix(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
-def parse_json(text: str) -> Any:
-    """Returns the value of a JSON text. Raises ValueError for everything that is not JSON or cannot be represented."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("too many nested lists or objects") from None
+def _open_folder(given: str, label_column: str, reading: Reading | None) -> Table:
+    """Returns the rows of all files in a folder and its subfolders, in the order of their paths."""
+    folder = Path(given).expanduser()
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    known = [path for path in paths if _suffix(path) in _SUFFIXES]
+    if not known:
+        raise UserError(f"{given} has no file that ends in {', '.join(_SUFFIXES)}")
+    roles = {_ROLES[word]: path for path in known for word in re.split("[^a-z]+", path.name.lower()) if word in _ROLES}
+    if len(roles) > 1:
+        names = " and ".join(path.name for path in roles.values())
+        raise UserError(f"{given} has files of several splits, {names}; give one file, or a folder of one split")
+    first = open_file(str(known[0]), label_column=label_column, reading=reading)
+    notes = [f"{len(known):,} files read"]
+    if len(known) < len(paths):
+        notes.append(f"{len(paths) - len(known)} other files left out, such as {(set(paths) - set(known)).pop().name}")
+    parts: list[tuple[int, Table]] = []
 
+    def rows() -> Iterator[tuple[int, Cells]]:
+        start = 0
+        for path in known:
+            part = first if path is known[0] else open_file(str(path), label_column=label_column, reading=reading)
+            if part.class_names != first.class_names:
+                raise UserError(f"{part.name} and {first.name} name different classes; convert them to class names")
+            parts.append((start, part))
+            last = 0
+            for last, cells in part.rows:
+                yield start + last, cells
+            start += last + 1
 
-def _line(data: bytes, offset: int) -> int:
-    return data.count(b"\n", 0, offset) + 1
-
-
-def _tsv_rows(name: str, text: str) -> Iterator[tuple[int, Cells]]:
-    # str.splitlines() would also split at characters such as U+2028, which occur in texts.
-    lines = (line.removesuffix("\r").split("\t") for line in text.split("\n"))
-    return _with_header(name, enumerate(lines, start=1))
-
-
-def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Cells]]:
-    return _with_header(name, _csv_records(name, text))
-
-
-def _csv_records(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields each record with the number of its first line, as a quoted field may contain line ends."""
-    # The csv module rejects fields of more than 128 KiB by default, which is less than a long document.
-    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    reader, start = csv.reader(io.StringIO(text, newline=""), strict=True), 1
-    try:
-        for record in reader:
-            yield start, record
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{name}, line {start}: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _with_header(name: str, records: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, Cells]]:
-    _, header = next(records)
-    if len(set(header)) != len(header):
-        raise UserError(f"{name}, line 1: a column name occurs twice in the header {', '.join(map(repr, header))}")
-    for number, fields in records:
-        if len(fields) != len(header):
-            raise UserError(f"{name}, line {number}: {len(fields)} fields, but the header has {len(header)}")
-        yield number, dict(zip(header, fields, strict=True))
-
-
-def _json_rows(name: str, text: str) -> Iterator[tuple[int, Cells]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            cells = parse_json(line)
-        except ValueError as error:
-            raise UserError(f"{name}, line {number}: not JSON ({error}); write one object per line") from None
-        if not isinstance(cells, dict):
-            raise UserError(f"{name}, line {number}: not a JSON object; write one object per line")
-        yield number, cells
+    return dataclasses.replace(first, name=given, unit="record", rows=rows(), notes=(*first.notes, *notes), parts=parts)
 
 
 def _open_parquet(given: str, label_column: str) -> Table:
@@ -138,7 +98,13 @@ def _open_parquet(given: str, label_column: str) -> Table:
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
+        with path.open("rb") as start:
+            check_is_data(given, start.read(512))
         raise UserError(f"{given}: not a Parquet file ({one_line(error):.200})") from None
+
+    columns = file.schema_arrow.names
+    if twins := sorted({name for name in columns if columns.count(name) > 1}):
+        raise UserError(f"{given}: the column {twins[0]!r} occurs twice; rename or remove one")
 
     def rows() -> Iterator[tuple[int, Cells]]:
         number = 0

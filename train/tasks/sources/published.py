@@ -3,8 +3,9 @@
 `tfds:NAME` reads a set from tensorflow_datasets, and `NAME:FILE` reads a file in the form that its authors published:
 
     --train tfds:super_glue/copa
+    --train glue/cola:CoLA/train.tsv --validation glue/cola:CoLA/dev.tsv
     --train super_glue/copa:COPA/train.jsonl --validation super_glue/copa:COPA/val.jsonl
-    --train race/high:train_high.jsonl      # the concatenated files of RACE/train/high
+    --train race/high:RACE/train/high       # the folder, or its files in one
     --train squad/v2.0:train-v2.0.json --validation squad/v2.0:dev-v2.0.json
     --train conll2003:train.txt --validation conll2003:valid.txt --test conll2003:test.txt
 
@@ -47,6 +48,9 @@ class PublishedTask:
       builders: names in tensorflow_datasets, whose records are joined (default: the name in the table).
       records: converts a record of tensorflow_datasets to rows.
       file_records: converts a row of a published file to rows (default: the files are not read by the set's name).
+      file_columns: the columns of published files without a header, one tuple for each form.
+      file_header: names of which the header of a published file has at least one, where some have no header.
+      undecided: the label of examples on which the annotators did not agree, which are left out.
       renamed: the class name here for each class name in the source that differs.
     """
 
@@ -61,6 +65,9 @@ class PublishedTask:
     builders: tuple[str, ...] = ()
     records: formats.Convert = formats.unchanged
     file_records: formats.Convert | None = None
+    file_columns: tuple[tuple[str, ...], ...] = ()
+    file_header: frozenset[str] = frozenset()
+    undecided: str | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -70,10 +77,28 @@ def _texts(text: str, pair: str | None = None) -> Columns:
 
 _NLI = ("contradiction", "neutral", "entailment")
 _TWO_WAY_NLI = ("not_entailment", "entailment")
+# Copies of GLUE from Hugging Face have the indices of the classes there, which differ from those of the official tasks.
+_NLI_INDICES = {"0": "entailment", "1": "neutral", "2": "contradiction"}
+_TWO_WAY_INDICES = {"0": "entailment", "1": "not_entailment"}
 _MRPC_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "data_mrpc_dev_ids.tsv")
 _TRUTH: dict[str, Any] = {"label_names": ("false", "true"), "renamed": {"False": "false", "True": "true"}}
 _QUESTIONS = {"text": "question", "pair": "context", "label": "answers"}
 _SENTENCES, _PREMISE = _texts("sentence1", "sentence2"), _texts("premise", "hypothesis")
+_STSB_COLUMNS = ("genre", "filename", "year", "old_index", "score", "sentence1", "sentence2", "...")
+_pair_of_nli = formats.convert_pairs(
+    premise=("premise", "sentence1", "Premise"), hypothesis=("hypothesis", "sentence2", "Hypothesis")
+)
+_pair_of_sentences = formats.convert_pairs(sentence1=("sentence1", "#1 String"), sentence2=("sentence2", "#2 String"))
+_one_sentence = formats.convert_pairs(sentence=("sentence", "text"))
+
+
+def _named(*names: str) -> dict[str, str]:
+    """Returns the class name of each index, as text."""
+    return {str(index): name for index, name in enumerate(names)}
+
+
+# Short names of files. tensorflow_datasets has the sets only with their versions.
+SHORT_NAMES = {"squad": "squad/v1.1", "squad_v2": "squad/v2.0"}
 
 PUBLISHED: Mapping[str, PublishedTask] = {
     "glue/cola": PublishedTask(
@@ -81,22 +106,42 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         label_names=("unacceptable", "acceptable"),
         metrics=("matthews_correlation",),
         files=("CoLA.zip",),
+        file_records=_one_sentence,
+        file_columns=(("source", "label", "star", "sentence"),),
+        file_header=frozenset({"sentence", "text"}),
+        renamed=_named("unacceptable", "acceptable"),
     ),
-    "glue/sst2": PublishedTask(columns=_texts("sentence"), label_names=("negative", "positive"), files=("SST-2.zip",)),
+    "glue/sst2": PublishedTask(
+        columns=_texts("sentence"),
+        label_names=("negative", "positive"),
+        files=("SST-2.zip",),
+        file_records=_one_sentence,
+        renamed=_named("negative", "positive"),
+    ),
     "glue/mrpc": PublishedTask(
         columns=_SENTENCES,
         label_names=("not_equivalent", "equivalent"),
         metrics=("accuracy", "f1"),
         files=_MRPC_FILES,
+        file_records=_pair_of_sentences,
+        renamed=_named("not_equivalent", "equivalent"),
     ),
     "glue/qqp": PublishedTask(
         columns=_texts("question1", "question2"),
         label_names=("not_duplicate", "duplicate"),
         metrics=("accuracy", "f1"),
         files=("QQP.zip",),
+        file_records=formats.convert_pairs(question1=("question1",), question2=("question2",)),
+        renamed=_named("not_duplicate", "duplicate"),
     ),
     "glue/stsb": PublishedTask(
-        kind="regression", columns=_SENTENCES, metrics=("pearson", "spearman"), files=("STS-B.zip",)
+        kind="regression",
+        columns=_SENTENCES,
+        metrics=("pearson", "spearman"),
+        files=("STS-B.zip",),
+        file_records=_pair_of_sentences,
+        file_columns=(_STSB_COLUMNS,),
+        file_header=frozenset({"sentence1"}),
     ),
     "glue/mnli": PublishedTask(
         columns=_PREMISE,
@@ -104,17 +149,57 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         files=("MNLI.zip",),
         validation=("validation_matched", "validation_mismatched"),
         test="test_matched",
+        file_records=_pair_of_nli,
+        undecided="-",
+        renamed=_NLI_INDICES,
     ),
-    "glue/mnli_matched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
-    "glue/mnli_mismatched": PublishedTask(columns=_PREMISE, label_names=_NLI, files=("MNLI.zip",)),
-    "glue/qnli": PublishedTask(columns=_texts("question", "sentence"), label_names=_TWO_WAY_NLI, files=("QNLIv2.zip",)),
-    "glue/rte": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("RTE.zip",)),
-    "glue/wnli": PublishedTask(columns=_SENTENCES, label_names=_TWO_WAY_NLI, files=("WNLI.zip",)),
+    **{
+        f"glue/mnli_{part}": PublishedTask(
+            columns=_PREMISE,
+            label_names=_NLI,
+            files=("MNLI.zip",),
+            file_records=_pair_of_nli,
+            undecided="-",
+            renamed=_NLI_INDICES,
+        )
+        for part in ("matched", "mismatched")
+    },
+    "glue/qnli": PublishedTask(
+        columns=_texts("question", "sentence"),
+        label_names=_TWO_WAY_NLI,
+        files=("QNLIv2.zip",),
+        file_records=formats.convert_pairs(question=("question",), sentence=("sentence",)),
+        renamed=_TWO_WAY_INDICES,
+    ),
+    "glue/rte": PublishedTask(
+        columns=_SENTENCES,
+        label_names=_TWO_WAY_NLI,
+        files=("RTE.zip",),
+        file_records=_pair_of_sentences,
+        renamed=_TWO_WAY_INDICES,
+    ),
+    "glue/wnli": PublishedTask(
+        columns=_SENTENCES,
+        label_names=_TWO_WAY_NLI,
+        files=("WNLI.zip",),
+        file_records=_pair_of_sentences,
+        renamed=_named(*_TWO_WAY_NLI),
+    ),
     "glue/ax": PublishedTask(
         columns=_PREMISE,
         label_names=_NLI,
         metrics=("matthews_correlation",),
         files=("tsvsWithoutLabels_AX.tsv",),
+        file_records=_pair_of_nli,
+        renamed=_NLI_INDICES,
+    ),
+    "snli": PublishedTask(
+        columns=_PREMISE,
+        label_names=_NLI,
+        files=("snli_1.0.zip",),
+        file_records=_pair_of_nli,
+        undecided="-",
+        renamed=_NLI_INDICES,
     ),
     "super_glue/boolq": PublishedTask(
         columns=_texts("passage", "question"), files=("BoolQ.zip",), file_records=formats.unchanged, **_TRUTH
@@ -173,6 +258,7 @@ PUBLISHED: Mapping[str, PublishedTask] = {
             builders=("xnli",),
             records=formats.convert_xnli(language),
             file_records=formats.convert_xnli_file(language),
+            renamed={"contradictory": "contradiction"},  # in the files of translated training pairs
         )
         for language in "ar bg de el en es fr hi ru sw th tr ur vi zh".split()
     },

@@ -27,6 +27,32 @@ def unchanged(cells: Cells) -> Iterator[Cells]:
     yield cells
 
 
+_LABELS = ("label", "gold_label", "Label", "Quality", "is_duplicate", "score")
+
+
+def convert_pairs(**columns: tuple[str, ...]) -> Convert:
+    """Returns a function that yields the texts and the label of a line of GLUE's and similar files.
+
+    The label is left out where the file has none, or -1. An integer becomes text, which the set's `renamed` explains.
+
+    Args:
+      columns: for each text the names that its column has in the published files, of which the first one is told in
+        errors.
+    """
+
+    def convert(cells: Cells) -> Iterator[Cells]:
+        row = {
+            name: cell_value(cells, next((column for column in known if column in cells), known[0]))
+            for name, known in columns.items()
+        }
+        label = next((cells[column] for column in _LABELS if column in cells), None)
+        is_hidden = label is None or label in (-1, "-1", "")
+        is_index = isinstance(label, int) and not isinstance(label, bool)
+        yield row | ({} if is_hidden else {"label": str(label) if is_index else label})
+
+    return convert
+
+
 def convert_copa(cells: Cells) -> Iterator[Cells]:
     """Yields the premise, "because" or "so", and two choices, in the order in which a person would say them.
 
@@ -143,10 +169,15 @@ def convert_xnli(language: str) -> Convert:
 
 
 def convert_xnli_file(language: str) -> Convert:
-    """Returns a function that yields the lines of one language of XNLI-1.0/xnli.dev.tsv."""
+    """Returns a function that yields the lines of one language of XNLI-1.0/xnli.dev.tsv.
+
+    A file of XNLI-MT-1.0, such as multinli.train.de.tsv, has one language, and the names of other columns.
+    """
 
     def convert(cells: Cells) -> Iterator[Cells]:
-        if cell_value(cells, "language") == language:
+        if "hypo" in cells:
+            yield {"premise": cell_value(cells, "premise"), "hypothesis": cells["hypo"], **_label(cells)}
+        elif cell_value(cells, "language") == language:
             pair = {"premise": cell_value(cells, "sentence1"), "hypothesis": cell_value(cells, "sentence2")}
             yield {**pair, "label": cell_value(cells, "gold_label")}
 

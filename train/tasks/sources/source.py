@@ -1,7 +1,7 @@
 """The sources of fine-tuning examples: local files, and the sets of tensorflow_datasets without TensorFlow.
 
-A source is a local file (`.tsv`, `.csv`, `.jsonl`, or `.json` with one object per line, each also with `.gz`; or
-`.parquet`), `tfds:NAME[/CONFIG][@SPLIT]`, or `NAME:FILE`, a file in the form that the authors of a set in `published`
+A source is a local file (`.tsv`, `.csv`, `.txt`, `.jsonl` or `.json`, each also with `.gz`; or `.parquet`) or a folder
+of such files, `tfds:NAME[/CONFIG][@SPLIT]`, or `NAME:FILE`, a file in the form that the authors of a set in `published`
 published. A source yields rows; the kinds of tasks interpret labels.
 """
 
@@ -14,8 +14,9 @@ from deberta_jax.errors import UserError, one_line
 
 from ..base import Kind
 from .cells import Cells
+from .delimited import Reading
 from .files import open_file
-from .published import PUBLISHED, Columns, PublishedTask
+from .published import PUBLISHED, SHORT_NAMES, Columns, PublishedTask
 from .table import Table
 from .tfds_builder import prepare_builder
 
@@ -44,12 +45,13 @@ class Source:
     def parse(cls, given: str) -> Self:
         if not given.startswith("tfds:"):
             name, colon, path = given.partition(":")
+            name = SHORT_NAMES.get(name, name)
             if not colon or name not in PUBLISHED:
+                family = name.partition("/")[0]
+                known = [task for task in PUBLISHED if task.partition("/")[0] == family]
+                if colon and known and not Path(given).exists():
+                    raise UserError(f"{given!r}: {name!r} is unknown; write NAME:FILE with one of {', '.join(known)}")
                 return cls(given, path=given)
-            if not PUBLISHED[name].file_records:
-                raise UserError(
-                    f"{given!r}: files of {name} cannot be read by the name of the set; give {path!r} and its columns"
-                )
             return cls(given, format_name=name, path=path)
         name, at, split = given.removeprefix("tfds:").partition("@")
         if not name or (at and not split):
@@ -123,7 +125,12 @@ def columns_of(source: Source, kind: Kind, given: Columns) -> Columns:
 
 
 def open_table(
-    source: Source, *, label_column: str, data_dir: Path | None = None, manual_dir: Path | None = None
+    source: Source,
+    *,
+    label_column: str,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+    reading: Reading | None = None,
 ) -> Table:
     """Returns the rows of a file or of a split of a set, which is downloaded and prepared first if necessary.
 
@@ -132,6 +139,7 @@ def open_table(
       label_column: the column of the labels.
       data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
       manual_dir: the folder of archives that were downloaded by hand (default: `downloads/manual` in `data_dir`).
+      reading: how to read a file with separated columns (default: by its name).
 
     Raises:
       MissingFileError: if there is no such file.
@@ -140,7 +148,10 @@ def open_table(
     if source.path is None:
         table = _open_tfds(source, label_column, data_dir, manual_dir)
     else:
-        table = open_file(source.path, label_column=label_column)
+        if source.published:
+            layout = {"names": source.published.file_columns, "header_names": source.published.file_header}
+            reading = dataclasses.replace(reading or Reading(), **layout)
+        table = open_file(source.path, label_column=label_column, reading=reading)
     return as_published(table, source, label_column=label_column) if source.published else table
 
 
@@ -151,17 +162,21 @@ def as_published(table: Table, source: Source, *, label_column: str) -> Table:
     if known is None or convert is None:
         return table
 
-    def rows() -> Iterator[tuple[int, Cells]]:
-        for number, record in table.rows:
-            with table.locate_errors(number):
-                converted = list(convert(record))
-            for cells in converted:
-                label = cells.get(label_column)
-                renamed = known.renamed.get(label) if isinstance(label, str) else None
-                yield number, {**cells, label_column: renamed} if renamed else cells
-
+    rows: list[tuple[int, Cells]] = []
+    undecided = 0
+    for number, record in table.rows:
+        with table.locate_errors(number):
+            converted = list(convert(record))
+        for cells in converted:
+            label = cells.get(label_column)
+            if known.undecided and (label == known.undecided or (label == -1 and not table.hidden_label)):
+                undecided += 1
+                continue
+            renamed = known.renamed.get(label) if isinstance(label, str) else None
+            rows.append((number, {**cells, label_column: renamed} if renamed else cells))
+    notes = (f"{undecided} pairs without a decided label left out",) if undecided else ()
     names = tuple(known.renamed.get(name, name) for name in table.class_names)
-    return dataclasses.replace(table, rows=rows(), class_names=names, published=True)
+    return dataclasses.replace(table, rows=rows, class_names=names, published=True, notes=(*table.notes, *notes))
 
 
 def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_dir: Path | None) -> Table:

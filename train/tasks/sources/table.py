@@ -5,14 +5,14 @@ No row is dropped: a row that cannot be used stops the run, and the error names 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
 from deberta_jax.errors import UserError
 
-from .cells import Cells
+from .cells import Cells, MissingColumnError
 
 Example = TypeVar("Example")
 Label = TypeVar("Label")
@@ -32,6 +32,9 @@ class Table:
       published: whether others published the data, so that an empty text is not a mistake of the user.
       hidden_label: whether a label of -1 means that the label is not published.
       notes: messages to the user about reading the table.
+      advice: what to do if a column is missing, which ends that error.
+      parts: for a table of several files, the number that the rows of each begin with, and its table; it grows while
+        the rows are read.
     """
 
     name: str
@@ -41,9 +44,14 @@ class Table:
     published: bool = False
     hidden_label: bool = False
     notes: tuple[str, ...] = ()
+    advice: str = ""
+    parts: Sequence[tuple[int, "Table"]] = ()
 
     def error(self, number: int, reason: object) -> UserError:
-        """Returns an error that names the table and a row."""
+        """Returns an error that names the table, or its part, and a row."""
+        for start, part in reversed(self.parts):
+            if start <= number:
+                return part.error(number - start, reason)
         return UserError(f"{self.name}, {self.unit} {number}: {reason}")
 
     @contextlib.contextmanager
@@ -51,6 +59,8 @@ class Table:
         """Adds the table and a row to each UserError that is raised inside the block."""
         try:
             yield
+        except MissingColumnError as error:
+            raise self.error(number, f"{error}{self.advice}") from None
         except UserError as error:
             raise self.error(number, error) from None
 

@@ -12,7 +12,7 @@ and counted in the notes.
 """
 
 import dataclasses
-import json
+import itertools
 import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +23,11 @@ import numpy as np
 from deberta_jax.errors import UserError
 
 from ..sources.cells import Cells, cell_value, is_list, parse_text, preview, text_cell
-from ..sources.files import parse_json, read_text
+from ..sources.delimited import Reading
+from ..sources.json_rows import json_objects
 from ..sources.source import Source, columns_of, named_splits, open_table
 from ..sources.table import Table, parse_rows
+from ..sources.text_files import read_text
 
 _START = "answer_start"
 _SHIFT = 2  # largest error, in characters, of the start of an answer in a published set
@@ -77,11 +79,12 @@ def load_questions(
     start_column: str | None = None,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
+    reading: Reading | None = None,
 ) -> SpanData:
     """Reads the questions of a task.
 
     Files, `tfds:squad/v1.1` and `squad/v2.0:FILE` are sources, and so are other sets with their columns. A .json file
-    with one object that has "data" is read in SQuAD's layout, for which the columns are known.
+    with an object that has "data" is read in SQuAD's layout, for which the columns are known.
 
     Args:
       train: the training source (see `source`).
@@ -94,6 +97,7 @@ def load_questions(
         (default: "answer_start" if there is such a column).
       data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
       manual_dir: the folder of archives that were downloaded by hand (default: `downloads/manual` in `data_dir`).
+      reading: how to read files with separated columns (default: by their names).
 
     Raises:
       MissingFileError: if there is no such file.
@@ -107,7 +111,9 @@ def load_questions(
         if table is not None:
             columns = _SQUAD_COLUMNS
         else:
-            table = open_table(source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir)
+            table = open_table(
+                source, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir, reading=reading
+            )
         splits[name], notes[name] = _read_questions(table, columns, start_column, label_optional=role == "test")
     if not any(question.answers for question in splits["train"]):
         raise UserError(f"{train}: no question has an answer; training needs some")
@@ -119,29 +125,18 @@ def load_questions(
 
 def _open_squad_file(source: Source) -> Table | None:
     """Returns the questions of a .json file in SQuAD's layout, or `None` for any other source."""
-    if source.path is None or not source.path.endswith((".json", ".json.gz")):
+    if source.path is None or not source.path.endswith((".json", ".json.gz")) or Path(source.path).is_dir():
         return None
-    text = read_text(source.path)
-    try:
-        squad = parse_json(text)
-    except ValueError as error:
-        if _starts_with_json_line(text):  # one object per line, which `open_table` reads
-            return None
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(
-            f"{source.given}{line}: not JSON ({error}); write one object in SQuAD's layout, or one object per line"
-        ) from None
-    if not isinstance(squad, dict) or "data" not in squad:
+    objects = json_objects(source.path, read_text(source.path))
+    _, first = next(objects, (0, {}))
+    if "data" not in first:  # objects with a question each, which `open_table` reads
         return None
-    return Table(source.given, "record", enumerate(_squad_rows(source.given, squad)), published=True)
 
+    def rows() -> Iterator[Cells]:  # of one file, or of several that were concatenated
+        for _, squad in itertools.chain([(0, first)], objects):
+            yield from _squad_rows(source.given, squad)
 
-def _starts_with_json_line(text: str) -> bool:
-    try:
-        parse_json(text.partition("\n")[0])
-    except ValueError:
-        return False
-    return True
+    return Table(source.given, "record", enumerate(rows()), published=True)
 
 
 def _squad_rows(name: str, squad: Any) -> Iterator[Cells]:

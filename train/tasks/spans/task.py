@@ -26,6 +26,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
 from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
+from ..sources.delimited import Reading
 from .answers import SpanPrediction, best_spans, combine_windows
 from .questions import SpanData, SpanQuestion, load_questions
 from .squad_metrics import squad_v1, squad_v2
@@ -44,6 +45,7 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "SpanTask":
         start_column=config.data.columns.start_column,
         data_dir=config.data.data_dir,
         manual_dir=config.data.manual_dir,
+        reading=Reading.of(config.data.columns),
     )
     splits = {
         name: encode_span_questions(

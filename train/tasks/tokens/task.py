@@ -21,9 +21,10 @@ from ...configs import FinetuneConfig
 from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
 from ..metrics import accuracy
 from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes
+from ..sources.delimited import Reading
 from ..sources.source import Source, as_published, columns_of, named_splits, open_table
 from ..sources.table import Table, without_hidden_labels
-from .conll import FIRST, LAST, is_conll, read_conll
+from .conll import is_conll, read_conll
 from .encoding import EncodedWords, encode_sentences
 from .entities import entities, entity_scores, marks_entities
 from .sentences import NO_LABEL, Sentence, label_sentences, read_sentences, tag_order
@@ -33,12 +34,18 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
     """Returns the table of a source and the columns of its words and tags."""
     if source.path is not None and is_conll(source.path):
         columns_of(source, "tokens", {})
-        columns = {"text": config.data.columns.text_column or FIRST, "label": config.data.columns.label_column or LAST}
-        return as_published(read_conll(source.path), source, label_column=columns["label"]), columns
+        conll = read_conll(source.path)
+        given = config.data.columns
+        columns = {"text": given.text_column or conll.text, "label": given.label_column or conll.label}
+        return as_published(conll.table, source, label_column=columns["label"]), columns
     given = {"text": config.data.columns.text_column or "words", "label": config.data.columns.label_column or "labels"}
     columns = columns_of(source, "tokens", given)
     table = open_table(
-        source, label_column=str(columns["label"]), data_dir=config.data.data_dir, manual_dir=config.data.manual_dir
+        source,
+        label_column=str(columns["label"]),
+        data_dir=config.data.data_dir,
+        manual_dir=config.data.manual_dir,
+        reading=Reading.of(config.data.columns),
     )
     return table, columns
 
@@ -46,10 +53,10 @@ def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, A
 def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) -> "TokenLabelTask":
     """Returns the tokenized task of a run.
 
-    `text_column` and `label_column` are columns of lists (default: "words" and "labels"). In .conll and .txt files they
-    are numbers of columns (default: the first and the last). Either all or none of the sentences of the test source
-    have labels. `head` is the classifier of the model to start from (default: there is none); the module `classes`
-    describes the order of the classes.
+    `text_column` and `label_column` are columns of lists (default: "words" and "labels"). In files of CoNLL's form
+    they are numbers of columns (default: the first and the last; FORM and UPOS of CoNLL-U). Either all or none of the
+    sentences of the test source have labels. `head` is the classifier of the model to start from (default: there is
+    none); the module `classes` describes the order of the classes.
 
     Raises:
       MissingFileError: if there is no such file.

@@ -51,7 +51,7 @@ def test_json_lines(write, suffix):
 
 
 BAD_FILES = {
-    "suffix": ("a.txt", TSV, r"unknown suffix '\.txt'; give \.tsv, \.csv, \.jsonl, \.json"),
+    "suffix": ("a.doc", TSV, r"unknown suffix '\.doc'; give \.tsv, \.txt, \.csv, \.jsonl, \.json"),
     "short row": ("a.tsv", TSV + "short\n", r"a\.tsv, line 4: 1 fields, but the header has 2"),
     "long csv row": ("a.csv", 'text,label\n"a\nb",x\nc,d,e\n', r"a\.csv, line 4: 3 fields, but the header has 2"),
     "blank line": ("a.tsv", "text\tlabel\na\tx\n\nb\ty\n", r"line 3: 1 fields"),
@@ -60,11 +60,11 @@ BAD_FILES = {
     "twin columns": ("a.tsv", "text\ttext\tlabel\n", r"line 1: a column name occurs twice"),
     "bytes": ("a.tsv", b"text\tlabel\na\xff\t0\n", r"a\.tsv, line 2: byte 0xff at offset 12 is not UTF-8"),
     "nul": ("a.tsv", b"text\tlabel\na\0\t0\n", r"a\.tsv, line 2: NUL byte at offset 12"),
-    "utf-16": ("a.tsv", TSV.encode("utf-16"), r"a\.tsv, line 1: NUL byte"),
+    "utf-16": ("a.tsv", TSV.encode("utf-16"), r"a\.tsv is in UTF-16; save it as UTF-8 \(iconv -f UTF-16 -t UTF-8\)"),
     "empty": ("a.tsv", "\n", r"a\.tsv is empty"),
     "bad gzip": ("a.tsv.gz", TSV, r"a\.tsv\.gz: damaged or incomplete gzip file"),
     "cut gzip": ("a.tsv.gz", gzip.compress(TSV.encode())[:-9], r"damaged or incomplete gzip file"),
-    "json array": ("a.json", '[{"text": "a", "label": 1}]', r"line 1: not a JSON object; write one object per line"),
+    "json values": ("a.json", "[1, 2]", r"line 1: not a JSON object; write one object per line"),
     "not json": ("a.jsonl", '{"text": "a", "label": 1}\nnope', r"a\.jsonl, line 2: not JSON \(Expecting value"),
     "nested json": ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: not JSON \(too many nested lists or objects\)"),
     "long number": ("a.jsonl", '{"label": ' + "1" * 5000 + "}", r"a\.jsonl, line 1: not JSON \(Exceeds the limit"),
@@ -127,3 +127,37 @@ def test_parquet_values_that_python_cannot_represent_are_named(write_parquet):
     with pytest.raises(UserError, match=r"a\.parquet: damaged after record 0 \("):
         rows_of(path)
     assert rows_of(write_parquet("b.parquet", {"when": far[:1]}))[0][1] == {"when": datetime.datetime(1970, 1, 1)}
+
+
+def test_twin_columns_of_parquet_are_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], names=["label", "label"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: the column 'label' occurs twice; rename or remove one"):
+        rows_of(str(tmp_path / "a.parquet"))
+
+
+def test_a_folder_is_read_as_one_table(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "1.txt").write_text('{"text": "a", "label": 1}', encoding="utf-8")
+    (tmp_path / "inner" / "2.jsonl").write_text('{"text": "b", "label": 2}\n{"text": "c"}\n', encoding="utf-8")
+    (tmp_path / "README.md").write_text("about", encoding="utf-8")
+    (tmp_path / ".hidden.txt").write_text("x", encoding="utf-8")
+    table = open_file(str(tmp_path), label_column="label")
+    rows = list(table.rows)
+    assert [cells["text"] for _, cells in rows] == ["a", "b", "c"]
+    assert table.notes == ("2 files read", "1 other files left out, such as README.md")
+    assert str(table.error(rows[0][0], "x")).endswith("1.txt, line 1: x")
+    assert str(table.error(rows[2][0], "x")).endswith("2.jsonl, line 2: x")
+
+
+def test_a_folder_of_several_splits_is_refused(tmp_path):
+    for name in ("train-00000.jsonl", "test-00000.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"has files of several splits, .*; give one file, or a folder of one split"):
+        open_file(str(tmp_path), label_column="label")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty has no file that ends in \.tsv"):
+        open_file(str(tmp_path / "empty"), label_column="label")

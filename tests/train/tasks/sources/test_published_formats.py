@@ -1,6 +1,7 @@
 """Tests that published sets give the same examples from tensorflow_datasets and from their files."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -141,6 +142,23 @@ def test_conll2003_has_no_checksum_and_is_read_from_the_manual_folder(fake_tfds)
 
 
 # -------------------------------------------------------------------------------------------------- published files
+
+
+@pytest.mark.parametrize("name", ["high", "high.txt", "high.jsonl"])
+def test_race_is_a_folder_or_its_files_in_one(tmp_path, name):
+    """The 27,933 files end without a line end, so that their concatenation has several objects per line."""
+    contents = [json.dumps({**RACE, "article": f"Article {number}."}) for number in range(3)]
+    path = tmp_path / name
+    if path.suffix:
+        path.write_text("".join(contents), encoding="utf-8")
+    else:
+        path.mkdir()
+        for number, content in enumerate(contents):
+            (path / f"{number}.txt").write_text(content, encoding="utf-8")
+    task = load(f"race/high:{path}")
+    assert [question.context for question in task.questions["train"]] == [f"Article {n}." for n in (0, 0, 1, 1, 2, 2)]
+    assert [question.label for question in task.questions["train"]] == [1, 0] * 3
+    assert ("3 files read" in task.splits["train"].notes) == (not path.suffix)
 
 
 def test_published_files_of_classification(write):

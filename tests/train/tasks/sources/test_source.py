@@ -41,7 +41,7 @@ def test_validation_splits_of_a_published_set_are_the_default():
     [
         ("tfds:", r"'tfds:' is not a source; write tfds:NAME"),
         ("tfds:glue/sst2@", r"is not a source"),
-        ("glue/sst2:train.tsv", r"files of glue/sst2 cannot be read by the name of the set; give 'train\.tsv' and its"),
+        ("glue/sst:train.tsv", r"'glue/sst:train\.tsv': 'glue/sst' is unknown; write NAME:FILE with one of glue/cola"),
         ("tfds:glue/sst", r"'tfds:glue/sst' is unknown; there are tfds:glue/cola, tfds:glue/sst2"),
         ("tfds:xnli", r"'tfds:xnli' is unknown; there are tfds:xnli/ar, tfds:xnli/bg"),
     ],

@@ -166,7 +166,7 @@ BAD_FILES = {
     ),
     "nothing to learn": (squad_file(squad_question("a")), r"a\.json: no question has an answer"),
     "broken": ('{"data": [\n  {"paragraphs": []},\n  oops\n]}', r"a\.json, line 3: not JSON \(Expecting value"),
-    "nested": ("[" * 100_000, r"a\.json: not JSON \(too many nested lists or objects\)"),
+    "nested": ("[" * 100_000, r"a\.json, line 1: not JSON \(too many nested lists or objects\)"),
     "broken line": (json.dumps(ROWS[4]) + "\noops", r"a\.json, line 2: not JSON .*; write one object per line"),
     "no answers": (squad_file({"id": "a", "question": "q"}), r"record 0: question 'a': no column 'answers'"),
 }
