@@ -20,7 +20,7 @@ Paths = list[atomicity.TemporaryPathBase]
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> Paths:
-    """Receives the temporary folders that Orbax creates, under an Orbax whose own choice is a commit file everywhere."""
+    """Receives the temporary folders that Orbax creates, where its own choice would be a commit file everywhere."""
     on_a_bucket = SimpleNamespace(is_gcs_path=lambda path: True)
     monkeypatch.setattr(atomicity_defaults, "gcs_utils", on_a_bucket)
     assert atomicity_defaults.get_default_temporary_path_class(epath.Path("/run")) is atomicity.CommitFileTemporaryPath
@@ -40,7 +40,7 @@ def test_a_step_is_renamed_whatever_orbax_would_choose(open_run, used: Paths, tm
     with open_run() as checkpointer:
         checkpointer.save(1, make_state(1), {})
     assert {type(path) for path in used} == {atomicity.AtomicRenameTemporaryPath}
-    assert [path.get().name for path in used][0] == "1.orbax-checkpoint-tmp"
+    assert used[0].get().name == "1.orbax-checkpoint-tmp"
     with open_run() as checkpointer:
         assert checkpointer.latest_step() == 1
     assert (tmp_path / "run" / "1" / "state").is_dir()
