@@ -1,10 +1,12 @@
 # Commands for a fresh machine with Python >= 3.11 and make: `make demo`, `make test`, and `make chaos` for the faults.
+# `make CONSTRAINTS=requirements/lowest.txt test` installs pinned versions, here the oldest ones that are allowed.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?=
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-slow chaos lint clean
+.PHONY: demo test test-slow chaos lint resolve pins clean
 
 demo: $(VENV)/installed
 	$(BIN)/deberta-jax demo --output runs/demo
@@ -25,18 +27,23 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "deberta-jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[train,convert,test]'
+	$(BIN)/python -m pip install --quiet $(addprefix --constraint=,$(CONSTRAINTS)) --editable '.[train,convert,test]'
 	@touch $@
 
 # PyTorch, transformers and the TPU compiler, which only tests and benchmarks use.
 $(VENV)/peers: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[train,convert,test,tpu]' 'torch==2.13.0' 'transformers>=5,<6'
 	@touch $@
+
+# Resolves deberta-jax beside the packages that people use with it, and writes the pinned sets (needs the package uv).
+resolve pins: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet uv
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/requirements.py $(if $(filter pins,$@),write,table)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

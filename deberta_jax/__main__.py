@@ -87,7 +87,8 @@ def run(command: str, options: list[str]) -> int:
         if (error.name or "").startswith("deberta_jax"):
             raise
         extra = "convert" if ".convert." in module_name else "train"
-        print(f"deberta-jax {command}: needs the package {error.name!r}; install deberta-jax[{extra}]", file=sys.stderr)
+        message = f"needs the package {error.name!r}, which is not installed: pip install 'deberta-jax[{extra}]'"
+        print(f"deberta-jax {command}: {message}", file=sys.stderr)
         return 1
     try:
         config = options

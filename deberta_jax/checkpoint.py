@@ -37,7 +37,9 @@ def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, param
         (jax.Array, ocp.type_handlers.ArrayHandler()),
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
-    with ocp.Checkpointer(handler) as checkpointer:  # writes to a temporary folder and renames it
+    # Writes to a temporary folder and renames it, on a mounted bucket as well, whatever the default of Orbax becomes.
+    rename = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
+    with ocp.Checkpointer(handler, atomicity_options=rename) as checkpointer:
         checkpointer.save(folder / PARAMETERS_FOLDER, args=ocp.args.PyTreeSave(params), force=True)
     if jax.process_index() == 0:
         write_file(folder / CONFIG_FILE, json.dumps(config.to_json(), indent=2) + "\n")

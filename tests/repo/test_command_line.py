@@ -1,5 +1,8 @@
 """The entry point: help, typos, one line for a mistake."""
 
+import importlib
+import sys
+
 import pytest
 
 from deberta_jax.__main__ import COMMANDS, main
@@ -23,6 +26,26 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         main([command, "--help"])
     assert stopped.value.code == 0
     assert f"deberta-jax {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_the_extras_a_command_names_its_own(monkeypatch, capsys, command: str) -> None:
+    """As after `pip install deberta-jax`, which lacks the package that reads the options."""
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main([command, "--help"]) == 1
+    extra = "convert" if "convert" in COMMANDS[command][0] else "train"
+    expected = f"needs the package 'tyro', which is not installed: pip install 'deberta-jax[{extra}]'"
+    assert capsys.readouterr().err == f"deberta-jax {command}: {expected}\n"
+
+
+def test_without_one_package_of_an_extra_a_command_names_both(monkeypatch, capsys) -> None:
+    def refuse(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'grain'", name="grain")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    assert main(["finetune", "--help"]) == 1
+    expected = "needs the package 'grain', which is not installed: pip install 'deberta-jax[train]'"
+    assert capsys.readouterr().err == f"deberta-jax finetune: {expected}\n"
 
 
 def test_a_mistyped_option_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:

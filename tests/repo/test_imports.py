@@ -44,7 +44,7 @@ TORCH = {"torch", "transformers", "safetensors"}
 DATA = {"grain", "tensorflow_datasets", "array_record"}
 READS_DATA = {
     "train/data/batches.py",
-    "train/data/prepare.py",
+    "train/data/row_files.py",
     "train/tasks/batches.py",
     "train/tasks/sources/source.py",
     "train/tasks/sources/tfds_builder.py",

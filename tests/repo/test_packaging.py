@@ -1,8 +1,12 @@
 """The wheel: all three packages inside deberta_jax, nothing called "train" or "convert" beside it."""
 
+import fnmatch
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -16,13 +20,40 @@ from ..support.paths import REPOSITORY
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution, in a folder whose name has a blank."""
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(REPOSITORY)],
-        check=True,
+    source = folder / "a copy"
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs", "shared")
+    shutil.copytree(REPOSITORY, source, ignore=left_out)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(source)],
+        env=environment,
         capture_output=True,
+        text=True,
+        check=False,
     )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    assert not re.search(r"warn|deprecat|would be ignored|absent from", printed, re.IGNORECASE), printed
     return next(folder.glob("*.whl"))
+
+
+def test_every_folder_of_the_library_is_a_package_of_the_wheel() -> None:
+    """The list in pyproject.toml is written by hand: a folder that is missing in it is missing in the wheel."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    tops = {"deberta_jax": "deberta_jax", "train": "deberta_jax.train", "convert": "deberta_jax.convert"}
+    packages, data = set(), set()
+    for top, name in tops.items():
+        for path in (REPOSITORY / top).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                package = ".".join([name, *path.relative_to(REPOSITORY / top).parent.parts])
+                packages.add(package)
+                if path.suffix != ".py":
+                    data.add((package, path.name))
+    assert packages == set(settings["packages"])
+    for package, name in data:
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in settings["package-data"][package]), name
 
 
 @pytest.mark.slow

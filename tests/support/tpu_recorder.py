@@ -128,7 +128,7 @@ DESCRIBE = queued("describe", "base", "--format=value(state.state)")
 STATUS = ssh(
     "if [ -e worker.sh ]; then bash worker.sh status 'bucket/my run'; else echo worker new none 0; fi",
 )
-SCP = queued("scp", str(WORKER), WHEEL, "base:", *EVERYWHERE)
+SCP = queued("scp", str(WORKER), f"{QUEUED}/../constraints.txt", WHEEL, "base:", *EVERYWHERE)
 SETUP = ssh(f"bash worker.sh setup {WHEEL} texts")
 TRAINING = f"env 'LIBTPU_INIT_ARGS={xla_flags('v5e')}' deberta-jax pretrain --output 'bucket/my run' --steps 5"
 START = ssh(f"bash worker.sh start {TRAINING}")

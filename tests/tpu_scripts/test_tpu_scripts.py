@@ -85,7 +85,7 @@ CASES = {
         [
             [
                 *("docker", "build", "--tag=registry/deberta-jax:1", f"--file={GKE / 'Dockerfile'}"),
-                *(f"--build-arg=WHEEL={WHEEL}", "."),
+                *(f"--build-context=scripts={GKE}/..", f"--build-arg=WHEEL={WHEEL}", "."),
             ],
             ["docker", "push", "registry/deberta-jax:1"],
         ],

@@ -104,7 +104,8 @@ def test_setup_of_a_worker(machine: Machine) -> None:
         ["python3", "-m", "pip", "install", "--quiet", "--user", "uv"],
         ["uv", "venv", "--quiet", "--allow-existing", "--python", "3.12", "venv"],
         [
-            *("uv", "pip", "install", "--quiet", "--python", "venv", "--reinstall-package", "deberta-jax"),
+            *("uv", "pip", "install", "--quiet", "--python", "venv", "--constraint", "constraints.txt"),
+            *("--reinstall-package", "deberta-jax"),
             f"./{WHEEL}[train,tpu]",
         ],
         ["mountpoint", "--quiet", "bucket"],

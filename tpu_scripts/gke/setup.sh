@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build the container image of the workloads from a wheel and gke/Dockerfile, and push it.
+# Build the container image of the workloads from a wheel and gke/Dockerfile, and push it. All packages but the wheel have
+# the versions of constraints.txt. Needs Docker 23 or newer (BuildKit).
 #
 #   setup.sh --wheel dist/deberta_jax-0.1.0-py3-none-any.whl --image REPOSITORY/deberta-jax:1
 #
@@ -11,6 +12,7 @@ parse "--wheel --image" "$@"
 check_wheel
 check_image
 
-call docker build "--tag=$image" "--file=$(dirname "${BASH_SOURCE[0]}")/Dockerfile" \
+here=$(dirname "${BASH_SOURCE[0]}")
+call docker build "--tag=$image" "--file=$here/Dockerfile" "--build-context=scripts=$here/.." \
   "--build-arg=WHEEL=${wheel##*/}" "$(dirname "$wheel")"
 call docker push "$image"

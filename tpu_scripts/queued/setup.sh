@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prepare the workers of an ACTIVE queued resource: install Python and the wheel with its [train] and [tpu] extras, and
-# mount the bucket at ~/bucket. Every worker gets the same wheel. It is safe to run this again.
+# mount the bucket at ~/bucket. Every worker gets the same wheel, and all other packages in the versions of
+# constraints.txt. It is safe to run this again.
 #
 #   setup.sh NAME --wheel dist/deberta_jax-0.1.0-py3-none-any.whl --bucket BUCKET
 #
@@ -17,5 +18,5 @@ check_bucket
 check_target
 
 here=$(dirname "${BASH_SOURCE[0]}")
-queued scp "$here/worker.sh" "$wheel" "$name:" --node=all --worker=all
+queued scp "$here/worker.sh" "$here/../constraints.txt" "$wheel" "$name:" --node=all --worker=all
 on_workers "$(quoted bash worker.sh setup "${wheel##*/}" "$bucket")"

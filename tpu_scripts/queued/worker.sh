@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on each worker. setup.sh copies this file there, and the other scripts call it over ssh.
 #
-#   worker.sh setup WHEEL BUCKET     install the wheel and mount the bucket; safe to repeat
+#   worker.sh setup WHEEL BUCKET     install the wheel with ~/constraints.txt, mount the bucket; safe to repeat
 #   worker.sh start COMMAND...       start training in the background, unless it is already running
 #   worker.sh stop                   send SIGTERM, so that training saves, and SIGKILL after two minutes
 #   worker.sh status OUTPUT          print one line: worker HOST STATE STEP (see below)
@@ -22,7 +22,8 @@ setup() {
   # The Python of the images is too old (Ubuntu 22.04 has 3.10), so uv installs another.
   python3 -m pip install --quiet --user uv
   uv venv --quiet --allow-existing --python 3.12 venv
-  uv pip install --quiet --python venv --reinstall-package deberta-jax "./${wheel}[train,tpu]"
+  uv pip install --quiet --python venv --constraint constraints.txt \
+    --reinstall-package deberta-jax "./${wheel}[train,tpu]"
   if mountpoint --quiet bucket; then return; fi
   if ! command -v gcsfuse > job/gcsfuse; then
     local package=gcsfuse_${GCSFUSE}_amd64.deb

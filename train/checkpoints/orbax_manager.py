@@ -17,6 +17,15 @@ def local_folder(folder: Path | str) -> Path | None:
     return None if "://" in str(folder) else Path(folder).absolute()
 
 
+def commit_mode(folder: Path | str) -> ocp.options.AtomicityMode:
+    """Returns how a step is committed: by a rename, or on `gs://`, where a folder cannot be renamed, by a file in it.
+
+    A bucket that is mounted (gcsfuse) is a local path: its steps are renamed.
+    """
+    on_bucket = str(folder).startswith("gs://")
+    return ocp.options.AtomicityMode.COMMIT_FILE if on_bucket else ocp.options.AtomicityMode.ATOMIC_RENAME
+
+
 def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.CheckpointManager:
     """Creates the folder and returns the manager of its steps. Process 0 removes the unfinished steps of killed runs.
 
@@ -30,6 +39,8 @@ def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.Checkpoi
       OSError, ValueError: the folder cannot be created, written or listed.
     """
     local = local_folder(folder)
+    # Explicit, because what Orbax chooses by itself depends on its version: docs/checkpoints.md has the reasons.
+    atomicity = ocp.options.AtomicityOptions(mode=commit_mode(folder))
     # The barrier is created before anything can fail: all processes have to create equally many.
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -43,6 +54,7 @@ def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.Checkpoi
         ),
         # Otherwise process 0 checks, between two barriers, what `Checkpointer.save` has checked already.
         file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
+        atomicity_options=atomicity,
     )
     probe_folder(folder)
     if local is not None and jax.process_index() == 0:

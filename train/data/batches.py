@@ -9,13 +9,13 @@ from typing import Any, Literal, Protocol, Self
 
 import grain
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Int, Integer, UInt64
 
 from deberta_jax.errors import UserError
 
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
 from .prepare import Corpus
+from .row_files import open_row_files
 from .text import SupportsEncoding
 
 Batch = dict[str, Integer[np.ndarray, "B ..."]]
@@ -237,7 +237,7 @@ class _Rows:
                 raise UserError(
                     f"{path} has {rows} rows instead of {file.rows}; copy it again, or prepare the corpus again"
                 )
-        self._source = ArrayRecordDataSource([str(corpus.folder / file.name) for file in files])
+        self._source = open_row_files([str(corpus.folder / file.name) for file in files])
 
     def __len__(self) -> int:
         return len(self._source)
@@ -255,7 +255,7 @@ class _Rows:
 def _count_rows(path: str) -> int:
     """Returns the number of rows of a file. For some damaged files it is wrong, often 0, without an error."""
     try:
-        return len(ArrayRecordDataSource(path))
+        return len(open_row_files([path]))
     except RuntimeError as error:
         raise UserError(f"{path} is damaged: {error}; copy it again, or prepare the corpus again") from None
 

@@ -22,6 +22,7 @@ from deberta_jax.errors import MissingFileError, UserError
 
 from ..model_folders import tokenizer_folder
 from .masking import hash_uint64
+from .row_files import create_row_file
 from .text import (
     Boundary,
     RowPacker,
@@ -169,10 +170,8 @@ class _SplitWriter:
         return self._folder / f"{self._name}-{len(self._files):05d}.array_record"
 
     def _write(self, row: Integer[np.ndarray, "S"]) -> None:
-        from array_record.python.array_record_module import ArrayRecordWriter
-
         if self._writer is None:
-            self._writer = ArrayRecordWriter(str(self._path()), "group_size:1")  # grain reads single rows
+            self._writer = create_row_file(str(self._path()))
         self._writer.write(row.tobytes())
         self._rows += 1
         if self._rows == ROWS_PER_FILE:
