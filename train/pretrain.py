@@ -344,5 +344,6 @@ def save_models(
             tokenizer.save(folder)
         reporter.message(f"saved {folder}")
     if hosts.first:
+        reporter.flush()
         plot_curves(config.output / "metrics.jsonl", config.output / "curves.png")
         reporter.message(f"saved {config.output / 'curves.png'}")

@@ -65,7 +65,8 @@ def read_tensorboard(folder):
 def test_files_hold_steps_and_evaluations(tmp_path):
     with make(tmp_path) as reporter:
         reporter.step(1, {"loss": 2.5, "grad_norm": math.nan})
-        assert read(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]  # on disk at once
+        reporter.flush()
+        assert read(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]
         reporter.evaluation(1, {"accuracy": 0.5})
         reporter.evaluation(1, {"accuracy": 0.25}, name="mismatched")
     assert read(tmp_path)[1:] == [{"step": 1, "eval/accuracy": 0.5}, {"step": 1, "eval/mismatched/accuracy": 0.25}]
