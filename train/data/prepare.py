@@ -369,7 +369,7 @@ class PrepareConfig:
     tokenizer: Path
     """folder of a tokenizer: spm.model, for instance from `deberta-jax tokenizer`, or the files of v1's tokenizer"""
     text: tuple[Path, ...] = ()
-    """text files, or folders of .txt, .gz and .xz files, subfolders included (default: the embedded corpus, six novels)"""
+    """text files, or folders of .txt, .gz and .xz files with subfolders (default: the embedded corpus, six novels)"""
     boundary: Boundary | None = None
     """what separates documents (default: blank_line, or chapter for the embedded corpus)"""
     sequence_length: int = 512

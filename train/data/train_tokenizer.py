@@ -35,7 +35,7 @@ class TokenizerConfig:
     output: Path
     """folder for spm.model and tokenizer_config.json; created if it does not exist"""
     text: tuple[Path, ...] = ()
-    """text files, or folders of .txt, .gz and .xz files, subfolders included (default: the embedded corpus, six novels)"""
+    """text files, or folders of .txt, .gz and .xz files with subfolders (default: the embedded corpus, six novels)"""
     vocab_size: int = 8000
     """number of pieces including 4 special and 256 byte pieces; [MASK] is added to them. DeBERTa-v3 has 128000"""
     character_coverage: float = 0.9995
