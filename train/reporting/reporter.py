@@ -12,6 +12,8 @@ is given up.
 import contextlib
 import json
 import math
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Protocol, Self
@@ -53,6 +55,18 @@ def open_reporter(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_st
     folder.mkdir(parents=True, exist_ok=True)
     goodput = GoodputLog(hosts.phases)
     return RunReporter(folder, total_steps=total_steps, tokens_per_step=tokens_per_step, every=every, goodput=goodput)
+
+
+class RunConsole(Console):
+    """Standard output whose reader may go away, and which may be a file on a full disk: training goes on.
+
+    rich would end the process when the reader is gone.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Python flushes standard output when it exits, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class SilentReporter:
@@ -102,7 +116,7 @@ class RunReporter:
         self._total = total_steps
         self._every = every
         self._speed = Speed(tokens_per_step)
-        self._console = console or Console()
+        self._console = console or RunConsole()
         self._first_step: int | None = None
         self._goodput, self._reached = goodput, 0
         self._metrics = self._open_log("metrics.jsonl")
@@ -157,7 +171,8 @@ class RunReporter:
 
     def message(self, text: str) -> None:
         """Prints a line above the live line."""
-        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
+        with contextlib.suppress(OSError):  # what cannot be shown is in metrics.jsonl
+            self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def flush(self) -> None:
         """Waits until metrics.jsonl holds everything that was logged; gives up after some seconds if it cannot."""
@@ -166,8 +181,9 @@ class RunReporter:
     def close(self) -> None:
         """Leaves the live line in its last state, closes the files and prints the goodput."""
         if self._live is not None:
-            self._live.refresh()
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.refresh()
+                self._live.stop()
             self._live = None
         if self._first_step is not None:
             self._write_goodput()
@@ -194,11 +210,12 @@ class RunReporter:
     def _show_live(self, line: ProgressLine, now: float) -> None:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
-            self._live.start()
-        self._live.update(line)
-        if now - self._last_refresh >= _REFRESH_SECONDS:
-            self._live.refresh()
-            self._last_refresh = now
+        with contextlib.suppress(OSError):  # the terminal was closed
+            self._live.start()  # does nothing if it has started
+            self._live.update(line)
+            if now - self._last_refresh >= _REFRESH_SECONDS:
+                self._live.refresh()
+                self._last_refresh = now
 
     def _print_plain(self, line: ProgressLine) -> None:
         header, values = line.as_row(self._console.width)
