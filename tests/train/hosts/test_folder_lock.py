@@ -13,7 +13,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.train.hosts import folder_lock
 from deberta_jax.train.hosts.folder_lock import lock_folder
 
-from ...support.waiting import wait_until
+from ...support.cluster import wait_until
 
 HOLDER = (
     "import sys, time\nfrom pathlib import Path\nfrom deberta_jax.train.hosts.folder_lock import lock_folder\n"
@@ -74,7 +74,7 @@ def test_the_owner_touches_the_file(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(folder_lock, "_TOUCH_SECONDS", 0.01)
     with lock_folder(tmp_path):
         os.utime(tmp_path / "run.lock", (0, 0))
-        wait_until(lambda: (tmp_path / "run.lock").stat().st_mtime > 1e9)
+        wait_until(lambda: (tmp_path / "run.lock").stat().st_mtime > 1e9, seconds=60, purpose="the thread")
 
 
 @pytest.mark.parametrize("content", ["", "not JSON", "[]", "{}"])

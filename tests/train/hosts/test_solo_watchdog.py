@@ -10,8 +10,8 @@ from deberta_jax.train.hosts import solo_watchdog
 from deberta_jax.train.hosts.phases import PhaseTimer
 from deberta_jax.train.hosts.solo_watchdog import SoloWatchdog
 
+from ...support.cluster import wait_until
 from ...support.fake_time import FakeTime, fake_time
-from ...support.waiting import wait_until
 
 CONFIG = HostsConfig(stall_after=120, slow_after=1800)
 
@@ -100,5 +100,5 @@ def test_its_thread_looks_until_it_is_stopped(monkeypatch) -> None:
     watchdog = SoloWatchdog(PhaseTimer(), CONFIG)
     monkeypatch.setattr(watchdog, "look", looks.append)
     watchdog.start()
-    wait_until(lambda: len(looks) > 3)
+    wait_until(lambda: len(looks) > 3, seconds=60, purpose="the thread")
     watchdog.stop()

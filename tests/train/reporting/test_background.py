@@ -10,7 +10,7 @@ from deberta_jax.train.reporting import background
 from deberta_jax.train.reporting.background import LineFile, LogThread
 from deberta_jax.train.reporting.jsonl import read_records
 
-from ...support.waiting import wait_until
+from ...support.cluster import wait_until
 
 
 class Disk:
@@ -44,9 +44,9 @@ def test_entries_that_a_full_disk_refuses_are_written_later_and_in_order(disk, s
     disk.full = True
     for entry in "abc":
         log.put(entry)
-    wait_until(lambda: disk.refused >= 3)
+    wait_until(lambda: disk.refused >= 3, seconds=60, purpose="the thread")
     disk.full = False
-    wait_until(lambda: disk.entries == list("abc"))
+    wait_until(lambda: disk.entries == list("abc"), seconds=60, purpose="the thread")
     log.close()
     assert said == [
         "metrics.jsonl cannot be written and is tried again: [Errno 28] No space left on device. Training goes on",
@@ -68,7 +68,7 @@ def test_without_retries_the_first_error_ends_the_log_and_is_said_once(disk, sai
     disk.full = True
     log = LogThread("tensorboard/", disk.write, retries=False, say=said.append)
     log.put("a")
-    wait_until(lambda: bool(said))
+    wait_until(lambda: bool(said), seconds=60, purpose="the thread")
     disk.full = False
     for entry in "bc":
         log.put(entry)
