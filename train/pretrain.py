@@ -40,6 +40,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import PretrainConfig
+from .data.text import describe_ignored
 from .engine.accumulation import accumulate, check_batch_size
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
@@ -124,6 +125,8 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
         for name, params in state.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(params))
             reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'random weights')}")
+        if ignored := describe_ignored(config.data.text):
+            reporter.message(ignored)
         plan = TrainingRun(
             steps=config.steps,
             log_every=config.log_every,
@@ -350,6 +353,7 @@ def save_models(
             tokenizer.save(folder)
         reporter.message(f"saved {folder}")
     if hosts.first:  # last, because everything else must be on disk if a picture fails or hangs
+        reporter.flush()
         draw_or_report(
             config.output / "curves.png",
             lambda path: plot_curves(config.output / "metrics.jsonl", path),

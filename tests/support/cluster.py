@@ -52,6 +52,8 @@ def cluster(
     count: int,
     devices: int = 1,
     extra_arguments: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    extra_environment: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
+    working_folders: Mapping[int, Path] = MappingProxyType({}),
 ) -> Iterator[list[Process]]:
     """Starts `python ARGUMENTS --hosts.coordinator ADDRESS --hosts.count COUNT --hosts.index I` for each I.
 
@@ -62,6 +64,8 @@ def cluster(
       count: number of processes.
       devices: number of CPU devices of each process.
       extra_arguments: further arguments of single processes.
+      extra_environment: further environment variables of single processes.
+      working_folders: the current folders of single processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
@@ -82,7 +86,8 @@ def cluster(
                     [sys.executable, *arguments, *extra_arguments.get(index, ()), *hosts],
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=environment,
+                    env={**environment, **extra_environment.get(index, {})},
+                    cwd=working_folders.get(index),
                 )
             processes.append(Process(popen, log))
         yield processes

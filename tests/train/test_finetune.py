@@ -224,7 +224,7 @@ def test_a_run_that_was_stopped_at_an_evaluation_makes_up_for_it(home: Path, tmp
     expected = finetune.main(settings(home, tmp_path / "uninterrupted", **changes))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Hosts, "stop_requested", lambda _, number: number == 8)
+        patch.setattr(Hosts, "stop_requested", lambda hosts: hosts.phases.step == 8)
         with pytest.raises(StoppedError):
             finetune.main(settings(home, tmp_path / "stopped", **changes))
     assert "eval/accuracy" not in lines_of(tmp_path / "stopped" / "metrics.jsonl")[-1]

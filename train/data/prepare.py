@@ -29,6 +29,7 @@ from .text import (
     SupportsEncoding,
     TextError,
     content_sha256,
+    describe_ignored,
     embedded_corpus,
     encode_documents,
     file_documents,
@@ -198,7 +199,8 @@ def prepare(
     """Tokenizes and packs text files into `folder`, or opens `folder` if it has the same text and settings.
 
     Whether a document is held out is a hash of `seed` and the document's number. The folder gets its name only when it
-    is complete. A process that is killed leaves a hidden folder `.NAME.*.tmp` beside it, which can be deleted.
+    is complete. A process that is killed leaves a hidden folder `.NAME.*.tmp` beside it, or inside `folder` if that
+    existed, which can be deleted.
 
     Args:
       paths, boundary: see `text.read_documents`.
@@ -230,17 +232,45 @@ def prepare(
     files = text_files(paths)
     if (folder / MANIFEST).exists():
         return _open_existing(corpus, files)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a broken link; delete it or choose another folder")
+    if folder.exists() and not _is_free(folder):
         raise UserError(f"{folder} exists and is not a prepared corpus; delete it or choose another folder")
+    with _replacing(folder) as complete:
+        return _write(corpus, files, tokenizer, complete)
+
+
+def _is_free(folder: Path) -> bool:
+    """Returns whether an existing folder can receive a corpus.
+
+    It may hold what a killed process has left there, and lost+found, which is in every new file system.
+    """
+    return folder.is_dir() and all(
+        path.name == "lost+found" or (path.name.startswith(".") and path.suffix == ".tmp") for path in folder.iterdir()
+    )
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yields the path of a folder to create, and moves it to `folder` if the block succeeds.
+
+    An existing folder may be a mount point, a link or the current folder, none of which can be replaced. So the files
+    are moved into it, the manifest last.
+    """
+    exists = folder.exists()
+    parent = folder if exists else folder.parent
     with _writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{folder.resolve().name}.", suffix=".tmp", dir=parent)
     with temporary:
         complete = Path(temporary.name) / "corpus"
-        corpus = _write(corpus, files, tokenizer, complete)
+        yield complete
         with _writing(folder):
-            complete.rename(folder)
-    return corpus
+            if not exists:
+                complete.rename(folder)
+                return
+            for path in sorted(complete.iterdir(), key=lambda path: path.name == MANIFEST):
+                path.rename(folder / path.name)
 
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
@@ -341,7 +371,7 @@ class PrepareConfig:
     """folder of a tokenizer, for instance from `deberta-jax tokenizer`, or a hub name such as
     microsoft/deberta-v3-small"""
     text: tuple[Path, ...] = ()
-    """text files or folders of .txt, .gz and .xz files (default: the embedded corpus, six novels)"""
+    """text files, or folders of .txt, .gz and .xz files with subfolders (default: the embedded corpus, six novels)"""
     boundary: Boundary | None = None
     """what separates documents (default: blank_line, or chapter for the embedded corpus)"""
     sequence_length: int = 512
@@ -368,6 +398,8 @@ def main(config: PrepareConfig) -> None:
     """Prepares the corpus and prints its totals. Raises as `prepare` does."""
     from deberta_jax.tokenizers.tokenizer import Tokenizer
 
+    if ignored := describe_ignored(config.text):
+        print(ignored)
     corpus = prepare(
         config.text or (embedded_corpus(),),
         Tokenizer.from_folder(tokenizer_folder(config.tokenizer)),

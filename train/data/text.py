@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ _ENCODE_CHARACTERS = 1 << 20  # characters per tokenizer call: one call per docu
 
 _CHUNK_BYTES = 1 << 20  # bytes per read
 _SUFFIXES = (".txt", ".gz", ".xz")
+_NAMES_SHOWN = 5  # in a message
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Matches "CHAPTER XII", "Chapter 3" and "VOLUME II", optionally followed by a title of up to 80 characters.
 _HEADING = re.compile(r"(?:CHAPTER|Chapter|VOLUME|Volume)\s+(?:\d+|[IVXLCDM]+)(?:[.:\s—-].{0,80})?")
@@ -74,7 +76,7 @@ def read_documents(
     of a line and byte order marks are removed. Empty documents are omitted.
 
     Args:
-      paths: plain, .gz or .xz files, or folders. Of a folder, its *.txt, *.gz and *.xz files are read, sorted by name.
+      paths: plain, .gz or .xz files, or folders (see `text_files`).
       boundary: what separates documents. "blank_line": a blank line. "line": each line is a document. "file": each file
         is a document. "chapter": a heading such as "CHAPTER XII" or "VOLUME II" starts a document; consecutive headings
         start one document, and blank lines are ignored.
@@ -96,17 +98,22 @@ def read_documents(
 def text_files(paths: Sequence[str | Path]) -> list[Path]:
     """Returns the files that `read_documents` reads, in order.
 
+    Of a folder these are its *.txt, *.gz and *.xz files, also in upper case and in subfolders, sorted by path. Hidden
+    files and folders are left out.
+
     Raises:
-      TextError: if a file is missing, a folder contains no text file, or `paths` is empty.
+      TextError: if a file is missing or a broken link, a folder contains no text file, or `paths` is empty.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+            inside = [file for file in _visible_files(path) if file.suffix.lower() in _SUFFIXES]
             if not inside:
                 raise TextError(
                     f"folder {path} contains no file ending in {', '.join(_SUFFIXES)}; pass the files themselves"
                 )
+            if broken := [file for file in inside if not file.exists()]:
+                raise TextError(f"{broken[0]} is a broken link; correct it or delete it")
             files += inside
         elif path.exists():
             files.append(path)
@@ -115,6 +122,34 @@ def text_files(paths: Sequence[str | Path]) -> list[Path]:
     if not files:
         raise TextError("no text file was given; pass at least one file or folder")
     return files
+
+
+def ignored_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Returns the files in the given folders that `text_files` leaves out because of their names."""
+    folders = [path for path in map(Path, paths) if path.is_dir()]
+    return [file for folder in folders for file in _visible_files(folder) if file.suffix.lower() not in _SUFFIXES]
+
+
+def describe_ignored(paths: Sequence[str | Path]) -> str:
+    """Returns a line that names the files which `text_files` leaves out, or "" if there are none."""
+    ignored = ignored_files(paths)
+    if not ignored:
+        return ""
+    more = f" and {len(ignored) - _NAMES_SHOWN} more" if len(ignored) > _NAMES_SHOWN else ""
+    names = ", ".join(map(str, ignored[:_NAMES_SHOWN]))
+    return f"not read, because they do not end in {', '.join(_SUFFIXES)}: {names}{more}"
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    """Returns the files in a folder and its subfolders, sorted by path. Links are followed, each folder once."""
+    files, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            files += [Path(parent, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(files)
 
 
 def file_documents(
@@ -202,7 +237,7 @@ def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> I
 
 def _chunks(path: Path) -> Iterator[bytes]:
     """Yields the uncompressed bytes of a file in chunks of bounded size."""
-    open_file: Callable[..., IO[bytes]] = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    open_file: Callable[..., IO[bytes]] = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     done = 0
     try:
         with open_file(path, "rb") as file:

@@ -15,7 +15,7 @@ from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
-from .text import embedded_corpus, read_documents
+from .text import describe_ignored, embedded_corpus, read_documents
 
 _SAMPLE_BYTES = 1 << 20
 _SPECIAL_AND_BYTE_PIECES = 4 + 256
@@ -35,7 +35,7 @@ class TokenizerConfig:
     output: Path
     """folder for spm.model and tokenizer_config.json; created if it does not exist"""
     text: tuple[Path, ...] = ()
-    """text files or folders of .txt, .gz and .xz files (default: the embedded corpus, six novels)"""
+    """text files, or folders of .txt, .gz and .xz files with subfolders (default: the embedded corpus, six novels)"""
     vocab_size: int = 8000
     """number of pieces including 4 special and 256 byte pieces; [MASK] is added to them. DeBERTa-v3 has 128000"""
     character_coverage: float = 0.9995
@@ -56,6 +56,8 @@ def main(config: TokenizerConfig) -> None:
     if config.output.exists() and not config.output.is_dir():
         raise UserError(f"output {config.output} is a file; name a folder")
     paths = config.text or (embedded_corpus(),)
+    if ignored := describe_ignored(paths):
+        print(ignored)
     began = time.monotonic()
     # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
     model = train_tokenizer(

@@ -119,7 +119,7 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
             start_or_stop_profiler(number)
             state, step_metrics = run.step(state, run.place_batch(batch))  # JAX returns before the step is done
             metrics.add(number, step_metrics)
-            stopping = run.hosts.stop_requested(number) and number < run.steps
+            stopping = run.hosts.stop_requested() and number < run.steps
             evaluating = run.evaluate_every > 0 and run.is_due(number, run.evaluate_every)
             saving = stopping or run.is_due(number, run.save_every)
             if evaluating or saving:

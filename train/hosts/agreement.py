@@ -27,6 +27,23 @@ from ..configs import FinetuneConfig, PretrainConfig
 from .processes import CoordinationClient
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
+# Settings of JAX that change random numbers, types, programs or their numbers.
+_JAX_SETTINGS = (
+    "jax_threefry_partitionable",
+    "jax_threefry_gpu_kernel_lowering",
+    "jax_default_prng_impl",
+    "jax_random_seed_offset",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_disable_jit",
+    "jax_debug_nans",
+    "jax_debug_infs",
+    "jax_enable_checks",
+    "jax_disable_most_optimizations",
+    "jax_optimization_level",
+    "jax_remove_size_one_mesh_axis_from_type",
+)
 _TIMEOUT_MS = 300_000
 _DIFFERENCES_SHOWN = 5
 
@@ -79,7 +96,8 @@ def check_agreement(
 def gather_facts(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     """Returns everything that has to be equal on all processes of a run, as nested JSON values."""
     settings = dataclasses.asdict(config)
-    del settings["hosts"]  # which holds the index of each process
+    for name in ("index", "coordinator"):  # hosts may know process 0 by different addresses
+        del settings["hosts"][name]
     versions = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -90,6 +108,7 @@ def gather_facts(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
         "code of deberta_jax": code_fingerprint(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
+        "jax.config": {name: jax.config.values[name] for name in _JAX_SETTINGS if name in jax.config.values},
         "devices": jax.local_device_count(),
     }
 

@@ -20,11 +20,23 @@ from deberta_jax.errors import UserError
 
 DONE, FAILED, RESTART = 0, 1, 42
 # Other errors of the operating system, such as EIO or ENOSPC, may be gone at the next start.
-_MISTAKE_ERRNOS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_MISTAKE_ERRNOS = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EROFS,
+    errno.EINVAL,
+)
 _XLA_STATUS = re.compile(
     r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS|RESOURCE_EXHAUSTED): "
 )
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # device out of memory: retrying would fail again
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")  # TensorStore's RESOURCE_EXHAUSTED
 
 
 class RestartError(UserError):
@@ -51,7 +63,8 @@ class StoppedError(SystemExit):
 def exit_code(error: BaseException) -> int:
     """Returns RESTART if starting the run again may succeed after this error, otherwise FAILED."""
     if is_runtime_failure(error):
-        return FAILED if _OUT_OF_MEMORY in str(error) else RESTART
+        out_of_memory = _OUT_OF_MEMORY in str(error) and not _DISK_FULL.search(str(error))
+        return FAILED if out_of_memory else RESTART
     if isinstance(error, OSError) and error.errno is not None:
         return FAILED if error.errno in _MISTAKE_ERRNOS else RESTART
     return error.exit_status if isinstance(error, UserError) else FAILED

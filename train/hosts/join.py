@@ -11,9 +11,10 @@ In the order of events:
 2. All meet at a barrier, exchange their facts and compare them. If some differ, all raise the same error.
 3. Each process starts a DeathNotice and a Watchdog. From here on every process ends when another one dies, hangs or
    fails: an exception on one host would otherwise leave the others waiting in a collective.
-4. A stop (SIGTERM on any process, or `max_seconds` on process 0) goes through JAX's preemption service, which picks one
+4. Process 0 locks the output folder (`folder_lock`), and all check that they see the same one (`shared_folder`).
+5. A stop (SIGTERM on any process, or `max_seconds` on process 0) goes through JAX's preemption service, which picks one
    step for all: `Hosts.stop_requested` returns True on every process after the same step.
-5. A process that fails publishes its failure (`_exit_all`), and waits until the others have read it. It exits by
+6. A process that fails publishes its failure (`_exit_all`), and waits until the others have read it. It exits by
    `os._exit`, past JAX's shutdown barrier, at which it would wait for the others, which hang in a collective.
 """
 
@@ -32,15 +33,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deberta_jax.errors import is_expected, one_line
+from deberta_jax.errors import UserError, is_expected, one_line
 
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
 from .agreement import check_agreement, gather_facts
 from .compilation_cache import enable_compilation_cache
 from .death_notice import DeathNotice
-from .exit_codes import DONE, RESTART, StoppedError, exit_code, is_runtime_failure
+from .exit_codes import DONE, RESTART, RestartError, StoppedError, exit_code, is_runtime_failure
+from .folder_lock import lock_folder
 from .phases import PhaseTimer
 from .processes import coordination_client
+from .shared_folder import check_shared_folder
+from .solo_watchdog import SoloWatchdog
 from .watchdog import Watchdog
 
 _REMIND_SECONDS = 20
@@ -61,41 +65,50 @@ class Hosts:
         self.first = self.index == 0
         self.phases = PhaseTimer()
         self._max_seconds = max_seconds
-        self._signaled = False
+        self._signaled: signal.Signals | None = None
+        self._asked = 0  # number of calls of stop_requested, the same on all processes
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Makes SIGTERM request a stop instead of ending the process, inside the context.
+        """Makes SIGTERM and SIGHUP request a stop instead of ending the process, inside the context.
 
-        With several processes JAX's preemption service handles the signal.
+        With several processes JAX's preemption service handles SIGTERM, as which SIGHUP is passed on to it. SIGHUP
+        keeps being ignored where it is, as under nohup.
         """
-        if _preemption_service() or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def note(*_: object) -> None:
-            self._signaled = True
+        def note(number: int, _: object) -> None:
+            if _preemption_service():
+                os.kill(os.getpid(), signal.SIGTERM)
+            self._signaled = signal.Signals(number)
 
-        before = signal.signal(signal.SIGTERM, note)
+        handled = [] if _preemption_service() else [signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handled.append(signal.SIGHUP)
+        before = {number: signal.signal(number, note) for number in handled}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def stop_requested(self, step: int) -> bool:
-        """Returns whether to save and stop after this step. Collective: every process calls it after every step.
+    def stop_requested(self) -> bool:
+        """Returns whether to save and stop now. Collective: every process calls it at the same points.
 
         Returns:
           The same answer on every process.
         """
-        if self.first and not self._signaled and self._out_of_time():
-            self._signaled = True
+        self._asked += 1
+        if self.first and self._signaled is None and self._out_of_time():
+            self._signaled = signal.SIGTERM
             if _preemption_service():
-                # Only a notice of preemption stops all processes at the same step, so process 0 sends itself one.
+                # Only a notice of preemption stops all processes at the same point, so process 0 sends itself one.
                 os.kill(os.getpid(), signal.SIGTERM)
         if _preemption_service():
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._signaled
+            return multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._signaled is not None
 
     def stopped(self, step: int) -> StoppedError:
         """Returns the exception to raise once `step` is saved. Collective."""
@@ -107,7 +120,8 @@ class Hosts:
             return StoppedError(
                 f"stopped after --max-seconds {self._max_seconds:g}: step {step} is saved; {resume}", DONE
             )
-        return StoppedError(f"preempted (SIGTERM): step {step} is saved; {resume}. Exit code {RESTART}", RESTART)
+        name = (self._signaled or signal.SIGTERM).name
+        return StoppedError(f"preempted ({name}): step {step} is saved; {resume}. Exit code {RESTART}", RESTART)
 
     def _out_of_time(self) -> bool:
         return self._max_seconds is not None and self.phases.elapsed >= self._max_seconds
@@ -117,15 +131,22 @@ class Hosts:
 def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     """Connects the processes of a run, checks that they agree, and watches over them inside the context.
 
-    With one process, errors pass through. With several, an error that leaves the context on one of them is printed with
-    the name of its host and ends all processes by `os._exit` with one exit code (see `exit_codes`). That includes the
-    UserError of processes which differ in settings, code, versions or clock.
+    With one process, errors pass through, except that a failure after which another start may succeed becomes a
+    RestartError. With several, an error that leaves the context on one of them is printed with the name of its host and
+    ends all processes by `os._exit` with one exit code (see `exit_codes`). That includes the UserError of processes
+    which differ in settings, code, versions or clock.
+
+    Raises:
+      UserError: another run uses the output folder, or JAX computes in 64 bits.
     """
     _start_runtime(config.hosts)
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError("jax_enable_x64 is on, which changes the types of all arrays; unset JAX_ENABLE_X64")
     enable_compilation_cache(config)
     hosts = Hosts(max_seconds=config.max_seconds)
     if hosts.count == 1:
-        yield hosts
+        with _alone(config, hosts), lock_folder(config.output):
+            yield hosts
         return
     client = coordination_client()
     try:
@@ -152,7 +173,9 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     )
     watchdog.start()
     try:
-        yield hosts
+        with lock_folder(config.output) if hosts.first else contextlib.nullcontext():
+            check_shared_folder(client, config.output, index=hosts.index, names=names)
+            yield hosts
     except StoppedError:
         notice.cancel()
         watchdog.stop()
@@ -161,6 +184,21 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
         _exit_all(names[hosts.index], error, watchdog=watchdog, notice=notice, config=config.hosts)
     notice.cancel()
     watchdog.stop()
+
+
+@contextlib.contextmanager
+def _alone(config: PretrainConfig | FinetuneConfig, hosts: Hosts) -> Iterator[None]:
+    """Watches over the only process of a run."""
+    watchdog = SoloWatchdog(hosts.phases, config.hosts)
+    watchdog.start()
+    try:
+        yield
+    except Exception as error:
+        if exit_code(error) == RESTART and not isinstance(error, RestartError):
+            raise RestartError(f"{one_line(error)}. Run the same command again to continue") from error
+        raise
+    finally:
+        watchdog.stop()
 
 
 def _start_runtime(config: HostsConfig) -> None:
@@ -176,6 +214,8 @@ def _start_runtime(config: HostsConfig) -> None:
     threading.Thread(target=_remind, args=(connected, config), daemon=True).start()
     try:
         if config.coordinator is not None:
+            if config.index == 0:
+                settings["coordinator_bind_address"] = _bind_address(config.coordinator)
             jax.distributed.initialize(config.coordinator, config.count, config.index, **settings)
             return
         try:
@@ -188,6 +228,20 @@ def _start_runtime(config: HostsConfig) -> None:
                 raise
     finally:
         connected.set()
+
+
+def _bind_address(coordinator: str) -> str | None:
+    """Returns the address at which process 0 listens: the coordinator's, if it is one of this machine.
+
+    None means all interfaces, JAX's default. It is needed behind an address translation, where this machine does not
+    have the address under which the others reach it.
+    """
+    host, _, _ = coordinator.rpartition(":")
+    try:
+        with socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return coordinator
+    except OSError:
+        return None
 
 
 def _remind(connected: threading.Event, config: HostsConfig) -> None:

@@ -8,12 +8,11 @@ import json
 from collections.abc import Sequence
 
 from ..configs import HostsConfig
+from .step_limit import StepLimit
 
-_STEP_PHASES = ("input", "step")  # phases that take no longer than a step
 # The order of the phases within a step. All phases that are missing come first.
 _PHASE_ORDER = {"input": 0, "compile": 1, "step": 1, "save": 2, "evaluate": 2}
 _FINISHED = -1  # the beat of a process that has ended as it should
-_STEPS_REMEMBERED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +78,12 @@ class Progress:
         self._index, self._names, self._config = index, names, config
         self._heard: dict[int, _Heard] = {}
         self._answered = 0.0
-        self._step_seconds: list[float] = []  # durations of the last steps of this process
-        self._first_step, self._newest_step, self._entered = 0, 0, 0.0
+        self._step_limit = StepLimit(config)
 
     def start(self, now: float) -> None:
         """Counts every process as alive at `now`: JAX's runtime starts only when all of them have connected."""
         self._heard = {process: _Heard(None, now) for process in range(len(self._names))}
-        self._answered = self._entered = now
+        self._answered = now
 
     def record(self, reports: dict[int, Report], now: float) -> None:
         """Stores reports just read from the coordination service, which has answered at `now`."""
@@ -97,13 +95,7 @@ class Progress:
 
     def time_step(self, step: int, now: float) -> None:
         """Notes that this process works on `step` at `now`. The durations of its steps set the limit for one step."""
-        if step <= self._newest_step:
-            return
-        self._first_step = self._first_step or step
-        if self._newest_step > self._first_step:  # the first step includes its compilation
-            seconds = (now - self._entered) / (step - self._newest_step)
-            self._step_seconds = [*self._step_seconds[-_STEPS_REMEMBERED + 1 :], seconds]
-        self._newest_step, self._entered = step, now
+        self._step_limit.time_step(step, now)
 
     def failure(self, mine: Report, now: float) -> str | None:
         """Returns why the run cannot continue, naming the guilty processes, or None.
@@ -120,7 +112,7 @@ class Progress:
         # The blockers' time counts as well: a process that waited a minute for one that compiled has not waited a
         # minute for the step which that one takes now.
         seconds = min([mine.seconds, *(report.seconds + now - seen for report, seen in blockers)])
-        limit = self._limit([mine.phase, *(report.phase for report, _ in blockers)])
+        limit = self._step_limit.of_phases([mine.phase, *(report.phase for report, _ in blockers)])
         if seconds > limit:
             return (
                 f"stalled: {self._names[self._index]} has been in step {mine.step}, {mine.phase} for {seconds:.0f} s "
@@ -162,17 +154,6 @@ class Progress:
             for process, last in dict(self._heard).items()
             if last.report and not last.report.finished
         }
-
-    def _limit(self, phases: list[str]) -> float:
-        """Returns how many seconds a process may go without progress while it, or one it waits for, is in `phases`.
-
-        A process that waits in a step for one that still compiles has the limit of a compilation: not all processes
-        find a program in the compilation cache.
-        """
-        if any(phase not in _STEP_PHASES for phase in phases):
-            return self._config.slow_after
-        # The fastest step and not the median: the first steps after a start wait for the last process that compiles.
-        return max(self._config.stall_after, 10 * min(self._step_seconds, default=0.0))
 
 
 def _furthest_behind(reports: dict[int, Report]) -> list[int]:

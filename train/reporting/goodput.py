@@ -17,10 +17,10 @@ FILE = "goodput.jsonl"
 
 
 class GoodputLog:
-    """Writes the account of this start, in one process of the run."""
+    """The account of this start, in one process of the run."""
 
-    def __init__(self, folder: Path, phases: PhaseTimer) -> None:
-        self._path, self._phases = folder / FILE, phases
+    def __init__(self, phases: PhaseTimer) -> None:
+        self._phases = phases
         self._began = time.time() - phases.elapsed
         self._first = 0
 
@@ -28,8 +28,8 @@ class GoodputLog:
         """Sets the step that this start resumes from."""
         self._first = step
 
-    def write(self, step: int) -> None:
-        """Writes the account up to this step. Call it periodically: time since the last call is lost on a crash."""
+    def account(self, step: int) -> str:
+        """Returns the line up to this step. Write it periodically: time since the last line is lost on a crash."""
         line = {
             "began": round(self._began, 3),
             "written": round(time.time(), 3),
@@ -37,8 +37,7 @@ class GoodputLog:
             "step": step,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self._phases.seconds().items()},
         }
-        with open(self._path, "a", encoding="utf-8") as lines:
-            lines.write(to_json(line) + "\n")
+        return to_json(line)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,20 @@
 
 `metrics.jsonl` holds one JSON object per line: `{"step": 10, "generator_loss": 9.1, ...}` for a training step and
 `{"step": 1000, "eval/generator_loss": 7.2, ...}` for an evaluation. A value that is not finite is written as null,
-because JSON has no NaN. `tensorboard/` holds the same scalars. All values are plain floats, so that no call here waits
-for a device.
+because JSON has no NaN. `tensorboard/` holds the same scalars.
+
+No call waits for a device or a disk: all values are plain floats, and threads write the files (see `background`).
+Lines of metrics.jsonl and goodput.jsonl that cannot be written are tried again. After an error the file of TensorBoard
+is given up.
 """
 
-import functools
+import contextlib
 import math
+import os
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -19,12 +24,12 @@ from rich.text import Text
 from deberta_jax.strict_json import to_json
 
 from ..hosts.join import Hosts
+from .background import LineFile, LogThread
+from .goodput import FILE as GOODPUT_FILE
 from .goodput import GoodputLog, read_goodput
 from .jsonl import read_records, write_records
 from .progress import ProgressLine, Speed, describe_metrics
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+from .tensorboard import EventFile, Scalars
 
 _LINES_PER_HEADER = 20
 _REFRESH_SECONDS = 0.1
@@ -39,6 +44,7 @@ class Reporter(Protocol):
     def step(self, step: int, metrics: dict[str, float]) -> None: ...
     def evaluation(self, step: int, metrics: dict[str, float], name: str = "held-out") -> None: ...
     def message(self, text: str) -> None: ...
+    def flush(self) -> None: ...
 
 
 def open_reporter(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_step: int, every: int) -> Reporter:
@@ -46,8 +52,20 @@ def open_reporter(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_st
     if not hosts.first:
         return SilentReporter()
     folder.mkdir(parents=True, exist_ok=True)
-    goodput = GoodputLog(folder, hosts.phases)
+    goodput = GoodputLog(hosts.phases)
     return RunReporter(folder, total_steps=total_steps, tokens_per_step=tokens_per_step, every=every, goodput=goodput)
+
+
+class RunConsole(Console):
+    """Standard output whose reader may go away, and which may be a file on a full disk: training goes on.
+
+    rich would end the process when the reader is gone.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Python flushes standard output when it exits, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class SilentReporter:
@@ -61,6 +79,7 @@ class SilentReporter:
     def step(self, step: int, metrics: dict[str, float]) -> None: ...
     def evaluation(self, step: int, metrics: dict[str, float], name: str = "held-out") -> None: ...
     def message(self, text: str) -> None: ...
+    def flush(self) -> None: ...
 
 
 class RunReporter:
@@ -91,21 +110,20 @@ class RunReporter:
         for name, value in (("tokens_per_step", tokens_per_step), ("every", every)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        # Imported here rather than at the first step: tensorboardX imports PyTorch where it is installed, which takes
-        # 5 to 15 seconds, and the other processes would wait for this one. Not imported at the top, because every
-        # command imports this module.
-        from tensorboardX import SummaryWriter
-
-        self._open_tensorboard = SummaryWriter
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total = total_steps
         self._every = every
         self._speed = Speed(tokens_per_step)
-        self._console = console or Console()
+        self._console = console or RunConsole()
         self._first_step: int | None = None
         self._goodput, self._reached = goodput, 0
-        self._lines = open(self._folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._metrics = self._open_log("metrics.jsonl")
+        self._goodput_lines = None if goodput is None else self._open_log(GOODPUT_FILE)
+        self._events = EventFile(self._folder / "tensorboard")
+        self._tensorboard = LogThread(
+            "tensorboard/", self._events.write, retries=False, say=self.message, finish=self._events.close
+        )
         self._header = ""
         self._lines_since_header = 0
         self._live: Live | None = None  # started with the first step, so that earlier messages stay above it
@@ -122,12 +140,12 @@ class RunReporter:
 
         Call it before the first `step`. The file is replaced atomically.
         """
-        self._lines.close()
         path = self._folder / "metrics.jsonl"
         # From step 1 on: a run of no steps evaluates at step 0, and the next start repeats that.
-        write_records(path, [record for record in read_records(path) if 0 < record["step"] <= step])
-        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._first_step, self._reached = (step + 1 if step else 0), step
+        kept = [record for record in read_records(path) if 0 < record["step"] <= step] if path.is_file() else []
+        write_records(path, kept)
+        self._first_step = self._events.first_step = step + 1 if step else 0
+        self._reached = step
         if self._goodput is not None:
             self._goodput.resume_at(step)
 
@@ -135,8 +153,7 @@ class RunReporter:
         """Logs the metrics of one training step."""
         self._write(step, metrics)
         self._reached = step
-        if self._goodput is not None:
-            self._goodput.write(step)
+        self._write_goodput()
         now = time.monotonic()
         self._speed.update(step, now)
         line = ProgressLine(step, self._total, metrics, self._speed)
@@ -154,41 +171,51 @@ class RunReporter:
 
     def message(self, text: str) -> None:
         """Prints a line above the live line."""
-        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
+        with contextlib.suppress(OSError):  # what cannot be shown is in metrics.jsonl
+            self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
+
+    def flush(self) -> None:
+        """Waits until metrics.jsonl holds everything that was logged; gives up after some seconds if it cannot."""
+        self._metrics.flush()
 
     def close(self) -> None:
         """Leaves the live line in its last state, closes the files and prints the goodput."""
         if self._live is not None:
-            self._live.refresh()
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.refresh()
+                self._live.stop()
             self._live = None
-        self._lines.close()
-        if "_tensorboard" in self.__dict__:  # the cached property was used
-            self._tensorboard.close()
+        if self._first_step is not None:
+            self._write_goodput()
+        for log in (self._metrics, self._goodput_lines, self._tensorboard):
+            if log is not None:
+                log.close()
         if self._goodput is not None and self._first_step is not None:
-            self._goodput.write(self._reached)
-            self.message(str(read_goodput(self._folder)))
+            with contextlib.suppress(FileNotFoundError):  # nothing could be written
+                self.message(str(read_goodput(self._folder)))
 
-    @functools.cached_property
-    def _tensorboard(self) -> "SummaryWriter":
-        # Created with the first value: TensorBoard then drops what an earlier start logged after the step resumed from.
-        return self._open_tensorboard(str(self._folder / "tensorboard"), purge_step=self._first_step)
+    def _open_log(self, name: str) -> LogThread[str]:
+        return LogThread(name, LineFile(self._folder / name).write, retries=True, say=self.message)
+
+    def _write_goodput(self) -> None:
+        if self._goodput is not None and self._goodput_lines is not None:
+            self._goodput_lines.put(self._goodput.account(self._reached))
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
-        self._lines.write(to_json({"step": step, **metrics}) + "\n")
-        self._lines.flush()
-        for key, value in metrics.items():
-            if math.isfinite(value):  # tensorboardX logs a warning for each value that is not finite
-                self._tensorboard.add_scalar(key, value, step)
+        self._metrics.put(to_json({"step": step, **metrics}))
+        # tensorboardX logs a warning for each value that is not finite.
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        self._tensorboard.put(Scalars(step, finite))
 
     def _show_live(self, line: ProgressLine, now: float) -> None:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
-            self._live.start()
-        self._live.update(line)
-        if now - self._last_refresh >= _REFRESH_SECONDS:
-            self._live.refresh()
-            self._last_refresh = now
+        with contextlib.suppress(OSError):  # the terminal was closed
+            self._live.start()  # does nothing if it has started
+            self._live.update(line)
+            if now - self._last_refresh >= _REFRESH_SECONDS:
+                self._live.refresh()
+                self._last_refresh = now
 
     def _print_plain(self, line: ProgressLine) -> None:
         header, values = line.as_row(self._console.width)

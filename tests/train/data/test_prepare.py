@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from deberta_jax.errors import UserError
 from deberta_jax.train.data import prepare as prepare_module
 from deberta_jax.train.data.prepare import open_corpus, prepare
 from deberta_jax.train.data.text import (
@@ -160,6 +161,38 @@ def test_interrupt_leaves_no_files(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare([text], Interrupted(), tmp_path / "c", sequence_length=64, boundary="line")
     assert list(tmp_path.iterdir()) == [text]
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "mount point", "link", "current folder", "leftovers"])
+def test_an_existing_folder_receives_the_corpus(tmp_path, monkeypatch, kind):
+    """None of these can be replaced by a folder that is renamed."""
+    text = write(tmp_path / "a.txt", story(50))
+    real = tmp_path / "real"
+    real.mkdir()
+    output = real
+    if kind == "mount point":
+        (real / "lost+found").mkdir()
+    elif kind == "link":
+        output = tmp_path / "link"
+        output.symlink_to(real)
+    elif kind == "current folder":
+        monkeypatch.chdir(real)
+        output = "."
+    elif kind == "leftovers":
+        (real / ".real.abc.tmp").mkdir()
+    before = {path.name for path in real.iterdir()}
+    settings = {"sequence_length": 64, "boundary": "line", "held_out_fraction": 0.1}
+    corpus = prepare([text], Words(), output, **settings)
+    assert open_corpus(real).train == corpus.train
+    names = {file.name for file in (*corpus.train.files, *corpus.held_out.files)}
+    assert {path.name for path in real.iterdir()} - before == names | {"manifest.json"}
+    assert prepare([text], Words(), output, **settings).fingerprint == corpus.fingerprint
+
+
+def test_a_broken_link_is_refused_before_the_work(tmp_path):
+    (tmp_path / "c").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="c is a broken link; delete it or choose another folder"):
+        prepare([write(tmp_path / "a.txt", story(5))], Words(), tmp_path / "c", sequence_length=64, boundary="line")
 
 
 def test_full_disk_is_reported_in_one_line_and_leaves_no_files(tmp_path):

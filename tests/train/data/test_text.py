@@ -13,6 +13,7 @@ from deberta_jax.train.data.text import (
     MINIMUM_PIECE,
     RowPacker,
     TextError,
+    describe_ignored,
     embedded_corpus,
     encode_documents,
     read_documents,
@@ -72,7 +73,32 @@ def test_compressed_files_and_folders(tmp_path):
     (folder / "c.txt.xz").write_bytes(lzma.compress(b"c"))
     write(folder / "notes.md", "not text")
     assert read(folder) == ["a", "b", "c"]
+    assert describe_ignored([folder]) == f"not read, because they do not end in .txt, .gz, .xz: {folder / 'notes.md'}"
     assert list(read_documents([folder / "c.txt.xz", str(folder / "a.gz")])) == ["c", "a"]
+
+
+def test_folders_are_read_with_their_subfolders_and_whatever_the_case(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "b" / "c").mkdir(parents=True)
+    write(folder / "B.TXT", "first")
+    (folder / "b" / "c" / "d.GZ").write_bytes(gzip.compress(b"second"))
+    (folder / "b" / "again").symlink_to(folder)  # a loop
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "e.txt", "linked")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    write(folder / ".hidden.txt", "no")
+    assert read(folder) == ["first", "second", "linked"]
+    assert describe_ignored([folder]) == ""
+    for number in range(7):
+        write(folder / f"{number}.pdf", "x")
+    assert describe_ignored([folder]).endswith("4.pdf and 2 more")
+
+
+def test_a_broken_link_is_an_error(tmp_path):
+    write(tmp_path / "a.txt", "a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(TextError, match=r"b\.txt is a broken link"):
+        read(tmp_path)
 
 
 def damaged(data: bytes) -> bytes:

@@ -157,7 +157,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     """Step 8 is due for an evaluation, which the next start makes up for."""
     with monkeypatch.context() as patch:
-        patch.setattr(Hosts, "stop_requested", lambda _, number: number == stop_at)
+        patch.setattr(Hosts, "stop_requested", lambda hosts: hosts.phases.step == stop_at)
         with pytest.raises(StoppedError):
             home.train()
     assert stop_at in home.saved

@@ -1,6 +1,7 @@
 """Real processes on loopback: a run resumes on another number of hosts, and a lost or different host is named."""
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -152,6 +153,29 @@ def test_a_host_with_other_settings_is_refused_by_name(home: Path, tmp_path: Pat
     for process in processes:
         assert re.search(r"process 1 on \S+: settings\.seed is 7, elsewhere 0\. On all hosts, install", process.output)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_host_with_other_settings_of_jax_is_refused_by_name(home: Path, tmp_path: Path) -> None:
+    """Random numbers would differ silently."""
+    command = arguments(home, tmp_path, steps=10, save_every=1000)
+    variables = {1: {"JAX_THREEFRY_PARTITIONABLE": "false"}}
+    with cluster(command, tmp_path / "logs", count=2, extra_environment=variables) as processes:
+        assert [process.wait_for_exit(PATIENCE) for process in processes] == [1, 1]
+    for process in processes:
+        assert "jax.config.jax_threefry_partitionable is false, elsewhere true" in process.output
+
+
+def test_hosts_that_do_not_share_the_output_are_refused(home: Path, tmp_path: Path, monkeypatch) -> None:
+    """Each host has its own disk under the same path."""
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    disks = {index: tmp_path / f"disk-{index}" for index in range(2)}
+    for disk in disks.values():
+        disk.mkdir()
+    command = arguments(home, Path("run"), steps=10, save_every=1000)
+    with cluster(command, tmp_path / "logs", count=2, working_folders=disks) as processes:
+        assert [process.wait_for_exit(PATIENCE) for process in processes] == [1, 1]
+    for process in processes:
+        assert "--output run is not the same folder on all hosts: process 1 on" in process.output
 
 
 def test_fine_tuning_counts_every_example_once_on_two_hosts(one_layer_model: Path, tmp_path: Path) -> None:

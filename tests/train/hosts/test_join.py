@@ -1,5 +1,6 @@
 """Stops of a run, and the settings of its processes, on one process."""
 
+import errno
 import os
 import signal
 import threading
@@ -8,34 +9,47 @@ from pathlib import Path
 import jax
 import pytest
 
+from deberta_jax.errors import UserError
+from deberta_jax.train.checkpoints.storage_faults import StorageDownError
 from deberta_jax.train.configs import HostsConfig, PretrainConfig
 from deberta_jax.train.hosts import join, phases
 from deberta_jax.train.hosts.compilation_cache import enable_compilation_cache
-from deberta_jax.train.hosts.exit_codes import StoppedError
+from deberta_jax.train.hosts.exit_codes import RestartError, StoppedError
 from deberta_jax.train.hosts.join import Hosts, join_run
 
 from ...support.fake_time import fake_time
 
 
-def test_a_signal_requests_a_stop_and_the_old_handler_is_restored() -> None:
-    hosts, before = Hosts(), signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_requests_a_stop_and_the_old_handler_is_restored(number: signal.Signals) -> None:
+    hosts, before = Hosts(), signal.getsignal(number)
     with hosts.listening():
-        assert not hosts.stop_requested(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert hosts.stop_requested(2)
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert not hosts.stop_requested()
+        os.kill(os.getpid(), number)
+        assert hosts.stop_requested()
+    assert signal.getsignal(number) is before
     stopped = hosts.stopped(2)
     assert isinstance(stopped, StoppedError)
     assert stopped.code == 42
-    assert "preempted (SIGTERM): step 2 is saved" in str(stopped)
+    assert f"preempted ({number.name}): step 2 is saved" in str(stopped)
+
+
+def test_nohup_is_respected() -> None:
+    hosts, before = Hosts(), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with hosts.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not hosts.stop_requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_time_limit_requests_a_stop_and_is_not_a_failure(monkeypatch) -> None:
     clock = fake_time(monkeypatch, phases)
     hosts = Hosts(max_seconds=60)
-    assert not hosts.stop_requested(1)
+    assert not hosts.stop_requested()
     clock.now += 60
-    assert hosts.stop_requested(2)
+    assert hosts.stop_requested()
     assert hosts.stopped(2).code == 0
     assert "stopped after --max-seconds 60: step 2 is saved" in str(hosts.stopped(2))
 
@@ -49,6 +63,44 @@ def join_and_fail(config: PretrainConfig) -> None:
 def test_one_process_joins_alone_and_its_errors_pass_through(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="a failure of training"):
         join_and_fail(PretrainConfig(output=tmp_path, tokenizer=tmp_path))
+
+
+def fail(config: PretrainConfig, error: Exception) -> None:
+    with join_run(config):
+        raise error
+
+
+def test_a_failure_of_storage_asks_for_another_start(tmp_path: Path) -> None:
+    config = PretrainConfig(output=tmp_path, tokenizer=tmp_path)
+    with pytest.raises(RestartError, match=r"Input/output error.*Run the same command again") as caught:
+        fail(config, OSError(errno.EIO, "Input/output error"))
+    assert caught.value.exit_status == 42
+    with pytest.raises(StorageDownError):  # asks already
+        fail(config, StorageDownError("storage is down"))
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    config = PretrainConfig(output=tmp_path / "run", tokenizer=tmp_path)
+    with join_run(config):
+        assert (tmp_path / "run" / "run.lock").is_file()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_64_bits_are_refused(tmp_path: Path) -> None:
+    with jax.enable_x64(True), pytest.raises(UserError, match="unset JAX_ENABLE_X64"):
+        join_and_fail(PretrainConfig(output=tmp_path, tokenizer=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "address"),
+    [
+        ("127.0.0.1:1234", "127.0.0.1:1234"),
+        ("localhost:1234", "localhost:1234"),
+        ("192.0.2.1:1234", None),  # TEST-NET, never an address of this machine
+    ],
+)
+def test_the_coordinator_listens_on_its_own_address(coordinator: str, address: str | None) -> None:
+    assert join._bind_address(coordinator) == address
 
 
 def test_a_host_that_waits_for_others_says_so(capsys, monkeypatch) -> None:

@@ -39,10 +39,6 @@ class View:
                 return verdict
         return None
 
-    def take_step(self, step: int, seconds: float) -> None:
-        self.progress.time_step(step, self.now)
-        self.now += seconds
-
 
 def test_nobody_is_blamed_while_all_take_steps() -> None:
     view = View()
@@ -129,14 +125,6 @@ def test_slow_phases_may_last_longer_and_so_may_the_wait_for_one(compiling: set[
     verdict = view.pass_time(10)
     assert verdict is not None
     assert "(limit 120)" in verdict
-
-
-def test_long_steps_raise_the_limit_and_the_first_one_does_not_count() -> None:
-    view = View()
-    for step, seconds in ((3, 0.125), (4, 50.0), (5, 40.0), (6, 0.0)):  # resumed from step 2
-        view.take_step(step, seconds)
-    assert view.progress._limit(["step", "input"]) == 400
-    assert view.progress._limit(["step", "save"]) == 1800
 
 
 def test_a_report_survives_the_store() -> None:

@@ -35,10 +35,10 @@ def test_goodput_counts_steps_once_and_the_time_between_starts(tmp_path: Path) -
 def test_the_log_can_be_read_back(tmp_path: Path, monkeypatch) -> None:
     clock = fake_time(monkeypatch, phases)
     timer = PhaseTimer()
-    log = GoodputLog(tmp_path, timer)
+    log = GoodputLog(timer)
     log.resume_at(3)
     timer.enter("step", 4)
     clock.now += 0.5
-    log.write(4)
+    (tmp_path / "goodput.jsonl").write_text(log.account(4) + "\n")
     goodput = read_goodput(tmp_path)
     assert (goodput.starts, goodput.useful) == (1, 0.5)

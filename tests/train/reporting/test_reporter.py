@@ -1,9 +1,12 @@
 """Reports: files that hold each step once, lines that fit the screen, curves from made-up numbers."""
 
+import errno
 import io
 import json
 import logging
 import math
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -65,7 +68,8 @@ def read_tensorboard(folder):
 def test_files_hold_steps_and_evaluations(tmp_path):
     with make(tmp_path) as reporter:
         reporter.step(1, {"loss": 2.5, "grad_norm": math.nan})
-        assert read(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]  # on disk at once
+        reporter.flush()
+        assert read(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]
         reporter.evaluation(1, {"accuracy": 0.5})
         reporter.evaluation(1, {"accuracy": 0.25}, name="mismatched")
     assert read(tmp_path)[1:] == [{"step": 1, "eval/accuracy": 0.5}, {"step": 1, "eval/mismatched/accuracy": 0.25}]
@@ -182,3 +186,34 @@ def test_bad_counts_are_refused(tmp_path, name):
     counts = {"total_steps": 1, "tokens_per_step": 1, "every": 1, name: 0}
     with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
         RunReporter(tmp_path, **counts)
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_screen_that_cannot_be_written_does_not_stop_the_run(tmp_path):
+    for terminal in (False, True):
+        console = Console(file=FullDisk(), force_terminal=terminal)
+        with make(tmp_path / str(terminal), console, every=1) as reporter:
+            reporter.step(1, {"loss": 1.0})
+            reporter.message("saved")
+        assert read(tmp_path / str(terminal)) == [{"step": 1, "loss": 1.0}]
+
+
+def test_training_goes_on_when_the_reader_of_its_output_is_gone(tmp_path):
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom deberta_jax.train.reporting.reporter import RunReporter\n"
+        "with RunReporter(Path(sys.argv[1]), total_steps=999, tokens_per_step=1, every=1) as reporter:\n"
+        "    for step in range(1, 1000):\n        reporter.step(step, {'loss': 1.0})\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    run.stdout.readline()
+    run.stdout.close()
+    error = run.stderr.read()
+    run.stderr.close()
+    assert (run.wait(), error) == (0, b"")
+    assert read(tmp_path)[-1]["step"] == 999
