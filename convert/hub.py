@@ -45,10 +45,12 @@ def download(source: str, *, filename: str | None = None, files: Sequence[str] =
         hub cannot be reached and there is no copy; or `huggingface_hub` is not installed.
     """
     others = (*_OTHER_FILES, *files)
+    folder = None
     for weights in ((filename,),) if filename else _WEIGHT_PATTERNS:
         folder = _snapshot(source, _with_subfolder((*others, *weights)), skip_generator=filename is None)
         if any(any(folder.glob(pattern)) for pattern in _with_subfolder(weights)):
             return folder
+    assert folder is not None
     raise MissingFileError(f"no folder {source}, and {_describe_repository(source, folder, filename)}")
 
 

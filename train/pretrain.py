@@ -40,6 +40,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import PretrainConfig
+from .data.prepare import boundary_hint
 from .data.text import describe_ignored
 from .engine.accumulation import accumulate, check_batch_size
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
@@ -127,6 +128,8 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'random weights')}")
         if ignored := describe_ignored(config.data.text):
             reporter.message(ignored)
+        if config.data.text and config.data.boundary is None and (hint := boundary_hint(rows.corpus)):
+            reporter.message(hint)
         plan = TrainingRun(
             steps=config.steps,
             log_every=config.log_every,

@@ -21,8 +21,10 @@ from .checkpoints.checksums import tree_digest
 from .checkpoints.manifest import DIGESTS
 from .configs import PretrainConfig
 from .data.batches import TrainingBatches, held_out_batches
+from .data.corpus import Corpus, open_corpus
 from .data.masking import MaskingConfig
-from .data.prepare import Corpus, embedded_corpus, open_corpus, prepare
+from .data.prepare import prepare
+from .data.text import embedded_corpus
 from .model_folders import model_folder
 
 BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")

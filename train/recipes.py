@@ -21,7 +21,8 @@ from deberta_jax.errors import UserError
 from deberta_jax.sift import SiftConfig
 
 from . import finetune
-from .configs import FinetuneConfig, OptimizerConfig, RegularizationConfig, TaskDataConfig
+from .configs import FinetuneConfig, OptimizerConfig, RegularizationConfig
+from .task_configs import TaskDataConfig
 
 _V1 = ("deberta-base", "deberta-large", "deberta-xlarge")
 _V2 = ("deberta-v2-xlarge", "deberta-v2-xxlarge")

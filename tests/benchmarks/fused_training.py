@@ -31,7 +31,7 @@ from deberta_jax.rtd import RTDConfig, RTDModels, init_params
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.data import train_tokenizer as tokenizer
 from deberta_jax.train.data.batches import TrainingBatches
-from deberta_jax.train.data.prepare import Corpus
+from deberta_jax.train.data.corpus import Corpus
 from deberta_jax.train.data.text import embedded_corpus
 from deberta_jax.train.engine.state import training_key
 from deberta_jax.train.pretrain import (

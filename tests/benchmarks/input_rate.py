@@ -32,8 +32,9 @@ import numpy as np
 from deberta_jax import Tokenizer
 from deberta_jax.sharding import make_mesh, place_batch
 from deberta_jax.train.data import batches as data
+from deberta_jax.train.data.corpus import Corpus
 from deberta_jax.train.data.masking import MaskingConfig
-from deberta_jax.train.data.prepare import Corpus, prepare
+from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.data.train_tokenizer import train_tokenizer
 from deberta_jax.train.pretrain_setup import BATCH_FIELDS

@@ -29,6 +29,7 @@ FLOORS = (
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (
     {"settings", "model_folders"},
+    {"task_configs"},
     {"configs"},
     {"hosts", "data"},
     {"checkpoints", "reporting"},

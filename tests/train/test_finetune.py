@@ -158,7 +158,7 @@ def test_another_content_of_the_same_files_is_refused(
     shutil.copytree(home / "model", model)
     config = settings(home, tmp_path / "run", train=str(train), validation=None, model=model, steps=1 + interrupted)
     with monkeypatch.context() as patch, pytest.raises(StoppedError) if interrupted else contextlib.nullcontext():
-        patch.setattr(Hosts, "stop_requested", lambda _, number: number == 1)
+        patch.setattr(Hosts, "stop_requested", lambda hosts: hosts.phases.step == 1)
         finetune.main(config)
 
     train.write_text(flipped.replace('"label": "?"', '"label": "blue"'))
@@ -299,7 +299,7 @@ def test_the_configuration_says_what_the_logits_mean(home: Path, tmp_path: Path)
     assert all(model.token_projection for model in found)
     # Interrupted runs of earlier versions have no problem_type in their checkpoints.
     task = mock.Mock(splits={"train": mock.Mock(lengths=[1])})
-    saved = identity(config, found[0], mock.Mock(fingerprint="f"), task)["configuration"]
+    saved = identity(config, found[0], mock.Mock(fingerprint="f"), task, digests={})["configuration"]
     assert saved == found[0].replace(problem_type=None).to_json()
 
 

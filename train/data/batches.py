@@ -13,8 +13,8 @@ from jaxtyping import Int, Integer, UInt64
 
 from deberta_jax.errors import UserError
 
+from .corpus import Corpus
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
-from .prepare import Corpus
 from .row_files import open_row_files
 from .text import SupportsEncoding
 

@@ -11,16 +11,17 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Integer
 
-from deberta_jax.errors import MissingFileError, UserError
+from deberta_jax.errors import UserError
 
 from ..model_folders import tokenizer_folder
+from .corpus import FORMAT, MANIFEST, Corpus, RowFile, Split, TextSource, check_identity, open_corpus
 from .masking import hash_uint64
 from .row_files import create_row_file
 from .text import (
@@ -36,110 +37,9 @@ from .text import (
     text_files,
 )
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 _SHORT = 2  # rows of at least this many average documents call for a hint
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]
-
-
-@dataclasses.dataclass(frozen=True)
-class RowFile:
-    """An ArrayRecord file of a prepared corpus: name, number of rows, and size in bytes."""
-
-    name: str
-    rows: int
-    bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """One split of a prepared corpus. `tokens` does not count [CLS], [SEP] and padding."""
-
-    documents: int
-    tokens: int
-    rows: int
-    files: tuple[RowFile, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSource:
-    """A text file that was read: its size and modification time, and the digest of the uncompressed text."""
-
-    name: str
-    bytes: int
-    mtime_ns: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """A prepared corpus: the content of its manifest. `tokenizer` is the fingerprint of the tokenizer."""
-
-    folder: Path
-    format: int
-    sequence_length: int
-    boundary: Boundary
-    held_out_fraction: float
-    seed: int
-    tokenizer: str
-    dtype: str
-    sources: tuple[TextSource, ...]
-    train: Split
-    held_out: Split
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The settings that determine the rows, together with the text."""
-        names = ("format", "sequence_length", "boundary", "held_out_fraction", "seed", "tokenizer")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest that is equal for equal rows."""
-        content = [self.identity, [source.sha256 for source in self.sources]]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def check(self, *, tokenizer: SupportsEncoding, sequence_length: int) -> None:
-        """Raises UserError if the rows have another tokenizer or length."""
-        expected = {"sequence_length": sequence_length, "tokenizer": tokenizer.fingerprint}
-        _check_identity(self, expected, "prepare the text again with these settings, or use those of the corpus")
-
-
-def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
-    """Reads the manifest of a prepared corpus and checks that each file exists and has its full size.
-
-    Raises:
-      MissingFileError: if the folder contains no manifest.
-      UserError: if the manifest is damaged or of another format, or if a file is missing or truncated.
-    """
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise MissingFileError(f"{folder} contains no {MANIFEST}; create a corpus with `deberta-jax prepare`")
-    try:
-        fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if fields["format"] != FORMAT:
-            raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
-        fields["sources"] = tuple(TextSource(**source) for source in fields["sources"])
-        for split in ("train", "held_out"):
-            files = tuple(RowFile(**file) for file in fields[split].pop("files"))
-            fields[split] = Split(**fields[split], files=files)
-        corpus = Corpus(folder=folder, **fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be used: {error}; prepare the corpus again") from None
-    for file in (*corpus.train.files, *corpus.held_out.files):
-        path = folder / file.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != file.bytes:
-            fault = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
-            raise UserError(f"{path} {fault}; copy it again, or delete {folder} and prepare the corpus again")
-    return corpus
-
-
-def _check_identity(corpus: Corpus, expected: Mapping[str, Any], advice: str) -> None:
-    for name, value in expected.items():
-        if (actual := getattr(corpus, name)) != value:
-            raise UserError(f"{corpus.folder} contains a corpus with {name} {actual!r}, not {value!r}; {advice}")
 
 
 class _SplitWriter:
@@ -288,7 +188,7 @@ def _open_existing(expected: Corpus, files: Sequence[Path]) -> Corpus:
     """Opens the corpus in the folder. Raises UserError with the first difference if it is not the expected one."""
     corpus = open_corpus(expected.folder)
     advice = "delete the folder or choose another one"
-    _check_identity(corpus, expected.identity, advice)
+    check_identity(corpus, expected.identity, advice)
     if len(files) != len(corpus.sources):
         raise UserError(f"{corpus.folder} was made from {len(corpus.sources)} text files, not {len(files)}; {advice}")
     for path, source in zip(files, corpus.sources, strict=True):

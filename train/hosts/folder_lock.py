@@ -6,7 +6,6 @@ A file that nobody touches any more is taken over.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -16,6 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deberta_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where only the age of the file counts
+    fcntl = None
 
 FILE = "run.lock"
 _TOUCH_SECONDS = 10.0
@@ -55,7 +59,8 @@ def _acquire(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if fcntl is not None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(_in_use(path)) from None
             except OSError:  # a file system without locks: only the age of the file counts
@@ -90,7 +95,7 @@ def _silence(path: Path) -> float | None:
     An owner of this machine is dead, because its lock is free.
     """
     owner = _owner(path)
-    if not owner or owner["host"] == socket.gethostname():
+    if not owner or (fcntl is not None and owner["host"] == socket.gethostname()):
         return None
     return time.time() - path.stat().st_mtime
 

@@ -85,8 +85,9 @@ class Hosts:
             self._signaled = signal.Signals(number)
 
         handled = [] if _preemption_service() else [signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            handled.append(signal.SIGHUP)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            handled.append(hangup)
         before = {number: signal.signal(number, note) for number in handled}
         try:
             yield

@@ -11,7 +11,8 @@ import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.data import prepare as prepare_module
-from deberta_jax.train.data.prepare import open_corpus, prepare
+from deberta_jax.train.data.corpus import open_corpus
+from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text import (
     TextError,
     encode_documents,

@@ -15,8 +15,8 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.data.batches import TrainingBatches
+from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.masking import MaskingConfig
-from deberta_jax.train.data.prepare import open_corpus
 
 from ...chaos import BATCH, StepRows, arguments, faulty_rows, last_step, losses, prepare_home, recorded_rows
 from ...support.cluster import Process, cluster, wait_for_success, wait_until, wait_while_running

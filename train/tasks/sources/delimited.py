@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from deberta_jax.errors import UserError
 
-from ...configs import ColumnsConfig
+from ...task_configs import ColumnsConfig
 from .cells import Cells
 from .table import Table
 

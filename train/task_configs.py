@@ -1,0 +1,77 @@
+"""The settings of a fine-tuning task: where its examples are, and how they are read."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from .settings import Flat, Positive, Range, Settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnsConfig(Settings):
+    """Names of the columns of the data; the defaults depend on the kind of the task"""
+
+    text_column: str | None = None
+    """the text (default: text), the question of a span (default: question), the list of words of tokens (default:
+    words; in CoNLL files 0, the first)"""
+    pair_column: str | None = None
+    """the second text of a pair, the question of a choice, the context of a span (default: context)"""
+    choices_columns: tuple[str, ...] = ()
+    """the choices: one column of lists, or one column per choice (default: choices)"""
+    label_column: str | None = None
+    """the label (default: label), the answers of a span (default: answers), the list of labels of tokens (default:
+    labels; in CoNLL files -1, the last)"""
+    start_column: str | None = None
+    """the position in the context, in characters, at which an answer starts, where answers are plain texts (default:
+    answer_start; without such a column the first occurrence is used)"""
+    header: bool = True
+    """the first line of .tsv, .csv and .txt files names the columns; with --no-header the names are numbers from 0"""
+    quoting: Literal["none", "csv"] | None = None
+    """csv: fields in quotation marks lose them, and may contain separators and line ends; none: quotation marks are
+    part of the text (default: csv for .csv files, none for .tsv and .txt)"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskDataConfig(Settings):
+    """The examples to train and evaluate on"""
+
+    train: str
+    """a .tsv, .csv, .txt, .json, .jsonl or .parquet file (for tokens also .conll, .conllu, .iob or .bio), a folder of
+    such files, tfds:NAME such as tfds:glue/sst2, or NAME:FILE, a published file or folder of such a set, such as
+    glue/cola:train.tsv or race/high:RACE/train/high"""
+    validation: str | None = None
+    """examples to evaluate on, in the same forms (default: with tfds the set's own validation split)"""
+    test: str | None = None
+    """examples to test the finished model on, in the same forms; they need no labels"""
+    kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
+    """kind of the task (default: that of a published set, else classification)"""
+    labels: tuple[str, ...] = ()
+    """names of the classes of classification or tokens in the order of the model's outputs; a label outside the list is
+    an error (default: the classes of the model if they include those of training, else those of the data)"""
+    columns: Annotated[ColumnsConfig, Flat] = ColumnsConfig()
+    data_dir: Path | None = None
+    """folder in which tensorflow_datasets keeps prepared sets"""
+    manual_dir: Path | None = None
+    """folder of archives that were downloaded by hand, for a machine without internet access"""
+    max_length: Positive = 128
+    """largest number of tokens per row; longer texts are cut. Batches are padded to 64, 128, 256, ... tokens"""
+    group_by_length: bool = False
+    """put texts of similar length into the same batch, for less padding"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanConfig(Settings):
+    """Answers to questions: settings of the kind span"""
+
+    max_question_length: Positive = 64
+    """largest number of tokens of a question; the context gets the other tokens of max_length (use 384 for SQuAD)"""
+    doc_stride: Positive = 128
+    """tokens between the starts of two windows of a long context; less where windows would not overlap by
+    max_answer_length"""
+    max_answer_length: Positive = 30
+    """largest number of tokens of a predicted answer"""
+    n_best: Positive = 20
+    """number of candidate answers per question in the predictions"""
+    null_threshold: Annotated[float, Range()] = 0.0
+    """margin by which the no-answer score must exceed the best span's to predict no answer; evaluation reports the
+    best threshold"""
