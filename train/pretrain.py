@@ -50,7 +50,7 @@ from .hosts.join import Hosts, join_run
 from .model_folders import tokenizer_folder
 from .pretrain_setup import (
     PretrainingRows,
-    check_vocabulary,
+    check_tables,
     identity,
     input_digests,
     load_initial_models,
@@ -86,7 +86,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     initial = load_initial_models(config, mesh)
     models_config = resolve_models(config, {name: model.config for name, model in initial.items()})
-    check_vocabulary(config, tokenizer, models_config)
+    check_tables(config, tokenizer, models_config)
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
     rows = PretrainingRows(resolve_corpus(config, tokenizer), resolve_masking(config), tokenizer, mesh)

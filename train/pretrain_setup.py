@@ -95,14 +95,25 @@ def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] 
     return models
 
 
-def check_vocabulary(config: PretrainConfig, tokenizer: Tokenizer, models: RTDConfig) -> None:
-    """Raises UserError if the tokenizer has more pieces than the models have embeddings."""
+def check_tables(config: PretrainConfig, tokenizer: Tokenizer, models: RTDConfig) -> None:
+    """Raises UserError if the models' tables are too small for the tokenizer or for the positions of a row."""
     if tokenizer.vocab_size > models.generator.vocab_size:
         raise UserError(
             f"the tokenizer in {config.tokenizer} has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
             f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
             f"a smaller tokenizer"
         )
+    reads_positions = {
+        "generator": models.generator.uses_enhanced_mask_decoder or models.generator.position_biased_input,
+        "discriminator": models.discriminator.position_biased_input,
+    }
+    for name, model in (("generator", models.generator), ("discriminator", models.discriminator)):
+        if reads_positions[name] and config.data.sequence_length > model.max_tokens:
+            raise UserError(
+                f"sequence_length is {config.data.sequence_length}, but the {name} has absolute positions for "
+                f"{model.max_tokens} tokens; give a shorter one, or a --model FILE.json with a larger "
+                "max_position_embeddings"
+            )
 
 
 def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:

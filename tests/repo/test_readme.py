@@ -35,7 +35,7 @@ def test_research_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     snippet = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
     monkeypatch.chdir(tmp_path)
     params = jax.jit(Deberta(SMALL).init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
-    save_pytorch(tmp_path / "deberta-v3-small", SMALL, {"deberta": params})
+    save_pytorch(tmp_path / "microsoft" / "deberta-v3-small", SMALL, {"deberta": params})
     ids = jnp.arange(5, 17)[None]
     names: dict = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
     exec(snippet, names)

@@ -1,10 +1,20 @@
-"""Digests of what a pre-training run starts from."""
+"""What a pre-training run starts from, and whether its settings, models and tokenizer fit together."""
+
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import pytest
 
-from deberta_jax.train.pretrain_setup import PretrainedModel, input_digests
+from deberta_jax.errors import UserError
+from deberta_jax.rtd import RTDConfig
+from deberta_jax.train.pretrain_setup import PretrainedModel, check_tables, input_digests
 
+from ..support.configs import pretrain_config
 from ..support.small_models import TINY
+
+EMD = TINY.replace(position_biased_input=False)
+BIASED = TINY.replace(position_biased_input=True)
 
 
 def test_the_weights_of_each_initial_model_count() -> None:
@@ -16,3 +26,26 @@ def test_the_weights_of_each_initial_model_count() -> None:
     after = input_digests(models | {"generator": changed})
     assert [name for name in before if before[name] != after[name]] == ["weights of the initial generator"]
     assert input_digests({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("generator", "discriminator", "refused"),
+    [
+        (EMD, EMD, "generator"),  # only its mask decoder reads absolute positions
+        (EMD.replace(mlm_head="bert"), EMD, None),  # nothing does
+        (EMD.replace(mlm_head="bert"), BIASED, "discriminator"),
+    ],
+)
+def test_rows_longer_than_the_position_table_are_refused(tmp_path: Path, generator, discriminator, refused) -> None:
+    models = RTDConfig(generator=generator, discriminator=discriminator, embedding_sharing="nes")
+    tokenizer = mock.Mock(vocab_size=TINY.vocab_size)
+    longest = TINY.max_position_embeddings
+    settings = {"output": tmp_path, "tokenizer": tmp_path}
+    check_tables(pretrain_config(**settings, sequence_length=longest), tokenizer, models)
+    config = pretrain_config(**settings, sequence_length=longest + 1)
+    if refused is None:
+        check_tables(config, tokenizer, models)
+        return
+    message = f"sequence_length is {longest + 1}, but the {refused} has absolute positions for {longest} tokens"
+    with pytest.raises(UserError, match=message):
+        check_tables(config, tokenizer, models)
