@@ -116,7 +116,7 @@ def test_conversion_and_the_readme_work_with_the_wheel_alone(wheel: Path, tmp_pa
     bin_folder, here = tmp_path / "env" / "bin", tmp_path / "empty"
     subprocess.run([bin_folder / "python", "-m", "pip", "install", "--quiet", f"{wheel}[convert]"], check=True)
     here.mkdir()
-    write_safetensors(here / "deberta-v3-small", V3, random_state(V3, MLM))
+    write_safetensors(here / "microsoft" / "deberta-v3-small", V3, random_state(V3, MLM))
 
     def run(*command: object) -> str:
         environment = {"PATH": str(bin_folder), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
@@ -126,7 +126,7 @@ def test_conversion_and_the_readme_work_with_the_wheel_alone(wheel: Path, tmp_pa
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "wrote converted" in run(bin_folder / "deberta-jax", "convert", "deberta-v3-small", "converted")
+    assert "wrote converted" in run(bin_folder / "deberta-jax", "convert", "microsoft/deberta-v3-small", "converted")
     run(bin_folder / "python", "-c", CONVERTED)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
