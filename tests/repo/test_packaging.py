@@ -115,7 +115,7 @@ def test_conversion_and_the_readme_work_with_the_wheel_alone(wheel: Path, tmp_pa
     venv.create(tmp_path / "env", with_pip=True)
     bin_folder, here = tmp_path / "env" / "bin", tmp_path / "empty"
     subprocess.run([bin_folder / "python", "-m", "pip", "install", "--quiet", f"{wheel}[convert]"], check=True)
-    here.mkdir()
+    (here / "microsoft").mkdir(parents=True)
     write_safetensors(here / "microsoft" / "deberta-v3-small", V3, random_state(V3, MLM))
 
     def run(*command: object) -> str:
