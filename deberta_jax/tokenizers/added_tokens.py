@@ -223,6 +223,8 @@ def _build_splitter(base: Vocabulary, added: AddedTokens) -> tuple[Any, dict[int
     tokenizers = import_tokenizers("a vocabulary with added tokens")
     splitter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
     normalizer = base.normalizer()
+    if normalizer is not None:  # before the tokens, whose normalized form tokenizers 0.22 computes when they are added
+        splitter.normalizer = normalizer
     normalized = set()
     for i, token in added.items():
         # A line break is a space when it is normalized. transformers fails here; it is looked for as it is.
@@ -231,8 +233,6 @@ def _build_splitter(base: Vocabulary, added: AddedTokens) -> tuple[Any, dict[int
             normalized.add(i)
         flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
         splitter.add_tokens([tokenizers.AddedToken(token.content, normalized=i in normalized, **flags)])
-    if normalizer is not None:
-        splitter.normalizer = normalizer
     id_of = {splitter.token_to_id(token.content): i for i, token in added.items()}
     return splitter, id_of, frozenset(normalized)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
+import huggingface_hub.file_download
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -55,17 +56,32 @@ def fake_hub(cache: Path) -> Iterator[FakeHub]:
         address = f"http://127.0.0.1:{server.server_port}"
         patch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in (huggingface_hub.constants, huggingface_hub.file_download):  # versions before 1 have a copy
+            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        set_offline(patch, False)
         patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         patch.setenv("DEBERTA_JAX_CACHE", str(cache / "converted"))
         try:
             yield hub
         finally:
+            reset_sessions()
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+def set_offline(patch: pytest.MonkeyPatch, offline: bool) -> None:
+    """Does what the environment variable HF_HUB_OFFLINE does, which `huggingface_hub` reads on import."""
+    patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    reset_sessions()
+
+
+def reset_sessions() -> None:
+    """Closes kept connections, which refer to an earlier server; versions before 1 keep the offline mode with them."""
+    from huggingface_hub import utils
+
+    (utils.close_session if hasattr(utils, "close_session") else utils.reset_sessions)()
 
 
 def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:

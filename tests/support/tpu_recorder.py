@@ -100,7 +100,7 @@ class Machine:
 
 def xla_flags(generation: str) -> str:
     done = subprocess.run(
-        ["bash", "-c", f"source {TPU_SCRIPTS / 'xla_flags.sh'}; xla_flags {generation}"],
+        ["bash", "-c", f"source '{TPU_SCRIPTS / 'xla_flags.sh'}'; xla_flags {generation}"],
         capture_output=True,
         text=True,
         check=True,

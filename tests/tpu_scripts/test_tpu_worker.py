@@ -62,7 +62,7 @@ def test_training_starts_once_and_its_exit_code_is_kept(worker: Machine) -> None
 
 def test_training_outlives_the_connection(worker: Machine) -> None:
     """The end of a connection sends SIGHUP to its processes."""
-    worker.run(Path("/usr/bin/setsid"), "bash", "-c", f"{WORKER} start sleep 60; kill -HUP 0")
+    worker.run(Path("/usr/bin/setsid"), "bash", "-c", f"'{WORKER}' start sleep 60; kill -HUP 0")
     assert status(worker)[0] == "running"
 
 

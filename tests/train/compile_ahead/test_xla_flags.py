@@ -99,7 +99,7 @@ def test_libtpu_accepts_the_flags_when_it_is_loaded() -> None:
 
 def test_unknown_chip_is_an_error() -> None:
     done = subprocess.run(
-        ["bash", "-c", f"source {TPU_SCRIPTS / 'xla_flags.sh'}; xla_flags v3"],
+        ["bash", "-c", f"source '{TPU_SCRIPTS / 'xla_flags.sh'}'; xla_flags v3"],
         capture_output=True,
         text=True,
         check=False,
