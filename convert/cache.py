@@ -56,7 +56,7 @@ def local_model(source: str | os.PathLike[str], *, filename: str | None = None) 
     entry = cache_folder() / f"{_label(source)}-{_digest(folder, weights)}"
     if not entry.is_dir():
         _add(folder, weights, entry)
-        print(f"converted {source}, to {entry}", file=sys.stderr, flush=True)
+        print(f"converted {source}; kept in {entry}", file=sys.stderr, flush=True)
     return entry
 
 

@@ -37,7 +37,7 @@ def test_pytorch_files_are_converted_once(
     (tmp_path / "model" / "spm.model").write_bytes(b"pieces")
     entry = cache.local_model(tmp_path / "model")
     assert entry.parent == folder
-    assert f"converted {tmp_path / 'model'}, to {entry}" in capsys.readouterr().err
+    assert f"converted {tmp_path / 'model'}; kept in {entry}" in capsys.readouterr().err
     config, params = load_pretrained(entry)
     assert config == V3
     assert_same(jax.device_get(params), to_params(STATE, V3))
