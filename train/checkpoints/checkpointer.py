@@ -59,6 +59,7 @@ from .storage_faults import (
 
 __all__ = ["CheckpointError", "Checkpointer", "Restored"]
 
+_MOST_ERRORS = 100  # that one failed save may leave behind
 _ABANDON_SECONDS = 60
 
 
@@ -273,6 +274,7 @@ class Checkpointer:
             with contextlib.suppress(OSError):
                 self._manager.reload()
             if not gather_json(step in self._manager.all_steps())[0]:
+                self._drain_errors()
                 remove_unfinished(self._folder, step)
                 return fault
             # Orbax removes an old step only after the new one is committed.
@@ -297,6 +299,12 @@ class Checkpointer:
                 raise StorageStuckError(f"storage has not answered for {time.monotonic() - self._began:.0f} s")
             time.sleep(0.005)
         self._manager.wait_until_finished()
+
+    def _drain_errors(self) -> None:
+        """Waits for what Orbax still writes of a failed save, whose errors its next save would raise as its own."""
+        for _ in range(_MOST_ERRORS):
+            if self._stuck or outcome_of(self._manager.check_for_errors).error is None:
+                return
 
     def _retry_save(self, fault: Fault) -> None:
         """Writes the pending step again until it is on disk. Collective."""

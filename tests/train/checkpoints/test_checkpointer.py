@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,26 @@ def test_what_retries_cannot_repair_fails_at_once(open_run, log: list[str], tmp_
     checkpointer.close()
     assert log == []
     assert saved_steps(tmp_path / "run") == []
+
+
+def test_late_errors_of_a_failed_save_are_not_those_of_the_next_one(open_run, tmp_path: Path, monkeypatch) -> None:
+    """Orbax still writes the metadata of the failed step when its folder is removed."""
+    checkpointer = open_run(patience=60)
+    store = checkpointer._manager._checkpointer._metadata_store._store_impl
+    update = store.update
+
+    def update_late(*arguments: Any, **options: Any) -> None:
+        time.sleep(0.3)
+        update(*arguments, **options)
+
+    monkeypatch.setattr(type(store), "update", lambda _, *arguments, **options: update_late(*arguments, **options))
+    with failing_commit(checkpointer, PermissionError(errno.EACCES, "Permission denied")):
+        checkpointer.save(1, make_state(1), {})
+        with pytest.raises(CheckpointError, match="Permission denied"):
+            checkpointer.wait()
+    checkpointer.save(2, make_state(2), {})
+    checkpointer.wait()
+    assert saved_steps(tmp_path / "run") == ["2"]
 
 
 def test_an_old_step_that_cannot_be_removed_is_only_logged(open_run, log: list[str], monkeypatch) -> None:
