@@ -7,13 +7,13 @@ from typing import Any
 
 from ..errors import UserError
 from .added_tokens import DECODER, AddedToken
-from .vocabulary import CONFIG_FILE, MASK, Vocabulary, read_json
+from .vocabulary import CONFIG_FILE, MASK, SENTENCE_FIELDS, SPECIAL_FIELDS, Vocabulary, read_json
 
 ADDED_FILE, MAP_FILE, JSON_FILE = "added_tokens.json", "special_tokens_map.json", "tokenizer.json"
 
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")  # the names in transformers 4 and 5
-_NAMED = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
+_NAMED = (*SENTENCE_FIELDS, *SPECIAL_FIELDS)
 
 
 def read_added_tokens(folder: Path, config: Mapping[str, Any], base: Vocabulary) -> dict[int, AddedToken]:
@@ -44,9 +44,8 @@ def read_added_tokens(folder: Path, config: Mapping[str, Any], base: Vocabulary)
     names = {base.piece(i) for i in base.special_ids.values()}
     mask = base.special_ids[MASK]
     if mask in tokens and base.id_of(base.piece(mask)) is None and base.piece(mask) not in known:
-        tokens[following] = AddedToken(
-            base.piece(mask), special=True
-        )  # another token has taken the id after the pieces
+        # Another token has taken the id after the pieces.
+        tokens[following] = AddedToken(base.piece(mask), special=True)
         following += 1
     for token in listed:
         if token.content in known | names:

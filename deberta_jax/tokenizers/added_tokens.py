@@ -15,7 +15,7 @@ DECODER = "added_tokens_decoder"  # the field of tokenizer_config.json
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A string that has an id of its own wherever it occurs in a text. The flags are those of the package tokenizers.
+    """A string with a separate id wherever it occurs in a text. The flags are those of the package tokenizers.
 
     Attributes:
       content: The string.

@@ -18,15 +18,16 @@ from .. import safe_pickle
 from ..errors import MissingFileError, UserError
 from .vocabulary import (
     CLS,
-    CONFIG_FILE,
     MASK,
     PAD,
+    ROBERTA_PIECES,
     SEP,
     UNK,
     Offset,
     import_tokenizers,
     is_space_or_punctuation,
     list_special_ids,
+    read_flag,
     read_json,
     read_tokenizer_config,
 )
@@ -34,7 +35,6 @@ from .vocabulary import (
 VOCAB_FILE, MERGES_FILE, ENCODER_FILE = "vocab.json", "merges.txt", "bpe_encoder.bin"
 FORMS = ((VOCAB_FILE, MERGES_FILE), (ENCODER_FILE,))  # each of them is a complete vocabulary
 
-_ROBERTA = {PAD: "<pad>", CLS: "<s>", SEP: "</s>", UNK: "<unk>", MASK: "<mask>"}
 _HEADER = "#version: 0.2"
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file that torch.save wrote before PyTorch 1.6
 _PICKLE_LIMIT = 64 * 2**20  # bytes; the released file has 4 MB
@@ -64,7 +64,7 @@ class ByteLevelBPE:
         Args:
           ids: The id of each piece.
           merges: The pairs of pieces to join, in the order of their priority.
-          add_prefix_space: Put a space in front of a text that begins with none, as in models for words in a list.
+          add_prefix_space: Put a space before a text that begins with none, as in models for words in a list.
           source: Name of the file, for error messages.
 
         Raises:
@@ -72,7 +72,7 @@ class ByteLevelBPE:
           UserError: A special token is missing, ids are duplicate or far from consecutive, a merge has a piece without
             an id, or a piece is not valid Unicode.
         """
-        is_roberta = CLS not in ids and set(_ROBERTA.values()) <= ids.keys()
+        is_roberta = CLS not in ids and set(ROBERTA_PIECES.values()) <= ids.keys()
         self.vocab_type, self.pair_separators = ("roberta", 2) if is_roberta else ("gpt2", 1)
         special_ids = _special_ids(ids, is_roberta=is_roberta, source=source)
         _check_pieces(ids, merges, source=source)
@@ -107,9 +107,7 @@ class ByteLevelBPE:
           UserError: A file is damaged, or is not a vocabulary of DeBERTa v1 or RoBERTa.
         """
         folder = Path(folder)
-        adds_space = read_tokenizer_config(folder).get("add_prefix_space", False)
-        if not isinstance(adds_space, bool):
-            raise UserError(f"{folder / CONFIG_FILE}: add_prefix_space is {adds_space!r}; it must be true or false")
+        adds_space = read_flag(read_tokenizer_config(folder), "add_prefix_space", folder)
         vocab, merges, encoder = folder / VOCAB_FILE, folder / MERGES_FILE, folder / ENCODER_FILE
         if vocab.is_file() and merges.is_file():
             return cls(_read_vocab(vocab), _read_merges(merges), add_prefix_space=adds_space, source=str(vocab))
@@ -127,7 +125,7 @@ class ByteLevelBPE:
         return [encoding.ids for encoding in self._bpe.encode_batch_fast(spaced, add_special_tokens=False)]
 
     def _prefix(self, text: str, after_mask: bool) -> str:
-        """Returns what to put in front of a text: a space, or nothing."""
+        """Returns what to put before a text: a space, or nothing."""
         return " " if self._adds_space and text and not after_mask and not text.startswith(" ") else ""
 
     def offsets(self, text: str, *, after_mask: bool = False) -> list[Offset]:
@@ -171,15 +169,15 @@ class ByteLevelBPE:
 def _special_ids(ids: Mapping[str, int], *, is_roberta: bool, source: str) -> dict[str, int]:
     """Returns the ids of the special tokens by DeBERTa's names, or raises UserError if one is missing or misplaced."""
     if is_roberta:
-        special_ids = {name: ids[roberta_name] for name, roberta_name in _ROBERTA.items()}
+        special_ids = {name: ids[roberta_name] for name, roberta_name in ROBERTA_PIECES.items()}
         if special_ids[PAD] != 1:
             raise UserError(f"{source} has <pad> {special_ids[PAD]}; it must be 1, as in every RoBERTa")
         return special_ids
-    special_ids = {name: ids[name] for name in _ROBERTA if name in ids}
+    special_ids = {name: ids[name] for name in ROBERTA_PIECES if name in ids}
     if special_ids.get(PAD) != 0 or not {CLS, SEP, UNK} <= special_ids.keys():
         raise UserError(
             f"{source} has {list_special_ids(special_ids)}; DeBERTa v1 needs the pieces [PAD] with id 0, [CLS], [SEP] "
-            f"and [UNK], RoBERTa {', '.join(_ROBERTA.values())}"
+            f"and [UNK], RoBERTa {', '.join(ROBERTA_PIECES.values())}"
         )
     return special_ids
 

@@ -65,7 +65,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         raise _missing(folder)
     if has_json and (not kinds or name in JSON_CLASSES):
         return _extended(TokenizerJson.from_folder(folder), folder, config)
-    kind = kinds[0] if len(kinds) == 1 else _select(kinds, folder)
+    kind = kinds[0] if len(kinds) == 1 else _select(kinds, folder, config)
     if name is not None and name not in (*kind.classes, *JSON_CLASSES):
         raise UserError(
             f"{folder} has tokenizer_class {name!r} but the files of {kind.label}, which {' or '.join(kind.classes)} "
@@ -111,13 +111,13 @@ def _has_pieces_of(vocabulary: Vocabulary, description: Mapping[str, Any]) -> bo
     return len(pieces) <= known and all(vocabulary.id_of(piece) == i for piece, i in pieces.items())
 
 
-def _select(kinds: list[_Kind], folder: Path) -> _Kind:
+def _select(kinds: list[_Kind], folder: Path, config: Mapping[str, Any]) -> _Kind:
     """Returns the kind of vocabulary that a folder's tokenizer_config.json selects.
 
     Raises:
-      UserError: It selects none of them, or is damaged.
+      UserError: It selects none of them.
     """
-    vocab_type = read_tokenizer_config(folder).get("vocab_type")
+    vocab_type = config.get("vocab_type")
     for kind in kinds:
         if vocab_type in kind.vocab_types:
             return kind

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from .added_token_files import read_object, special_names
-from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Vocabulary
+from .vocabulary import CONFIG_FILE, SPECIAL_FIELDS, Vocabulary
 
 JSON_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # those that transformers reads from tokenizer.json
 CLASSES = {
@@ -30,7 +30,6 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "bpe_dropout": (None, 0, 0.0),
     "dropout": (None, 0, 0.0),
 }
-_NAMES = {"pad_token": PAD, "cls_token": CLS, "sep_token": SEP, "unk_token": UNK, "mask_token": MASK}
 
 
 def tokenizer_class(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -76,9 +75,9 @@ def check_settings(folder: Path, config: Mapping[str, Any]) -> None:
 def check_special_names(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
     """Raises UserError if the folder calls [CLS] or another special token by a name that is not the vocabulary's."""
     for field, content in special_names(folder, config).items():
-        if field not in _NAMES:
+        if field not in SPECIAL_FIELDS:
             continue
-        piece = vocabulary.piece(vocabulary.special_ids[_NAMES[field]])
+        piece = vocabulary.piece(vocabulary.special_ids[SPECIAL_FIELDS[field]])
         if content != piece:
             raise UserError(
                 f"{folder} has {field} {content!r} in its {CONFIG_FILE} or special_tokens_map.json, but {piece!r} in "

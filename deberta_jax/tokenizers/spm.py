@@ -14,7 +14,6 @@ import sentencepiece
 from ..errors import MissingFileError, UserError
 from .vocabulary import (
     CLS,
-    CONFIG_FILE,
     MASK,
     PAD,
     SEP,
@@ -23,6 +22,7 @@ from .vocabulary import (
     import_tokenizers,
     is_space_or_punctuation,
     list_special_ids,
+    read_flag,
     read_tokenizer_config,
 )
 
@@ -60,7 +60,7 @@ class SentencePiece:
         Args:
           model: The content of an `spm.model`.
           do_lower_case: Encode the text in lower case. No released model does.
-          split_by_punct: Encode every punctuation character as a word of its own. No released model does.
+          split_by_punct: Encode every punctuation character as a separate word. No released model does.
           source: Name of the file, for error messages.
 
         Raises:
@@ -105,10 +105,7 @@ class SentencePiece:
         """
         folder = Path(folder)
         config = read_tokenizer_config(folder)
-        settings = {name: config.get(name, False) for name in ("do_lower_case", "split_by_punct")}
-        for name, value in settings.items():
-            if not isinstance(value, bool):
-                raise UserError(f"{folder / CONFIG_FILE}: {name} is {value!r}; it must be true or false")
+        settings = {name: read_flag(config, name, folder) for name in ("do_lower_case", "split_by_punct")}
         return cls.from_file(folder / MODEL_FILE, **settings)
 
     @classmethod

@@ -24,18 +24,7 @@ from .added_token_files import ADDED_FILE, JSON_FILE, MAP_FILE
 from .batch import PaddedBatch, Padding, as_list, check_text, pad, texts_and_pairs
 from .folder import read_vocabulary
 from .spm import SentencePiece
-from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK, Offset, Vocabulary
-
-# transformers' names of special tokens.
-_TRANSFORMERS_TOKENS = {
-    "bos_token": CLS,
-    "eos_token": SEP,
-    "cls_token": CLS,
-    "sep_token": SEP,
-    "pad_token": PAD,
-    "unk_token": UNK,
-    "mask_token": MASK,
-}
+from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SENTENCE_FIELDS, SEP, SPECIAL_FIELDS, UNK, Offset, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +134,8 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         vocabulary = self._vocabulary
-        tokens = {token: vocabulary.piece(vocabulary.special_ids[name]) for token, name in _TRANSFORMERS_TOKENS.items()}
+        fields = {**SENTENCE_FIELDS, **SPECIAL_FIELDS}
+        tokens = {field: vocabulary.piece(vocabulary.special_ids[name]) for field, name in fields.items()}
         config = {**vocabulary.settings, "vocab_type": vocabulary.vocab_type, **tokens}
         files = self._vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
         for name, content in files.items():

@@ -15,7 +15,9 @@ from .vocabulary import (
     CLS,
     MASK,
     PAD,
+    ROBERTA_PIECES,
     SEP,
+    SPECIAL_FIELDS,
     UNK,
     Offset,
     import_tokenizers,
@@ -24,8 +26,6 @@ from .vocabulary import (
 )
 
 _DEBERTA = {name: name for name in (PAD, CLS, SEP, UNK, MASK)}
-_ROBERTA = {PAD: "<pad>", CLS: "<s>", SEP: "</s>", UNK: "<unk>", MASK: "<mask>"}
-_FIELDS = {PAD: "pad_token", CLS: "cls_token", SEP: "sep_token", UNK: "unk_token", MASK: "mask_token"}
 _INSIDE, _WORD_START = "##", "▁"
 
 
@@ -76,7 +76,7 @@ class TokenizerJson:
         self.hidden_ids = frozenset(self.special_ids.values()) | hidden
         self.size = max(self._pieces) + 1
         kind = description["model"]["type"]
-        is_roberta = special[CLS] == _ROBERTA[CLS]
+        is_roberta = special[CLS] == ROBERTA_PIECES[CLS]
         self.pair_separators = separators or (2 if is_roberta else 1)
         self.vocab_type = {"Unigram": "spm", "WordPiece": "wordpiece"}.get(kind, "roberta" if is_roberta else "gpt2")
         self.keeps_spaces = kind == "BPE"
@@ -159,7 +159,7 @@ class TokenizerJson:
 
     @functools.cached_property
     def _within_word(self) -> Any:
-        """The same tokenizer, without a space in front of the first word of a text."""
+        """The same tokenizer, without a space before the first word of a text."""
         description = json.loads(json.dumps(self._description))
         for step in _steps(description.get("pre_tokenizer"), "pretokenizers"):
             if step.get("type") == "Metaspace":
@@ -208,15 +208,15 @@ def _special_pieces(
 ) -> dict[str, str]:
     """Returns the pieces of the special tokens by DeBERTa's names, or raises UserError if one is missing."""
     pieces = model_pieces(description).keys() | {token.content for token in tokens.values()}
-    family = _DEBERTA if CLS in pieces else _ROBERTA
-    special = {name: names.get(field, family[name]) for name, field in _FIELDS.items()}
-    missing = [f"{_FIELDS[name]} {piece!r}" for name, piece in special.items() if piece not in pieces]
+    family = _DEBERTA if CLS in pieces else ROBERTA_PIECES
+    fields = {field: names.get(field, family[name]) for field, name in SPECIAL_FIELDS.items()}
+    missing = [f"{field} {piece!r}" for field, piece in fields.items() if piece not in pieces]
     if missing:
         raise UserError(
             f"{source} has no {', '.join(missing)}; DeBERTa, BERT and ELECTRA need {', '.join(_DEBERTA)}, RoBERTa "
-            f"{', '.join(_ROBERTA.values())}, or other names in tokenizer_config.json"
+            f"{', '.join(ROBERTA_PIECES.values())}, or other names in tokenizer_config.json"
         )
-    return special
+    return {SPECIAL_FIELDS[field]: piece for field, piece in fields.items()}
 
 
 def _count_separators(processor: Any) -> int | None:

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 from ..errors import MissingPackageError, UserError
 
 PAD, CLS, SEP, UNK, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
+# What transformers calls the special tokens in its files; the sentence marks are other names of two of them.
+SPECIAL_FIELDS = {"cls_token": CLS, "sep_token": SEP, "pad_token": PAD, "unk_token": UNK, "mask_token": MASK}
+SENTENCE_FIELDS = {"bos_token": CLS, "eos_token": SEP}
+ROBERTA_PIECES = {PAD: "<pad>", CLS: "<s>", SEP: "</s>", UNK: "<unk>", MASK: "<mask>"}
 CONFIG_FILE = "tokenizer_config.json"
 
 Offset = tuple[int, int]
@@ -27,7 +31,7 @@ class Vocabulary(Protocol):
       pair_separators: Number of separators between the two texts of a pair.
       settings: Fields of transformers' tokenizer_config.json other than the special tokens.
       keeps_spaces: Whether pieces contain the spaces of the text, so that decoding adds none.
-      space_id: The piece that a space is in front of an added token, if the vocabulary has one for it.
+      space_id: The piece for a space before an added token, if the vocabulary has one.
     """
 
     special_ids: Mapping[str, int]
@@ -114,6 +118,18 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
             "again"
         )
     return config
+
+
+def read_flag(config: Mapping[str, Any], name: str, folder: Path) -> bool:
+    """Returns a setting of a folder's tokenizer_config.json that is true or false (default: false).
+
+    Raises:
+      UserError: It is something else.
+    """
+    value = config.get(name, False)
+    if not isinstance(value, bool):
+        raise UserError(f"{folder / CONFIG_FILE}: {name} is {value!r}; it must be true or false")
+    return value
 
 
 def read_json(path: Path) -> Any:
