@@ -190,6 +190,14 @@ class DebertaConfig:
         """Number of tokens of a sequence, without padding, for which there are absolute positions."""
         return self.max_position_embeddings - self.position_offset
 
+    def reads_positions(self, *, masked_lm: bool = False) -> bool:
+        """Whether a model reads the table of absolute positions: at its input, or in the enhanced mask decoder.
+
+        Args:
+          masked_lm: the model predicts masked tokens, and so may have that decoder.
+        """
+        return self.position_biased_input or (masked_lm and self.uses_enhanced_mask_decoder)
+
     @property
     def projects_normalized_embeddings(self) -> bool:
         """Whether embeddings of another size than hidden_size are projected after the LayerNorm, with a bias.

@@ -82,8 +82,7 @@ class Deberta(_Model):
         output_attentions: bool = False,
         train: bool = False,
     ) -> EncoderOutput:
-        reads_positions = self.config.position_biased_input
-        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids, reads_positions=reads_positions)
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
         embeddings = self._embed(input_ids, tokens, token_type_ids, train)
         hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train)
         return EncoderOutput(
@@ -111,8 +110,7 @@ class Deberta(_Model):
         unless hidden states or attentions are requested.
         """
         decodes = self.config.uses_enhanced_mask_decoder
-        reads_positions = decodes or self.config.position_biased_input
-        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids, reads_positions=reads_positions)
+        tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids, masked_lm=True)
         embeddings = self._embed(input_ids, tokens, token_type_ids, train)
         queries = None if masked_positions is None else jnp.asarray(masked_positions)
         before_last = self.config.num_hidden_layers - 1
@@ -138,13 +136,13 @@ class Deberta(_Model):
         segment_ids: TokenIds | None,
         position_ids: TokenIds | None,
         *,
-        reads_positions: bool,
+        masked_lm: bool = False,
     ) -> TokenLayout:
         offset, rows = self.config.position_offset, self.config.max_position_embeddings
         tokens = locate_tokens(input_ids, attention_mask, segment_ids, position_ids, position_offset=offset)
         real = attention_mask if segment_ids is None else segment_ids
         check_ids("input_ids", input_ids, self.config.vocab_size, real)
-        if reads_positions:
+        if self.config.reads_positions(masked_lm=masked_lm):
             check_ids("position_ids", tokens.positions if position_ids is None else position_ids, rows, real)
         return tokens._replace(positions=clip_padding(tokens.positions, rows, tokens.segments))
 

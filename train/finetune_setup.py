@@ -17,7 +17,7 @@ from .hosts.processes import gather_json
 from .tasks.base import Task
 from .tasks.classification.task import Classification
 from .tasks.digest import examples_digest, tokens_digest
-from .tasks.sources.classes import Head, match_names, shown
+from .tasks.sources.classes import NO_HEAD, Head, match_names, shown
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
@@ -42,7 +42,7 @@ def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -
 def model_head(config: FinetuneConfig, pretrained: DebertaConfig, weights: dict[str, Any]) -> Head:
     """Returns the classifier that a run may start from, with the names of its classes."""
     if config.random_weights or "classifier" not in weights:
-        return Head()
+        return NO_HEAD
     size = int(weights["classifier"]["bias"].shape[0])
     return Head(size, pretrained.label_names if len(pretrained.label_names) == size else ())
 
@@ -90,11 +90,11 @@ def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrai
     if weights is None:
         return "all weights random"
     shapes = {name: jax.tree.map(lambda leaf: leaf.shape, part) for name, part in weights.items()}
+    names, old = task.label_names, pretrained.label_names
     parts = []  # of the message, one per part of the head
     for name, part in sorted(fresh.items()):
         if name == "deberta":
             continue
-        names, old = task.label_names, pretrained.label_names
         positions = _pretrained_positions(weights, pretrained, task) if name == "classifier" else None
         if positions is not None and None in positions:
             new = [label for label, position in zip(names, positions, strict=True) if position is None]
@@ -126,7 +126,7 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tok
     frozen = config.regularization.freeze_layers
     if frozen > model.num_hidden_layers:
         raise UserError(f"freeze_layers is {frozen}, but the model has {model.num_hidden_layers} layers")
-    if model.position_biased_input and config.data.max_length > model.max_tokens:
+    if model.reads_positions() and config.data.max_length > model.max_tokens:
         raise UserError(f"max_length is {config.data.max_length}, but the model has positions for {model.max_tokens}")
     needs_validation = config.selection.patience or config.selection.select == "best" or config.sweep.several_runs
     if needs_validation and "validation" not in task.splits:

@@ -24,7 +24,7 @@ from .data.batches import TrainingBatches, held_out_batches
 from .data.corpus import Corpus, open_corpus
 from .data.masking import MaskingConfig
 from .data.prepare import prepare
-from .data.text import embedded_corpus
+from .data.text import text_or_novels
 from .model_folders import model_folder
 
 BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
@@ -103,12 +103,8 @@ def check_tables(config: PretrainConfig, tokenizer: Tokenizer, models: RTDConfig
             f"{models.generator.vocab_size}; give --vocab-size {-(-tokenizer.vocab_size // 64) * 64} or more, or train "
             f"a smaller tokenizer"
         )
-    reads_positions = {
-        "generator": models.generator.uses_enhanced_mask_decoder or models.generator.position_biased_input,
-        "discriminator": models.discriminator.position_biased_input,
-    }
     for name, model in (("generator", models.generator), ("discriminator", models.discriminator)):
-        if reads_positions[name] and config.data.sequence_length > model.max_tokens:
+        if model.reads_positions(masked_lm=name == "generator") and config.data.sequence_length > model.max_tokens:
             raise UserError(
                 f"sequence_length is {config.data.sequence_length}, but the {name} has absolute positions for "
                 f"{model.max_tokens} tokens; give a shorter one, or a --model FILE.json with a larger "
@@ -136,12 +132,13 @@ def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
             f"{jax.process_count()} processes cannot all prepare the text; run `deberta-jax prepare` once and give "
             f"its folder with --corpus"
         )
+    text, boundary = text_or_novels(config.data.text, config.data.boundary)
     return prepare(
-        config.data.text or (embedded_corpus(),),
+        text,
         tokenizer,
         config.output / "corpus",
         sequence_length=config.data.sequence_length,
-        boundary=config.data.boundary or ("blank_line" if config.data.text else "chapter"),
+        boundary=boundary,
         held_out_fraction=config.data.held_out_fraction,
         seed=config.seed,
     )

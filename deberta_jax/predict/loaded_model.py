@@ -76,8 +76,8 @@ class LoadedModel:
         """
         if head not in self.params:
             raise UserError(f"{self.source} has no {head}; it has {', '.join(self.params)}")
-        decodes = head == "mlm_head" and self.config.uses_enhanced_mask_decoder
-        if input_ids.shape[1] > self.config.max_tokens and (decodes or self.config.position_biased_input):
+        reads_positions = self.config.reads_positions(masked_lm=head == "mlm_head")
+        if reads_positions and input_ids.shape[1] > self.config.max_tokens:
             raise UserError(
                 f"the text has {input_ids.shape[1]} tokens, but {self.source} has positions for "
                 f"{self.config.max_tokens}; shorten it"

@@ -15,12 +15,11 @@ import jax
 
 from deberta_jax.errors import UserError, one_line
 
-from ..hosts.exit_codes import RestartError
+from ..hosts.exit_codes import DISK_FULL, RestartError
 from ..hosts.processes import gather_json, host_name
 
 # tensorstore raises ValueError whose message contains that of the operating system or the storage service.
 _DENIED = re.compile(r"Permission denied|Operation not permitted|PERMISSION_DENIED|UNAUTHENTICATED")
-_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 _OUTAGE = re.compile(
     r"Input/output error|Stale file handle|Transport endpoint|Connection (?:timed out|refused|reset|aborted)|"
     r"Remote I/O error|No route to host|Network is (?:down|unreachable)|UNAVAILABLE|DEADLINE_EXCEEDED|No such device",
@@ -82,7 +81,7 @@ def write_fault(error: Exception) -> FaultKind:
         return "mistake"
     if isinstance(error, PermissionError) or _DENIED.search(str(error)):
         return "denied"
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error)):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or DISK_FULL.search(str(error)):
         return "full"
     return "outage" if isinstance(error, OSError | ValueError | jax.errors.JaxRuntimeError) else "mistake"
 

@@ -31,15 +31,15 @@ from .text import (
     TextError,
     content_sha256,
     describe_ignored,
-    embedded_corpus,
     encode_documents,
     file_documents,
     text_files,
+    text_or_novels,
 )
 
-_SHORT = 2  # rows of at least this many average documents call for a hint
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]
+_SHORT = 2  # rows of at least this many average documents call for a hint
 
 
 class _SplitWriter:
@@ -300,12 +300,13 @@ def main(config: PrepareConfig) -> None:
 
     if ignored := describe_ignored(config.text):
         print(ignored)
+    text, boundary = text_or_novels(config.text, config.boundary)
     corpus = prepare(
-        config.text or (embedded_corpus(),),
+        text,
         Tokenizer.from_folder(tokenizer_folder(config.tokenizer)),
         config.output,
         sequence_length=config.sequence_length,
-        boundary=config.boundary or ("blank_line" if config.text else "chapter"),
+        boundary=boundary,
         held_out_fraction=config.held_out_fraction,
         seed=config.seed,
     )

@@ -62,6 +62,15 @@ def embedded_corpus() -> Path:
     return Path(__file__).parent / "corpora" / "austen_novels.txt.xz"
 
 
+def text_or_novels(paths: Sequence[Path], boundary: Boundary | None) -> tuple[Sequence[Path], Boundary]:
+    """Returns the text of a command and what separates its documents: by default blank lines, and if no text was given
+    the chapters of the embedded corpus.
+    """
+    if paths:
+        return paths, boundary or "blank_line"
+    return (embedded_corpus(),), boundary or "chapter"
+
+
 def is_heading(line: str) -> bool:
     """Returns whether a line is a heading such as "CHAPTER XII" or "Volume 2"."""
     return _HEADING.fullmatch(line.strip()) is not None

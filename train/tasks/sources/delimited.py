@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, Self
@@ -57,9 +58,9 @@ def open_delimited(name: str, text: str, separator: str, reading: Reading) -> Ta
     number, first = next(records)
     header: Sequence[str]
     if reading.names and not (reading.header and reading.header_names & set(first)):
-        header, records = _names_by_width(name, first, reading), _prepend((number, first), records)
+        header, records = _names_by_width(name, first, reading), itertools.chain([(number, first)], records)
     elif not reading.header:
-        header, records = [str(index) for index in range(len(first))], _prepend((number, first), records)
+        header, records = [str(index) for index in range(len(first))], itertools.chain([(number, first)], records)
     else:
         header = first
         _check_header(name, header, separator)
@@ -67,13 +68,6 @@ def open_delimited(name: str, text: str, separator: str, reading: Reading) -> Ta
     advice = _NO_HEADER if header is first else ""
     rows = _rows(name, header, records, "header" if header is first else "first line")
     return Table(name, "line", rows, notes=notes, advice=advice)
-
-
-def _prepend(
-    record: tuple[int, list[str]], records: Iterator[tuple[int, list[str]]]
-) -> Iterator[tuple[int, list[str]]]:
-    yield record
-    yield from records
 
 
 def _names_by_width(name: str, first: list[str], reading: Reading) -> tuple[str, ...]:

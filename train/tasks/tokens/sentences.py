@@ -18,8 +18,6 @@ from ..sources.classes import Classes
 from ..sources.table import ParsedRow, Table, parse_rows
 
 _ADVICE = " with one value per word"
-
-
 NO_LABEL = -1  # class index of a word without a label; `losses.classification` ignores it
 
 Tags = tuple[str | None, ...]  # of the words of a sentence; `None` for a word without a label
