@@ -25,7 +25,7 @@ from deberta_jax.checkpoint import PARAMETERS_FOLDER, save_pretrained
 from deberta_jax.errors import UserError, one_line
 
 from .errors import ConversionError
-from .from_pytorch import copy_tokenizer, find_folder, find_tokenizer_folder, find_weights, load_pytorch
+from .from_pytorch import copy_tokenizer, find_folder, find_weights, load_pytorch
 
 # Part of every digest. Increase it when `load_pytorch` starts to return other parameters or another configuration for
 # the same files.
@@ -58,15 +58,6 @@ def local_model(source: str | os.PathLike[str], *, filename: str | None = None) 
         _add(folder, weights, entry)
         print(f"converted {source}; kept in {entry}", file=sys.stderr, flush=True)
     return entry
-
-
-def local_tokenizer(source: str | os.PathLike[str]) -> Path:
-    """Returns a folder with tokenizer files: `source` itself or, if there is no such folder, that of a hub name.
-
-    Raises:
-      MissingFileError: As `local_model`.
-    """
-    return find_tokenizer_folder(source)
 
 
 def cache_folder() -> Path:
@@ -143,7 +134,7 @@ def convert(weights: Path, destination: Path) -> None:
 
 
 def _convert_apart(weights: Path, destination: Path) -> None:
-    """Converts in a process of its own.
+    """Converts in a separate process.
 
     Inside a run of several processes, `save_pretrained` is collective and writes one model together. Here each process
     needs its own copy, because hosts rarely share the cache.

@@ -1,5 +1,6 @@
 """Finds one model in what other libraries save: under prefixes, beside foreign layers, inside a training state."""
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -36,7 +37,9 @@ def find_state_dict(saved: Any) -> Any:
         level = [(path, value) for path, value in level if isinstance(value, dict) and id(value) not in seen]
         seen |= {id(value) for _, value in level}  # a damaged pickle can contain itself
         found |= {
-            path: value for path, value in level if any(isinstance(key, str) and _first_layer(key) for key in value)
+            path: value
+            for path, value in level
+            if any(isinstance(key, str) and _FIRST_LAYER.match(key) for key in value)
         }
         if found:
             break
@@ -67,7 +70,7 @@ def remove_prefixes(state: Mapping[str, Any], *, encoder_only: bool = False) -> 
     """
     _check_original(state)
     names = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in state}
-    prefixes = {match["prefix"] for match in map(_first_layer, names.values()) if match}
+    prefixes = {match["prefix"] for match in map(_FIRST_LAYER.match, names.values()) if match}
     if len(prefixes) > 1:
         raise ConversionError(
             f"these weights contain several encoders, under {', '.join(sorted(prefixes))}; save the one alone"
@@ -76,7 +79,7 @@ def remove_prefixes(state: Mapping[str, Any], *, encoder_only: bool = False) -> 
     while (shared := prefix.partition(".")[0] + ".") != "." and all(name.startswith(shared) for name in names.values()):
         names = {original: name.removeprefix(shared) for original, name in names.items()}
         prefix = prefix.removeprefix(shared)
-    if prefix:  # the encoder stands alone under it; heads that have their own names stand beside it
+    if prefix:  # only the encoder has it; a head may have names without it
         inside = {original for original, name in names.items() if name.startswith(prefix)}
         names = {
             original: name.removeprefix(prefix)
@@ -89,19 +92,11 @@ def remove_prefixes(state: Mapping[str, Any], *, encoder_only: bool = False) -> 
     removed = sorted({_removed(original, name) for original, name in names.items()} - {""})
     if removed:
         _LOG.warning("removed from the names of the weights: %s", shorten(removed))
-    return {name: _reader(state, original) for original, name in names.items()}
-
-
-def _first_layer(name: str) -> re.Match[str] | None:
-    return _FIRST_LAYER.match(name)
-
-
-def _reader(state: Mapping[str, Any], name: str) -> Callable[[], Any]:
-    return lambda: state[name]
+    return {name: functools.partial(state.__getitem__, original) for original, name in names.items()}
 
 
 def _removed(original: str, name: str) -> str:
-    """Returns what `original` has before `name`, or the wrapper that stands inside it."""
+    """Returns what `original` has before `name`, or the wrappers inside it."""
     if original.endswith(name):
         return original.removesuffix(name)
     return ".".join(part for part in original.split(".") if part in _WRAPPERS) + "."

@@ -58,7 +58,7 @@ def load_pytorch(
       filename: Name of the weight file, if it is not one of the usual names. "pytorch_model.generator.bin" reads the
         generator of a replaced token detection pair, with its `generator_config.json`.
       include: The parts to load, from `mapping.PARTS` (default: every part in the file). ("deberta",) reads an encoder
-        out of any container: what stands beside it is not read, whatever it is.
+        out of any container and ignores all other parameters.
 
     Returns:
       The configuration, and a nested dict of float32 NumPy arrays with the encoder under `deberta` and the heads beside

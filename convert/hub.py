@@ -78,7 +78,7 @@ def foreign_weights(names: Collection[str]) -> str:
 def parse_name(source: str) -> tuple[str, str | None]:
     """Returns the repository and the revision (None: the default branch) that NAME or NAME@REVISION names.
 
-    The name of a released size, such as "deberta-v3-small", stands for Microsoft's repository.
+    The name of a released size, such as "deberta-v3-small", names Microsoft's repository.
 
     Raises:
       MissingFileError: It is neither.

@@ -92,7 +92,7 @@ def config_fields(
     _read_pooling(values, where)
     fields = [field for field in fields if field.name != "label_names"]
     values = set_aside(values, {field.name for field in fields}, where=where)
-    values = {name: value for name, value in values.items() if value is not None}  # null stands for the default
+    values = {name: value for name, value in values.items() if value is not None}  # null means the default
     for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
         if isinstance(values.get(name), str):
             values[name] = _ACTIVATION_NAMES.get(values[name], values[name])
@@ -133,8 +133,8 @@ def _with_model_type(values: dict[str, Any], where: str) -> dict[str, Any]:
 def _read_labels(values: dict[str, Any], where: str) -> tuple[str, ...]:
     """Takes transformers' `id2label` out of the fields, sets `num_labels` and returns the names of the labels.
 
-    Its placeholders LABEL_0, LABEL_1, ... are not names; they stand where only some classes have one. Without
-    `id2label`, `label2id` is read.
+    Its placeholders LABEL_0, LABEL_1, ... are not names; they fill the gaps if only some classes have names.
+    Without `id2label`, `label2id` is read.
     """
     labels = values.pop("id2label", None) or _inverted(values.get("label2id"))
     if not isinstance(labels, Mapping):

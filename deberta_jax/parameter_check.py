@@ -31,7 +31,7 @@ def adapt_to_parameters(config: DebertaConfig, params: Any) -> DebertaConfig:
 def check_readable(config: DebertaConfig, params: Any, *, where: str) -> None:
     """Raises if the models of a configuration do not read some parameters, or need other shapes.
 
-    Missing parameters are no error: the discriminator of a pair that shares its embeddings has no tables of its own.
+    Missing parameters are no error: the discriminator of a pair that shares its embeddings has no tables.
     Neither are parts that no model of this library has, such as a head of the caller's.
 
     Args:
@@ -45,7 +45,7 @@ def check_readable(config: DebertaConfig, params: Any, *, where: str) -> None:
     if "classifier" in params:  # multiple choice has one output with any number of classes
         classes = params["classifier"]["bias"].shape[0]
         config = config.replace(num_labels=classes, label_names=(), problem_type=None)
-    if config.uses_enhanced_mask_decoder:  # the names are the same without the decoder, which has demands of its own
+    if config.uses_enhanced_mask_decoder:  # the names are the same without the decoder, which has more requirements
         config = config.replace(mlm_head="bert")
     classifies = DebertaForSequenceClassification if "pooler" in params else DebertaForTokenClassification
     models = {

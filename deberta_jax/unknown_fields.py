@@ -111,7 +111,7 @@ def _check_unaltered(name: str, value: Any, where: str) -> None:
 
 
 def _meant_field(name: str, known: Collection[str]) -> str | None:
-    """Returns the known field that a misspelled or foreign name stands for, if there is one."""
+    """Returns the known field that a misspelled or foreign name means, if there is one."""
     if name in _FOREIGN_NAMES:
         return _FOREIGN_NAMES[name]
     plain = {_plain(field): field for field in (*known, "id2label") if field not in _WITHOUT_NEIGHBORS}

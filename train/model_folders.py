@@ -1,7 +1,7 @@
 """Models and tokenizers that a user names by PyTorch files or on the Hugging Face hub, as folders.
 
-The only module of train/ that calls convert/, for the commands, which stand above both. A folder of this library's own
-needs nothing of convert/.
+The only module of train/ that calls convert/, for the commands, which may use both. A folder in the format of this
+library needs nothing of convert/.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ def tokenizer_folder(source: Path) -> Path:
     """Returns a folder that `Tokenizer.from_folder` reads: `source` itself, or the download of a hub name.
 
     Raises:
-      UserError: as `convert.cache.local_tokenizer`.
+      UserError: as `convert.from_pytorch.find_tokenizer_folder`.
     """
     if source.is_dir():
         return source
-    from ..convert.cache import local_tokenizer
+    from ..convert.from_pytorch import find_tokenizer_folder
 
-    return local_tokenizer(source)
+    return find_tokenizer_folder(source)

@@ -115,7 +115,7 @@ def tiling(length: int, dtype: Any, device_kind: str) -> tuple[int, int]:
 def unsupported(length: int, head_size: int, dtype: Any, device_kind: str) -> str | None:
     """Returns why the kernels do not support these sizes and this dtype on a kind of TPU, or None if they do.
 
-    Another `device_kind` means interpret mode, which has no limits of its own.
+    Another `device_kind` means interpret mode, which has no limits.
     """
     if head_size > HEAD_SIZES[-1]:
         return f"the head size is {head_size} and the kernel takes at most {HEAD_SIZES[-1]}"
