@@ -98,7 +98,7 @@ def lacks_label(value: Any) -> bool:
 
 
 def is_ignored_label(label: Any) -> bool:
-    """Returns whether a label is -100, which stands for no label in PyTorch and in the sets of Hugging Face."""
+    """Returns whether a label is -100, which means no label in PyTorch and in the sets of Hugging Face."""
     label = decode_utf8(label, "the label") if isinstance(label, bytes) else label
     return isinstance(label, int | float | str) and label in (-100, "-100")
 

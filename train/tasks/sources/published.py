@@ -90,6 +90,14 @@ _pair_of_nli = formats.convert_pairs(
 )
 _pair_of_sentences = formats.convert_pairs(sentence1=("sentence1", "#1 String"), sentence2=("sentence2", "#2 String"))
 _one_sentence = formats.convert_pairs(sentence=("sentence", "text"))
+# What the files of MNLI, SNLI and AX have in common; annotators did not agree on some pairs of the first two.
+_NLI_FILES: dict[str, Any] = {
+    "columns": _PREMISE,
+    "label_names": _NLI,
+    "file_records": _pair_of_nli,
+    "renamed": _NLI_INDICES,
+}
+_UNDECIDED_NLI: dict[str, Any] = {**_NLI_FILES, "undecided": "-"}
 
 
 def _named(*names: str) -> dict[str, str]:
@@ -144,26 +152,12 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         file_header=frozenset({"sentence1"}),
     ),
     "glue/mnli": PublishedTask(
-        columns=_PREMISE,
-        label_names=_NLI,
         files=("MNLI.zip",),
         validation=("validation_matched", "validation_mismatched"),
         test="test_matched",
-        file_records=_pair_of_nli,
-        undecided="-",
-        renamed=_NLI_INDICES,
+        **_UNDECIDED_NLI,
     ),
-    **{
-        f"glue/mnli_{part}": PublishedTask(
-            columns=_PREMISE,
-            label_names=_NLI,
-            files=("MNLI.zip",),
-            file_records=_pair_of_nli,
-            undecided="-",
-            renamed=_NLI_INDICES,
-        )
-        for part in ("matched", "mismatched")
-    },
+    **{f"glue/mnli_{part}": PublishedTask(files=("MNLI.zip",), **_UNDECIDED_NLI) for part in ("matched", "mismatched")},
     "glue/qnli": PublishedTask(
         columns=_texts("question", "sentence"),
         label_names=_TWO_WAY_NLI,
@@ -185,22 +179,8 @@ PUBLISHED: Mapping[str, PublishedTask] = {
         file_records=_pair_of_sentences,
         renamed=_named(*_TWO_WAY_NLI),
     ),
-    "glue/ax": PublishedTask(
-        columns=_PREMISE,
-        label_names=_NLI,
-        metrics=("matthews_correlation",),
-        files=("tsvsWithoutLabels_AX.tsv",),
-        file_records=_pair_of_nli,
-        renamed=_NLI_INDICES,
-    ),
-    "snli": PublishedTask(
-        columns=_PREMISE,
-        label_names=_NLI,
-        files=("snli_1.0.zip",),
-        file_records=_pair_of_nli,
-        undecided="-",
-        renamed=_NLI_INDICES,
-    ),
+    "glue/ax": PublishedTask(metrics=("matthews_correlation",), files=("tsvsWithoutLabels_AX.tsv",), **_NLI_FILES),
+    "snli": PublishedTask(files=("snli_1.0.zip",), **_UNDECIDED_NLI),
     "super_glue/boolq": PublishedTask(
         columns=_texts("passage", "question"), files=("BoolQ.zip",), file_records=formats.unchanged, **_TRUTH
     ),
