@@ -2,7 +2,7 @@
 
 A lock of the operating system (`flock`) shows a live process on the same machine, and is gone when that process dies.
 Other machines may not see it, for instance on a mounted bucket, so the owner also touches the file every few seconds.
-A file that nobody touches any more is taken over.
+A file that is no longer touched is taken over.
 """
 
 import contextlib

@@ -93,16 +93,13 @@ class Progress:
                 self._heard[process] = _Heard(report, now)
         self._answered = now
 
-    def time_step(self, step: int, now: float) -> None:
-        """Notes that this process works on `step` at `now`. The durations of its steps set the limit for one step."""
-        self._step_limit.time_step(step, now)
-
     def failure(self, mine: Report, now: float) -> str | None:
         """Returns why the run cannot continue, naming the guilty processes, or None.
 
         Args:
-          mine: what this process is doing at `now`.
+          mine: what this process is doing at `now`. The durations of its steps set the limit for one step.
         """
+        self._step_limit.time_step(mine.step, now)
         if silent := self.silent_processes(now):
             names = ", ".join(self._names[process] for process in silent)
             return f"lost {names}: nothing heard for {self._config.dead_after:g} s"

@@ -1,6 +1,6 @@
 """Checks that all hosts of a run write into the same output folder.
 
-Hosts with folders of their own would train until the first checkpoint, where process 0 waits for files that the others
+Hosts with separate folders would train until the first checkpoint, where process 0 waits for files that the others
 have written elsewhere.
 """
 

@@ -20,7 +20,7 @@ _SUSPENDED_SECONDS = 30.0  # the process, or its machine, was stopped if the wat
 class SoloWatchdog:
     """Judges what the main thread does once a second, in a thread, from `start` to `stop`.
 
-    The limits are those of several processes (see `watchdog`), but nobody else is idle meanwhile. So until the duration
+    The limits are those of several processes (see `watchdog`), but no other host waits meanwhile. So until the duration
     of a step is known, a step may take `slow_after`; reading data before the first step, and what follows the last one,
     has no limit; and time in a debugger, or while the process was suspended, does not count.
 

@@ -126,7 +126,6 @@ class Watchdog:
         while not self._stopped.wait(min(1.0, self.period)):
             now = time.monotonic()
             mine = self._own_report()
-            self._progress.time_step(mine.step, now)
             if (reason := self._progress.failure(mine, now)) is not None:
                 self._abort_run(reason)
 

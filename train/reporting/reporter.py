@@ -116,10 +116,8 @@ class RunReporter:
         self._every = every
         self._speed = Speed(tokens_per_step)
         self._console = console or RunConsole()
-        self._first_step: int | None = None
         self._goodput, self._reached = goodput, 0
-        self._metrics = self._open_log("metrics.jsonl")
-        self._goodput_lines = None if goodput is None else self._open_log(GOODPUT_FILE)
+        self._metrics, self._goodput_lines = self._open_log("metrics.jsonl"), self._open_log(GOODPUT_FILE)
         self._events = EventFile(self._folder / "tensorboard")
         self._tensorboard = LogThread(
             "tensorboard/", self._events.write, retries=False, say=self.message, finish=self._events.close
@@ -144,8 +142,7 @@ class RunReporter:
         # From step 1 on: a run of no steps evaluates at step 0, and the next start repeats that.
         kept = [record for record in read_records(path) if 0 < record["step"] <= step] if path.is_file() else []
         write_records(path, kept)
-        self._first_step = self._events.first_step = step + 1 if step else 0
-        self._reached = step
+        self._events.first_step, self._reached = (step + 1 if step else 0), step
         if self._goodput is not None:
             self._goodput.resume_at(step)
 
@@ -185,12 +182,12 @@ class RunReporter:
                 self._live.refresh()
                 self._live.stop()
             self._live = None
-        if self._first_step is not None:
+        has_begun = self._goodput is not None and self._events.first_step is not None
+        if has_begun:
             self._write_goodput()
         for log in (self._metrics, self._goodput_lines, self._tensorboard):
-            if log is not None:
-                log.close()
-        if self._goodput is not None and self._first_step is not None:
+            log.close()
+        if has_begun:
             with contextlib.suppress(FileNotFoundError):  # nothing could be written
                 self.message(str(read_goodput(self._folder)))
 
@@ -198,7 +195,7 @@ class RunReporter:
         return LogThread(name, LineFile(self._folder / name).write, retries=True, say=self.message)
 
     def _write_goodput(self) -> None:
-        if self._goodput is not None and self._goodput_lines is not None:
+        if self._goodput is not None:
             self._goodput_lines.put(self._goodput.account(self._reached))
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:

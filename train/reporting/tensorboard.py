@@ -1,6 +1,6 @@
 """The event files of TensorBoard, written directly: tensorboardX's SummaryWriter blocks for ever after a full disk.
 
-Its writer thread dies with the first error, and `add_scalar` then waits for room in a queue of ten that nobody empties.
+Its writer thread dies with the first error, and `add_scalar` then waits for room in a queue that is never emptied.
 """
 
 import time
