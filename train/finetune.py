@@ -151,7 +151,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             hosts=hosts,
         )
         state = train(state, plan)
-        with hosts.finishing(steps):
+        with hosts.finishing(steps, log=reporter.message):
             params = validation.chosen_params(state, reporter)
             written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
         save_pretrained(config.output / "model", model_config, params)

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -136,13 +136,22 @@ class Hosts:
             raise StopRequested
 
     @contextlib.contextmanager
-    def finishing(self, step: int) -> Iterator[None]:
-        """Listens inside the context, where `step`, the last one, is saved: StopRequested becomes StoppedError."""
+    def finishing(self, step: int, *, log: Callable[[str], None]) -> Iterator[None]:
+        """Listens for a request to stop inside the context, where `step`, the last one, is saved.
+
+        Args:
+          log: receives the message of StoppedError.
+
+        Raises:
+          StoppedError: in place of StopRequested.
+        """
         with self.listening():
             try:
                 yield
             except StopRequested:
-                raise self.stopped(step) from None
+                stopped = self.stopped(step)
+                log(str(stopped))
+                raise stopped from None
 
     def stopped(self, step: int) -> StoppedError:
         """Returns the exception to raise once `step` is saved. Collective."""
