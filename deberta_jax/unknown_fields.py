@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from .errors import UserError
+from .terminal import list_names, printable
 
 _LOG = logging.getLogger("deberta_jax")
 
@@ -91,7 +92,7 @@ def set_aside(values: Mapping[str, Any], known: Collection[str], *, where: str) 
                     f"{meant} is right without it"
                 )
     if unused:
-        _LOG.warning("%s: fields that are not used: %s", where, ", ".join(sorted(unused)))
+        _LOG.warning("%s: fields that are not used: %s", printable(where), list_names(sorted(unused)))
     return kept
 
 

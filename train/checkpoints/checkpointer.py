@@ -29,7 +29,6 @@ thread only.
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names, say
 
 from ..hosts.processes import gather_json
 from .manifest import as_json, create_manifest
@@ -73,7 +73,7 @@ class _PendingSave:
 
 
 def _print_to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    say(message, error=True)
 
 
 class Checkpointer:
@@ -192,7 +192,7 @@ class Checkpointer:
             return restored
         if damaged:
             # They keep their names: without any checkpoint the next start would begin from step 0.
-            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            reasons = list_names([f"step {step}: {reason}" for step, reason in damaged.items()], most=3)
             raise CheckpointError(
                 f"every checkpoint in {self._folder} is damaged ({reasons}); "
                 "restore the folder from a copy, or use another --output to start again"
