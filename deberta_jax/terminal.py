@@ -63,7 +63,7 @@ def list_names(names: Collection[Any], *, most: int = _MOST_NAMES, show: Callabl
       most: number of names to show.
       show: returns the text of a name.
     """
-    texts = [shorten(printable(show(name))) for name, _ in zip(names, range(most), strict=False)]
+    texts = [shorten(printable(shorten(show(name)))) for name, _ in zip(names, range(most), strict=False)]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(texts) + more if texts else "nothing"
 

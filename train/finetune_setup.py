@@ -1,6 +1,7 @@
 """From the settings of a fine-tuning run to its model, and the checks that settings, model and task fit together."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import jax
@@ -72,9 +73,10 @@ def _pretrained_positions(weights: dict[str, Any], pretrained: DebertaConfig, ta
         return None
     found = match_names(task.label_names, names)
     # Classes that differ only in case cannot be the same row.
-    taken = [found[name] for name in task.label_names if name in found]
+    taken = Counter(found[name] for name in task.label_names if name in found)
+    exact = set(names)
     return [
-        found[name] if name in found and (name in names or taken.count(found[name]) == 1) else None
+        found[name] if name in found and (name in exact or taken[found[name]] == 1) else None
         for name in task.label_names
     ]
 

@@ -170,10 +170,8 @@ class ClassificationTask:
                 yield record | label | {"prediction": self.label_names[value], "probabilities": probabilities}
 
     def record_size(self, split: str) -> float:
-        names = self.label_names
-        mean_name = sum(len(name.encode("utf-8", "surrogatepass")) for name in names) / max(1, len(names))
-        shown = shown_classes(len(names), self.top_k)
-        return mean_json_size(self.data.splits[split]) + shown * (mean_name + PROBABILITY_BYTES)
+        shown = shown_classes(len(self.label_names), self.top_k)
+        return mean_json_size(self.data.splits[split]) + shown * (mean_json_size(self.label_names) + PROBABILITY_BYTES)
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
         """Writes the confusion and the calibration of a labeled split to a PNG file; does nothing for regression."""
