@@ -5,7 +5,6 @@ consists of a configuration dataclass, which tyro turns into options with help a
 it.
 """
 
-import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -16,7 +15,7 @@ import traceback
 
 from .errors import UserError, is_expected, one_line
 from .options import parse_options
-from .terminal import PrintableStream, say
+from .terminal import guarded_output, say
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         say(f"deberta-jax: no command {command!r}.{hint}\n\n{usage()}", error=True)
         return 2
-    with contextlib.redirect_stderr(PrintableStream(sys.stderr)):  # warnings and logs of other libraries quote names
+    with guarded_output():
         return run(command, options)
 
 

@@ -5,10 +5,12 @@ set the title of the window or hide what was printed. Every line for people goes
 exact text. `console` does the same for tables and colors.
 """
 
+import contextlib
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TextIO
 
 LONGEST_LINE = 1500  # characters of a message
@@ -27,7 +29,8 @@ _JOINER = "(?:(?<=[\0-\x7f\u200c\u200d])|^)[\u200c\u200d]"
 _FLAG = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"  # England, Scotland, Wales, ...
 _LINES = re.compile(f"({_FLAG})|[{_HIDDEN}]|{_JOINER}")
 _ONE_LINE = re.compile(f"({_FLAG})|[{_HIDDEN}\t\n]|{_JOINER}")
-# Sequences of colors and progress bars, which other libraries write to standard error, and the carriage return.
+# Sequences of progress bars, which other libraries write to standard error, and of colors.
+_BARS = re.compile("(\x1b\\[[0-9]*[AK]|\r)")
 _COLORS_AND_BARS = re.compile("(\x1b\\[[0-9;]*[mAK]|\r)")
 
 
@@ -95,20 +98,43 @@ def discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class PrintableStream:
-    """A stream on which only colors and progress bars are obeyed, for what other libraries print.
+class PrintableRecord(logging.LogRecord):
+    """A record of a log whose message is `message_text`."""
 
-    Everything but `write` is that of the stream.
+    def getMessage(self) -> str:  # noqa: N802 (logging's name)
+        return message_text(super().getMessage())
+
+
+@contextlib.contextmanager
+def guarded_output() -> Iterator[None]:
+    """Makes printable what other libraries print inside the context: standard error and the logs of Python.
+
+    Handlers of logs that exist already would write to the standard error of before, so their messages are changed.
+    """
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(PrintableRecord)
+    try:
+        with contextlib.redirect_stderr(PrintableStream(sys.stderr)):
+            yield
+    finally:
+        logging.setLogRecordFactory(factory)
+
+
+class PrintableStream:
+    """A stream on which only progress bars and, on a terminal with colors, colors are obeyed.
+
+    It is for what other libraries print. Everything but `write` is that of the stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        has_colors = stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+        self._stream, self._obeyed = stream, _COLORS_AND_BARS if has_colors else _BARS
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        parts = _COLORS_AND_BARS.split(text)
+        parts = self._obeyed.split(text)
         parts[::2] = [printable(part, lines=True) for part in parts[::2]]  # odd places are the sequences
         self._stream.write("".join(parts))
         return len(text)

@@ -95,11 +95,17 @@ def test_a_reader_that_is_gone_does_not_end_a_command(monkeypatch: pytest.Monkey
         say("nor this")
 
 
-def test_a_stream_obeys_colors_and_progress_bars_alone() -> None:
+def test_a_stream_obeys_colors_and_progress_bars_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     below = io.StringIO()
+    PrintableStream(below).write("\x1b[31mno color\x1b[0m\r\x1b[A\x1b[K")
+    assert below.getvalue() == r"\x1b[31mno color\x1b[0m" + "\r\x1b[A\x1b[K"
+    below = io.StringIO()
+    monkeypatch.setattr(below, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     stream = PrintableStream(below)
     assert stream.write("\x1b[31mred\x1b[0m\r50 %\n\x1b[A\x1b]0;title\x07\x1b[2J\x9b\u202e") == 37
     stream.writelines(["a\n", "\b"])
     expected = "\x1b[31mred\x1b[0m\r50 %\n\x1b[A" + r"\x1b]0;title\x07\x1b[2J\x9b\u202e" + "a\n" + r"\x08"
     assert below.getvalue() == expected
-    assert not stream.isatty()
+    assert stream.isatty()

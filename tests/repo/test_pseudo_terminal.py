@@ -1,6 +1,7 @@
 """Commands under a real terminal: no control character of a text, a name or an option reaches it."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -99,6 +100,26 @@ def test_mistakes_are_short_and_printable(
     assert_clean(screen.text)
     assert "Traceback" not in screen.text
     assert len(screen.text) < 8000
+
+
+def test_what_other_libraries_print_is_printable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deberta_jax.train import demo
+
+    def talk(_: object) -> None:
+        logging.getLogger("absl").warning("log of %s", TEXT)
+        sys.stderr.write(f"100 %\r{TEXT}\n")
+
+    monkeypatch.setattr(demo, "main", talk)
+    handler = logging.StreamHandler()
+    with pseudo_terminal(**PLAIN) as screen:
+        handler.setStream(sys.stderr)  # from before the command
+        logging.root.addHandler(handler)
+        try:
+            assert main(["demo"]) == 0
+        finally:
+            logging.root.removeHandler(handler)
+    assert_clean(screen.text.replace("\r", ""))
+    assert screen.text.count(r"\x1b]0;title\x07") == 2
 
 
 def test_a_bug_shows_its_traceback_printably(monkeypatch: pytest.MonkeyPatch) -> None:
