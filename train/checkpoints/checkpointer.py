@@ -39,7 +39,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
-from deberta_jax.terminal import list_names, say
+from deberta_jax.terminal import say, shorten
 
 from ..hosts.processes import gather_json
 from .manifest import as_json, create_manifest
@@ -192,7 +192,7 @@ class Checkpointer:
             return restored
         if damaged:
             # They keep their names: without any checkpoint the next start would begin from step 0.
-            reasons = list_names([f"step {step}: {reason}" for step, reason in damaged.items()], most=3)
+            reasons = "; ".join(f"step {step}: {shorten(reason)}" for step, reason in damaged.items())
             raise CheckpointError(
                 f"every checkpoint in {self._folder} is damaged ({reasons}); "
                 "restore the folder from a copy, or use another --output to start again"
