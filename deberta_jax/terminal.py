@@ -123,7 +123,7 @@ def guarded_output() -> Iterator[None]:
 class PrintableStream:
     """A stream on which only progress bars and, on a terminal with colors, colors are obeyed.
 
-    It is for what other libraries print. Everything but `write` is that of the stream.
+    It is for what other libraries print. Everything but writing is that of the stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -138,6 +138,9 @@ class PrintableStream:
         parts[::2] = [printable(part, lines=True) for part in parts[::2]]  # odd places are the sequences
         self._stream.write("".join(parts))
         return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
     def writelines(self, lines: list[str]) -> None:
         for line in lines:

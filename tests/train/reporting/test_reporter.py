@@ -16,6 +16,8 @@ from deberta_jax.terminal import printable
 from deberta_jax.train.reporting import reporter as report
 from deberta_jax.train.reporting.reporter import RunReporter
 
+from ...support.pseudo_terminal import pseudo_terminal
+
 PRETRAINING = {
     "generator_loss": 10.0621,
     "discriminator_loss": 0.31234,
@@ -228,3 +230,17 @@ def test_a_message_is_one_short_literal_line(tmp_path, capsys):
     assert printable(first) == first
     assert len(first) < 2000
     assert second == r"[red]x[/red] [/] :smile: \x1b[31m\n"
+
+
+def test_the_live_line_may_control_a_real_terminal(tmp_path):
+    with (
+        pseudo_terminal(TERM="xterm", COLUMNS="100") as screen,
+        RunReporter(tmp_path, total_steps=2, tokens_per_step=1, every=1) as reporter,
+    ):
+        reporter.step(1, PRETRAINING)
+        reporter.message("\x1b[31mclass\x1b[0m")
+        reporter.step(2, PRETRAINING)
+    assert "\x1b[?25l" in screen.text  # hides the cursor
+    assert "2/2" in screen.text
+    assert r"\x1b[31mclass\x1b[0m" in screen.text
+    assert screen.text.count(r"\x1b") == 2
