@@ -23,6 +23,7 @@ from jaxtyping import Array, Int, Key, Num
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
+from deberta_jax.terminal import list_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.warm_start import left_out, merge_pretrained
 
@@ -33,7 +34,15 @@ from .engine.layerwise import layerwise_learning_rates, stop_frozen_gradients
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
-from .finetune_evaluation import Params, Predictor, Validation, apply_model, draw_predictions, write_results
+from .finetune_evaluation import (
+    Params,
+    Predictor,
+    Validation,
+    apply_model,
+    check_predictions_size,
+    draw_predictions,
+    write_results,
+)
 from .finetune_setup import (
     check_settings,
     heads_message,
@@ -130,9 +139,11 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     ):
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
+        if hosts.first:
+            check_predictions_size(task, config.output, reporter)
         reporter.message(head)
         if unused:
-            reporter.message(f"parts of the model that this task does not read: {', '.join(unused)}")
+            reporter.message(f"parts of the model that this task does not read: {list_names(unused)}")
         plan = TrainingRun(
             steps=steps,
             log_every=config.log_every,

@@ -29,7 +29,6 @@ thread only.
 """
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import say, shorten
 
 from ..hosts.processes import gather_json
 from .background_save import BackgroundSave
@@ -73,7 +73,7 @@ class _PendingSave:
 
 
 def _print_to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    say(message, error=True)
 
 
 class Checkpointer:
@@ -195,7 +195,7 @@ class Checkpointer:
             return restored
         if damaged:
             # They keep their names: without any checkpoint the next start would begin from step 0.
-            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            reasons = "; ".join(f"step {step}: {shorten(reason)}" for step, reason in damaged.items())
             raise CheckpointError(
                 f"every checkpoint in {self._folder} is damaged ({reasons}); "
                 "restore the folder from a copy, or use another --output to start again"

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Integer, UInt32
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names
 
 Boundary = Literal["blank_line", "line", "file", "chapter"]
 BOUNDARIES: tuple[Boundary, ...] = ("blank_line", "line", "file", "chapter")
@@ -101,7 +102,7 @@ def read_documents(
             empty = False
             yield document
     if empty:
-        raise TextError(f"no text in {', '.join(map(str, paths))}; give files with at least one line that is not blank")
+        raise TextError(f"no text in {list_names(paths)}; give files with at least one line that is not blank")
 
 
 def text_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -144,9 +145,8 @@ def describe_ignored(paths: Sequence[str | Path]) -> str:
     ignored = ignored_files(paths)
     if not ignored:
         return ""
-    more = f" and {len(ignored) - _NAMES_SHOWN} more" if len(ignored) > _NAMES_SHOWN else ""
-    names = ", ".join(map(str, ignored[:_NAMES_SHOWN]))
-    return f"not read, because they do not end in {', '.join(_SUFFIXES)}: {names}{more}"
+    names = list_names(ignored, most=_NAMES_SHOWN)
+    return f"not read, because they do not end in {', '.join(_SUFFIXES)}: {names}"
 
 
 def _visible_files(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import sentencepiece
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import say
 from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
@@ -57,7 +58,7 @@ def main(config: TokenizerConfig) -> None:
         raise UserError(f"output {config.output} is a file; name a folder")
     paths = config.text or (embedded_corpus(),)
     if ignored := describe_ignored(paths):
-        print(ignored)
+        say(ignored)
     began = time.monotonic()
     # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
     model = train_tokenizer(
@@ -76,7 +77,7 @@ def main(config: TokenizerConfig) -> None:
     tokenizer = Tokenizer.from_bytes(model)
     tokenizer.save(config.output)
     rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
-    print(
+    say(
         f"Trained {tokenizer.vocab_size} ids ({tokenizer.vocab_size - 1} pieces and [MASK]) in {seconds:.1f} s; "
         f"{rate:.2f} bytes per token.\n"
         f"Saved {saved} and {CONFIG_FILE}, fingerprint {tokenizer.fingerprint[:12]}."

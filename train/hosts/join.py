@@ -35,6 +35,7 @@ from jax.experimental import multihost_utils
 
 from deberta_jax.errors import UserError, is_expected, one_line
 from deberta_jax.orbax_path import orbax_path
+from deberta_jax.terminal import say
 
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
 from .agreement import check_agreement, gather_facts
@@ -205,7 +206,7 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     except Exception as error:
         _exit(f"process {hosts.index} on {socket.gethostname()}", error, linger=1.0)
     if hosts.first:
-        print("\n".join(["processes:", *(f"  {name}" for name in names)]), file=sys.stderr, flush=True)
+        say("\n".join(["processes:", *(f"  {name}" for name in names)]), error=True)
     aborted = f", or aborted by JAX because {names[0]}, the coordinator, was lost" if hosts.index else ""
     notice = DeathNotice(f"{names[hosts.index]} died without a message: killed, or out of memory{aborted}")
 
@@ -297,11 +298,10 @@ def _remind(connected: threading.Event, config: HostsConfig) -> None:
     began = time.monotonic()
     address = f" at {config.coordinator}" if config.coordinator else ""
     while not connected.wait(_REMIND_SECONDS):
-        print(
+        say(
             f"{socket.gethostname()}: waiting for the other hosts{address}, {time.monotonic() - began:.0f} s of "
             f"{config.start_within}",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
 
 
@@ -331,9 +331,9 @@ def _exit(name: str, error: BaseException, *, linger: float) -> NoReturn:
     """Prints the error and ends this process after `linger` seconds, without JAX's shutdown."""
     described = is_expected(error) or is_runtime_failure(error) or isinstance(error, KeyboardInterrupt)
     if not described or os.environ.get("DEBERTA_JAX_TRACEBACK"):
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip(), error=True)
     code = exit_code(error)
-    print(f"{name}: {one_line(error)}. Exit code {code}", file=sys.stderr, flush=True)
+    say(f"{name}: {one_line(error)}. Exit code {code}", error=True)
     time.sleep(linger)
     sys.stdout.flush()
     os._exit(code)
