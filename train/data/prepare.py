@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,21 @@ from jaxtyping import Integer
 from deberta_jax.errors import UserError
 
 from ..model_folders import tokenizer_folder
-from .corpus import FORMAT, MANIFEST, Corpus, RowFile, Split, TextSource, check_identity, open_corpus
+from .corpus import (
+    FORMAT,
+    MANIFEST,
+    MAX_LENGTH,
+    MIN_LENGTH,
+    Corpus,
+    RowFile,
+    Split,
+    TextSource,
+    check_identity,
+    ends_digest,
+    open_corpus,
+    row_data_type,
+    write_manifest,
+)
 from .masking import hash_uint64
 from .row_files import create_row_file
 from .text import (
@@ -82,7 +95,7 @@ class _SplitWriter:
         if self._writer is not None:
             self._writer.close()
             path = self._path()
-            self._files.append(RowFile(path.name, self._rows, path.stat().st_size))
+            self._files.append(RowFile(path.name, self._rows, path.stat().st_size, ends_digest(path)))
             self._writer, self._rows = None, 0
 
 
@@ -104,7 +117,7 @@ def prepare(
 
     Args:
       paths, boundary: see `text.read_documents`.
-      sequence_length: tokens per row including [CLS] and [SEP], at least 8.
+      sequence_length: tokens per row including [CLS] and [SEP], 8 to 2**20.
       held_out_fraction: share of the documents that is kept for evaluation; 0 disables it.
 
     Raises:
@@ -113,7 +126,6 @@ def prepare(
       OSError: if writing fails, for instance because the disk is full.
     """
     folder = Path(folder)
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     empty = Split(0, 0, 0, ())
     corpus = Corpus(
         folder=folder,
@@ -123,7 +135,7 @@ def prepare(
         held_out_fraction=held_out_fraction,
         seed=seed,
         tokenizer=tokenizer.fingerprint,
-        dtype=dtype,
+        dtype=row_data_type(tokenizer),
         sources=(),
         train=empty,
         held_out=empty,
@@ -174,12 +186,14 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
-    if corpus.sequence_length < 8:
-        raise UserError(f"sequence_length is {corpus.sequence_length}; it must be at least 8, usually 128 or 512")
+    if not MIN_LENGTH <= corpus.sequence_length <= MAX_LENGTH:
+        raise UserError(
+            f"sequence_length is {corpus.sequence_length}; it must be {MIN_LENGTH} to {MAX_LENGTH}, usually 128 or 512"
+        )
     if not 0 <= corpus.held_out_fraction < 1:
         raise UserError(f"held_out_fraction is {corpus.held_out_fraction}; it must be at least 0 and below 1")
-    if corpus.seed < 0:
-        raise UserError(f"seed is {corpus.seed}; it must not be negative")
+    if not 0 <= corpus.seed < 1 << 64:
+        raise UserError(f"seed is {corpus.seed}; it must be 0 to 2**64 - 1")
     if tokenizer.pad_id != 0:
         raise UserError(f"the tokenizer's padding id is {tokenizer.pad_id}; it must be 0, as in every DeBERTa")
 
@@ -226,10 +240,8 @@ def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, f
         splits = {name: writer.finish() for name, writer in writers.items()}
     corpus = dataclasses.replace(corpus, sources=tuple(sources), **splits)
     _check_splits(corpus)
-    fields = dataclasses.asdict(corpus)
-    del fields["folder"]
     with _writing(corpus.folder):
-        (folder / MANIFEST).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        write_manifest(corpus, folder)
     return corpus
 
 
