@@ -41,14 +41,12 @@ from .text import (
     Boundary,
     RowPacker,
     SupportsEncoding,
-    TextError,
     content_sha256,
-    describe_ignored,
     encode_documents,
     file_documents,
-    text_files,
     text_or_novels,
 )
+from .text_files import TextError, describe_ignored, text_files
 
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]

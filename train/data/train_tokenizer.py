@@ -15,7 +15,8 @@ from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
-from .text import describe_ignored, embedded_corpus, read_documents
+from .text import embedded_corpus, read_documents
+from .text_files import describe_ignored
 
 _SAMPLE_BYTES = 1 << 20
 _SPECIAL_AND_BYTE_PIECES = 4 + 256
