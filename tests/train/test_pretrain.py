@@ -440,7 +440,7 @@ def test_a_damaged_corpus_ends_the_command_with_one_line(home: Path, tmp_path: P
         path.write_bytes(whole)
     content = bytearray(shard.read_bytes())
     assert len(content) > 1 << 19
-    for place in range(1 << 17, len(content) // 2, 4000):  # about each 60th row; the index of all rows is at the end
+    for place in range(1 << 17, len(content) // 2, 1500):  # about each 20th row; the index of all rows is at the end
         content[place] ^= 1
     shard.write_bytes(content)
     for _ in range(2):

@@ -1,20 +1,23 @@
 """The command `deberta-jax tokenizer`: trains a SentencePiece tokenizer for DeBERTa v2 and v3 on text files."""
 
+import contextlib
 import dataclasses
-import io
 import itertools
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import sentencepiece
+from typing import Any
 
 from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
+from . import sentencepiece_process
 from .text import embedded_corpus, read_documents
 from .text_files import describe_ignored
 
@@ -129,50 +132,68 @@ def train_tokenizer(
         raise UserError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
     if input_sentence_size <= 100:
         raise UserError(f"input_sentence_size is {input_sentence_size}; it must be above 100")
-    model = io.BytesIO()
-    failures: list[BaseException] = []
-    lines = _training_lines(documents, failures)
+    lines = _training_lines(documents)
     first = next(lines, None)
-    if first is None:  # SentencePiece 0.2.1 would terminate the process
+    if first is None:
         raise UserError("there is no text to train on; give documents with at least one visible character")
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], lines),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            character_coverage=character_coverage,
-            input_sentence_size=input_sentence_size,
-            shuffle_input_sentence=True,
-            max_sentence_length=_MAX_LINE_BYTES,
-            normalization_rule_name="nmt_nfkc",
-            byte_fallback=True,
-            pad_id=0,
-            bos_id=1,
-            eos_id=2,
-            unk_id=3,
-            pad_piece=PAD,
-            bos_piece=CLS,
-            eos_piece=SEP,
-            unk_piece=UNK,
-            num_threads=_THREADS,
-            minloglevel=2,
+    settings = {
+        "model_type": "unigram",
+        "vocab_size": vocab_size,
+        "character_coverage": character_coverage,
+        "input_sentence_size": input_sentence_size,
+        "shuffle_input_sentence": True,
+        "max_sentence_length": _MAX_LINE_BYTES,
+        "normalization_rule_name": "nmt_nfkc",
+        "byte_fallback": True,
+        **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
+        **{"pad_piece": PAD, "bos_piece": CLS, "eos_piece": SEP, "unk_piece": UNK},
+        "num_threads": _THREADS,
+        "minloglevel": 2,
+    }
+    code, model, message = _run_trainer(settings, itertools.chain([first], lines))
+    if code == sentencepiece_process.FAILED:
+        raise _training_error(message, vocab_size)
+    if code:
+        raise UserError(
+            f"the process that trains ended with exit code {code}, which a lack of memory may cause; give a smaller "
+            f"input_sentence_size or vocab_size: {message}"
         )
-    except (RuntimeError, SystemError) as error:
-        raise (failures[0] if failures else _training_error(str(error), vocab_size)) from None
-    return model.getvalue()
+    return model
 
 
-def _training_lines(documents: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
-    """Yields the training lines. Stores an exception in `failures`, because SentencePiece replaces it by its own."""
-    try:
-        for document in documents:
-            for line in document.replace(_RESERVED, " ").splitlines():
-                if any(char.isprintable() and char not in " \ufffd" for char in line):
-                    yield from _split_line(line)
-    except (Exception, KeyboardInterrupt) as error:
-        failures.append(error)
-        raise
+def _run_trainer(settings: dict[str, Any], lines: Iterable[str]) -> tuple[int, bytes, str]:
+    """Runs `sentencepiece_process`. Returns its exit code, the model, and what it wrote to standard error.
+
+    An exception, for instance KeyboardInterrupt, ends it at once.
+    """
+    # -P: the script's folder, which has modules of common names, is not searched.
+    command = [sys.executable, "-P", sentencepiece_process.__file__, json.dumps(settings)]
+    pipe = subprocess.PIPE
+    # A session of its own, because Ctrl-C goes to all processes of the terminal's.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        try:
+            assert process.stdin is not None
+            with (
+                contextlib.suppress(BrokenPipeError),
+                process.stdin as file,
+            ):  # if it ends early, its exit code says why
+                for line in lines:
+                    file.write(line.encode() + b"\n")
+                file.write(b"\n")
+            process.stdin = None
+            model, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, model, errors.decode(errors="replace").strip()
+
+
+def _training_lines(documents: Iterable[str]) -> Iterator[str]:
+    """Yields the training lines of documents, none of which is blank."""
+    for document in documents:
+        for line in document.replace(_RESERVED, " ").splitlines():
+            if any(char.isprintable() and char not in " \ufffd" for char in line):
+                yield from _split_line(line)
 
 
 def _split_line(line: str) -> Iterator[str]:
