@@ -21,7 +21,6 @@ _SET_PARENT_DEATH_SIGNAL = 1  # of prctl
 def main() -> int:
     if sys.platform == "linux":  # elsewhere this process ends its work if the caller is killed
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    sentencepiece.set_random_generator_seed(0)  # by default the sample of lines differs between processes
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import random
 import re
 import subprocess
 import sys
@@ -132,9 +133,8 @@ def train_tokenizer(
         raise UserError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
     if input_sentence_size <= 100:
         raise UserError(f"input_sentence_size is {input_sentence_size}; it must be above 100")
-    lines = _training_lines(documents)
-    first = next(lines, None)
-    if first is None:
+    lines = _sample(_training_lines(documents), input_sentence_size)
+    if not lines:
         raise UserError("there is no text to train on; give documents with at least one visible character")
     settings = {
         "model_type": "unigram",
@@ -150,7 +150,7 @@ def train_tokenizer(
         "num_threads": _THREADS,
         "minloglevel": 2,
     }
-    code, model, message = _run_trainer(settings, itertools.chain([first], lines))
+    code, model, message = _run_trainer(settings, lines)
     if code == sentencepiece_process.FAILED:
         raise _training_error(message, vocab_size)
     if code:
@@ -161,7 +161,7 @@ def train_tokenizer(
     return model
 
 
-def _run_trainer(settings: dict[str, Any], lines: Iterable[str]) -> tuple[int, bytes, str]:
+def _run_trainer(settings: dict[str, Any], lines: list[str]) -> tuple[int, bytes, str]:
     """Runs `sentencepiece_process`. Returns its exit code, the model, and what it wrote to standard error.
 
     An exception, for instance KeyboardInterrupt, ends it at once.
@@ -186,6 +186,17 @@ def _run_trainer(settings: dict[str, Any], lines: Iterable[str]) -> tuple[int, b
             process.kill()
             raise
     return process.returncode, model, errors.decode(errors="replace").strip()
+
+
+def _sample(lines: Iterator[str], size: int) -> list[str]:
+    """Returns the lines, or a random sample of `size` of them. SentencePiece would draw another one in each process."""
+    chosen = list(itertools.islice(lines, size))
+    draw = random.Random(0)
+    for number, line in enumerate(lines, start=size + 1):
+        place = draw.randrange(number)
+        if place < size:
+            chosen[place] = line
+    return chosen
 
 
 def _training_lines(documents: Iterable[str]) -> Iterator[str]:
