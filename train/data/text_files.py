@@ -75,6 +75,19 @@ def describe_ignored(paths: Sequence[str | Path]) -> str:
     return f"not read, because they do not end in {', '.join(_SUFFIXES)}: {names}{more}"
 
 
+def refuse_output(output: Path, paths: Sequence[str | Path]) -> None:
+    """Raises UserError if a command would write into or over the text that it reads."""
+    target = output.resolve()
+    for path in map(Path, paths):
+        source = path.resolve()
+        if target == source:
+            raise UserError(f"output {output} is the text that is read; choose another folder")
+        if path.is_dir() and source in target.parents:
+            raise UserError(
+                f"output {output} is inside of the folder {path}, whose text is read; choose another folder"
+            )
+
+
 def text_bytes(path: Path) -> Iterator[bytes]:
     """Yields the uncompressed bytes of a file in chunks of bounded size.
 

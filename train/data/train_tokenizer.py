@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
 from . import sentencepiece_process
 from .text import embedded_corpus, read_documents
-from .text_files import describe_ignored
+from .text_files import describe_ignored, refuse_output
+from .work_folder import stop_at_signals
 
 _SAMPLE_BYTES = 1 << 20
 _SPECIAL_AND_BYTE_PIECES = 4 + 256
@@ -58,34 +60,64 @@ def main(config: TokenizerConfig) -> None:
       UserError: if the text cannot be read or is too small, if a setting is out of range, or if the output folder
         contains another tokenizer.
     """
-    if config.output.exists() and not config.output.is_dir():
-        raise UserError(f"output {config.output} is a file; name a folder")
     paths = config.text or (embedded_corpus(),)
-    if ignored := describe_ignored(paths):
-        print(ignored)
-    began = time.monotonic()
-    # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
-    model = train_tokenizer(
-        read_documents(paths, boundary="line"),
-        vocab_size=config.vocab_size,
-        character_coverage=config.character_coverage,
-        input_sentence_size=config.input_sentence_size,
-    )
-    seconds = time.monotonic() - began
-    saved = config.output / MODEL_FILE
-    if saved.exists() and saved.read_bytes() != model and not config.overwrite:
-        raise UserError(
-            f"{saved} is another tokenizer, and data prepared with it would become unusable; "
-            "choose another output folder, or pass --overwrite"
+    refuse_output(config.output, paths)
+    with stop_at_signals(), _writable(config.output):
+        if ignored := describe_ignored(paths):
+            print(ignored)
+        began = time.monotonic()
+        # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
+        model = train_tokenizer(
+            read_documents(paths, boundary="line"),
+            vocab_size=config.vocab_size,
+            character_coverage=config.character_coverage,
+            input_sentence_size=config.input_sentence_size,
         )
-    tokenizer = Tokenizer.from_bytes(model)
-    tokenizer.save(config.output)
-    rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
+        seconds = time.monotonic() - began
+        saved = config.output / MODEL_FILE
+        if saved.exists() and saved.read_bytes() != model and not config.overwrite:
+            raise UserError(
+                f"{saved} is another tokenizer, and data prepared with it would become unusable; "
+                "choose another output folder, or pass --overwrite"
+            )
+        tokenizer = Tokenizer.from_bytes(model)
+        with _writing(config.output):
+            tokenizer.save(config.output)
+        rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
     print(
         f"Trained {tokenizer.vocab_size} ids ({tokenizer.vocab_size - 1} pieces and [MASK]) in {seconds:.1f} s; "
         f"{rate:.2f} bytes per token.\n"
         f"Saved {saved} and {CONFIG_FILE}, fingerprint {tokenizer.fingerprint[:12]}."
     )
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Creates the folder and writes to it, so that a fault shows before the work. Removes it if it stays empty."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output {folder} is a file; name a folder")
+    created = not folder.exists()
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    try:
+        yield
+    finally:
+        if created:
+            with contextlib.suppress(OSError):  # it has the tokenizer
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Reports a failure to write in one line that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        message = f"cannot write the tokenizer {folder}: {reason}; free some space or choose another folder"
+        raise OSError(error.errno, message) from None
 
 
 def _bytes_per_token(tokenizer: Tokenizer, lines: Iterable[str]) -> float:

@@ -118,7 +118,11 @@ def test_command_replaces_another_tokenizer_only_with_overwrite(text_file, tmp_p
 
 def test_command_refuses_a_file_as_folder(text_file):
     with pytest.raises(ValueError, match="is a file; name a folder"):
+        main(TokenizerConfig(output=text_file))
+    with pytest.raises(ValueError, match="is the text that is read; choose another folder"):
         main(TokenizerConfig(output=text_file, text=(text_file,)))
+    with pytest.raises(ValueError, match="out is inside of .*, whose text is read; choose another folder"):
+        main(TokenizerConfig(output=text_file.parent / "out", text=(text_file.parent,)))
 
 
 def test_command_reads_the_embedded_corpus_by_default(tmp_path, monkeypatch):
