@@ -23,7 +23,7 @@ from .text import Boundary, SupportsEncoding
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-MIN_LENGTH, MAX_LENGTH = 8, 1 << 20  # tokens of a row
+_MIN_LENGTH, _MAX_LENGTH = 8, 1 << 20  # tokens of a row
 DataType = Literal["uint16", "uint32"]
 
 _LOG = logging.getLogger("deberta_jax")
@@ -189,7 +189,7 @@ def _parse(content: bytes, folder: Path) -> Corpus:
 
 def _check_settings(corpus: Corpus) -> None:
     for name, valid, allowed in (
-        ("sequence_length", MIN_LENGTH <= corpus.sequence_length <= MAX_LENGTH, f"{MIN_LENGTH} to {MAX_LENGTH}"),
+        ("sequence_length", _MIN_LENGTH <= corpus.sequence_length <= _MAX_LENGTH, f"{_MIN_LENGTH} to {_MAX_LENGTH}"),
         ("held_out_fraction", 0 <= corpus.held_out_fraction < 1, "at least 0 and below 1"),
         ("seed", 0 <= corpus.seed < 1 << 64, "0 to 2**64 - 1"),
         ("tokenizer", corpus.tokenizer, "the fingerprint of a tokenizer"),

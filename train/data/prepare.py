@@ -25,8 +25,6 @@ from ..model_folders import tokenizer_folder
 from .corpus import (
     FORMAT,
     MANIFEST,
-    MAX_LENGTH,
-    MIN_LENGTH,
     Corpus,
     RowFile,
     Split,
@@ -119,7 +117,7 @@ def prepare(
 
     Args:
       paths, boundary: see `text.read_documents`.
-      sequence_length: tokens per row including [CLS] and [SEP], 8 to 2**20.
+      sequence_length: tokens per row including [CLS] and [SEP], at least 8.
       held_out_fraction: share of the documents that is kept for evaluation; 0 disables it.
 
     Raises:
@@ -224,14 +222,12 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
-    if not MIN_LENGTH <= corpus.sequence_length <= MAX_LENGTH:
-        raise UserError(
-            f"sequence_length is {corpus.sequence_length}; it must be {MIN_LENGTH} to {MAX_LENGTH}, usually 128 or 512"
-        )
+    if corpus.sequence_length < 8:
+        raise UserError(f"sequence_length is {corpus.sequence_length}; it must be at least 8, usually 128 or 512")
     if not 0 <= corpus.held_out_fraction < 1:
         raise UserError(f"held_out_fraction is {corpus.held_out_fraction}; it must be at least 0 and below 1")
-    if not 0 <= corpus.seed < 1 << 64:
-        raise UserError(f"seed is {corpus.seed}; it must be 0 to 2**64 - 1")
+    if corpus.seed < 0:
+        raise UserError(f"seed is {corpus.seed}; it must not be negative")
     if tokenizer.pad_id != 0:
         raise UserError(f"the tokenizer's padding id is {tokenizer.pad_id}; it must be 0, as in every DeBERTa")
 

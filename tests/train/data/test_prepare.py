@@ -127,13 +127,11 @@ def test_damaged_corpus_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sequence_length": 7}, "sequence_length is 7; it must be 8 to 1048576, usually 128 or 512"),
+        ({"sequence_length": 7}, "sequence_length is 7; it must be at least 8"),
         ({"held_out_fraction": 1.0}, "held_out_fraction is 1.0; it must be at least 0 and below 1"),
         ({"held_out_fraction": 0.001}, "held_out_fraction 0.001 of 3 documents selects none; give a larger"),
         ({"held_out_fraction": 0.999}, "held_out_fraction 0.999 of 3 documents leaves none to train on"),
-        ({"sequence_length": 10**12}, "sequence_length is 1000000000000; it must be 8 to 1048576"),
-        ({"seed": 1 << 64}, "seed is 18446744073709551616; it must be 0 to"),
-        ({"seed": -1}, r"seed is -1; it must be 0 to 2\*\*64 - 1"),
+        ({"seed": -1}, "seed is -1; it must not be negative"),
     ],
 )
 def test_invalid_settings(tmp_path, settings, message):

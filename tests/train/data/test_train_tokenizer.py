@@ -121,7 +121,7 @@ def test_command_refuses_a_file_as_folder(text_file):
         main(TokenizerConfig(output=text_file))
     with pytest.raises(ValueError, match="is the text that is read; choose another folder"):
         main(TokenizerConfig(output=text_file, text=(text_file,)))
-    with pytest.raises(ValueError, match="out is inside of .*, whose text is read; choose another folder"):
+    with pytest.raises(ValueError, match=r"out is inside of .*, whose text is read; choose another folder"):
         main(TokenizerConfig(output=text_file.parent / "out", text=(text_file.parent,)))
 
 
