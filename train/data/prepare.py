@@ -302,7 +302,8 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        code = getattr(error, "errno", None) or errno.EIO
+        full = os.strerror(errno.ENOSPC) in str(error)
+        code = getattr(error, "errno", None) or (errno.ENOSPC if full else errno.EIO)
         message = f"cannot write the corpus {folder}: {error}; free some space or choose another folder"
         raise OSError(code, message) from None
 

@@ -97,15 +97,15 @@ def _writable(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
     created = not folder.exists()
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"x")
     try:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(b"x")
         yield
     finally:
         if created:
-            with contextlib.suppress(OSError):  # it has the tokenizer
+            with contextlib.suppress(OSError):  # it has the tokenizer, or was not created
                 folder.rmdir()
 
 
@@ -216,6 +216,7 @@ def _run_trainer(settings: dict[str, Any], lines: list[str]) -> tuple[int, bytes
             model, errors = process.communicate()
         except BaseException:
             process.kill()
+            process.wait()
             raise
     return process.returncode, model, errors.decode(errors="replace").strip()
 
