@@ -122,7 +122,8 @@ def prepare(
 
     Raises:
       TextError: if the text cannot be used (see `text.read_documents`).
-      UserError: if a setting is invalid, if a split would be empty, or if the folder has other content.
+      UserError: if a setting is invalid, if a split would be empty, if the folder has other content, or if another
+        process is making it.
       OSError: if writing fails, for instance because the disk is full.
     """
     folder = Path(folder)

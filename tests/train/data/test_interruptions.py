@@ -13,7 +13,6 @@ import pytest
 from deberta_jax.errors import UserError
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.prepare import prepare
-from deberta_jax.train.data.text import embedded_corpus
 from deberta_jax.train.data.work_folder import create_work_folder
 
 from ...support.small_corpus import Words, story, write
@@ -288,4 +287,27 @@ def test_output_over_the_text_is_refused_before_the_work(novel, tmp_path):
     assert code == 1
     assert "exists and is not a prepared corpus, but has '" in line
     assert names(folder) == ["a.txt"]
-    assert embedded_corpus().exists()
+
+
+# ---------------------------------------------------------------------------------------------- imports
+
+
+def test_an_interrupt_that_a_package_swallows_while_it_is_imported_ends_the_command(tmp_path):
+    """The garbage collection hook of JAX, for example, ignores every exception."""
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+        "def main(_): print('went on')\n"
+    )
+    code = (
+        "from deberta_jax.__main__ import COMMANDS, main; COMMANDS['prepare'] = ('swallows', None, ''); "
+        "raise SystemExit(main(['prepare']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ndeberta-jax prepare: interrupted\n")
+
+
+def test_prepare_does_not_import_jax():
+    """It would swallow Ctrl-C, and takes seconds."""
+    code = "import sys, deberta_jax.train.data.prepare; print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
