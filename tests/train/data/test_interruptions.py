@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deberta_jax.__main__ import main as command_line
 from deberta_jax.errors import UserError
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.prepare import prepare
@@ -19,7 +20,21 @@ from ...support.small_corpus import Words, story, write
 from ...support.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[3]
+Run = Callable[..., tuple[int, str]]
 SETTINGS = {"sequence_length": 64, "boundary": "line", "held_out_fraction": 0.1}
+
+
+@pytest.fixture
+def run(capsys) -> Run:
+    """Runs a command in this process. Returns its exit code and the last line of standard error."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        code = command_line([str(argument) for argument in arguments])
+        errors = capsys.readouterr().err
+        assert "Traceback" not in errors, errors
+        return code, (errors.strip().splitlines() or [""])[-1]
+
+    return run
 
 
 def names(folder: Path) -> list[str]:
@@ -35,14 +50,6 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
     )
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    """Runs a command. Returns its exit code and the last line of standard error."""
-    process = start(*arguments)
-    _, errors = process.communicate(timeout=300)
-    assert "Traceback" not in errors, errors
-    return process.returncode, (errors.strip().splitlines() or [""])[-1]
 
 
 def stop(process: subprocess.Popen[str], number: int, *, when: Callable[[], bool]) -> tuple[int, str]:
@@ -95,7 +102,7 @@ def test_a_signal_ends_tokenizer_in_the_middle_of_training(tmp_path, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_any_moment_of_prepare(novel, tmp_path, number):
+def test_a_signal_at_any_moment_of_prepare(novel, tmp_path, number, run):
     output = tmp_path / "c"
     began = time.monotonic()
     assert run(*prepare_options(novel, output))[0] == 0
@@ -241,7 +248,7 @@ def test_prepare_on_a_full_disk(tmp_path, place):
         assert open_corpus(folder) == corpus
 
 
-def test_tokenizer_on_a_full_disk(tmp_path, novel):
+def test_tokenizer_on_a_full_disk(tmp_path, novel, run):
     disk = tmp_path / "disk"
     text = novel / "text.txt"
     with small_disk(disk, megabytes=1) as mounted:
@@ -269,7 +276,7 @@ def test_tokenizer_on_a_full_disk(tmp_path, novel):
 # ---------------------------------------------------------------------------------------------- output over input
 
 
-def test_output_over_the_text_is_refused_before_the_work(novel, tmp_path):
+def test_output_over_the_text_is_refused_before_the_work(novel, tmp_path, run):
     folder = tmp_path / "texts"
     folder.mkdir()
     text = write(folder / "a.txt", story(10))
