@@ -5,13 +5,18 @@ consists of a configuration dataclass, which tyro turns into options with help a
 it.
 """
 
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from typing import NoReturn
 
 from .errors import UserError, is_expected, one_line
 from .options import parse_options
@@ -87,9 +92,9 @@ def run(command: str, options: list[str]) -> int:
     """Runs one of COMMANDS and prints its errors. Returns the exit status, as `main` does."""
     module_name, class_name, _ = COMMANDS[command]
     try:
-        importlib.import_module("tyro")
-
-        module = importlib.import_module(module_name)
+        with _interrupts_end_at_once(command):
+            importlib.import_module("tyro")
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("deberta_jax"):
             raise
@@ -118,6 +123,28 @@ def run(command: str, options: list[str]) -> int:
             )
         return error.exit_status if isinstance(error, UserError) else 1
     return 0
+
+
+@contextlib.contextmanager
+def _interrupts_end_at_once(command: str) -> Iterator[None]:
+    """Lets Ctrl-C end the process without an exception, which some packages ignore or crash at while they are imported.
+
+    Nothing has been written by then.
+    """
+
+    def end(*_: object) -> NoReturn:
+        os.write(2, f"\ndeberta-jax {command}: interrupted\n".encode())
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def usage() -> str:

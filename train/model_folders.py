@@ -7,7 +7,6 @@ library needs nothing of convert/.
 import contextlib
 from pathlib import Path
 
-from deberta_jax.checkpoint import PARAMETERS_FOLDER
 from deberta_jax.errors import MissingFileError
 
 # Beside the weights of a released discriminator, with a generator_config.json.
@@ -24,6 +23,8 @@ def model_folder(source: Path, *, generator: bool = False) -> Path:
     Raises:
       UserError: as `convert.cache.local_model`.
     """
+    from deberta_jax.checkpoint import PARAMETERS_FOLDER  # here, because `prepare` does not need JAX
+
     if (source / PARAMETERS_FOLDER).is_dir():
         return source
     from ..convert.cache import local_model

@@ -41,7 +41,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from .checkpoints.checkpointer import Checkpointer
 from .configs import PretrainConfig
 from .data.prepare import boundary_hint
-from .data.text import describe_ignored
+from .data.text_files import describe_ignored
 from .engine.accumulation import accumulate, check_batch_size
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule

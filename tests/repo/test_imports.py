@@ -11,7 +11,7 @@ from ..support.paths import REPOSITORY
 FLOORS = (
     {"terminal"},
     {"console", "errors", "options", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
-    {"unknown_fields"},
+    {"unknown_fields", "orbax_path"},
     {"config_json"},
     {"config"},
     {"positions", "sharding"},

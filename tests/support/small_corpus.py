@@ -21,6 +21,18 @@ class Words:
         return [[CLS if w == "[CLS]" else 4 + zlib.crc32(w.encode()) % span for w in text.split()] for text in texts]
 
 
+class MaskedWords(Words):
+    """`Words` with the properties that masking reads."""
+
+    @property
+    def is_special(self) -> np.ndarray:
+        return np.isin(np.arange(self.vocab_size), [0, CLS, SEP, 3, self.mask_id])
+
+    @property
+    def starts_word(self) -> np.ndarray:
+        return np.ones(self.vocab_size, bool)
+
+
 def stored_rows(corpus, split) -> np.ndarray:
     from array_record.python.array_record_module import ArrayRecordReader
 

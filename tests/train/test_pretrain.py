@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from deberta_jax.rtd import RTDConfig, init_params
 from deberta_jax.sharding import make_mesh
 from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
+from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.engine.loop import TrainingError
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.pretrain_setup import load_initial_models, resolve_models
@@ -400,3 +402,50 @@ def test_the_json_file_may_define_a_generator(home: Path, tmp_path: Path) -> Non
     pretrain.main(settings(home, tmp_path / "run", model=str(tmp_path / "rtd.json"), steps=2))
     assert load_pretrained(tmp_path / "run" / "generator")[0].intermediate_size == 32
     assert jax.device_count() == 8  # all of this ran data parallel
+
+
+# ---------------------------------------------------------------------------------------------- a damaged corpus
+
+
+@pytest.mark.slow
+def test_a_damaged_corpus_ends_the_command_with_one_line(home: Path, tmp_path: Path) -> None:
+    """At the start, and in the middle of training, where the last checkpoint stays and a restart would not help."""
+    novels = next(read_documents((embedded_corpus(),), boundary="file")).splitlines()[:6000]
+    (tmp_path / "text.txt").write_text("\n\n".join(novels), encoding="utf-8")
+    corpus = tmp_path / "corpus"
+    tokens = ("--tokenizer", str(home / "tokenizer"))
+    text = ("--text", str(tmp_path / "text.txt"), "--sequence-length", "32", "--boundary", "blank_line")
+    assert command_line(["prepare", "--output", str(corpus), *tokens, *text]) == 0
+    shard, manifest = corpus / "train-00000.array_record", corpus / "manifest.json"
+
+    def run() -> tuple[int, str]:
+        config = settings(home, tmp_path / "run", steps=60, save_every=1, evaluate_every=0)
+        options = arguments(config)
+        at = options.index("--text")
+        options[at : at + 2] = ["--corpus", str(corpus)]
+        environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "deberta_jax", *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr.strip().splitlines()[-1]
+
+    choose = random.Random(0)
+    for path in (manifest, shard, manifest, shard):
+        whole = path.read_bytes()
+        place, bit = choose.randrange(min(len(whole), 1 << 16)), choose.randrange(8)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        code, message = run()
+        assert code == 1
+        assert message.startswith(f"deberta-jax pretrain: {path} ")
+        path.write_bytes(whole)
+    content = bytearray(shard.read_bytes())
+    assert len(content) > 1 << 19
+    for place in range(1 << 17, len(content) // 2, 1500):  # about each 20th row; the index of all rows is at the end
+        content[place] ^= 1
+    shard.write_bytes(content)
+    for _ in range(2):
+        code, message = run()
+        assert code == 1
+        assert re.match(rf"deberta-jax pretrain: {re.escape(str(shard))}: row \d+ is damaged: ", message)
+        steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+        assert 1 <= max(steps) < 60

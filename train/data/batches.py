@@ -4,7 +4,10 @@ The content of a batch depends only on the corpus, the seed and the position in 
 hosts. Therefore the position is the whole state of the stream.
 """
 
+import bisect
+import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import grain
@@ -23,6 +26,7 @@ Batch = dict[str, Integer[np.ndarray, "B ..."]]
 EVALUATION_SEED = 0  # held-out rows have the same masks in every run
 # Grain's default of 500 prefetched elements is meant for single records; 500 batches would take hundreds of MB.
 _PREFETCH = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
+_ADVICE = "copy the folder again, or prepare the corpus again"
 _TRAINING, _EVALUATION = 0, 1  # hash streams of the row keys
 
 
@@ -225,19 +229,19 @@ def held_out_batches(
 
 
 class _Rows:
-    """Random access to the rows of a split, as a data source for grain."""
+    """Random access to the rows of a split, as a data source for grain. Every row is verified when it is read."""
 
     def __init__(self, corpus: Corpus, split: Literal["train", "held_out"]) -> None:
         files = corpus.train.files if split == "train" else corpus.held_out.files
-        self._folder, self._dtype = corpus.folder, np.dtype(corpus.dtype)
-        for file in files:
-            path = str(corpus.folder / file.name)
+        self._paths = [corpus.folder / file.name for file in files]
+        self._ends = list(itertools.accumulate(file.rows for file in files))  # number of rows up to the end of each
+        self._dtype, self._length = np.dtype(corpus.dtype), corpus.sequence_length
+        for path, file in zip(self._paths, files, strict=True):
             rows = _count_rows(path)
             if rows != file.rows:
-                raise UserError(
-                    f"{path} has {rows} rows instead of {file.rows}; copy it again, or prepare the corpus again"
-                )
-        self._source = open_row_files([str(corpus.folder / file.name) for file in files])
+                raise UserError(f"{path} has {rows} rows instead of {file.rows}; {_ADVICE}")
+        self._source = open_row_files([str(path) for path in self._paths])
+        self[0]  # rows of another length are an error before training starts
 
     def __len__(self) -> int:
         return len(self._source)
@@ -245,19 +249,37 @@ class _Rows:
     def __getitem__(self, index: int) -> Integer[np.ndarray, "S"]:
         try:
             record = self._source[index]
-        except RuntimeError as error:  # a wrong checksum; ArrayRecord does not name the file
-            raise UserError(
-                f"{self._folder}: row {index} is damaged: {error}; copy the folder again, or prepare the corpus again"
-            ) from None
+        except RuntimeError as error:  # most likely a wrong checksum; ArrayRecord does not name the file
+            raise self._damaged(index, str(error)) from None
+        if len(record) != self._length * self._dtype.itemsize:
+            fault = f"it has {len(record)} bytes, not {self._length} ids of {self._dtype.itemsize} bytes"
+            raise self._damaged(index, fault)
         return np.frombuffer(record, self._dtype)
 
+    def _damaged(self, index: int, fault: str) -> UserError:
+        number = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[number - 1] if number else 0)
+        _check_storage(self._paths[number])
+        return UserError(f"{self._paths[number]}: row {row} is damaged: {fault}; {_ADVICE}")
 
-def _count_rows(path: str) -> int:
+
+def _count_rows(path: Path) -> int:
     """Returns the number of rows of a file. For some damaged files it is wrong, often 0, without an error."""
     try:
-        return len(open_row_files([path]))
+        return len(open_row_files([str(path)]))
     except RuntimeError as error:
-        raise UserError(f"{path} is damaged: {error}; copy it again, or prepare the corpus again") from None
+        _check_storage(path)
+        raise UserError(f"{path} is damaged: {error}; {_ADVICE}") from None
+
+
+def _check_storage(path: Path) -> None:
+    """Raises OSError if a file cannot be read, in which case storage is at fault and not the content of the file.
+
+    ArrayRecord raises the same error for both, but only after a fault of storage it helps to start again.
+    """
+    with path.open("rb") as file:
+        while file.read(1 << 20):
+            pass
 
 
 def _row_keys(seed: int, stream: int, row: Int[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:

@@ -1,28 +1,51 @@
-"""A prepared corpus on disk: files of rows, and a manifest that describes them."""
+"""A prepared corpus on disk: files of rows, and a manifest that describes them.
+
+What protects the rows: ArrayRecord verifies a checksum of every row that it reads. Digests in the manifest show files
+that were exchanged, and the manifest has a digest of its own. No step reads whole files, because a host reads only a
+part of a large corpus.
+"""
 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deberta_jax.errors import MissingFileError, UserError
 
+from .strict_fields import build, parse_object, show
 from .text import Boundary, SupportsEncoding
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_MIN_LENGTH, _MAX_LENGTH = 8, 1 << 20  # tokens of a row
+DataType = Literal["uint16", "uint32"]
+
+_LOG = logging.getLogger("deberta_jax")
+_DIGEST = "sha256"  # the manifest's field with the digest of its other fields
+_FILE_NAME = re.compile(r"(train|held_out)-[0-9]{5,}\.array_record", re.ASCII)
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_END_BYTES = 1 << 16
+_READERS = 16  # threads: opening a file takes long on a mounted bucket
+_ADVICE = "copy the folder again, or delete it and prepare the corpus again"
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFile:
-    """An ArrayRecord file of a prepared corpus: name, number of rows, and size in bytes."""
+    """An ArrayRecord file of a prepared corpus: name, number of rows, size in bytes, and digest of both its ends.
+
+    Files of earlier versions have no digest.
+    """
 
     name: str
     rows: int
     bytes: int
+    ends_sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +79,7 @@ class Corpus:
     held_out_fraction: float
     seed: int
     tokenizer: str
-    dtype: str
+    dtype: DataType
     sources: tuple[TextSource, ...]
     train: Split
     held_out: Split
@@ -75,37 +98,66 @@ class Corpus:
 
     def check(self, *, tokenizer: SupportsEncoding, sequence_length: int) -> None:
         """Raises UserError if the rows have another tokenizer or length."""
-        expected = {"sequence_length": sequence_length, "tokenizer": tokenizer.fingerprint}
+        expected = {
+            "sequence_length": sequence_length,
+            "tokenizer": tokenizer.fingerprint,
+            "dtype": row_data_type(tokenizer),
+        }
         check_identity(self, expected, "prepare the text again with these settings, or use those of the corpus")
 
 
+def row_data_type(tokenizer: SupportsEncoding) -> DataType:
+    """Returns the type of token ids on disk."""
+    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+
+
+def ends_digest(path: Path) -> str:
+    """Returns the digest of the first and the last 64 KiB of a file.
+
+    They differ between any two corpora: the first rows are there, and the index of all rows, which has the size of each
+    one after compression.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_END_BYTES))
+        file.seek(max(0, path.stat().st_size - _END_BYTES))
+        digest.update(file.read(_END_BYTES))
+    return digest.hexdigest()
+
+
+def write_manifest(corpus: Corpus, folder: Path) -> None:
+    """Writes the manifest of a new corpus."""
+    fields = dataclasses.asdict(corpus)
+    del fields["folder"]
+    fields[_DIGEST] = _digest(fields)
+    (folder / MANIFEST).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
 def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
-    """Reads the manifest of a prepared corpus and checks that each file exists and has its full size.
+    """Reads the manifest of a prepared corpus and checks that each file exists and is the one that was written.
 
     Raises:
       MissingFileError: if the folder contains no manifest.
-      UserError: if the manifest is damaged or of another format, or if a file is missing or truncated.
+      UserError: if the manifest is damaged or of another format, or if a file is missing, truncated or another one.
+      OSError: if the folder cannot be read.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
+    path = folder / MANIFEST
+    if not path.is_file():
         raise MissingFileError(f"{folder} contains no {MANIFEST}; create a corpus with `deberta-jax prepare`")
     try:
-        fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if fields["format"] != FORMAT:
-            raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
-        fields["sources"] = tuple(TextSource(**source) for source in fields["sources"])
-        for split in ("train", "held_out"):
-            files = tuple(RowFile(**file) for file in fields[split].pop("files"))
-            fields[split] = Split(**fields[split], files=files)
-        corpus = Corpus(folder=folder, **fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be used: {error}; prepare the corpus again") from None
-    for file in (*corpus.train.files, *corpus.held_out.files):
-        path = folder / file.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != file.bytes:
-            fault = "is missing" if size is None else f"has {size} bytes instead of {file.bytes}"
-            raise UserError(f"{path} {fault}; copy it again, or delete {folder} and prepare the corpus again")
+        corpus = _parse(path.read_bytes(), folder)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}; {_ADVICE}") from None
+    with ThreadPoolExecutor(_READERS) as readers:
+        for fault in readers.map(lambda file: _fault(folder, file), (*corpus.train.files, *corpus.held_out.files)):
+            if fault:
+                raise UserError(f"{fault}; {_ADVICE}")
+    if corpus.train.files[0].ends_sha256 is None:
+        _LOG.warning(
+            "%s was prepared by an earlier version, without digests: a file that was exchanged or a manifest that was "
+            "changed may go unnoticed; prepare it again to have them",
+            folder,
+        )
     return corpus
 
 
@@ -114,3 +166,79 @@ def check_identity(corpus: Corpus, expected: Mapping[str, Any], advice: str) -> 
     for name, value in expected.items():
         if (actual := getattr(corpus, name)) != value:
             raise UserError(f"{corpus.folder} contains a corpus with {name} {actual!r}, not {value!r}; {advice}")
+
+
+def _parse(content: bytes, folder: Path) -> Corpus:
+    """Returns the corpus that a manifest describes. Raises ValueError if it is not one that `write_manifest` wrote."""
+    fields = parse_object(content)
+    digest = fields.pop(_DIGEST, None)
+    if fields.get("format") != FORMAT:
+        raise ValueError(f"its format is {show(fields.get('format'))}, not {FORMAT}")
+    corpus = build(Corpus, fields, "", folder=folder)
+    _check_settings(corpus)
+    names: set[str] = set()
+    for name, split in (("train", corpus.train), ("held_out", corpus.held_out)):
+        _check_split(split, name, corpus.sequence_length, names)
+    digests = {file.ends_sha256 is not None for file in (*corpus.train.files, *corpus.held_out.files)}
+    if digests != {digest is not None}:
+        raise ValueError("some of its digests are missing")
+    if digest is not None and digest != _digest(fields):
+        raise ValueError("its content is not what was written (wrong digest)")
+    return corpus
+
+
+def _check_settings(corpus: Corpus) -> None:
+    for name, valid, allowed in (
+        ("sequence_length", _MIN_LENGTH <= corpus.sequence_length <= _MAX_LENGTH, f"{_MIN_LENGTH} to {_MAX_LENGTH}"),
+        ("held_out_fraction", 0 <= corpus.held_out_fraction < 1, "at least 0 and below 1"),
+        ("seed", 0 <= corpus.seed < 1 << 64, "0 to 2**64 - 1"),
+        ("tokenizer", corpus.tokenizer, "the fingerprint of a tokenizer"),
+        ("sources", corpus.sources, "a list of at least one text file"),
+    ):
+        if not valid:
+            raise ValueError(f"{name} is {show(getattr(corpus, name))}; it must be {allowed}")
+    for index, source in enumerate(corpus.sources):
+        if source.bytes < 0 or not _HEX_DIGEST.fullmatch(source.sha256):
+            raise ValueError(f"sources[{index}] is {show(source)}; it must have a size and a digest of 64 hex digits")
+
+
+def _check_split(split: Split, name: str, sequence_length: int, names: set[str]) -> None:
+    """Raises ValueError if a split contradicts itself. `names` has the files so far."""
+    for index, file in enumerate(split.files):
+        where = f"{name}.files[{index}]"
+        if not _FILE_NAME.fullmatch(file.name):
+            raise ValueError(f"{where}.name is {show(file.name)}; it must be a name such as {name}-00000.array_record")
+        if file.name in names:
+            raise ValueError(f"{where}.name is {show(file.name)}, which is there more than once")
+        names.add(file.name)
+        if file.rows < 1 or file.bytes < 1:
+            raise ValueError(f"{where} has {show(file.rows)} rows and {show(file.bytes)} bytes; both must be above 0")
+        if file.ends_sha256 is not None and not _HEX_DIGEST.fullmatch(file.ends_sha256):
+            raise ValueError(f"{where}.ends_sha256 is {show(file.ends_sha256)}; it must be 64 hex digits")
+    if split.rows != (rows := sum(file.rows for file in split.files)):
+        raise ValueError(f"{name}.rows is {show(split.rows)}, but its files have {show(rows)}")
+    if name == "train" and not split.rows:
+        raise ValueError("train has no rows")
+    if split.documents < 0 or not split.rows <= split.tokens <= split.rows * (sequence_length - 2):
+        raise ValueError(
+            f"{name} has {show(split.documents)} documents of {show(split.tokens)} tokens, which are not {split.rows} "
+            f"rows of {sequence_length}"
+        )
+
+
+def _fault(folder: Path, file: RowFile) -> str:
+    """Returns what is wrong with a file, or ""."""
+    path = folder / file.name
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.resolve().parent != folder.resolve():
+        return f"{path} is a link to a file outside of the folder, {path.resolve()}"
+    if (size := path.stat().st_size) != file.bytes:
+        return f"{path} has {size} bytes instead of {file.bytes}"
+    if file.ends_sha256 is not None and ends_digest(path) != file.ends_sha256:
+        return f"{path} is not the file that was written (wrong digest)"
+    return ""
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -9,8 +9,9 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,22 +23,34 @@ from deberta_jax.errors import UserError
 from deberta_jax.terminal import list_names, say
 
 from ..model_folders import tokenizer_folder
-from .corpus import FORMAT, MANIFEST, Corpus, RowFile, Split, TextSource, check_identity, open_corpus
+from .corpus import (
+    FORMAT,
+    MANIFEST,
+    Corpus,
+    RowFile,
+    Split,
+    TextSource,
+    check_identity,
+    ends_digest,
+    open_corpus,
+    row_data_type,
+    write_manifest,
+)
 from .masking import hash_uint64
 from .row_files import create_row_file
 from .text import (
     Boundary,
     RowPacker,
     SupportsEncoding,
-    TextError,
     content_sha256,
-    describe_ignored,
     encode_documents,
     file_documents,
-    text_files,
     text_or_novels,
 )
+from .text_files import TextError, describe_ignored, refuse_output, text_files
+from .work_folder import create_work_folder, find_leftovers, stop_at_signals
 
+_LOG = logging.getLogger("deberta_jax")
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]
 _SHORT = 2  # rows of at least this many average documents call for a hint
@@ -83,7 +96,7 @@ class _SplitWriter:
         if self._writer is not None:
             self._writer.close()
             path = self._path()
-            self._files.append(RowFile(path.name, self._rows, path.stat().st_size))
+            self._files.append(RowFile(path.name, self._rows, path.stat().st_size, ends_digest(path)))
             self._writer, self._rows = None, 0
 
 
@@ -101,7 +114,7 @@ def prepare(
 
     Whether a document is held out is a hash of `seed` and the document's number. The folder gets its name only when it
     is complete. A process that is killed leaves a hidden folder `.NAME.*.tmp` beside it, or inside `folder` if that
-    existed, which can be deleted.
+    existed, which the next call removes.
 
     Args:
       paths, boundary: see `text.read_documents`.
@@ -110,11 +123,11 @@ def prepare(
 
     Raises:
       TextError: if the text cannot be used (see `text.read_documents`).
-      UserError: if a setting is invalid, if a split would be empty, or if the folder has other content.
+      UserError: if a setting is invalid, if a split would be empty, if the folder has other content, or if another
+        process is making it.
       OSError: if writing fails, for instance because the disk is full.
     """
     folder = Path(folder)
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     empty = Split(0, 0, 0, ())
     corpus = Corpus(
         folder=folder,
@@ -124,31 +137,57 @@ def prepare(
         held_out_fraction=held_out_fraction,
         seed=seed,
         tokenizer=tokenizer.fingerprint,
-        dtype=dtype,
+        dtype=row_data_type(tokenizer),
         sources=(),
         train=empty,
         held_out=empty,
     )
     _validate(corpus, tokenizer)
     files = text_files(paths)
+    _clear(folder)
     if (folder / MANIFEST).exists():
         return _open_existing(corpus, files)
-    if folder.is_symlink() and not folder.exists():
-        raise UserError(f"{folder} is a broken link; delete it or choose another folder")
-    if folder.exists() and not _is_free(folder):
-        raise UserError(f"{folder} exists and is not a prepared corpus; delete it or choose another folder")
+    _check_free(folder)
     with _replacing(folder) as complete:
         return _write(corpus, files, tokenizer, complete)
 
 
-def _is_free(folder: Path) -> bool:
-    """Returns whether an existing folder can receive a corpus.
+def _clear(folder: Path) -> None:
+    """Removes what killed processes left of making the folder, and logs it.
+
+    Raises:
+      UserError: if another process is making the folder.
+    """
+    unused, unknown = find_leftovers(folder if folder.exists() else folder.parent, folder.resolve().name)
+    for path in unknown:
+        _LOG.warning("%s is left of another run; delete it, unless that run is still making this corpus", path)
+    for path in unused:
+        manifest = path / "corpus" / MANIFEST
+        if manifest.exists() and folder.exists() and not (folder / MANIFEST).exists():
+            fields = json.loads(manifest.read_bytes())  # its files were being moved, the manifest last
+            for file in (*fields["train"]["files"], *fields["held_out"]["files"]):
+                (folder / file["name"]).unlink(missing_ok=True)
+        shutil.rmtree(path)
+        _LOG.warning("removed %s, which a killed run had left", path)
+
+
+def _check_free(folder: Path) -> None:
+    """Raises UserError if an existing folder cannot receive a corpus.
 
     It may hold what a killed process has left there, and lost+found, which is in every new file system.
     """
-    return folder.is_dir() and all(
-        path.name == "lost+found" or (path.name.startswith(".") and path.suffix == ".tmp") for path in folder.iterdir()
-    )
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a broken link; delete it or choose another folder")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another folder")
+    for path in folder.iterdir():
+        if path.name != "lost+found" and not (path.name.startswith(".") and path.suffix == ".tmp"):
+            raise UserError(
+                f"{folder} exists and is not a prepared corpus, but has {path.name!r}; delete it or choose another "
+                "folder"
+            )
 
 
 @contextlib.contextmanager
@@ -160,18 +199,28 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """
     exists = folder.exists()
     parent = folder if exists else folder.parent
-    with _writing(folder):
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=f".{folder.resolve().name}.", suffix=".tmp", dir=parent)
-    with temporary:
-        complete = Path(temporary.name) / "corpus"
+    with contextlib.ExitStack() as stack:
+        with _writing(folder):
+            parent.mkdir(parents=True, exist_ok=True)
+            complete = stack.enter_context(create_work_folder(parent, folder.resolve().name)) / "corpus"
         yield complete
         with _writing(folder):
-            if not exists:
+            if exists:
+                _move_files(complete, folder)
+            else:
                 complete.rename(folder)
-                return
-            for path in sorted(complete.iterdir(), key=lambda path: path.name == MANIFEST):
-                path.rename(folder / path.name)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Moves the files of a corpus, the manifest last. If that fails, none of them is left in either folder."""
+    names = sorted((path.name for path in source.iterdir()), key=lambda name: name == MANIFEST)
+    try:
+        for name in names:
+            (source / name).rename(target / name)
+    except BaseException:
+        for name in reversed(names):
+            (target / name).unlink(missing_ok=True)
+        raise
 
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
@@ -227,10 +276,8 @@ def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, f
         splits = {name: writer.finish() for name, writer in writers.items()}
     corpus = dataclasses.replace(corpus, sources=tuple(sources), **splits)
     _check_splits(corpus)
-    fields = dataclasses.asdict(corpus)
-    del fields["folder"]
     with _writing(corpus.folder):
-        (folder / MANIFEST).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        write_manifest(corpus, folder)
     return corpus
 
 
@@ -257,7 +304,8 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        code = getattr(error, "errno", None) or errno.EIO
+        full = os.strerror(errno.ENOSPC) in str(error)
+        code = getattr(error, "errno", None) or (errno.ENOSPC if full else errno.EIO)
         message = f"cannot write the corpus {folder}: {error}; free some space or choose another folder"
         raise OSError(code, message) from None
 
@@ -299,18 +347,20 @@ def main(config: PrepareConfig) -> None:
     """Prepares the corpus and prints its totals. Raises as `prepare` does."""
     from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-    if ignored := describe_ignored(config.text):
-        say(ignored)
-    text, boundary = text_or_novels(config.text, config.boundary)
-    corpus = prepare(
-        text,
-        Tokenizer.from_folder(tokenizer_folder(config.tokenizer)),
-        config.output,
-        sequence_length=config.sequence_length,
-        boundary=boundary,
-        held_out_fraction=config.held_out_fraction,
-        seed=config.seed,
-    )
+    with stop_at_signals():
+        refuse_output(config.output, config.text)
+        if ignored := describe_ignored(config.text):
+            say(ignored)
+        text, boundary = text_or_novels(config.text, config.boundary)
+        corpus = prepare(
+            text,
+            Tokenizer.from_folder(tokenizer_folder(config.tokenizer)),
+            config.output,
+            sequence_length=config.sequence_length,
+            boundary=boundary,
+            held_out_fraction=config.held_out_fraction,
+            seed=config.seed,
+        )
     say(f"{corpus.folder}: rows of {corpus.sequence_length} tokens from {len(corpus.sources)} text files")
     for name, split in (("train", corpus.train), ("held out", corpus.held_out)):
         filled = split.tokens / max(1, split.rows * corpus.sequence_length)

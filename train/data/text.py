@@ -1,20 +1,18 @@
 """Reads text files as a stream of documents, tokens and packed rows. Unreadable text is an error, never skipped."""
 
-import gzip
 import hashlib
-import lzma
-import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Integer, UInt32
 
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import list_names
+
+from .text_files import TextError, text_bytes, text_files
 
 Boundary = Literal["blank_line", "line", "file", "chapter"]
 BOUNDARIES: tuple[Boundary, ...] = ("blank_line", "line", "file", "chapter")
@@ -25,9 +23,6 @@ MAX_DOCUMENT_BYTES = 32 << 20
 MINIMUM_PIECE = 16
 _ENCODE_CHARACTERS = 1 << 20  # characters per tokenizer call: one call per document would be slow for short documents
 
-_CHUNK_BYTES = 1 << 20  # bytes per read
-_SUFFIXES = (".txt", ".gz", ".xz")
-_NAMES_SHOWN = 5  # in a message
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Matches "CHAPTER XII", "Chapter 3" and "VOLUME II", optionally followed by a title of up to 80 characters.
 _HEADING = re.compile(r"(?:CHAPTER|Chapter|VOLUME|Volume)\s+(?:\d+|[IVXLCDM]+)(?:[.:\s—-].{0,80})?")
@@ -49,10 +44,6 @@ class SupportsEncoding(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def encode_batch(self, texts: list[str], /) -> list[list[int]]: ...
-
-
-class TextError(UserError):
-    """A text file cannot be used. The message names the file and the position in it."""
 
 
 def embedded_corpus() -> Path:
@@ -105,62 +96,6 @@ def read_documents(
         raise TextError(f"no text in {list_names(paths)}; give files with at least one line that is not blank")
 
 
-def text_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Returns the files that `read_documents` reads, in order.
-
-    Of a folder these are its *.txt, *.gz and *.xz files, also in upper case and in subfolders, sorted by path. Hidden
-    files and folders are left out.
-
-    Raises:
-      TextError: if a file is missing or a broken link, a folder contains no text file, or `paths` is empty.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = [file for file in _visible_files(path) if file.suffix.lower() in _SUFFIXES]
-            if not inside:
-                raise TextError(
-                    f"folder {path} contains no file ending in {', '.join(_SUFFIXES)}; pass the files themselves"
-                )
-            if broken := [file for file in inside if not file.exists()]:
-                raise TextError(f"{broken[0]} is a broken link; correct it or delete it")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise TextError(f"no such file or folder: {path}")
-    if not files:
-        raise TextError("no text file was given; pass at least one file or folder")
-    return files
-
-
-def ignored_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Returns the files in the given folders that `text_files` leaves out because of their names."""
-    folders = [path for path in map(Path, paths) if path.is_dir()]
-    return [file for folder in folders for file in _visible_files(folder) if file.suffix.lower() not in _SUFFIXES]
-
-
-def describe_ignored(paths: Sequence[str | Path]) -> str:
-    """Returns a line that names the files which `text_files` leaves out, or "" if there are none."""
-    ignored = ignored_files(paths)
-    if not ignored:
-        return ""
-    names = list_names(ignored, most=_NAMES_SHOWN)
-    return f"not read, because they do not end in {', '.join(_SUFFIXES)}: {names}"
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """Returns the files in a folder and its subfolders, sorted by path. Links are followed, each folder once."""
-    files, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            files += [Path(parent, name) for name in names if not name.startswith(".")]
-        seen.add(real)
-    return sorted(files)
-
-
 def file_documents(
     path: Path,
     boundary: Boundary,
@@ -195,7 +130,7 @@ def file_documents(
 def content_sha256(path: Path) -> str:
     """Returns the digest that `file_documents` computes. Raises TextError if the file is damaged."""
     digest = hashlib.sha256()
-    for chunk in _chunks(path):
+    for chunk in text_bytes(path):
         digest.update(chunk)
     return digest.hexdigest()
 
@@ -221,7 +156,7 @@ def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> I
     """Yields the number of each line (from 1), its offset in the uncompressed bytes, and its bytes without "\\n"."""
     pending = bytearray()
     number, line_start, position = 1, 0, 0
-    for chunk in _chunks(path):
+    for chunk in text_bytes(path):
         if digest is not None:
             digest.update(chunk)
         if (nul := chunk.find(b"\0")) >= 0:
@@ -242,21 +177,6 @@ def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> I
             raise _too_long(path, number, line_start, max_line_bytes)
     if pending:
         yield number, line_start, bytes(pending)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """Yields the uncompressed bytes of a file in chunks of bounded size."""
-    open_file: Callable[..., IO[bytes]] = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    done = 0
-    try:
-        with open_file(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
-                done += len(chunk)
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise TextError(f"{path}: damaged compressed file, after {done} bytes of text: {error}") from None
-    except OSError as error:
-        raise TextError(f"{path} cannot be read, after {done} bytes of text: {error.strerror or error}") from None
 
 
 def encode_documents(

@@ -1,14 +1,18 @@
 """The command `deberta-jax tokenizer`: trains a SentencePiece tokenizer for DeBERTa v2 and v3 on text files."""
 
+import contextlib
 import dataclasses
-import io
 import itertools
+import json
+import random
 import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import sentencepiece
+from typing import Any
 
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import say
@@ -16,7 +20,10 @@ from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
-from .text import describe_ignored, embedded_corpus, read_documents
+from . import sentencepiece_process
+from .text import embedded_corpus, read_documents
+from .text_files import describe_ignored, refuse_output
+from .work_folder import stop_at_signals
 
 _SAMPLE_BYTES = 1 << 20
 _SPECIAL_AND_BYTE_PIECES = 4 + 256
@@ -54,34 +61,64 @@ def main(config: TokenizerConfig) -> None:
       UserError: if the text cannot be read or is too small, if a setting is out of range, or if the output folder
         contains another tokenizer.
     """
-    if config.output.exists() and not config.output.is_dir():
-        raise UserError(f"output {config.output} is a file; name a folder")
     paths = config.text or (embedded_corpus(),)
-    if ignored := describe_ignored(paths):
-        say(ignored)
-    began = time.monotonic()
-    # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
-    model = train_tokenizer(
-        read_documents(paths, boundary="line"),
-        vocab_size=config.vocab_size,
-        character_coverage=config.character_coverage,
-        input_sentence_size=config.input_sentence_size,
-    )
-    seconds = time.monotonic() - began
-    saved = config.output / MODEL_FILE
-    if saved.exists() and saved.read_bytes() != model and not config.overwrite:
-        raise UserError(
-            f"{saved} is another tokenizer, and data prepared with it would become unusable; "
-            "choose another output folder, or pass --overwrite"
+    refuse_output(config.output, paths)
+    with stop_at_signals(), _writable(config.output):
+        if ignored := describe_ignored(paths):
+            say(ignored)
+        began = time.monotonic()
+        # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
+        model = train_tokenizer(
+            read_documents(paths, boundary="line"),
+            vocab_size=config.vocab_size,
+            character_coverage=config.character_coverage,
+            input_sentence_size=config.input_sentence_size,
         )
-    tokenizer = Tokenizer.from_bytes(model)
-    tokenizer.save(config.output)
-    rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
+        seconds = time.monotonic() - began
+        saved = config.output / MODEL_FILE
+        if saved.exists() and saved.read_bytes() != model and not config.overwrite:
+            raise UserError(
+                f"{saved} is another tokenizer, and data prepared with it would become unusable; "
+                "choose another output folder, or pass --overwrite"
+            )
+        tokenizer = Tokenizer.from_bytes(model)
+        with _writing(config.output):
+            tokenizer.save(config.output)
+        rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
     say(
         f"Trained {tokenizer.vocab_size} ids ({tokenizer.vocab_size - 1} pieces and [MASK]) in {seconds:.1f} s; "
         f"{rate:.2f} bytes per token.\n"
         f"Saved {saved} and {CONFIG_FILE}, fingerprint {tokenizer.fingerprint[:12]}."
     )
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Creates the folder and writes to it, so that a fault shows before the work. Removes it if it stays empty."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output {folder} is a file; name a folder")
+    created = not folder.exists()
+    try:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(b"x")
+        yield
+    finally:
+        if created:
+            with contextlib.suppress(OSError):  # it has the tokenizer, or was not created
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Reports a failure to write in one line that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        message = f"cannot write the tokenizer {folder}: {reason}; free some space or choose another folder"
+        raise OSError(error.errno, message) from None
 
 
 def _bytes_per_token(tokenizer: Tokenizer, lines: Iterable[str]) -> float:
@@ -129,50 +166,79 @@ def train_tokenizer(
         raise UserError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
     if input_sentence_size <= 100:
         raise UserError(f"input_sentence_size is {input_sentence_size}; it must be above 100")
-    model = io.BytesIO()
-    failures: list[BaseException] = []
-    lines = _training_lines(documents, failures)
-    first = next(lines, None)
-    if first is None:  # SentencePiece 0.2.1 would terminate the process
+    lines = _sample(_training_lines(documents), input_sentence_size)
+    if not lines:
         raise UserError("there is no text to train on; give documents with at least one visible character")
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], lines),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            character_coverage=character_coverage,
-            input_sentence_size=input_sentence_size,
-            shuffle_input_sentence=True,
-            max_sentence_length=_MAX_LINE_BYTES,
-            normalization_rule_name="nmt_nfkc",
-            byte_fallback=True,
-            pad_id=0,
-            bos_id=1,
-            eos_id=2,
-            unk_id=3,
-            pad_piece=PAD,
-            bos_piece=CLS,
-            eos_piece=SEP,
-            unk_piece=UNK,
-            num_threads=_THREADS,
-            minloglevel=2,
+    settings = {
+        "model_type": "unigram",
+        "vocab_size": vocab_size,
+        "character_coverage": character_coverage,
+        "input_sentence_size": input_sentence_size,
+        "shuffle_input_sentence": True,
+        "max_sentence_length": _MAX_LINE_BYTES,
+        "normalization_rule_name": "nmt_nfkc",
+        "byte_fallback": True,
+        **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
+        **{"pad_piece": PAD, "bos_piece": CLS, "eos_piece": SEP, "unk_piece": UNK},
+        "num_threads": _THREADS,
+        "minloglevel": 2,
+    }
+    code, model, message = _run_trainer(settings, lines)
+    if code == sentencepiece_process.FAILED:
+        raise _training_error(message, vocab_size)
+    if code:
+        raise UserError(
+            f"the process that trains ended with exit code {code}, which a lack of memory may cause; give a smaller "
+            f"input_sentence_size or vocab_size: {message}"
         )
-    except (RuntimeError, SystemError) as error:
-        raise (failures[0] if failures else _training_error(str(error), vocab_size)) from None
-    return model.getvalue()
+    return model
 
 
-def _training_lines(documents: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
-    """Yields the training lines. Stores an exception in `failures`, because SentencePiece replaces it by its own."""
-    try:
-        for document in documents:
-            for line in document.replace(_RESERVED, " ").splitlines():
-                if any(char.isprintable() and char not in " \ufffd" for char in line):
-                    yield from _split_line(line)
-    except (Exception, KeyboardInterrupt) as error:
-        failures.append(error)
-        raise
+def _run_trainer(settings: dict[str, Any], lines: list[str]) -> tuple[int, bytes, str]:
+    """Runs `sentencepiece_process`. Returns its exit code, the model, and what it wrote to standard error.
+
+    An exception, for instance KeyboardInterrupt, ends it at once.
+    """
+    # -P: the script's folder, which has modules of common names, is not searched.
+    command = [sys.executable, "-P", sentencepiece_process.__file__, json.dumps(settings)]
+    pipe = subprocess.PIPE
+    # A session of its own, because Ctrl-C goes to all processes of the terminal's.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        try:
+            assert process.stdin is not None
+            with (
+                contextlib.suppress(BrokenPipeError),
+                process.stdin as file,
+            ):  # if it ends early, its exit code says why
+                for line in lines:
+                    file.write(line.encode() + b"\n")
+                file.write(b"\n")
+            process.stdin = None
+            model, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    return process.returncode, model, errors.decode(errors="replace").strip()
+
+
+def _sample(lines: Iterator[str], size: int) -> list[str]:
+    """Returns the lines, or a random sample of `size` of them. SentencePiece would draw another one in each process."""
+    chosen = list(itertools.islice(lines, size))
+    draw = random.Random(0)
+    for number, line in enumerate(lines, start=size + 1):
+        place = draw.randrange(number)
+        if place < size:
+            chosen[place] = line
+    return chosen
+
+
+def _training_lines(documents: Iterable[str]) -> Iterator[str]:
+    """Yields the training lines of documents, none of which is blank."""
+    for document in documents:
+        for line in document.replace(_RESERVED, " ").splitlines():
+            if any(char.isprintable() and char not in " \ufffd" for char in line):
+                yield from _split_line(line)
 
 
 def _split_line(line: str) -> Iterator[str]:

@@ -255,7 +255,7 @@ def test_damaged_and_swapped_files_are_named(corpus, tmp_path):
     with pytest.raises(ValueError, match=rf"train-00000\.array_record has 10 rows instead of {made.train.rows}; copy"):
         training(made)
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(ValueError, match=r"train-00000\.array_record is damaged: .*; copy it again") as caught:
+    with pytest.raises(ValueError, match=r"train-00000\.array_record is damaged: .*; copy the folder again") as caught:
         training(made)
     assert "\n" not in str(caught.value)
 
@@ -268,6 +268,8 @@ def test_damaged_row_is_named(corpus, tmp_path):
     content[1000] ^= 255  # among the first rows
     file.write_bytes(content)
     stream = training(made, batch=made.train.rows)
-    with pytest.raises(ValueError, match=r"/c: row \d+ is damaged: .*; copy the folder again, or prepare"):
+    with pytest.raises(
+        ValueError, match=r"train-00000\.array_record: row \d+ is damaged: .*; copy the folder again, or prepare"
+    ):
         next(stream)
     stream.close()

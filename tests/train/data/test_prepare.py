@@ -14,10 +14,10 @@ from deberta_jax.train.data import prepare as prepare_module
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text import (
-    TextError,
     encode_documents,
     read_documents,
 )
+from deberta_jax.train.data.text_files import TextError
 
 from ...support.small_corpus import Words, segments, stored_rows, story, write
 

@@ -12,12 +12,11 @@ import pytest
 from deberta_jax.train.data.text import (
     MINIMUM_PIECE,
     RowPacker,
-    TextError,
-    describe_ignored,
     embedded_corpus,
     encode_documents,
     read_documents,
 )
+from deberta_jax.train.data.text_files import TextError, describe_ignored
 
 from ...support.small_corpus import CLS, SEP, Words, segments, write
 
@@ -61,7 +60,7 @@ def test_chunk_size_does_not_matter(tmp_path, monkeypatch):
     expected = read(path)
     assert expected[0] == "é日本 one\ntwo"
     for size in (4, 5, 7):
-        monkeypatch.setattr("deberta_jax.train.data.text._CHUNK_BYTES", size)
+        monkeypatch.setattr("deberta_jax.train.data.text_files._CHUNK_BYTES", size)
         assert read(path) == expected
 
 

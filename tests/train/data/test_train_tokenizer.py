@@ -16,7 +16,7 @@ def test_training_is_deterministic_and_silent(capfd, input_sentence_size):
     models = [
         train_tokenizer(corpus(100_000), vocab_size=500, input_sentence_size=input_sentence_size) for _ in range(2)
     ]
-    assert models[0] == models[1]
+    assert models[0] == models[1]  # each is trained in a process of its own
     assert capfd.readouterr() == ("", "")
 
 
@@ -118,7 +118,11 @@ def test_command_replaces_another_tokenizer_only_with_overwrite(text_file, tmp_p
 
 def test_command_refuses_a_file_as_folder(text_file):
     with pytest.raises(ValueError, match="is a file; name a folder"):
+        main(TokenizerConfig(output=text_file))
+    with pytest.raises(ValueError, match="is the text that is read; choose another folder"):
         main(TokenizerConfig(output=text_file, text=(text_file,)))
+    with pytest.raises(ValueError, match=r"out is inside of .*, whose text is read; choose another folder"):
+        main(TokenizerConfig(output=text_file.parent / "out", text=(text_file.parent,)))
 
 
 def test_command_reads_the_embedded_corpus_by_default(tmp_path, monkeypatch):
