@@ -1,0 +1,34 @@
+"""A small file system, which a test can fill up."""
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, megabytes: int) -> Iterator[bool]:
+    """Mounts a file system of this size in the folder, which is created if necessary.
+
+    Yields:
+      Whether mounting is allowed here. Otherwise the folder is an ordinary one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Writes a file that takes all the room of its file system."""
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as filler:
+        for size in (1 << 16, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while filler.write(bytes(size)):
+                    pass
