@@ -22,6 +22,7 @@ list of the complaints is printed.
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -71,6 +72,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the faults and their moments")
     parser.add_argument("--folder", type=Path, help="folder for everything (default: a temporary one)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmounts the disk and ends all processes
     began, chance, console = time.monotonic(), random.Random(options.seed), Console()
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute()
     home, undisturbed, broken = folder / "home", folder / "undisturbed", folder / "broken"
