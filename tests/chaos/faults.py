@@ -16,6 +16,7 @@ from .scene import Fault, Scene
 # A process exits at most so long after it has noticed that another one is lost: a broken collective waits for the
 # verdict of the watchdog, the message of process 0 has to be read, and two cores are shared by all.
 _VERDICT = 30.0
+_DISK_FULL = "the disk is full; trying again"
 
 
 def _at_some_moment(scene: Scene) -> None:
@@ -130,11 +131,18 @@ def terminate_on_full_disk(scene: Scene) -> None:
 
 
 def _fill_until_noticed(scene: Scene) -> Path:
-    _at_some_moment(scene)
-    filler = scene.run.output / "filler"
+    """Fills the disk up, and waits until a save has failed. Returns the file that takes all the room."""
+    scene.run.go_on(scene.chance.randint(1, 4))
+    # Right after a save, so that metrics of steps are to be written before the next one waits for room.
+    every = scene.run.settings["save_every"]
+    scene.run.wait_for(lambda: last_step(scene.run.output) % every == 1, purpose="a step after a save")
+    time.sleep(scene.chance.uniform(0, 0.2))
+    scene.begin()
+    filler, failures = scene.run.output / "filler", scene.run.printed(0).count(_DISK_FULL)
     fill(filler)
-    for message in ("metrics.jsonl cannot be written", "the disk is full"):
-        scene.run.wait_for(lambda message=message: message in scene.run.printed(0), purpose=message)
+    scene.run.wait_for(lambda: scene.run.printed(0).count(_DISK_FULL) > failures, purpose="a save to fail")
+    late = "metrics.jsonl cannot be written" in scene.run.printed(0)
+    scene.seen.append("save failed" + ", metrics late" * late)
     return filler
 
 
