@@ -140,6 +140,8 @@ def _fill_until_noticed(scene: Scene) -> Path:
     scene.begin()
     filler, failures = scene.run.output / "filler", scene.run.printed(0).count(_DISK_FULL)
     fill(filler)
+    for log in ("metrics.jsonl", "goodput.jsonl"):  # there is still room in the last page of each file
+        fill(scene.run.output / log, b"\n")
     scene.run.wait_for(lambda: scene.run.printed(0).count(_DISK_FULL) > failures, purpose="a save to fail")
     late = "metrics.jsonl cannot be written" in scene.run.printed(0)
     scene.seen.append("save failed" + ", metrics late" * late)

@@ -25,10 +25,14 @@ def small_disk(folder: Path, *, megabytes: int) -> Iterator[bool]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(path: Path) -> None:
-    """Writes a file that takes all the room of its file system."""
-    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as filler:
+def fill(path: Path, content: bytes = bytes(1)) -> None:
+    """Appends to a file until its file system has no room left for it.
+
+    Args:
+      content: what to append, again and again.
+    """
+    with open(path, "ab", buffering=0) as filler:
         for size in (1 << 16, 1 << 12, 1):
             with contextlib.suppress(OSError):
-                while filler.write(bytes(size)):
+                while filler.write(content * size):
                     pass
