@@ -3,24 +3,28 @@
     python -m tests.soak [--steps 3000] [--seeds 10] [--folder DIR]
 
 One run of pre-training, with evaluations and checkpoints on the way, is followed by fine-tuning of its model with many
-seeds. Meanwhile a thread samples the resident memory, threads, open files and child processes of this process, and
-JAX's live arrays and compiled programs. They are flat if the last third of the steps, or of the seeds, is not above the
-middle third. The first third may grow: programs are compiled and buffers are allocated.
+seeds. Meanwhile a thread samples what this process holds: its memory, threads, open files and child processes, and the
+live arrays and compiled programs of JAX. The table shows the least and the most of each part of the run.
 
-The exit status is 1 if something is not flat. Works on Linux only, because it reads /proc.
+The least of the last third of the steps, or of the seeds, must not be above that of the middle third. (A leak raises
+the least, while a save or an evaluation raises only the most. The first third compiles programs and fills buffers.)
+Memory may grow by 16 MB, or by 1 %. Otherwise the exit status is 1, and a list of what has grown is printed.
+
+Linux only, because it reads /proc. It takes about five minutes on two cores.
 """
 
 import argparse
+import contextlib
+import gc
 import json
 import os
+import random
 import shutil
-import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -29,20 +33,23 @@ from rich.console import Console
 from rich.table import Table
 
 from deberta_jax.train import finetune, pretrain
-from deberta_jax.train.reporting.jsonl import read_records
+from deberta_jax.train.configs import FinetuneConfig, PretrainConfig
 
 from .support.configs import finetune_config, pretrain_config
 from .support.recorded_runs import prepare_home
 
-_PERIOD = 0.2  # seconds between two samples
-_ROWS = 9  # of the table; a third of them is a third of the run
-_MOST_MEGABYTES, _MOST_MEMORY_GROWTH = 16.0, 0.01  # the larger of the two is allowed
-_EXAMPLES = 64
+_PERIOD = 0.5  # seconds between two samples
+_MOST_MEGABYTES, _MOST_SHARE = 16.0, 0.01  # by which memory may grow; the larger one counts
+_STEPS_PER_SEED = 24
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What this process holds at one moment."""
+    """What this process holds at one moment.
+
+    Attributes:
+      megabytes: resident memory without files that are mapped, which the system evicts as it likes.
+    """
 
     megabytes: float
     threads: int
@@ -53,115 +60,178 @@ class Sample:
 
     @classmethod
     def take(cls) -> "Sample":
+        """Returns what this process holds, without Python's garbage."""
+        gc.collect()
         process = Path("/proc/self")
-        pages = int((process / "statm").read_text().split()[1])
-        tasks = list((process / "task").iterdir())
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
         return cls(
-            megabytes=pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
-            threads=len(tasks),
+            megabytes=int(status["RssAnon"].split()[0]) * 1024 / 1e6,
+            threads=int(status["Threads"]),
             files=len(os.listdir(process / "fd")),
-            children=sum(len(_text(task / "children").split()) for task in tasks),
+            children=sum(len(_children(task)) for task in (process / "task").iterdir()),
             arrays=len(jax.live_arrays()),
             programs=len(jax.devices()[0].client.live_executables()),
         )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # the thread has ended
-        return ""
+FIGURES = tuple(field.name for field in fields(Sample))
 
 
-@contextmanager
-def sampling(progress: Callable[[], int]) -> Iterator[list[tuple[int, Sample]]]:
-    """Samples in a thread inside the context. Yields the samples, each with the progress when it was taken."""
-    samples: list[tuple[int, Sample]] = []
+def _children(task: Path) -> list[str]:
+    with contextlib.suppress(OSError):  # the thread has ended
+        return (task / "children").read_text().split()
+    return []
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a run.
+
+    Attributes:
+      unit: what the progress counts.
+      total: the progress at the end.
+      taken: pairs of the progress and a sample.
+    """
+
+    unit: str
+    total: int
+    taken: Sequence[tuple[int, Sample]]
+
+    def parts(self, count: int) -> list[list[Sample]]:
+        """Returns the samples of each of `count` equal parts of the progress."""
+        parts: list[list[Sample]] = [[] for _ in range(count)]
+        for progress, sample in self.taken:
+            if progress < self.total:  # what follows the last step is a part of its own, such as saving the model
+                parts[progress * count // self.total].append(sample)
+        return parts
+
+    def complaints(self) -> list[str]:
+        """Returns what has grown from the middle third to the last one."""
+        _, middle, last = self.parts(3)
+        if not middle or not last:
+            return [f"{self.unit}: too few samples; give more of them"]
+        found = []
+        for name in FIGURES:
+            before, after = (min(getattr(sample, name) for sample in part) for part in (middle, last))
+            allowed = max(_MOST_MEGABYTES, _MOST_SHARE * before) if name == "megabytes" else 0
+            if after > before + allowed:
+                found.append(f"{self.unit}: {name} grew from {before:g} in the middle third to {after:g} in the last")
+        return found
+
+    def table(self) -> Table:
+        """Returns the least and the most of every figure in each part of the run."""
+        table = Table(self.unit, *FIGURES, "samples", title=f"{self.total} {self.unit}: least to most")
+        count = min(12, self.total)
+        for number, part in enumerate(self.parts(count)):
+            cells = []
+            for name in FIGURES if part else ():
+                values = [getattr(sample, name) for sample in part]
+                cells.append(f"{min(values):.0f} to {max(values):.0f}")
+            table.add_row(f"from {number * self.total // count}", *cells, *[""] * (0 if part else 6), str(len(part)))
+        return table
+
+
+@contextlib.contextmanager
+def sampling(unit: str, total: int, progress: Callable[[], int]) -> Iterator[Samples]:
+    """Takes samples in a thread inside the context."""
+    taken: list[tuple[int, Sample]] = []
     stopped = threading.Event()
 
     def run() -> None:
         while not stopped.wait(_PERIOD):
-            samples.append((progress(), Sample.take()))
+            taken.append((progress(), Sample.take()))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield samples
+        yield Samples(unit, total, taken)
     finally:
         stopped.set()
         thread.join()
 
 
-def by_part(samples: Sequence[tuple[int, Sample]], *, total: int, parts: int) -> list[list[Sample]]:
-    """Returns the samples of each equal part of the progress from 0 to `total`."""
-    return [
-        [sample for done, sample in samples if part * total <= done * parts < (part + 1) * total]
-        for part in range(parts)
-    ]
+def pretraining(home: Path, output: Path, *, steps: int) -> PretrainConfig:
+    """Returns the settings of a run that evaluates 30 times and saves 60 times."""
+    return pretrain_config(
+        output=output,
+        tokenizer=home / "tokenizer",
+        corpus=home / "corpus",
+        model=str(home / "model.json"),
+        sequence_length=32,
+        batch_size=8,
+        steps=steps,
+        evaluate_every=max(1, steps // 30),
+        save_every=max(1, steps // 60),
+        keep=2,
+        log_every=max(1, steps // 150),
+    )
 
 
-def summary(samples: Sequence[Sample]) -> Sample:
-    """Returns the median of each figure: a save or an evaluation raises them for a moment."""
-    return Sample(**{field.name: statistics.median(getattr(s, field.name) for s in samples) for field in fields(Sample)})
+def fine_tuning(home: Path, output: Path, *, model: Path, seeds: int) -> FinetuneConfig:
+    """Returns the settings of short runs, each of which evaluates and saves twice."""
+    chance = random.Random(0)
+    words = (home / "text.txt").read_text(encoding="utf-8").split()
+    examples = [{"text": " ".join(chance.sample(words, 6)), "label": chance.choice("ab")} for _ in range(96)]
+    for name, part in (("train", examples[:64]), ("validation", examples[64:])):
+        lines = "\n".join(json.dumps(example) for example in part)
+        (home / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return finetune_config(
+        output=output,
+        model=model,
+        train=str(home / "train.jsonl"),
+        validation=str(home / "validation.jsonl"),
+        max_length=32,
+        batch_size=8,
+        steps=_STEPS_PER_SEED,
+        evaluate_every=_STEPS_PER_SEED // 2,
+        save_every=_STEPS_PER_SEED // 2,
+        seeds=tuple(range(seeds)),
+    )
 
 
-def complaints(samples: Sequence[tuple[int, Sample]], *, total: int) -> list[str]:
-    """Returns what is not flat."""
-    _, middle, last = (summary(part) for part in by_part(samples, total=total, parts=3))
-    allowed = max(_MOST_MEGABYTES, _MOST_MEMORY_GROWTH * middle.megabytes)
-    found = []
-    for field in fields(Sample):
-        before, after = getattr(middle, field.name), getattr(last, field.name)
-        if after > before + (allowed if field.name == "megabytes" else 0):
-            found.append(f"{field.name}: {before:g} in the middle third, {after:g} in the last one")
-    return found
+def last_logged_step(path: Path) -> int:
+    """Returns the step of the last line of metrics.jsonl, or 0. Reads only the end of the file."""
+    with contextlib.suppress(OSError, ValueError, IndexError), path.open("rb") as lines:
+        lines.seek(max(0, lines.seek(0, os.SEEK_END) - 2000))
+        return json.loads(lines.read().splitlines()[-1])["step"]
+    return 0
 
 
-def show(samples, unit, *, total, parts, console):
-    table = Table(unit, *(field.name for field in fields(Sample)), "samples")
-    for number, part in enumerate(by_part(samples, total=total, parts=parts)):
-        if part:
-            m = summary(part)
-            table.add_row(f"{number * total // parts}", *(f"{getattr(m, f.name):g}/{max(getattr(s, f.name) for s in part):g}" for f in fields(Sample)), str(len(part)))
-    console.print(table)
+def soak(folder: Path, *, steps: int, seeds: int) -> list[Samples]:
+    """Trains in this process. Returns the samples of pre-training and of fine-tuning; 0 steps or seeds have none.
+
+    Fine-tuning starts from the pre-trained model.
+    """
+    home, output = folder / "home", folder / "pretrained"
+    prepare_home(home)
+    with sampling("steps", steps, lambda: last_logged_step(output / "metrics.jsonl")) as of_steps:
+        pretrain.main(pretraining(home, output, steps=steps))
+    tuned = folder / "tuned"
+    config = fine_tuning(home, tuned, model=output / "discriminator", seeds=seeds)
+    with sampling("seeds", seeds, lambda: len(list(tuned.glob("*/results.json")))) as of_seeds:
+        finetune.main(config)
+    return [of_steps, of_seeds]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--folder", type=Path)
-    o = parser.parse_args()
-    console = Console(width=150)
-    folder = o.folder or Path(tempfile.mkdtemp(prefix="soak-"))
-    home = folder / "home"
-    prepare_home(home)
-    out = folder / "pretrain"
-    began = time.monotonic()
-
-    def last_step():
-        try:
-            with open(out / "metrics.jsonl", "rb") as f:
-                f.seek(max(0, f.seek(0, 2) - 4000))
-                lines = f.read().decode().splitlines()
-            return max([json.loads(l)["step"] for l in lines[1:]], default=0)
-        except (OSError, ValueError):
-            return 0
-
-    with sampling(last_step) as samples:
-        pretrain.main(pretrain_config(output=out, tokenizer=home / "tokenizer", corpus=home / "corpus", model=str(home / "model.json"), sequence_length=32, batch_size=8, steps=o.steps, save_every=50, evaluate_every=100, keep=2, log_every=10))
-    show(samples, "steps", total=o.steps + 1, parts=12, console=console)
-    print(complaints(samples, total=o.steps + 1), time.monotonic() - began)
-    ex = [{"text": f"the {w} dog", "label": l} for w, l in zip("abcdefgh" * 8, "xyyx" * 16)]
-    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, ex)))
-    (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, ex[:16])))
-    f = folder / "finetune"
-    began = time.monotonic()
-    with sampling(lambda: len(list(f.glob("*/results.json")))) as samples:
-        finetune.main(finetune_config(output=f, model=out / "discriminator", train=str(folder / "train.jsonl"), validation=str(folder / "validation.jsonl"), max_length=16, batch_size=8, steps=40, evaluate_every=20, save_every=20, seeds=tuple(range(o.seeds))))
-    show(samples, "seeds", total=o.seeds, parts=o.seeds, console=console)
-    print(complaints(samples, total=o.seeds), time.monotonic() - began)
-    return 0
+    parser.add_argument("--steps", type=int, default=3000, help="steps of pre-training, at least 60")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds of fine-tuning, at least 3")
+    parser.add_argument("--folder", type=Path, help="folder for everything (default: a temporary one)")
+    options = parser.parse_args()
+    began, console = time.monotonic(), Console()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
+    runs = soak(folder, steps=options.steps, seeds=options.seeds)
+    for samples in runs:
+        console.print(samples.table())
+    found = [complaint for samples in runs for complaint in samples.complaints()]
+    for complaint in found:
+        console.print(f"WRONG: {complaint}", markup=False, soft_wrap=True)
+    console.print("something has grown" if found else "nothing has grown: memory, threads, files and arrays are flat")
+    console.print(f"{(time.monotonic() - began) / 60:.1f} minutes; everything is in {folder}", soft_wrap=True)
+    if not found and options.folder is None:
+        shutil.rmtree(folder)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
