@@ -38,7 +38,7 @@ from deberta_jax.train.configs import FinetuneConfig, PretrainConfig
 from .support.configs import finetune_config, pretrain_config
 from .support.recorded_runs import prepare_home
 
-_PERIOD = 0.5  # seconds between two samples
+_PERIOD = 1.0  # seconds between two samples, which take some tenths of a second
 _MOST_MEGABYTES, _MOST_SHARE = 16.0, 0.01  # by which memory may grow; the larger one counts
 _STEPS_PER_SEED = 24
 

@@ -15,7 +15,7 @@ FLAT = Sample(megabytes=500.0, threads=20, files=10, children=0, arrays=100, pro
 
 def samples(*figures: Sample) -> Samples:
     """Returns three samples of each third of a run, the least of which is given."""
-    more = dataclasses.replace(FLAT, megabytes=900.0, threads=30, files=30, arrays=300)
+    more = dataclasses.replace(FLAT, megabytes=900.0, threads=30, files=30, children=5, arrays=300, programs=30)
     thirds = enumerate(figures)
     return Samples("steps", 300, [(third * 100 + 30, sample) for third, least in thirds for sample in (more, least)])
 
