@@ -10,24 +10,26 @@ import pytest
 
 from ..soak import FIGURES, Sample, Samples
 
-FLAT = Sample(megabytes=500.0, threads=20, files=10, children=0, arrays=100, programs=10)
+FLAT = Sample(resident=900.0, allocated=500.0, threads=20, files=10, children=0, arrays=100, programs=10)
 
 
 def samples(*figures: Sample) -> Samples:
     """Returns three samples of each third of a run, the least of which is given."""
-    more = dataclasses.replace(FLAT, megabytes=900.0, threads=30, files=30, children=5, arrays=300, programs=30)
+    more = dataclasses.replace(
+        FLAT, resident=1200.0, allocated=900.0, threads=30, files=30, children=5, arrays=300, programs=30
+    )
     thirds = enumerate(figures)
     return Samples("steps", 300, [(third * 100 + 30, sample) for third, least in thirds for sample in (more, least)])
 
 
 def test_the_first_third_may_grow_and_so_may_peaks() -> None:
-    start = Sample(megabytes=100.0, threads=2, files=3, children=0, arrays=0, programs=0)
-    assert samples(start, FLAT, dataclasses.replace(FLAT, megabytes=515.0)).complaints() == []
+    start = Sample(resident=100.0, allocated=100.0, threads=2, files=3, children=0, arrays=0, programs=0)
+    assert samples(start, FLAT, dataclasses.replace(FLAT, resident=931.0, allocated=503.0)).complaints() == []
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_what_grows_is_named(name: str) -> None:
-    more = {name: getattr(FLAT, name) + (17 if name == "megabytes" else 1)}
+    more = {name: getattr(FLAT, name) + {"resident": 33, "allocated": 5}.get(name, 1)}
     complaints = samples(FLAT, FLAT, dataclasses.replace(FLAT, **more)).complaints()
     assert len(complaints) == 1
     assert complaints[0].startswith(f"steps: {name} grew from")
