@@ -108,13 +108,18 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
 
     # ---------------------------------------------------------------- one step, compiled once per padded length
     step = build_step(model, task.objective, optimizer, config, total_steps=steps)
-    predictor = Predictor(config, task, model, mesh)
+    predictor = Predictor(config, task, model, mesh, check_stop=hosts.check_stop)
     validation = Validation(predictor, model_config)
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
         jax.set_mesh(mesh),
-        Checkpointer(config.output / "checkpoints", keep=config.keep, identity=run_identity) as checkpointer,
+        Checkpointer(
+            config.output / "checkpoints",
+            keep=config.keep,
+            identity=run_identity,
+            stop_requested=hosts.stop_requested,
+        ) as checkpointer,
         open_reporter(
             config.output,
             hosts=hosts,
@@ -146,8 +151,9 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             hosts=hosts,
         )
         state = train(state, plan)
-        params = validation.chosen_params(state, reporter)
-        written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
+        with hosts.finishing(steps, log=reporter.message):
+            params = validation.chosen_params(state, reporter)
+            written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
         save_pretrained(config.output / "model", model_config, params)
         if hosts.first:
             tokenizer.save(config.output / "model")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -41,12 +41,17 @@ def apply_model(model: Any, params: Params, batch: dict[str, jax.Array], **optio
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """Predicts the examples of a task's splits with a model, in batches over all hosts."""
+    """Predicts the examples of a task's splits with a model, in batches over all hosts.
+
+    Attributes:
+      check_stop: called after each batch; may raise to end the prediction.
+    """
 
     config: FinetuneConfig
     task: Task
     model: Any
     mesh: Mesh
+    check_stop: Callable[[], None]
 
     def predict(self, params: Params, split: str) -> Predictions:
         """Returns what the model predicts for each example of a split, in their order, on every host."""
@@ -63,6 +68,7 @@ class Predictor:
             # The last batch is filled up with copies, which `indices` does not list.
             for place, index in enumerate(indices):
                 predictions[index] = {name: array[place] for name, array in arrays.items()}
+            self.check_stop()
         return predictions
 
     @functools.cached_property

@@ -140,7 +140,8 @@ class RunReporter:
         """
         path = self._folder / "metrics.jsonl"
         # From step 1 on: a run of no steps evaluates at step 0, and the next start repeats that.
-        kept = [record for record in read_records(path) if 0 < record["step"] <= step] if path.is_file() else []
+        records = read_records(path, log=self.message) if path.is_file() else []
+        kept = [record for record in records if 0 < record["step"] <= step]
         write_records(path, kept)
         self._events.first_step, self._reached = (step + 1 if step else 0), step
         if self._goodput is not None:
