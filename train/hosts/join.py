@@ -50,6 +50,7 @@ from .exit_codes import (
     is_runtime_failure,
 )
 from .folder_lock import lock_folder
+from .messages import say
 from .phases import PhaseTimer
 from .processes import coordination_client
 from .shared_folder import check_shared_folder
@@ -205,7 +206,7 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     except Exception as error:
         _exit(f"process {hosts.index} on {socket.gethostname()}", error, linger=1.0)
     if hosts.first:
-        print("\n".join(["processes:", *(f"  {name}" for name in names)]), file=sys.stderr, flush=True)
+        say("\n".join(["processes:", *(f"  {name}" for name in names)]))
     aborted = f", or aborted by JAX because {names[0]}, the coordinator, was lost" if hosts.index else ""
     notice = DeathNotice(f"{names[hosts.index]} died without a message: killed, or out of memory{aborted}")
 
@@ -297,11 +298,9 @@ def _remind(connected: threading.Event, config: HostsConfig) -> None:
     began = time.monotonic()
     address = f" at {config.coordinator}" if config.coordinator else ""
     while not connected.wait(_REMIND_SECONDS):
-        print(
+        say(
             f"{socket.gethostname()}: waiting for the other hosts{address}, {time.monotonic() - began:.0f} s of "
-            f"{config.start_within}",
-            file=sys.stderr,
-            flush=True,
+            f"{config.start_within}"
         )
 
 
@@ -331,9 +330,10 @@ def _exit(name: str, error: BaseException, *, linger: float) -> NoReturn:
     """Prints the error and ends this process after `linger` seconds, without JAX's shutdown."""
     described = is_expected(error) or is_runtime_failure(error) or isinstance(error, KeyboardInterrupt)
     if not described or os.environ.get("DEBERTA_JAX_TRACEBACK"):
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     code = exit_code(error)
-    print(f"{name}: {one_line(error)}. Exit code {code}", file=sys.stderr, flush=True)
+    say(f"{name}: {one_line(error)}. Exit code {code}")
     time.sleep(linger)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is a file on a full disk
+        sys.stdout.flush()
     os._exit(code)

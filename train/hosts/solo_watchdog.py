@@ -1,6 +1,5 @@
 """Ends the only process of a run when it hangs, so that whatever started it starts it again."""
 
-import faulthandler
 import os
 import sys
 import threading
@@ -9,6 +8,7 @@ from collections.abc import Callable
 
 from ..configs import HostsConfig
 from .exit_codes import RESTART
+from .messages import say, say_stacks
 from .phases import Phase, PhaseTimer
 from .step_limit import StepLimit
 
@@ -62,11 +62,9 @@ class SoloWatchdog:
         if seconds <= limit or self._stopped.is_set():
             return
         self._stopped.set()
-        print(
+        say(
             f"stalled: step {step}, {phase} for {seconds:.0f} s (limit {limit:.0f}): "
-            f"{self._phases.innermost_functions()}. Exit code {RESTART}; run the same command again to continue",
-            file=sys.stderr,
-            flush=True,
+            f"{self._phases.innermost_functions()}. Exit code {RESTART}; run the same command again to continue"
         )
-        faulthandler.dump_traceback(all_threads=True)
+        say_stacks()
         self._terminate(RESTART)
