@@ -29,7 +29,6 @@ thread only.
 """
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
 
+from ..hosts.messages import say
 from ..hosts.processes import gather_json
 from .background_save import BackgroundSave
 from .manifest import as_json, create_manifest
@@ -72,10 +72,6 @@ class _PendingSave:
     manifest: dict
 
 
-def _print_to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 class Checkpointer:
     """Saves and restores the training state in a folder, and keeps the newest steps.
 
@@ -105,7 +101,7 @@ class Checkpointer:
         *,
         keep: int,
         identity: dict,
-        log: Callable[[str], None] = _print_to_stderr,
+        log: Callable[[str], None] = say,
         patience: float = 600,
         timeout: int = 300,
         stop_requested: Callable[[], bool] = lambda: False,
