@@ -143,15 +143,16 @@ class Samples:
 
     def table(self) -> Table:
         """Returns the least and the most of every figure in each part of the run."""
-        table = Table(self.unit, *FIGURES, "samples", title=f"{self.total} {self.unit}: least to most")
+        title = f"{self.total} {self.unit}: least-most of each part"
+        table = Table(self.unit, *FIGURES, "samples", title=title, box=None, padding=(0, 1, 0, 0))
         count = min(12, self.total)
         for number, part in enumerate(self.parts(count)):
             cells = []
             for name in FIGURES if part else ():
                 values = [getattr(sample, name) for sample in part]
-                cells.append(f"{min(values):.0f} to {max(values):.0f}")
+                cells.append(f"{min(values):.0f}-{max(values):.0f}")
             table.add_row(
-                f"from {number * self.total // count}", *cells, *[""] * (0 if part else len(FIGURES)), str(len(part))
+                str(number * self.total // count), *cells, *[""] * (0 if part else len(FIGURES)), str(len(part))
             )
         return table
 
