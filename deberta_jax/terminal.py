@@ -84,13 +84,20 @@ def message_text(text: str) -> str:
 def say(text: str, *, error: bool = False) -> None:
     """Prints a message to standard output, or to standard error. Its lines are made visible and shortened.
 
-    If the reader of the stream is gone, nothing more is written to it.
+    If the reader of the stream is gone, nothing more is written to it. A message to standard error that cannot be
+    written, because its file is on a full disk or closed, is dropped: it must not end a run, or keep it from ending.
+
+    Raises:
+      OSError: A message to standard output cannot be written.
     """
     stream = sys.stderr if error else sys.stdout
     try:
         print("\n".join(map(message_text, text.split("\n"))), file=stream, flush=True)
     except BrokenPipeError:
         discard(stream)
+    except (OSError, ValueError):
+        if not error:
+            raise
 
 
 def discard(stream: TextIO) -> None:

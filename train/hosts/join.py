@@ -335,5 +335,6 @@ def _exit(name: str, error: BaseException, *, linger: float) -> NoReturn:
     code = exit_code(error)
     say(f"{name}: {one_line(error)}. Exit code {code}", error=True)
     time.sleep(linger)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is a file on a full disk
+        sys.stdout.flush()
     os._exit(code)

@@ -1,6 +1,5 @@
 """Ends the only process of a run when it hangs, so that whatever started it starts it again."""
 
-import faulthandler
 import os
 import sys
 import threading
@@ -12,6 +11,7 @@ from deberta_jax.terminal import say
 from ..configs import HostsConfig
 from .exit_codes import RESTART
 from .phases import Phase, PhaseTimer
+from .stacks import say_stacks
 from .step_limit import StepLimit
 
 _UNLIMITED: tuple[Phase, ...] = ("start", "finish")
@@ -69,5 +69,5 @@ class SoloWatchdog:
             f"{self._phases.innermost_functions()}. Exit code {RESTART}; run the same command again to continue",
             error=True,
         )
-        faulthandler.dump_traceback(all_threads=True)
+        say_stacks()
         self._terminate(RESTART)

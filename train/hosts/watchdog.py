@@ -28,7 +28,6 @@ same reports. What follows when a process ends:
 """
 
 import contextlib
-import faulthandler
 import json
 import os
 import threading

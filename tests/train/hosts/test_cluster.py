@@ -18,10 +18,19 @@ from deberta_jax.train.data.batches import TrainingBatches
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.masking import MaskingConfig
 
-from ...chaos import BATCH, StepRows, arguments, faulty_rows, last_step, losses, prepare_home, recorded_rows
 from ...support.cluster import Process, cluster, wait_for_success, wait_until, wait_while_running
 from ...support.configs import finetune_config, pretrain_config
 from ...support.recorded_rows import fingerprints
+from ...support.recorded_runs import (
+    BATCH,
+    StepRows,
+    arguments,
+    faulty_rows,
+    last_step,
+    losses,
+    prepare_home,
+    recorded_rows,
+)
 from ...support.small_models import TINY
 
 pytestmark = pytest.mark.slow

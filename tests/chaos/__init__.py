@@ -1,0 +1,1 @@
+"""Faults in a run of four processes (see `__main__`)."""
