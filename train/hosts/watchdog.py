@@ -157,7 +157,7 @@ class Watchdog:
         """Prints what all processes were doing and ends this one."""
         lines = ["What every process was doing:", *(f"  {line}" for line in self._progress.describe(time.monotonic()))]
         say("\n".join(lines), error=True)
-        faulthandler.dump_traceback(all_threads=True)
+        say_stacks()
         self.publish_failure(RESTART, f"gives up: {reason}")
         self._exit(RESTART, reason)
 
