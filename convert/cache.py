@@ -23,6 +23,7 @@ import jax
 
 from deberta_jax.checkpoint import PARAMETERS_FOLDER, save_pretrained
 from deberta_jax.errors import UserError, one_line
+from deberta_jax.terminal import say
 
 from .errors import ConversionError
 from .from_pytorch import copy_tokenizer, find_folder, find_weights, load_pytorch
@@ -56,7 +57,7 @@ def local_model(source: str | os.PathLike[str], *, filename: str | None = None) 
     entry = cache_folder() / f"{_label(source)}-{_digest(folder, weights)}"
     if not entry.is_dir():
         _add(folder, weights, entry)
-        print(f"converted {source}; kept in {entry}", file=sys.stderr, flush=True)
+        say(f"converted {source}; kept in {entry}", error=True)
     return entry
 
 
@@ -153,7 +154,7 @@ def main(arguments: list[str]) -> int:
     try:
         convert(*map(Path, arguments))
     except UserError as error:
-        print(one_line(error), file=sys.stderr)
+        say(one_line(error), error=True)
         return error.exit_status
     return 0
 

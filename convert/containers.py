@@ -73,7 +73,7 @@ def remove_prefixes(state: Mapping[str, Any], *, encoder_only: bool = False) -> 
     prefixes = {match["prefix"] for match in map(_FIRST_LAYER.match, names.values()) if match}
     if len(prefixes) > 1:
         raise ConversionError(
-            f"these weights contain several encoders, under {', '.join(sorted(prefixes))}; save the one alone"
+            f"these weights contain several encoders, under {shorten(sorted(prefixes))}; save the one alone"
         )
     prefix = next(iter(prefixes), "")
     while (shared := prefix.partition(".")[0] + ".") != "." and all(name.startswith(shared) for name in names.values()):

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from deberta_jax.errors import UserError
-
-_MOST_NAMES = 8
+from deberta_jax.terminal import list_names
 
 
 class ConversionError(UserError):
@@ -16,9 +15,7 @@ class ConversionError(UserError):
 def shorten(names: Iterable[str]) -> str:
     """Returns at most eight names, separated by commas; names that differ only in the layer's number become one."""
     counts = Counter(re.sub(r"(layer[._])\d+", r"\1*", name) for name in names)
-    shown = [name if count == 1 else f"{name} ({count} times)" for name, count in list(counts.items())[:_MOST_NAMES]]
-    more = [f"and {len(counts) - _MOST_NAMES} more"] if len(counts) > _MOST_NAMES else []
-    return ", ".join(shown + more) or "nothing"
+    return list_names([name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()])
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from deberta_jax.config import DebertaConfig
 from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
+from deberta_jax.terminal import list_names, quote_names, say
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from . import hub
@@ -99,7 +100,7 @@ def with_classes_of(params: Params, config: DebertaConfig) -> DebertaConfig:
     if config.label_names:
         _LOG.warning(
             "the head has %s outputs; the %s names in config.json belong to another head and are not kept: %s",
-            *(count, len(config.label_names), ", ".join(config.label_names)),
+            *(count, len(config.label_names), list_names(config.label_names)),
         )
     problem = None if config.problem_type == "single_label_classification" and count == 1 else config.problem_type
     return config.replace(num_labels=count, label_names=(), problem_type=problem)
@@ -151,7 +152,7 @@ def find_weights(folder: Path, filename: str | None = None) -> Path:
         if len(files) == 1:
             return files[0]
         if files:
-            names = ", ".join(path.name for path in files)
+            names = list_names([path.name for path in files])
             raise MissingFileError(f"{folder} has several weight files ({names}); name one as filename")
     raise MissingFileError(
         f"{folder} has no weights; it needs {', '.join(WEIGHT_FILES)}, *.safetensors, *.bin, *.pt or *.ckpt"
@@ -172,8 +173,8 @@ def _what_is_there(folder: Path) -> str:
         return f". It has only {foreign}"
     inner = [entry.name for entry in entries if entry.is_dir() and (entry / "config.json").is_file()]
     if inner:
-        return f". Its subfolders {', '.join(inner)} hold models; give one of them"
-    return f". It holds: {', '.join(entry.name for entry in entries[:8]) or 'nothing'}"
+        return f". Its subfolders {list_names(inner)} hold models; give one of them"
+    return f". It holds: {list_names([entry.name for entry in entries])}"
 
 
 def find_config(folder: Path, weights: Path) -> Path:
@@ -242,7 +243,7 @@ def _open_shards(index: Path) -> Mapping[str, Any]:
         if listed != set(shard):
             raise ConversionError(
                 f"{index.parent / name} does not contain the tensors that {index.name} lists: "
-                f"{sorted(listed ^ set(shard))[:4]}"
+                f"{quote_names(sorted(listed ^ set(shard)))}"
             )
         merged |= {key: functools.partial(shard.__getitem__, key) for key in shard}
     return _LazyMapping(merged)
@@ -320,11 +321,11 @@ def main(config: ConvertConfig) -> None:
     save_pretrained(config.destination, model_config, params)
     if has_tokenizer:
         copy_tokenizer(folder, config.destination)
-    print(f"wrote {config.destination}: {describe(params)}")
+    say(f"wrote {config.destination}: {describe(params)}")
     if "mlm_head" in params:
-        print(f"the form of its masked LM head is {model_config.mlm_head!r}")
+        say(f"the form of its masked LM head is {model_config.mlm_head!r}")
     if "delta" in params["deberta"]["embeddings"]["word_embeddings"]:
-        print("its embeddings are differences to those of a generator (GDES), so it is useful only with that generator")
+        say("its embeddings are differences to those of a generator (GDES), so it is useful only with that generator")
 
 
 def check_tokenizer(folder: Path) -> bool:
@@ -332,9 +333,9 @@ def check_tokenizer(folder: Path) -> bool:
     try:
         Tokenizer.from_folder(folder)
     except MissingPackageError as error:
-        print(f"the tokenizer is copied, but was not read: {error}")
+        say(f"the tokenizer is copied, but was not read: {error}")
     except UserError as error:
-        print(f"only the weights are converted, without a tokenizer: {error}")
+        say(f"only the weights are converted, without a tokenizer: {error}")
         return False
     return True
 

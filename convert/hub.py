@@ -8,6 +8,7 @@ from typing import Any
 
 from deberta_jax.errors import MissingFileError
 from deberta_jax.released import RELEASED
+from deberta_jax.terminal import list_names
 
 from .errors import first_line
 
@@ -72,7 +73,7 @@ def foreign_weights(names: Collection[str]) -> str:
         suffix = Path(name).suffix
         if suffix in _FOREIGN_WEIGHTS:
             found.append(f"{name} ({_FOREIGN_WEIGHTS[suffix]})")
-    return ", ".join(found)
+    return list_names(found) if found else ""
 
 
 def parse_name(source: str) -> tuple[str, str | None]:
@@ -192,7 +193,7 @@ def _describe_repository(source: str, folder: Path, filename: str | None) -> str
     if foreign:
         has = f"but {foreign}"
     elif nested:
-        has = f"but some in {', '.join(nested)}; run `hf download {name} --local-dir FOLDER` and give that subfolder"
+        has = f"but some in {list_names(nested)}; run `hf download {name} --local-dir FOLDER` and give that subfolder"
     else:
-        has = f"but {', '.join(names[:8])}" if names else "and is empty"
+        has = f"but {list_names(names)}" if names else "and is empty"
     return f"the repository {name} on the hub has no {wanted}, {has}"

@@ -228,9 +228,7 @@ def to_params(
     present = _check_complete(state, table, shared_embeddings=shared_embeddings)
     absent = set() if include is None else set(include) - present
     if absent:
-        raise ConversionError(
-            f"no {', '.join(sorted(absent))} in these weights; they have {', '.join(sorted(present))}"
-        )
+        raise ConversionError(f"no {shorten(sorted(absent))} in these weights; they have {shorten(sorted(present))}")
     params: Params = {}
     for key, entry in table.items():
         if key in state and (include is None or entry.part in include):

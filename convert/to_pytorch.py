@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from deberta_jax.atomic_files import replace_file
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingPackageError, UserError
+from deberta_jax.terminal import say
 
 from .baseline_names import TRANSFORMERS_CLASSES, from_deberta_names
 from .cache import local_model
@@ -236,4 +237,4 @@ def main(config: ExportConfig) -> None:
     model_config, params = load_pretrained(folder)
     save_pytorch(config.destination, model_config, params, dtype=_DTYPES[config.dtype])
     copy_tokenizer(folder, config.destination)
-    print(f"wrote {config.destination}: {describe(params)}")
+    say(f"wrote {config.destination}: {describe(params)}")

@@ -13,13 +13,14 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, Int
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deberta_jax import models
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.config_json import read_json_object
+from deberta_jax.console import PlainConsole
 from deberta_jax.errors import MissingPackageError
 
 from .baseline_names import TRANSFORMERS_CLASSES
@@ -121,7 +122,7 @@ def main(config: VerifyConfig) -> None:
         model_config, params = load_pretrained(config.converted)
         _check_same_model(folder, model_config, config.converted)
     differences = compare(folder, model_config, params)
-    Console().print(_table(differences))
+    PlainConsole().print(_table(differences))
     failures = [difference for difference in differences if not difference.agrees]
     if failures:
         name, largest, difference = failures[0]
@@ -296,5 +297,5 @@ def _table(differences: list[Difference]) -> Table:
     for row in differences:
         relative = f"{row.difference / row.largest:.1e}" if row.largest else "-"
         numbers = (f"{row.largest:.4g}", f"{row.difference:.1e}", relative)
-        table.add_row(row.name, *numbers, "[green]ok" if row.agrees else "[bold red]differs")
+        table.add_row(row.name, *numbers, Text("ok", "green") if row.agrees else Text("differs", "bold red"))
     return table

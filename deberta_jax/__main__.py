@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.metadata
+import io
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from .errors import UserError, is_expected, one_line
+from .options import parse_options
+from .terminal import guarded_output, say
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
@@ -66,19 +69,23 @@ def main(arguments: list[str] | None = None) -> int:
       SystemExit: with 42 if training stopped early and the same command continues it (`train/hosts/exit_codes.py`).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whose encoding may not have every character
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"deberta-jax {importlib.metadata.version('deberta-jax')}")
+        say(f"deberta-jax {importlib.metadata.version('deberta-jax')}")
         return 0
     command, *options = arguments
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        print(f"deberta-jax: no command {command!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        say(f"deberta-jax: no command {command!r}.{hint}\n\n{usage()}", error=True)
         return 2
-    return run(command, options)
+    with guarded_output():
+        return run(command, options)
 
 
 def run(command: str, options: list[str]) -> int:
@@ -86,34 +93,33 @@ def run(command: str, options: list[str]) -> int:
     module_name, class_name, _ = COMMANDS[command]
     try:
         with _interrupts_end_at_once(command):
-            import tyro
-
+            importlib.import_module("tyro")
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("deberta_jax"):
             raise
         extra = "convert" if ".convert." in module_name else "train"
         message = f"needs the package {error.name!r}, which is not installed: pip install 'deberta-jax[{extra}]'"
-        print(f"deberta-jax {command}: {message}", file=sys.stderr)
+        say(f"deberta-jax {command}: {message}", error=True)
         return 1
     try:
         config = options
         if class_name is not None:
-            config = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
+            config = parse_options(getattr(module, class_name), options, prog=f"deberta-jax {command}")
         module.main(config)
     except KeyboardInterrupt:
-        print(f"\ndeberta-jax {command}: interrupted", file=sys.stderr)
+        say(f"\ndeberta-jax {command}: interrupted", error=True)
         return 130
     except Exception as error:
         if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
-            traceback.print_exc()
+            say(traceback.format_exc().rstrip(), error=True)
         if is_expected(error):
-            print(f"deberta-jax {command}: {one_line(error)}", file=sys.stderr)
+            say(f"deberta-jax {command}: {one_line(error)}", error=True)
         else:
-            print(
+            say(
                 f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with "
                 "the command, the traceback above and the output of `deberta-jax --version`",
-                file=sys.stderr,
+                error=True,
             )
         return error.exit_status if isinstance(error, UserError) else 1
     return 0

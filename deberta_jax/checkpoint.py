@@ -14,6 +14,7 @@ from .config import DebertaConfig
 from .errors import MissingFileError, UserError
 from .parameter_check import adapt_to_parameters, check_readable
 from .sharding import named_shardings
+from .terminal import list_names
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FOLDER = "params"
@@ -65,7 +66,7 @@ def load_pretrained(
 
     folder = Path(folder).resolve()
     if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMETERS_FOLDER).is_dir():
-        content = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+        content = list_names(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise MissingFileError(
             f"{folder} is not a model saved by save_pretrained: it needs {CONFIG_FILE} and {PARAMETERS_FOLDER}/, "
             f"and holds: {content}. For PyTorch files use `deberta-jax convert` or load_pytorch"

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 from .config_json import FIXED_FIELDS, ModelType, config_fields, config_path, read_json_object
 from .errors import UserError
 from .released import RELEASED
+from .terminal import list_names
 from .unknown_fields import nearest
 
 PositionTerm = Literal["c2p", "p2c"]
@@ -302,7 +303,7 @@ def _position_terms(value: Any) -> tuple[PositionTerm, ...]:
     unknown = [term for term in terms if term not in ("c2p", "p2c")]
     if unknown:
         raise UserError(
-            f"pos_att_type has {', '.join(unknown)}; allowed are c2p, p2c and both ('c2p|p2c'); "
+            f"pos_att_type has {list_names(unknown)}; allowed are c2p, p2c and both ('c2p|p2c'); "
             "p2p never worked in the original code and no released model has it"
         )
     return tuple(terms)  # type: ignore[return-value]

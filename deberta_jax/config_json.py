@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import UserError
+from .terminal import quote_names, shorten
 from .unknown_fields import set_aside
 
 # The family whose parameter names and config.json a model has. "deberta" covers transformers' "deberta" and
@@ -138,13 +139,13 @@ def _read_labels(values: dict[str, Any], where: str) -> tuple[str, ...]:
     """
     labels = values.pop("id2label", None) or _inverted(values.get("label2id"))
     if not isinstance(labels, Mapping):
-        raise UserError(f"{where}: id2label is {labels!r}; it must be an object from class numbers to names")
+        raise UserError(
+            f"{where}: id2label is {shorten(repr(labels))}; it must be an object from class numbers to names"
+        )
     try:
         named = {int(index): str(name) for index, name in labels.items()}
     except (TypeError, ValueError):
-        raise UserError(
-            f"{where}: id2label has the keys {', '.join(map(repr, labels))}; they must be numbers"
-        ) from None
+        raise UserError(f"{where}: id2label has the keys {quote_names(labels)}; they must be numbers") from None
     if named and not 0 <= min(named) <= max(named) < _MOST_LABELS:
         raise UserError(f"{where}: id2label has the classes {min(named)} to {max(named)}; they must count from 0")
     count = values.pop("num_labels", None)

@@ -13,6 +13,7 @@ from .config import DebertaConfig
 from .errors import UserError
 from .random import dropout
 from .sharding import lookup
+from .terminal import list_names
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -51,9 +52,10 @@ def refuse_unread(module: nn.Module, *own: str) -> None:
     given = module.variables.get("params", {})
     unread = sorted("/".join((*module.path, name)) for name in given if name not in read)
     if unread:
-        parts = "" if module.path else f", or pass only {', '.join(sorted(read & given.keys())) or 'its parts'}"
+        known = sorted(read & given.keys())
+        parts = "" if module.path else f", or pass only {list_names(known) if known else 'its parts'}"
         raise UserError(
-            f"the parameters have {', '.join(unread)}, which {type(module).__name__} does not read with this "
+            f"the parameters have {list_names(unread)}, which {type(module).__name__} does not read with this "
             f"configuration; use the configuration that belongs to them{parts}"
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 _LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: Any, *, indent: int | None = None, ascii: bool = False) -> str:
     """Returns a value as strict JSON, with null for numbers that are not finite.
 
     Text is written as it is, not as escapes. Exceptions are the line separators of Unicode, at which many readers of
@@ -16,8 +16,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     Args:
       value: dicts with keys of strings, lists, tuples, strings, numbers, booleans and None.
       indent: number of spaces per level (default: everything on one line).
+      ascii: write everything but printable ASCII as escapes, for a terminal (default: False).
     """
     value = _finite(value)
+    if ascii:
+        return json.dumps(value, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False).translate(_LINE_SEPARATORS)
     try:
         text.encode()

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from .errors import UserError
+from .terminal import list_names, printable
 
+_MOST_UNUSED = 30  # in a message
 _LOG = logging.getLogger("deberta_jax")
 
 # Fields that do not describe the model: bookkeeping of transformers, of any version, and settings of text generation,
@@ -91,7 +93,9 @@ def set_aside(values: Mapping[str, Any], known: Collection[str], *, where: str) 
                     f"{meant} is right without it"
                 )
     if unused:
-        _LOG.warning("%s: fields that are not used: %s", where, ", ".join(sorted(unused)))
+        _LOG.warning(
+            "%s: fields that are not used: %s", printable(where), list_names(sorted(unused), most=_MOST_UNUSED)
+        )
     return kept
 
 

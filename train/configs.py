@@ -328,6 +328,9 @@ class FinetuneConfig(RunConfig):
     """steps between checkpoints (0 disables them; the final step is always saved)"""
     keep: Positive = 2
     """number of checkpoints to keep, the newest ones"""
+    top_k: Positive | None = None
+    """number of classes, or of choices, whose probabilities are in each line of the predictions: the most probable ones
+    (default: all, or 20 of more than 200)"""
     sweep: Annotated[SweepConfig, Flat] = SweepConfig()
 
     def __post_init__(self) -> None:

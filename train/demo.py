@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.console import PlainConsole
 from deberta_jax.strict_json import to_json
 
 from . import finetune, pretrain
@@ -70,7 +70,7 @@ class DemoConfig(Settings):
 
 def main(config: DemoConfig) -> None:
     """Runs all steps, prints a table of results and writes results.json."""
-    console, started = Console(), time.monotonic()
+    console, started = PlainConsole(), time.monotonic()
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
 

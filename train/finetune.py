@@ -23,6 +23,7 @@ from jaxtyping import Array, Int, Key, Num
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
+from deberta_jax.terminal import list_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.warm_start import left_out, merge_pretrained
 
@@ -33,7 +34,15 @@ from .engine.layerwise import layerwise_learning_rates, stop_frozen_gradients
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
-from .finetune_evaluation import Params, Predictor, Validation, apply_model, draw_predictions, write_results
+from .finetune_evaluation import (
+    Params,
+    Predictor,
+    Validation,
+    apply_model,
+    check_predictions_size,
+    draw_predictions,
+    write_results,
+)
 from .finetune_setup import (
     check_settings,
     heads_message,
@@ -108,13 +117,18 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
 
     # ---------------------------------------------------------------- one step, compiled once per padded length
     step = build_step(model, task.objective, optimizer, config, total_steps=steps)
-    predictor = Predictor(config, task, model, mesh)
+    predictor = Predictor(config, task, model, mesh, check_stop=hosts.check_stop)
     validation = Validation(predictor, model_config)
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
         jax.set_mesh(mesh),
-        Checkpointer(config.output / "checkpoints", keep=config.keep, identity=run_identity) as checkpointer,
+        Checkpointer(
+            config.output / "checkpoints",
+            keep=config.keep,
+            identity=run_identity,
+            stop_requested=hosts.stop_requested,
+        ) as checkpointer,
         open_reporter(
             config.output,
             hosts=hosts,
@@ -125,9 +139,11 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     ):
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
+        if hosts.first:
+            check_predictions_size(task, config.output, reporter)
         reporter.message(head)
         if unused:
-            reporter.message(f"parts of the model that this task does not read: {', '.join(unused)}")
+            reporter.message(f"parts of the model that this task does not read: {list_names(unused)}")
         plan = TrainingRun(
             steps=steps,
             log_every=config.log_every,
@@ -146,8 +162,9 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             hosts=hosts,
         )
         state = train(state, plan)
-        params = validation.chosen_params(state, reporter)
-        written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
+        with hosts.finishing(steps, log=reporter.message):
+            params = validation.chosen_params(state, reporter)
+            written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
         save_pretrained(config.output / "model", model_config, params)
         if hosts.first:
             tokenizer.save(config.output / "model")

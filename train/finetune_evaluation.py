@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deberta_jax.atomic_files import write_file
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import UserError
 from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.strict_json import to_json
 
@@ -30,6 +33,8 @@ from .tasks.batches import evaluation_batches
 
 Params = dict[str, Any]
 
+_LARGE = 100e6  # bytes of predictions that are worth a message
+
 
 def apply_model(model: Any, params: Params, batch: dict[str, jax.Array], **options: Any) -> Any:
     """Returns the model's output for a batch. `variables` are added to the parameters; other options go to `apply`."""
@@ -41,12 +46,17 @@ def apply_model(model: Any, params: Params, batch: dict[str, jax.Array], **optio
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """Predicts the examples of a task's splits with a model, in batches over all hosts."""
+    """Predicts the examples of a task's splits with a model, in batches over all hosts.
+
+    Attributes:
+      check_stop: called after each batch; may raise to end the prediction.
+    """
 
     config: FinetuneConfig
     task: Task
     model: Any
     mesh: Mesh
+    check_stop: Callable[[], None]
 
     def predict(self, params: Params, split: str) -> Predictions:
         """Returns what the model predicts for each example of a split, in their order, on every host."""
@@ -63,6 +73,7 @@ class Predictor:
             # The last batch is filled up with copies, which `indices` does not list.
             for place, index in enumerate(indices):
                 predictions[index] = {name: array[place] for name, array in arrays.items()}
+            self.check_stop()
         return predictions
 
     @functools.cached_property
@@ -126,6 +137,27 @@ class Validation:
         if self._selects_best or self._newest is None or self._newest[0] != int(state.step):
             return {}
         return {"validation": self._newest[1]}
+
+
+def check_predictions_size(task: Task, output: Path, reporter: Reporter) -> None:
+    """Reports before training how large the predictions will be, if they are large.
+
+    Raises:
+      UserError: if the disk has less room than they need.
+    """
+    sizes = {name: len(task.examples[name]) * task.record_size(name) for name in task.splits if name != "train"}
+    total = sum(sizes.values())
+    of_splits = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items())
+    if total > (free := shutil.disk_usage(output).free):
+        raise UserError(
+            f"the predictions will need about {total / 1e6:,.0f} MB ({of_splits}), but the disk of {output} has "
+            f"{free / 1e6:,.0f} MB left; free some space, or write less with a smaller --top-k (of spans --n-best)"
+        )
+    if total > _LARGE:
+        reporter.message(
+            f"the predictions will need about {total / 1e6:,.0f} MB ({of_splits}); a smaller --top-k (of spans "
+            "--n-best) makes them smaller"
+        )
 
 
 class Written(NamedTuple):

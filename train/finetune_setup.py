@@ -1,6 +1,7 @@
 """From the settings of a fine-tuning run to its model, and the checks that settings, model and task fit together."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.checksums import tree_digest
@@ -17,7 +19,7 @@ from .hosts.processes import gather_json
 from .tasks.base import Task
 from .tasks.classification.task import Classification
 from .tasks.digest import examples_digest, tokens_digest
-from .tasks.sources.classes import NO_HEAD, Head, match_names, shown
+from .tasks.sources.classes import NO_HEAD, Head, match_names
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
@@ -71,9 +73,10 @@ def _pretrained_positions(weights: dict[str, Any], pretrained: DebertaConfig, ta
         return None
     found = match_names(task.label_names, names)
     # Classes that differ only in case cannot be the same row.
-    taken = [found[name] for name in task.label_names if name in found]
+    taken = Counter(found[name] for name in task.label_names if name in found)
+    exact = set(names)
     return [
-        found[name] if name in found and (name in names or taken.count(found[name]) == 1) else None
+        found[name] if name in found and (name in exact or taken[found[name]] == 1) else None
         for name in task.label_names
     ]
 
@@ -99,13 +102,16 @@ def heads_message(weights: dict[str, Any] | None, fresh: dict[str, Any], pretrai
         if positions is not None and None in positions:
             new = [label for label, position in zip(names, positions, strict=True) if position is None]
             hint = ", whose numbers they are if --labels gives these names" if all(map(str.isdecimal, new)) else ""
-            parts.append(f"{name} random: {shown(new)} not among the model's classes {shown(old)}{hint}")
+            parts.append(f"{name} random: {quote_names(new)} not among the model's classes {quote_names(old)}{hint}")
         elif positions is not None and positions != list(range(len(old))):
-            parts.append(f"{name} from the model, its rows in the order {shown(names)} instead of {shown(old)}")
+            parts.append(
+                f"{name} from the model, its rows in the order {quote_names(names)} instead of {quote_names(old)}"
+            )
         elif shapes.get(name) == jax.tree.map(lambda leaf: leaf.shape, part):
             unnamed = name == "classifier" and names and not old
             parts.append(
-                f"{name} from the model" + (f", whose classes have no names, now {shown(names)}" if unnamed else "")
+                f"{name} from the model"
+                + (f", whose classes have no names, now {quote_names(names)}" if unnamed else "")
             )
         elif name in shapes:
             parts.append(f"{name} random: the model's is {_sizes(shapes[name])}, the task needs {_sizes(part)}")

@@ -114,6 +114,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             config.output / "checkpoints",
             keep=config.keep,
             identity=identity(config, models_config, rows.corpus, digests),
+            stop_requested=hosts.stop_requested,
         ) as checkpointer,
         open_reporter(
             config.output,
@@ -141,7 +142,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             batches=rows.training_batches(config),
             place_batch=rows.place,
             summarize=pretraining_figures,
-            evaluate=functools.partial(evaluate, config, rows, measure),
+            evaluate=functools.partial(evaluate, config, rows, measure, check_stop=hosts.check_stop),
             checkpointer=checkpointer,
             reporter=reporter,
             hosts=hosts,
@@ -313,6 +314,8 @@ def evaluate(
     rows: PretrainingRows,
     measure: Callable[[Params, PretrainingBatch, jax.Array], StepMetrics],
     state: TrainState,
+    *,
+    check_stop: Callable[[], None],
 ) -> Figures:
     """Computes the figures of the held-out rows, with the same masks and replacements at every evaluation.
 
@@ -321,6 +324,7 @@ def evaluate(
       rows: the rows of text.
       measure: the jitted function of `build_evaluation`.
       state: the state to evaluate.
+      check_stop: called after each batch; may raise to end the evaluation.
     """
     sums: Sums = {}
     # A batch is as large as one accumulation step, which is known to fit into memory.
@@ -328,6 +332,7 @@ def evaluate(
         key = jax.random.fold_in(training_key(config.seed), number)
         for name, value in jax.device_get(measure(state.params, rows.place(batch), key)).items():
             sums[name] = sums.get(name, 0.0) + float(value)
+        check_stop()
     return pretraining_figures(sums)
 
 

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import tyro
 
 from deberta_jax.errors import UserError
+from deberta_jax.options import parse_options
 from deberta_jax.sift import SiftConfig
+from deberta_jax.terminal import say
 
 from . import finetune
 from .configs import FinetuneConfig, OptimizerConfig, RegularizationConfig
@@ -350,7 +352,7 @@ def main(arguments: Sequence[str]) -> None:
       UserError: if there is no such recipe; similar names are listed.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(listing())
+        say(listing())
         return
     name, *options = arguments
     if name not in RECIPES:
@@ -359,12 +361,12 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"no recipe {name!r}{hint} `deberta-jax recipe` lists them")
     recipe = RECIPES[name]
     finetune.main(
-        tyro.cli(
+        parse_options(
             FinetuneConfig,
+            options,
             default=recipe.config,
             description=recipe.text,
             prog=f"deberta-jax recipe {name}",
-            args=options,
         )
     )
 

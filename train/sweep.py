@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from deberta_jax.atomic_files import write_file
+from deberta_jax.console import PlainConsole
 from deberta_jax.strict_json import to_json
 
 from .configs import FinetuneConfig
@@ -139,6 +139,6 @@ def _print_table(rows: Sequence[dict[str, Any]], chosen: int) -> None:
         mean = "-" if math.isnan(row["mean"]) else f"{row['mean']:.4f}"
         name = (row["setting"] or "as given") + (" *" if number == chosen else "")
         table.add_row(name, mean, margin, str(len(row["values"])), best)
-    console = Console()
+    console = PlainConsole()
     console.print(table)
-    console.print(f"the best run's model: {rows[chosen]['best']}", markup=False, soft_wrap=True)
+    console.print(f"the best run's model: {rows[chosen]['best']}", soft_wrap=True)

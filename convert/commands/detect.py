@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from deberta_jax.console import PlainConsole, plain_text
 from deberta_jax.predict.replaced_tokens import score_replaced_tokens
+from deberta_jax.terminal import printable
 
 from .open_model import ModelAndText, open_model
 
@@ -25,13 +25,15 @@ def main(config: DetectConfig) -> None:
     Raises:
       Exception: As `open_model` and `score_replaced_tokens`.
     """
-    console = Console()
+    console = PlainConsole()
     scores = score_replaced_tokens(open_model(config.model, filename=config.filename), config.text)
-    table, colored_text = Table("token", "replaced?"), Text(config.text)
+    table, colored_text = Table("token", "replaced?"), plain_text(config.text, lines=True)
     for score in scores:
         style = _style(score.probability)
-        table.add_row(Text(score.piece, style), Text(f"{score.probability:.4f}", style))
-        colored_text.stylize(style, score.start, score.end)
+        table.add_row(plain_text(score.piece, style), plain_text(f"{score.probability:.4f}", style))
+        # Control characters are longer on the screen than in the text.
+        start, end = (len(printable(config.text[:offset], lines=True)) for offset in (score.start, score.end))
+        colored_text.stylize(style, start, end)
     console.print(table)
     console.print(colored_text, soft_wrap=True)
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from deberta_jax.console import PlainConsole, plain_text
 from deberta_jax.predict.fill_mask import fill_mask, has_untrained_mlm_head, replace_mask
+from deberta_jax.terminal import shorten
 
 from .open_model import ModelAndText, open_model
 
@@ -25,20 +26,21 @@ def main(config: FillMaskConfig) -> None:
     Raises:
       Exception: As `open_model` and `fill_mask`.
     """
-    console = Console()
+    console = PlainConsole()
     model = open_model(config.model, filename=config.filename)
     if has_untrained_mlm_head(model):
-        Console(stderr=True).print(
-            f"[yellow]warning:[/yellow] {escape(config.model)} is the discriminator of replaced token detection: its "
-            "masked LM head was not trained with this encoder, so its predictions mean little. Use the generator "
-            "(--filename pytorch_model.generator.bin, or the run's generator/)",
+        PlainConsole(stderr=True).print(
+            Text("warning:", "yellow"),
+            f"{shorten(config.model)} is the discriminator of replaced token detection: its masked LM head was not "
+            "trained with this encoder, so its predictions mean little. Use the generator (--filename "
+            "pytorch_model.generator.bin, or the run's generator/)",
             soft_wrap=True,
         )
     masks = fill_mask(model, config.text, top_k=config.top_k)
     for number, candidates in enumerate(masks, start=1):
         table = Table("token", "probability", title=f"mask {number} of {len(masks)}" if len(masks) > 1 else None)
         for candidate in candidates:
-            table.add_row(escape(candidate.piece), f"{candidate.probability:.4f}")
+            table.add_row(plain_text(candidate.piece), f"{candidate.probability:.4f}")
         console.print(table)
     if len(masks) == 1:
-        console.print(escape(replace_mask(model, config.text, masks[0][0])), soft_wrap=True)
+        console.print(replace_mask(model, config.text, masks[0][0]), soft_wrap=True)

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from ..checkpoint import load_pretrained
 from ..config import DebertaConfig
 from ..errors import UserError
+from ..terminal import list_names
 from ..tokenizers.tokenizer import Tokenizer
 
 
@@ -75,7 +76,7 @@ class LoadedModel:
           UserError: The model does not have this head, or has no absolute positions for so many tokens.
         """
         if head not in self.params:
-            raise UserError(f"{self.source} has no {head}; it has {', '.join(self.params)}")
+            raise UserError(f"{self.source} has no {head}; it has {list_names(self.params)}")
         reads_positions = self.config.reads_positions(masked_lm=head == "mlm_head")
         if reads_positions and input_ids.shape[1] > self.config.max_tokens:
             raise UserError(

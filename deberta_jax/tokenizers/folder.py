@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import MissingFileError, UserError
+from ..terminal import list_names
 from .added_token_files import JSON_FILE, read_added_tokens, read_object
 from .added_tokens import ExtendedVocabulary
 from .bpe import FORMS, ByteLevelBPE
@@ -78,13 +79,13 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
 
 def _missing(folder: Path) -> MissingFileError:
-    names = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+    names = list_names(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
     wanted = " or ".join([*(" with ".join(form) for kind in _KINDS for form in kind.forms), JSON_FILE])
     # Another tokenizer than that of its training makes a trained model useless.
     has_model = (folder / "config.json").is_file()
     advice = "" if has_model else ", or train a SentencePiece model with `deberta-jax tokenizer` for a new model"
     return MissingFileError(
-        f"{folder} has no {wanted} (it holds: {names or 'nothing'}); copy the files of the tokenizer there from the "
+        f"{folder} has no {wanted} (it holds: {names}); copy the files of the tokenizer there from the "
         f"model whose weights you use{advice}"
     )
 

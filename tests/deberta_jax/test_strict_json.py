@@ -26,3 +26,11 @@ def test_text_stays_readable_and_can_always_be_encoded() -> None:
     assert json.loads(to_json(lines)) == lines
     half = {"text": "\ud83d!"}
     assert json.loads(to_json(half).encode()) == half
+
+
+def test_ascii_is_what_any_terminal_shows() -> None:
+    value = {"na\x1bme": "\x7f\x9b\u202e日\ud800", "number": math.nan}
+    text = to_json(value, indent=2, ascii=True)
+    assert text.isascii()
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text) == {**value, "number": None}

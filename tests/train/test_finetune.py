@@ -158,7 +158,7 @@ def test_another_content_of_the_same_files_is_refused(
     shutil.copytree(home / "model", model)
     config = settings(home, tmp_path / "run", train=str(train), validation=None, model=model, steps=1 + interrupted)
     with monkeypatch.context() as patch, pytest.raises(StoppedError) if interrupted else contextlib.nullcontext():
-        patch.setattr(Hosts, "stop_requested", lambda hosts: hosts.phases.step == 1)
+        patch.setattr(Hosts, "stop_requested", lambda hosts: interrupted and hosts.phases.step == 1)
         finetune.main(config)
 
     train.write_text(flipped.replace('"label": "?"', '"label": "blue"'))
@@ -196,7 +196,9 @@ def test_frozen_layers_stay_and_the_best_model_is_the_result(home: Path, tmp_pat
 
 
 def test_without_a_finite_evaluation_the_last_model_is_the_result(home: Path) -> None:
-    predictor = Predictor(settings(home, home / "run", select="best"), mock.Mock(main_metric="f1"), None, mock.Mock())
+    predictor = Predictor(
+        settings(home, home / "run", select="best"), mock.Mock(main_metric="f1"), None, mock.Mock(), mock.Mock()
+    )
     validation = Validation(predictor, TINY)
     state = mock.Mock(params={"model": {"kernel": 1}})
     assert validation.best == BestEvaluation("f1")

@@ -1,11 +1,14 @@
 """Results of a run: metrics that are undefined, and the unit of old evaluations."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from deberta_jax.train.finetune_evaluation import Validation, why_undefined
+from deberta_jax.errors import UserError
+from deberta_jax.train.finetune_evaluation import Validation, check_predictions_size, why_undefined
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,24 @@ def test_evaluations_that_earlier_versions_saved_in_percent(metric: str, classes
     best = Validation(predictor, mock.Mock()).best
     best.set_state({"step": 20, "value": 87.5, "waited": 1})
     assert best.value == value
+
+
+def test_the_size_of_large_predictions_is_known_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {"train": range(10**9), "validation": range(2000), "test": range(1000)}
+    task: Any = SimpleNamespace(
+        splits=splits, examples=splits, record_size={"validation": 72e3, "test": 1e3}.__getitem__
+    )
+    reporter = mock.Mock()
+    check_predictions_size(task, tmp_path, reporter)
+    (message,) = reporter.message.call_args.args
+    assert message.startswith(
+        "the predictions will need about 145 MB (validation 144 MB, test 1 MB); a smaller --top-k"
+    )
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100e6))
+    with pytest.raises(UserError, match=r"about 145 MB .* but the disk of .* has 100 MB left; free some space"):
+        check_predictions_size(task, tmp_path, reporter)
+    task.record_size = lambda _: 10
+    check_predictions_size(task, tmp_path, reporter)
+    assert reporter.message.call_count == 1

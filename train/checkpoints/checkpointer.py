@@ -20,7 +20,8 @@ So a save takes these steps, on all processes together:
 3. Let Orbax copy the arrays to the host and start its background thread. The caller continues with the training step.
 4. In the background, write, meet at CommitBarrier, and commit on process 0. The threads never use collectives, which
    belong to the main thread.
-5. If 1, 2 or 4 failed, retry from 2 with the newest state (`_retry_save`) until it is on disk or `patience` is over.
+5. When 1 of the next save, or `wait`, finds it committed, read it back on process 0 (`read_back`).
+6. If 1, 2, 4 or 5 failed, retry from 2 with the newest state (`_retry_save`) until it is on disk or `patience` is over.
 
 If a process dies, the others hang in an exchange, which the watchdog of `hosts` ends, and a thread of Orbax at
 CommitBarrier gives up after its time-out. A process that leaves by an exception (`_abandon_save`) waits for its own
@@ -28,8 +29,6 @@ thread only.
 """
 
 import contextlib
-import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,17 +39,19 @@ import jax
 import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import say, shorten
 
 from ..hosts.processes import gather_json
+from .background_save import BackgroundSave
 from .manifest import as_json, create_manifest
-from .orbax_manager import open_manager, probe_folder, remove_unfinished
+from .orbax_manager import check_name, open_manager, probe_folder, remove_failed
 from .orbax_messages import ORBAX_MESSAGES
+from .read_back import read_back
 from .restore import DamagedError, Reader, Restored
 from .storage_faults import (
     CheckpointError,
     Fault,
     Retries,
-    StorageStuckError,
     agree_on_fault,
     outcome_of,
     storage_message,
@@ -59,7 +60,6 @@ from .storage_faults import (
 
 __all__ = ["CheckpointError", "Checkpointer", "Restored"]
 
-_MOST_ERRORS = 100  # that one failed save may leave behind
 _ABANDON_SECONDS = 60
 
 
@@ -73,7 +73,7 @@ class _PendingSave:
 
 
 def _print_to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    say(message, error=True)
 
 
 class Checkpointer:
@@ -91,9 +91,11 @@ class Checkpointer:
       timeout: seconds within which one attempt of a save has to be on disk on all processes. A process whose storage
         never answers delays the others for about twice as long, then CheckpointError is raised. This is below the time
         that the watchdog allows a save (HostsConfig.slow_after).
+      stop_requested: whether the process was asked to end, the same answer on all processes. A save that fails is then
+        tried once more instead of for `patience`.
 
     Raises:
-      UserError: `keep` is below 1.
+      UserError: `keep` is below 1, or Orbax cannot use a folder of this name (see `orbax_path`).
       CheckpointError: `folder` cannot be created, written or listed.
     """
 
@@ -106,22 +108,23 @@ class Checkpointer:
         log: Callable[[str], None] = _print_to_stderr,
         patience: float = 600,
         timeout: int = 300,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         if keep < 1:
             raise UserError(f"keep is {keep}; it must be at least 1, the number of checkpoints that stay on disk")
         self._folder = str(folder)
+        check_name(folder)
+        self._keep = keep
         self._identity = as_json(identity)
         self._log = log
-        self._patience, self._timeout = patience, timeout
+        self._patience, self._stop_requested = patience, stop_requested
         self._pending: _PendingSave | None = None
-        self._writing = False  # whether Orbax's background thread works on the pending save, since `_began`
-        self._began = 0.0
-        self._stuck = False  # whether that thread was given up
         self._cause: Exception | None = None  # the error behind the newest fault, if this process had one
         with contextlib.ExitStack() as cleanup:
             ORBAX_MESSAGES.suppress()
             cleanup.callback(ORBAX_MESSAGES.restore)
             self._manager = self._open(keep, timeout)
+            self._background = BackgroundSave(self._manager, timeout=timeout)
             self._cleanup = cleanup.pop_all()  # deferred to `_end`, now that the folder is open
 
     def __enter__(self) -> Self:
@@ -192,7 +195,7 @@ class Checkpointer:
             return restored
         if damaged:
             # They keep their names: without any checkpoint the next start would begin from step 0.
-            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            reasons = "; ".join(f"step {step}: {shorten(reason)}" for step, reason in damaged.items())
             raise CheckpointError(
                 f"every checkpoint in {self._folder} is damaged ({reasons}); "
                 "restore the folder from a copy, or use another --output to start again"
@@ -231,13 +234,16 @@ class Checkpointer:
             return agree_on_fault(self._cause, write_fault)
 
         problem = f"cannot keep checkpoints in {self._folder}: "
-        fault = Retries(self._patience).retry_after(
+        fault = self._retries().retry_after(
             open_on_every_process(), open_on_every_process, log=lambda text: self._log_on_first(problem + text)
         )
         if fault is not None:
             raise fault.error(f"{problem}{fault.text}; use another --output") from self._cause
         assert manager is not None
         return manager
+
+    def _retries(self) -> Retries:
+        return Retries(self._patience, stop_requested=self._stop_requested)
 
     # ---------------------------------------------------------------- writing
 
@@ -247,14 +253,7 @@ class Checkpointer:
         if (fault := agree_on_fault(self._cause, write_fault)) is not None:
             return fault
         assert self._pending is not None
-        items = {
-            "state": ocp.args.StandardSave(self._pending.state),
-            "meta": ocp.args.JsonSave(self._pending.manifest),
-        }
-        self._began = time.monotonic()
-        # Forced: Orbax would skip a step that is older than its newest one.
-        self._manager.save(self._pending.step, args=ocp.args.Composite(**items), force=True)
-        self._writing = True
+        self._background.start(self._pending.step, self._pending.state, self._pending.manifest)
         return None
 
     def _finish_save(self) -> Fault | None:
@@ -263,54 +262,65 @@ class Checkpointer:
         Returns:
           The fault of the pending save, or None if it is on disk or there was none.
         """
-        if not self._writing:
+        if not self._background.running:
             return None
         assert self._pending is not None
         step = self._pending.step
-        _, self._cause = outcome_of(self._await_threads)
+        _, self._cause = outcome_of(self._background.wait)
         fault = agree_on_fault(self._cause, write_fault)
-        self._writing = False
-        if fault is not None:
-            with contextlib.suppress(OSError):
-                self._manager.reload()
-            if not gather_json(step in self._manager.all_steps())[0]:
-                self._drain_errors()
-                remove_unfinished(self._folder, step)
-                return fault
+        self._background.running = False
+        if fault is not None and self._is_committed(step):
             # Orbax removes an old step only after the new one is committed.
-            self._log_on_first(f"step {step} is in {self._folder}, but an old step could not be removed: {fault.text}")
-        self._pending = None
-        return None
+            self._log_unremoved(step, fault)
+            fault = None
+        if fault is None:
+            _, self._cause = outcome_of(self._read_back)
+            fault = agree_on_fault(self._cause, write_fault)
+        if fault is None:
+            self._pending = None
+            if self._keep == 1:  # Orbax keeps two: it removes an old step before the new one has been read back
+                self._remove_steps_before(step)
+            return None
+        self._background.drain_errors()
+        remove_failed(self._folder, step)
+        with contextlib.suppress(OSError):
+            self._manager.reload()
+        return fault
 
-    def _await_threads(self, seconds: float = math.inf) -> None:
-        """Waits for Orbax's threads of this process.
+    def _is_committed(self, step: int) -> bool:
+        """Returns whether process 0 finds the step in the folder. Collective."""
+        with contextlib.suppress(OSError):
+            self._manager.reload()
+        return gather_json(step in self._manager.all_steps())[0]
 
-        A thread waits for storage, and then for the threads of other processes, up to the time-out each. One that takes
-        longer will not return.
+    def _read_back(self) -> None:
+        """Reads the pending step, which was committed, on process 0. It raises the errors of `read_back`."""
+        assert self._pending is not None
+        if jax.process_index() == 0:
+            folder = self._manager.directory / str(self._pending.step)
+            read_back(folder, self._pending.state, self._pending.manifest)
 
-        Raises:
-          StorageStuckError: the threads have not ended.
-          Exception: what a thread raised.
-        """
-        deadline = min(time.monotonic() + seconds, self._began + 2 * self._timeout + 10)
-        while self._manager.is_saving_in_progress():
-            if time.monotonic() > deadline:
-                self._stuck = True
-                raise StorageStuckError(f"storage has not answered for {time.monotonic() - self._began:.0f} s")
-            time.sleep(0.005)
-        self._manager.wait_until_finished()
+    def _remove_steps_before(self, step: int) -> None:
+        """Removes older steps, on process 0. Collective."""
 
-    def _drain_errors(self) -> None:
-        """Waits for what Orbax still writes of a failed save, whose errors its next save would raise as its own."""
-        for _ in range(_MOST_ERRORS):
-            if self._stuck or outcome_of(self._manager.check_for_errors).error is None:
-                return
+        def remove() -> None:
+            for old in self._manager.all_steps():
+                if old < step:
+                    (self._manager.directory / str(old)).rmtree()
+
+        error = outcome_of(remove, (OSError,)).error if jax.process_index() == 0 else None
+        if (fault := agree_on_fault(error, write_fault)) is not None:
+            self._log_unremoved(step, fault)
+        self._manager.reload()
+
+    def _log_unremoved(self, step: int, fault: Fault) -> None:
+        self._log_on_first(f"step {step} is in {self._folder}, but an old step could not be removed: {fault.text}")
 
     def _retry_save(self, fault: Fault) -> None:
         """Writes the pending step again until it is on disk. Collective."""
         assert self._pending is not None
         step, began = self._pending.step, time.monotonic()
-        last_fault = Retries(self._patience).retry_after(
+        last_fault = self._retries().retry_after(
             fault,
             lambda: self._begin_save() or self._finish_save(),
             log=lambda text: self._log_on_first(f"could not write into {self._folder}: {self._last_good()}: {text}"),
@@ -336,8 +346,10 @@ class Checkpointer:
 
     def _abandon_save(self) -> None:
         """Gives a save that is being written some time to end. Not collective: other processes may be gone."""
-        if self._writing:
-            _, error = outcome_of(lambda: self._await_threads(_ABANDON_SECONDS))
+        if self._background.running:
+            error = outcome_of(lambda: self._background.wait(_ABANDON_SECONDS)).error
+            if error is None:
+                error = outcome_of(self._read_back).error
             if error is not None:
                 self._log_on_first(
                     f"could not write a checkpoint into {self._folder}: {storage_message(error)}; {self._last_good()}"
@@ -346,8 +358,7 @@ class Checkpointer:
 
     def _end(self) -> None:
         with self._cleanup:
-            if not self._stuck:  # closing would wait for a thread that does not return
-                self._manager.close()
+            self._background.close()
 
     def _log_on_first(self, message: str) -> None:
         """Logs on process 0."""

@@ -66,7 +66,14 @@ def checksum(x: Shaped[Array | np.ndarray, "*shape"]) -> UInt32[Array, ""]:
     return _mix(bits.astype(jnp.uint32) + _mix(index)).sum(dtype=jnp.uint32)
 
 
-def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+def host_checksum(x: Shaped[np.ndarray, "*shape"]) -> int:
+    """Returns the value of `checksum`, computed by NumPy: it does not wait for the devices."""
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+    index = np.arange(x.size, dtype=np.uint32)
+    return int(_mix(bits.astype(np.uint32) + _mix(index)).sum(dtype=np.uint32))
+
+
+def _mix(x: Any) -> Any:
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

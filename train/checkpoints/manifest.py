@@ -5,10 +5,12 @@ import json
 import zlib
 from typing import Any
 
+from deberta_jax.terminal import shorten
+
 from .checksums import describe_leaves
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-_NAMES_SHOWN = 3
+_LONGEST_VALUE = 80  # characters
 DIGESTS = "digests"  # entry of an identity: digests of what a run reads, by names for messages
 _ABSENT = object()
 
@@ -83,19 +85,13 @@ def changed_digests(there: dict, here: dict) -> tuple[list[str], list[str]]:
     return changed, [name for name in here if name not in there]
 
 
-def list_names(names: list[str]) -> str:
-    """Returns the first names, and the number of the others."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
 def join_names(names: list[str]) -> str:
     """Returns all names, as `a, b and c`."""
     return ", ".join([*names[:-2], " and ".join(names[-2:])])
 
 
 def _show(value: object) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value)
+    return "absent" if value is _ABSENT else shorten(json.dumps(value), _LONGEST_VALUE)
 
 
 def _crc32(content: Any) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from deberta_jax.orbax_path import orbax_path
+
 from ..hosts.processes import coordination_client
 from .commit_barrier import CommitBarrier
 
@@ -15,6 +17,12 @@ _UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of the folder of a step that is 
 def local_folder(folder: Path | str) -> Path | None:
     """Returns the folder as an absolute path, or None if it is an address such as `gs://bucket/run`."""
     return None if "://" in str(folder) else Path(folder).absolute()
+
+
+def check_name(folder: Path | str) -> None:
+    """Raises UserError if Orbax cannot use a local folder of this name (see `orbax_path`)."""
+    if (local := local_folder(folder)) is not None:
+        orbax_path(local)
 
 
 def commit_mode(folder: Path | str) -> ocp.options.AtomicityMode:
@@ -32,7 +40,8 @@ def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.Checkpoi
     It meets no barrier: it may fail on one process alone, and be called again there.
 
     Args:
-      keep: number of steps that stay on disk.
+      keep: number of steps that stay on disk. Orbax keeps at least two, because it removes the old step before the
+        new one has been read back.
       timeout: seconds within which a save has to be on disk on all processes.
 
     Raises:
@@ -43,7 +52,7 @@ def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.Checkpoi
     atomicity = ocp.options.AtomicityOptions(mode=commit_mode(folder))
     # The barrier is created before anything can fail: all processes have to create equally many.
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+        preservation_policy=ocp.checkpoint_managers.LatestN(max(keep, 2)),
         # With these three the constructor of the manager meets no barrier.
         create=False,
         save_root_metadata=False,
@@ -60,7 +69,7 @@ def open_manager(folder: Path | str, *, keep: int, timeout: int) -> ocp.Checkpoi
     if local is not None and jax.process_index() == 0:
         for unfinished in local.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(unfinished)
-    return ocp.CheckpointManager(local or folder, options=options)
+    return ocp.CheckpointManager(orbax_path(local) if local is not None else folder, options=options)
 
 
 def probe_folder(folder: Path | str) -> None:
@@ -80,8 +89,9 @@ def probe_folder(folder: Path | str) -> None:
         probe.unlink()
 
 
-def remove_unfinished(folder: Path | str, step: int) -> None:
+def remove_failed(folder: Path | str, step: int) -> None:
     """Removes, on process 0, what a failed save has written: it may be what fills the disk."""
     local = local_folder(folder)
     if local is not None and jax.process_index() == 0:
         shutil.rmtree(local / f"{step}{_UNFINISHED}", ignore_errors=True)
+        shutil.rmtree(local / str(step), ignore_errors=True)  # committed, but it could not be read back

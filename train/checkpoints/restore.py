@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from deberta_jax.terminal import list_names
+
 from ..hosts.processes import gather_json, host_name
 from .checksums import describe_leaves, leaf_name
 from .manifest import (
@@ -30,7 +32,6 @@ from .manifest import (
     join_names,
     library_versions,
     list_differences,
-    list_names,
     verified_content,
 )
 from .storage_faults import (
@@ -44,6 +45,7 @@ from .storage_faults import (
     write_fault,
 )
 
+_NAMES_SHOWN = 3  # in a message
 _LISTING_SECONDS = 60  # within which every host has to see a step that process 0 lists
 
 
@@ -100,12 +102,12 @@ class Reader:
         shapes = {name: leaf["shape"] for name, leaf in describe_leaves(abstract_state).items()}
         self._require_equal("training state", saved_shapes, shapes)
         if (versions := library_versions()) != content["versions"]:
-            changes = ", ".join(list_differences(content["versions"], versions))
+            changes = list_names(list_differences(content["versions"], versions), most=_NAMES_SHOWN)
             self.log(f"the checkpoint of step {step} was written with other versions: {changes}")
         state = self._read(step, lambda: self._read_state(step, abstract_state, content["leaves"]))
         described = describe_leaves(state, checksums=True)
         if wrong := [name for name, leaf in content["leaves"].items() if described[name] != leaf]:
-            raise DamagedError(f"wrong checksum of {list_names(wrong)}")
+            raise DamagedError(f"wrong checksum of {list_names(wrong, most=_NAMES_SHOWN)}")
         # The checksum is that of the saved dtype, so the state is cast to the requested one only now.
         state = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), state, abstract_state)
         return Restored(step=step, state=state, data=content["data"])
@@ -147,7 +149,9 @@ class Reader:
             missing_on = [name for name in gather_json(None if exists else host_name()) if name is not None]
             if not missing_on or len(missing_on) == jax.process_count():
                 return None  # if it is missing everywhere, reading it reports what is missing
-            return Fault("outage", f"{list_names(missing_on)} cannot see step {step} in {self.folder}")
+            return Fault(
+                "outage", f"{list_names(missing_on, most=_NAMES_SHOWN)} cannot see step {step} in {self.folder}"
+            )
 
         retries = Retries(min(self.retries.patience, _LISTING_SECONDS))
         if fault := retries.retry_after(look(), look, log=self.log):
@@ -215,7 +219,7 @@ class Reader:
         differences = list_differences(there, here)
         changed, unknown = changed_digests(saved.get(DIGESTS, {}), self.identity.get(DIGESTS, {}))
         if changed:
-            also = f", and {list_names(differences)}" if differences else ""
+            also = f", and {list_names(differences, most=_NAMES_SHOWN)}" if differences else ""
             raise CheckpointError(
                 f"the run in {self.folder} began with other {join_names(changed)}{also}; use another --output, "
                 f"restore the files and settings it began with, or delete {self.folder} to train again"
@@ -230,7 +234,7 @@ class Reader:
     def _require_equal(self, kind: str, there: dict, here: dict) -> None:
         if differences := list_differences(there, here):
             raise CheckpointError(
-                f"checkpoint of another {kind} in {self.folder}: {list_names(differences)}; "
+                f"checkpoint of another {kind} in {self.folder}: {list_names(differences, most=_NAMES_SHOWN)}; "
                 "use another --output, or the same settings"
             )
 

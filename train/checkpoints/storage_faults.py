@@ -132,10 +132,13 @@ def agree_on_fault(error: Exception | None, classify: Callable[[Exception], Faul
 
 
 class Retries:
-    """Retries after 1, 2, 4, ... and then every 30 seconds, for `patience` seconds from the first failure."""
+    """Retries after 1, 2, 4, ... and then every 30 seconds, for `patience` seconds from the first failure.
 
-    def __init__(self, patience: float) -> None:
-        self.patience = patience
+    Once `stop_requested` returns True, there is one more retry, at once. It is called on all processes alike.
+    """
+
+    def __init__(self, patience: float, *, stop_requested: Callable[[], bool] = lambda: False) -> None:
+        self.patience, self._stop_requested = patience, stop_requested
         self._deadline: float | None = None
         self._pause = 1.0
 
@@ -159,10 +162,19 @@ class Retries:
             remaining = gather_json(self._deadline - time.monotonic())[0]
             if remaining <= 0:
                 break
-            time.sleep(min(self._pause, remaining))
+            stopping = self._sleep(min(self._pause, remaining))
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             fault = call()
+            if stopping:
+                break
         return fault
+
+    def _sleep(self, seconds: float) -> bool:
+        """Sleeps, and returns at once with True if a stop is requested. Collective."""
+        while not (stopping := self._stop_requested()) and seconds > 0:
+            time.sleep(min(seconds, 1.0))
+            seconds -= 1.0
+        return stopping
 
 
 def storage_message(error: Exception) -> str:

@@ -12,7 +12,6 @@ import functools
 import itertools
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import jax
 from deberta_jax.errors import UserError
 from deberta_jax.sharding import make_mesh
 from deberta_jax.strict_json import to_json
+from deberta_jax.terminal import say
 
 from ..reporting.pictures import draw_or_report
 from ..settings import NotNegative, Positive, Range
@@ -86,7 +86,8 @@ def main(config: CompileAheadConfig) -> None:
     report = compile_step(config, hardware)
     alternatives = [] if report.fits else compile_alternatives(config, report, hardware)
     if config.json:
-        print(to_json({**report.to_json(), "alternatives": [other.to_json() for other in alternatives]}, indent=2))
+        others = [other.to_json() for other in alternatives]
+        print(to_json({**report.to_json(), "alternatives": others}, indent=2, ascii=True))
     else:
         print_report(report, hardware.chip, alternatives)
     if not report.fits:
@@ -253,7 +254,7 @@ def _sweep(config: CompileAheadConfig, hardware: Topology) -> None:
         check_batch(step, make_mesh(**dataclasses.asdict(step.mesh), devices=hardware.devices))
     reports = [compile_step(step, hardware) for step in steps]
     if config.json:
-        print(to_json([report.to_json() for report in reports], indent=2))
+        print(to_json([report.to_json() for report in reports], indent=2, ascii=True))
     else:
         print_sweep(reports)
     draw_or_report(config.plot, lambda path: plot_sweep(reports, path), log=_show_progress)
@@ -273,4 +274,4 @@ def _bytes_per_device(tree: Any) -> int:
 
 def _show_progress(text: str) -> None:
     """Prints a line on stderr, as stdout may be JSON."""
-    print(text, file=sys.stderr, flush=True)
+    say(text, error=True)

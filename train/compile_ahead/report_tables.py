@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from deberta_jax.console import PlainConsole, plain_text
 
 from .hlo_collectives import reduction_bytes
 from .hlo_costs import Cost
@@ -14,11 +16,11 @@ from .tpu_compiler import GIB, Chip
 
 def print_report(report: Report, chip: Chip, alternatives: Sequence[Report]) -> None:
     """Prints all figures of a step, and the alternatives that were compiled because it does not fit."""
-    console = Console()
+    console = PlainConsole()
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     console.print(
-        f"[bold]{describe(report.config)}[/]: {report.chips} chips, mesh {mesh}, "
-        f"{report.rows} rows per device at a time"
+        plain_text(describe(report.config), "bold")
+        + Text(f": {report.chips} chips, mesh {mesh}, {report.rows} rows per device at a time")
     )
     device = "chip" if chip.devices == 1 else f"device ({chip.devices} in a chip)"
     flags = " ".join(f"--{name}={value}" for name, value in report.flags.items())
@@ -60,10 +62,10 @@ def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
             " x ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1),
             str(report.rows),
             f"{report.memory.needed_bytes / GIB:.2f} of {report.memory.available_bytes / GIB:.2f}",
-            "[green]yes[/]" if report.fits else "[red]no[/]",
+            Text("yes", "green") if report.fits else Text("no", "red"),
             *timing,
         )
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -95,7 +97,7 @@ def _memory_table(report: Report) -> Table:
     table.add_row("needed at the peak (compiler estimate)", f"{memory.needed_bytes / GIB:.2f}")
     table.add_row("available", f"{memory.available_bytes / GIB:.2f}")
     difference = abs(memory.available_bytes - memory.needed_bytes) / GIB
-    table.add_row("[green]free[/]" if report.fits else "[red]short by[/]", f"{difference:.2f}")
+    table.add_row(Text("free", "green") if report.fits else Text("short by", "red"), f"{difference:.2f}")
     return table
 
 

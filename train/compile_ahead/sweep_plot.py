@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from deberta_jax.errors import UserError
 
-from ..reporting.pictures import open_figure
+from ..reporting.pictures import open_figure, picture_name
 from .report import Report, describe_slices
 from .tpu_compiler import GIB
 
@@ -35,9 +35,8 @@ def plot_sweep(reports: Sequence[Report], path: Path) -> None:
     with open_figure(path, size=(11, 4.5)) as figure:
         memory_axes, speed_axes = figure.subplots(1, 2)
         _draw_lines(memory_axes, speed_axes, reports)
-        figure.suptitle(
-            f"{config.model} {config.task} on {describe_slices(config)}: compiler estimates, nothing was run"
-        )
+        name = f"{picture_name(config.model)} {config.task} on {describe_slices(config)}"
+        figure.suptitle(f"{name}: compiler estimates, nothing was run")
 
 
 def _draw_lines(memory_axes: "Axes", speed_axes: "Axes", reports: Sequence[Report]) -> None:

@@ -29,9 +29,10 @@ def clear_leftovers(folder: Path) -> None:
     for path in unused:
         manifest = path / "corpus" / MANIFEST
         if manifest.exists() and folder.exists() and not (folder / MANIFEST).exists():
-            fields = json.loads(manifest.read_bytes())  # its files were being moved, the manifest last
-            for file in (*fields["train"]["files"], *fields["held_out"]["files"]):
-                (folder / file["name"]).unlink(missing_ok=True)
+            with contextlib.suppress(ValueError):  # the manifest was being written, so no file has been moved
+                fields = json.loads(manifest.read_bytes())
+                for file in (*fields["train"]["files"], *fields["held_out"]["files"]):
+                    (folder / file["name"]).unlink(missing_ok=True)
         shutil.rmtree(path)
         _LOG.warning("removed %s, which a killed run had left", path)
 

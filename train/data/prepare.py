@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names, say
 
 from ..model_folders import tokenizer_folder
 from .corpus import (
@@ -207,7 +208,7 @@ def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, f
 def _check_splits(corpus: Corpus) -> None:
     documents = corpus.train.documents + corpus.held_out.documents
     if not corpus.train.tokens + corpus.held_out.tokens:
-        names = ", ".join(source.name for source in corpus.sources)
+        names = list_names([source.name for source in corpus.sources])
         raise TextError(f"no text in {names}; give files with at least one line that is not blank")
     if corpus.held_out_fraction and not corpus.held_out.rows:
         raise UserError(
@@ -261,7 +262,7 @@ def main(config: PrepareConfig) -> None:
     with stop_at_signals():
         refuse_output(config.output, config.text)
         if ignored := describe_ignored(config.text):
-            print(ignored)
+            say(ignored)
         text, boundary = text_or_novels(config.text, config.boundary)
         corpus = prepare(
             text,
@@ -272,12 +273,12 @@ def main(config: PrepareConfig) -> None:
             held_out_fraction=config.held_out_fraction,
             seed=config.seed,
         )
-    print(f"{corpus.folder}: rows of {corpus.sequence_length} tokens from {len(corpus.sources)} text files")
+    say(f"{corpus.folder}: rows of {corpus.sequence_length} tokens from {len(corpus.sources)} text files")
     for name, split in (("train", corpus.train), ("held out", corpus.held_out)):
         filled = split.tokens / max(1, split.rows * corpus.sequence_length)
-        print(
+        say(
             f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.rows:,} rows in "
             f"{len(split.files)} files, {filled:.1%} filled with text"
         )
     if config.boundary is None and (hint := boundary_hint(corpus)):
-        print(hint)
+        say(hint)

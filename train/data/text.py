@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Integer, UInt32
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names
 
 from .text_files import TextError, text_bytes, text_files
 
@@ -92,7 +93,7 @@ def read_documents(
             empty = False
             yield document
     if empty:
-        raise TextError(f"no text in {', '.join(map(str, paths))}; give files with at least one line that is not blank")
+        raise TextError(f"no text in {list_names(paths)}; give files with at least one line that is not blank")
 
 
 def file_documents(

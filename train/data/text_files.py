@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names
 
 _CHUNK_BYTES = 1 << 20  # bytes per read
 _XZ_MEMORY = 512 << 20  # bytes; `xz -9` makes files that need 65 MiB
@@ -70,9 +71,8 @@ def describe_ignored(paths: Sequence[str | Path]) -> str:
     ignored = [file for folder in folders for file in _visible_files(folder) if file.suffix.lower() not in _SUFFIXES]
     if not ignored:
         return ""
-    more = f" and {len(ignored) - _NAMES_SHOWN} more" if len(ignored) > _NAMES_SHOWN else ""
-    names = ", ".join(map(str, ignored[:_NAMES_SHOWN]))
-    return f"not read, because they do not end in {', '.join(_SUFFIXES)}: {names}{more}"
+    names = list_names(ignored, most=_NAMES_SHOWN)
+    return f"not read, because they do not end in {', '.join(_SUFFIXES)}: {names}"
 
 
 def refuse_output(output: Path, paths: Sequence[str | Path]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import say
 from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
@@ -64,7 +65,7 @@ def main(config: TokenizerConfig) -> None:
     refuse_output(config.output, paths)
     with stop_at_signals(), _writable(config.output):
         if ignored := describe_ignored(paths):
-            print(ignored)
+            say(ignored)
         began = time.monotonic()
         # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
         model = train_tokenizer(
@@ -84,7 +85,7 @@ def main(config: TokenizerConfig) -> None:
         with _writing(config.output):
             tokenizer.save(config.output)
         rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
-    print(
+    say(
         f"Trained {tokenizer.vocab_size} ids ({tokenizer.vocab_size - 1} pieces and [MASK]) in {seconds:.1f} s; "
         f"{rate:.2f} bytes per token.\n"
         f"Saved {saved} and {CONFIG_FILE}, fingerprint {tokenizer.fingerprint[:12]}."

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from deberta_jax.errors import UserError
 
 from ..checkpoints.checkpointer import Checkpointer
+from ..hosts.exit_codes import StopRequested
 from ..hosts.join import Hosts
 from ..reporting.reporter import Reporter
 from .best import BestEvaluation
@@ -51,7 +52,7 @@ class TrainingRun:
       batches: the training batches.
       place_batch: puts a batch onto the devices.
       summarize: computes the figures of the log from the sums.
-      evaluate: computes the figures of held-out data.
+      evaluate: computes the figures of held-out data; calls `hosts.check_stop` after each batch.
       best: the best evaluation, which `evaluate` updates; ends training early (default: no early stopping).
       checkpointer: saves and restores.
       reporter: the log.
@@ -89,13 +90,14 @@ class TrainingRun:
 def train(state: TrainState, run: TrainingRun) -> TrainState:
     """Trains to the last step, from the newest good checkpoint if there is one, and returns the final state.
 
-    A resumed run equals an uninterrupted one bit for bit. An evaluation that was due when the run was stopped is made
-    up for.
+    A resumed run equals an uninterrupted one bit for bit. An evaluation that was due or had begun when the run was
+    stopped is made up for.
 
     Raises:
       TrainingError: if a loss or a gradient norm is not finite. The last good checkpoint is kept.
       CheckpointError: if no checkpoint can be read, if they belong to another configuration, or if saving failed.
-      StoppedError: if a process received SIGTERM or time ran out. The last step is saved.
+      StoppedError: if a process received SIGTERM or time ran out. The last step is saved. An evaluation ends after the
+        current batch.
     """
     phases = run.hosts.phases
     phases.enter("restore")
@@ -105,9 +107,9 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
     run.reporter.resume_at(first - 1)
     compiled: set[tuple] = set()  # shapes of the batches for which the step was compiled
     with run.hosts.listening(), _profiler(run, metrics) as start_or_stop_profiler:
-        if resumed.owes_evaluation or (run.steps == 0 and run.evaluate_every > 0):
-            phases.enter("evaluate", first - 1)
-            run.reporter.evaluation(first - 1, run.evaluate(state))
+        evaluating = resumed.owes_evaluation or (run.steps == 0 and run.evaluate_every > 0)
+        if evaluating and not _evaluate(first - 1, state, run):
+            _raise_stopped(first - 1, run)
         for number in range(first, run.steps + 1):
             if run.should_stop_early:
                 break
@@ -125,20 +127,34 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
             if evaluating or saving:
                 metrics.read()  # raises before anything of a diverged step is evaluated or saved
             if evaluating and not stopping:
-                phases.enter("evaluate")
-                run.reporter.evaluation(number, run.evaluate(state))
-            if saving or run.should_stop_early:
+                stopping = not _evaluate(number, state, run)
+            if saving or stopping or run.should_stop_early:
                 phases.enter("save")
                 _save(number, state, run, metrics.sums, owes_evaluation=evaluating and stopping)
             if stopping:
                 run.checkpointer.wait()
-                stopped = run.hosts.stopped(number)
-                run.reporter.message(str(stopped))
-                raise stopped
+                _raise_stopped(number, run)
         phases.enter("save")
         run.checkpointer.wait()
     phases.enter("finish")
     return state
+
+
+def _evaluate(number: int, state: TrainState, run: TrainingRun) -> bool:
+    """Evaluates and logs the state after step `number`. Returns False if a stop was requested meanwhile."""
+    run.hosts.phases.enter("evaluate", number)
+    try:
+        figures = run.evaluate(state)
+    except StopRequested:
+        return False
+    run.reporter.evaluation(number, figures)
+    return True
+
+
+def _raise_stopped(number: int, run: TrainingRun) -> NoReturn:
+    stopped = run.hosts.stopped(number)
+    run.reporter.message(str(stopped))
+    raise stopped
 
 
 # -------------------------------------------------------------------- checkpoints

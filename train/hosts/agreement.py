@@ -45,7 +45,8 @@ _JAX_SETTINGS = (
     "jax_remove_size_one_mesh_axis_from_type",
 )
 _TIMEOUT_MS = 300_000
-_DIFFERENCES_SHOWN = 5
+_DIFFERENCES_SHOWN = 5  # of a host
+_HOSTS_SHOWN = 3
 
 
 def check_agreement(
@@ -85,6 +86,8 @@ def check_agreement(
             differences.append(f"its clock differs by {offset:+.0f} s (at most {clock_within:g} s allowed)")
         if differences:
             complaints.append(f"{name}: {', '.join(differences[:_DIFFERENCES_SHOWN])}")
+    if len(complaints) > _HOSTS_SHOWN:
+        complaints[_HOSTS_SHOWN:] = [f"and {len(complaints) - _HOSTS_SHOWN} more hosts"]
     if complaints:
         raise UserError(
             f"the hosts of this run differ, and nothing was trained: {'; '.join(complaints)}. On all hosts, install "

@@ -4,6 +4,8 @@ import contextlib
 import subprocess
 import sys
 
+from deberta_jax.terminal import message_text
+
 
 class DeathNotice:
     """Prints a message to standard error if this process is killed.
@@ -37,5 +39,5 @@ class DeathNotice:
 
     def _send(self, line: str) -> None:
         assert self._child.stdin is not None
-        self._child.stdin.write(line + "\n")
+        self._child.stdin.write(message_text(line) + "\n")
         self._child.stdin.flush()

@@ -60,6 +60,10 @@ class StoppedError(SystemExit):
         return self.message
 
 
+class StopRequested(Exception):  # noqa: N818  # not an error
+    """A stop was requested during an evaluation or a prediction, which is given up. Raised on every process alike."""
+
+
 def exit_code(error: BaseException) -> int:
     """Returns RESTART if starting the run again may succeed after this error, otherwise FAILED."""
     if is_runtime_failure(error):

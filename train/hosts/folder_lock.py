@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import say
 
 try:
     import fcntl
@@ -73,7 +74,7 @@ def _acquire(path: Path) -> int:
                 return lock
             if waited:
                 raise UserError(_in_use(path))
-            print(f"{_in_use(path)}. Waiting {_STALE_SECONDS:g} s, in case it has ended", flush=True)
+            say(f"{_in_use(path)}. Waiting {_STALE_SECONDS:g} s, in case it has ended")
         finally:
             if descriptor >= 0:
                 os.close(descriptor)

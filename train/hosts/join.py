@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -34,12 +34,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deberta_jax.errors import UserError, is_expected, one_line
+from deberta_jax.orbax_path import orbax_path
+from deberta_jax.terminal import say
 
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
 from .agreement import check_agreement, gather_facts
 from .compilation_cache import enable_compilation_cache
 from .death_notice import DeathNotice
-from .exit_codes import DONE, RESTART, RestartError, StoppedError, exit_code, is_runtime_failure
+from .exit_codes import (
+    DONE,
+    RESTART,
+    RestartError,
+    StoppedError,
+    StopRequested,
+    exit_code,
+    is_runtime_failure,
+)
 from .folder_lock import lock_folder
 from .phases import PhaseTimer
 from .processes import coordination_client
@@ -67,6 +77,7 @@ class Hosts:
         self._max_seconds = max_seconds
         self._signaled: signal.Signals | None = None
         self._asked = 0  # number of calls of stop_requested, the same on all processes
+        self._stopping = False  # what it has returned
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -99,7 +110,7 @@ class Hosts:
         """Returns whether to save and stop now. Collective: every process calls it at the same points.
 
         Returns:
-          The same answer on every process.
+          The same answer on every process. Once it is True, it stays True.
         """
         self._asked += 1
         if self.first and self._signaled is None and self._out_of_time():
@@ -108,8 +119,40 @@ class Hosts:
                 # Only a notice of preemption stops all processes at the same point, so process 0 sends itself one.
                 os.kill(os.getpid(), signal.SIGTERM)
         if _preemption_service():
-            return multihost_utils.reached_preemption_sync_point(self._asked)
-        return self._signaled is not None
+            self._stopping |= multihost_utils.reached_preemption_sync_point(self._asked)
+        else:
+            self._stopping = self._signaled is not None
+        return self._stopping
+
+    def check_stop(self) -> None:
+        """Called after each batch of an evaluation or a prediction, which may be long. Collective.
+
+        The time limit of the phase begins again.
+
+        Raises:
+          StopRequested: on every process, if `stop_requested`.
+        """
+        self.phases.enter(self.phases.phase)
+        if self.stop_requested():
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def finishing(self, step: int, *, log: Callable[[str], None]) -> Iterator[None]:
+        """Listens for a request to stop inside the context, where `step`, the last one, is saved.
+
+        Args:
+          log: receives the message of StoppedError.
+
+        Raises:
+          StoppedError: in place of StopRequested.
+        """
+        with self.listening():
+            try:
+                yield
+            except StopRequested:
+                stopped = self.stopped(step)
+                log(str(stopped))
+                raise stopped from None
 
     def stopped(self, step: int) -> StoppedError:
         """Returns the exception to raise once `step` is saved. Collective."""
@@ -138,8 +181,10 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     which differ in settings, code, versions or clock.
 
     Raises:
-      UserError: another run uses the output folder, or JAX computes in 64 bits.
+      UserError: another run uses the output folder, nothing can be stored in a folder of its name, or JAX computes in
+        64 bits.
     """
+    orbax_path(config.output)  # raises
     _start_runtime(config.hosts)
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError("jax_enable_x64 is on, which changes the types of all arrays; unset JAX_ENABLE_X64")
@@ -161,7 +206,7 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     except Exception as error:
         _exit(f"process {hosts.index} on {socket.gethostname()}", error, linger=1.0)
     if hosts.first:
-        print("\n".join(["processes:", *(f"  {name}" for name in names)]), file=sys.stderr, flush=True)
+        say("\n".join(["processes:", *(f"  {name}" for name in names)]), error=True)
     aborted = f", or aborted by JAX because {names[0]}, the coordinator, was lost" if hosts.index else ""
     notice = DeathNotice(f"{names[hosts.index]} died without a message: killed, or out of memory{aborted}")
 
@@ -253,11 +298,10 @@ def _remind(connected: threading.Event, config: HostsConfig) -> None:
     began = time.monotonic()
     address = f" at {config.coordinator}" if config.coordinator else ""
     while not connected.wait(_REMIND_SECONDS):
-        print(
+        say(
             f"{socket.gethostname()}: waiting for the other hosts{address}, {time.monotonic() - began:.0f} s of "
             f"{config.start_within}",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
 
 
@@ -287,9 +331,9 @@ def _exit(name: str, error: BaseException, *, linger: float) -> NoReturn:
     """Prints the error and ends this process after `linger` seconds, without JAX's shutdown."""
     described = is_expected(error) or is_runtime_failure(error) or isinstance(error, KeyboardInterrupt)
     if not described or os.environ.get("DEBERTA_JAX_TRACEBACK"):
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip(), error=True)
     code = exit_code(error)
-    print(f"{name}: {one_line(error)}. Exit code {code}", file=sys.stderr, flush=True)
+    say(f"{name}: {one_line(error)}. Exit code {code}", error=True)
     time.sleep(linger)
     sys.stdout.flush()
     os._exit(code)

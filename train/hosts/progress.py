@@ -7,6 +7,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from deberta_jax.terminal import list_names
+
 from ..configs import HostsConfig
 from .step_limit import StepLimit
 
@@ -101,7 +103,7 @@ class Progress:
         """
         self._step_limit.time_step(mine.step, now)
         if silent := self.silent_processes(now):
-            names = ", ".join(self._names[process] for process in silent)
+            names = list_names([self._names[process] for process in silent])
             return f"lost {names}: nothing heard for {self._config.dead_after:g} s"
         running = self._running()
         behind = _furthest_behind({process: report for process, (report, _) in running.items()})
@@ -113,7 +115,7 @@ class Progress:
         if seconds > limit:
             return (
                 f"stalled: {self._names[self._index]} has been in step {mine.step}, {mine.phase} for {seconds:.0f} s "
-                f"(limit {limit:.0f}). All wait for {', '.join(self._names[process] for process in behind)}"
+                f"(limit {limit:.0f}). All wait for {list_names([self._names[process] for process in behind])}"
             )
         return None
 

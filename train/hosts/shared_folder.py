@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names
 
 from .processes import CoordinationClient
 
@@ -47,7 +48,7 @@ def check_shared_folder(
     blind = [name for name, answer in zip(names, answers, strict=True) if answer != "True"]
     if blind:
         raise UserError(
-            f"--output {folder} is not the same folder on all hosts: {', '.join(blind)} cannot see what {names[0]} "
+            f"--output {folder} is not the same folder on all hosts: {list_names(blind)} cannot see what {names[0]} "
             "writes there; give a folder on a shared file system or a mounted bucket"
         )
 

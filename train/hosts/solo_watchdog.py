@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from deberta_jax.terminal import say
+
 from ..configs import HostsConfig
 from .exit_codes import RESTART
 from .phases import Phase, PhaseTimer
@@ -62,11 +64,10 @@ class SoloWatchdog:
         if seconds <= limit or self._stopped.is_set():
             return
         self._stopped.set()
-        print(
+        say(
             f"stalled: step {step}, {phase} for {seconds:.0f} s (limit {limit:.0f}): "
             f"{self._phases.innermost_functions()}. Exit code {RESTART}; run the same command again to continue",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
         faulthandler.dump_traceback(all_threads=True)
         self._terminate(RESTART)

@@ -31,10 +31,11 @@ import contextlib
 import faulthandler
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
+
+from deberta_jax.terminal import say
 
 from ..configs import HostsConfig
 from .exit_codes import RESTART
@@ -156,14 +157,14 @@ class Watchdog:
     def _abort_run(self, reason: str) -> None:
         """Prints what all processes were doing and ends this one."""
         lines = ["What every process was doing:", *(f"  {line}" for line in self._progress.describe(time.monotonic()))]
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        say("\n".join(lines), error=True)
         faulthandler.dump_traceback(all_threads=True)
         self.publish_failure(RESTART, f"gives up: {reason}")
         self._exit(RESTART, reason)
 
     def _exit(self, code: int, reason: str) -> None:
         self._stopped.set()  # the others fall silent while this process lingers, which must not be judged again
-        print(f"{self._names[self._index]}: {reason}. Exit code {code}", file=sys.stderr, flush=True)
+        say(f"{self._names[self._index]}: {reason}. Exit code {code}", error=True)
         if self._index == 0:  # the others have to read the failure from the service before JAX aborts them
             time.sleep(5 * self.period)
         self._terminate(code)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _BINS = 15  # as in Guo et al. 2017
 _MOST_NAMES = 20  # classes whose names and numbers are large enough to read
+_MOST_CELLS = 500  # rows and columns of a confusion matrix, about as many as it has pixels
 
 
 class Calibration(NamedTuple):
@@ -53,8 +54,10 @@ def plot_answers(
 def _draw_confusion(
     axes: "Axes", predictions: Int[np.ndarray, "E"], labels: Int[np.ndarray, "E"], names: tuple[str, ...]
 ) -> None:
-    confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (labels, predictions), 1)
+    together = -(-len(names) // _MOST_CELLS)  # classes in a cell
+    cells = -(-len(names) // together)
+    confusion = np.zeros((cells, cells), np.int64)
+    np.add.at(confusion, (labels // together, predictions // together), 1)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= _MOST_NAMES:
@@ -64,7 +67,8 @@ def _draw_confusion(
         short = [picture_name(name) for name in names]
         axes.set_xticks(range(len(names)), short, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), short)
-    axes.set(title="Confusion", xlabel="predicted", ylabel="label")
+    title = "Confusion" if together == 1 else f"Confusion, {together} classes in a cell"
+    axes.set(title=title, xlabel="predicted", ylabel="label")
 
 
 def _draw_calibration(axes: "Axes", result: Calibration) -> None:

@@ -4,9 +4,11 @@ A line accounts for one start: when it began and when the line was written (Unix
 the step it has reached, and the seconds in each phase of `hosts.phases.PhaseTimer`. The last line of a start counts.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deberta_jax.strict_json import to_json
 
@@ -76,12 +78,12 @@ class Goodput:
 
 
 def read_goodput(folder: Path) -> Goodput:
-    """Returns how the run in a folder spent its time, from its goodput.jsonl.
+    """Returns how the run in a folder spent its time, from the lines of its goodput.jsonl that are not damaged.
 
     Raises:
       FileNotFoundError: if the file does not exist.
     """
-    starts = {line["began"]: line for line in read_records(folder / FILE)}
+    starts = {line["began"]: line for line in read_records(folder / FILE) if _is_account(line)}
     lines = [starts[began] for began in sorted(starts)]
     useful = lost = between = 0.0
     phases: dict[str, float] = {}
@@ -99,3 +101,12 @@ def read_goodput(folder: Path) -> Goodput:
         if later:
             between += max(0.0, later[0]["began"] - line["written"])
     return Goodput(len(lines), useful, lost, between, phases)
+
+
+def _is_account(line: dict[str, Any]) -> bool:
+    """Returns whether a line has everything that `GoodputLog.account` writes, as numbers."""
+    seconds = line.get("seconds")
+    if not isinstance(seconds, dict) or "step" not in seconds:
+        return False
+    values = [line.get("began"), line.get("written"), line.get("from_step"), line["step"], *seconds.values()]
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deberta_jax.atomic_files import replace_file
 from deberta_jax.errors import is_expected, one_line
+from deberta_jax.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +57,8 @@ def draw_or_report(path: Path, draw: Callable[[Path], None], *, log: Callable[[s
 
 def picture_name(name: str) -> str:
     """Returns a name as a short line of text: control characters escaped and the middle of a long name left out."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
-    if len(plain) <= _LONGEST_NAME:
-        return plain
     half = (_LONGEST_NAME - 1) // 2
-    return f"{plain[: _LONGEST_NAME - 1 - half]}…{plain[-half:]}"
+    if len(name) > _LONGEST_NAME:  # before the escapes, which take time for a name that is a whole document
+        name = f"{name[: _LONGEST_NAME - 1 - half]}…{name[-half:]}"
+    plain = printable(name)
+    return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 1 - half]}…{plain[-half:]}"

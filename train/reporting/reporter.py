@@ -11,7 +11,6 @@ is given up.
 
 import contextlib
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
+from deberta_jax.console import PlainConsole, plain_text
 from deberta_jax.strict_json import to_json
+from deberta_jax.terminal import discard, message_text
 
 from ..hosts.join import Hosts
 from .background import LineFile, LogThread
@@ -56,7 +56,7 @@ def open_reporter(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_st
     return RunReporter(folder, total_steps=total_steps, tokens_per_step=tokens_per_step, every=every, goodput=goodput)
 
 
-class RunConsole(Console):
+class RunConsole(PlainConsole):
     """Standard output whose reader may go away, and which may be a file on a full disk: training goes on.
 
     rich would end the process when the reader is gone.
@@ -64,8 +64,7 @@ class RunConsole(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # Python flushes standard output when it exits, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
 
 
 class SilentReporter:
@@ -140,7 +139,8 @@ class RunReporter:
         """
         path = self._folder / "metrics.jsonl"
         # From step 1 on: a run of no steps evaluates at step 0, and the next start repeats that.
-        kept = [record for record in read_records(path) if 0 < record["step"] <= step] if path.is_file() else []
+        records = read_records(path, log=self.message) if path.is_file() else []
+        kept = [record for record in records if 0 < record["step"] <= step]
         write_records(path, kept)
         self._events.first_step, self._reached = (step + 1 if step else 0), step
         if self._goodput is not None:
@@ -167,9 +167,9 @@ class RunReporter:
         self._speed.skip(step, time.monotonic())
 
     def message(self, text: str) -> None:
-        """Prints a line above the live line."""
+        """Prints a line above the live line, with control characters made visible and its length bounded."""
         with contextlib.suppress(OSError):  # what cannot be shown is in metrics.jsonl
-            self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
+            self._console.print(plain_text(message_text(text)), soft_wrap=not self._console.is_terminal)
 
     def flush(self) -> None:
         """Waits until metrics.jsonl holds everything that was logged; gives up after some seconds if it cannot."""

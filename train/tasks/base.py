@@ -4,6 +4,8 @@ A kind of task consists of an `Objective` (a head, its loss and its predictions:
 and scores).
 """
 
+import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -21,6 +23,10 @@ ExampleBatch = dict[str, Num[np.ndarray, "B ..."]]
 Arrays = Mapping[str, jax.Array]  # an `ExampleBatch` on the devices
 Predictions = Sequence[Mapping[str, np.ndarray]]  # the arrays of `Objective.predict` for each example of a split
 
+_MOST_SHOWN, _SHOWN_OF_MORE = 200, 20  # classes in a record without --top-k
+_EXAMPLES_MEASURED = 200
+PROBABILITY_BYTES = 25  # of a probability in a record, with the punctuation around it
+
 
 def stack_probabilities(predictions: Predictions, unit: str) -> Float[np.ndarray, "E C"]:
     """Returns the `probabilities` of all examples. `unit` is the word for an example in error messages.
@@ -33,6 +39,28 @@ def stack_probabilities(predictions: Predictions, unit: str) -> Float[np.ndarray
         index = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
         raise UserError(f"the probabilities of {unit} {index} are not finite; the model has diverged")
     return probabilities
+
+
+def shown_classes(classes: int, top_k: int | None) -> int:
+    """Returns the number of classes whose probabilities are in a record: `top_k`, by default all of few."""
+    return min(classes, top_k or (classes if classes <= _MOST_SHOWN else _SHOWN_OF_MORE))
+
+
+def most_probable(probabilities: Float[np.ndarray, "C"], shown: int) -> Int[np.ndarray, "shown"]:
+    """Returns the classes to show: all in their order, or else the most probable ones, the first one being `argmax`."""
+    if shown >= len(probabilities):
+        return np.arange(len(probabilities))
+    return np.argsort(-probabilities, kind="stable")[:shown]
+
+
+def mean_json_size(examples: Sequence[Any]) -> float:
+    """Returns the mean number of bytes of dataclasses or strings as JSON, measured for 200 of them or a few more."""
+    chosen = examples[:: max(1, len(examples) // _EXAMPLES_MEASURED)]
+    sizes = [
+        len(json.dumps(example, default=dataclasses.asdict, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        for example in chosen
+    ]
+    return float(np.mean(sizes)) if sizes else 0.0
 
 
 def unlabeled_split(split: str) -> ValueError:
@@ -135,6 +163,10 @@ class Task(Protocol):
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
         """Yields a JSON object for each example of the split: the input, the prediction and its probability."""
+        ...
+
+    def record_size(self, split: str) -> float:
+        """Returns about how many bytes a record of the split will have, before there are any predictions."""
         ...
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:

@@ -1,6 +1,9 @@
 """Loads the task of a run, of any kind."""
 
+from collections import Counter
+
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
@@ -50,6 +53,6 @@ def _check_labels(labels: tuple[str, ...], kind: Kind) -> None:
     if kind not in ("classification", "tokens"):
         raise UserError(f"labels are given for kind {kind!r}; they name the classes of classification and of tokens")
     if len(labels) < 2 or not all(name.strip() for name in labels):
-        raise UserError(f"labels are {', '.join(map(repr, labels))}; give at least two names, none of them blank")
-    if repeated := sorted({name for name in labels if labels.count(name) > 1}):
-        raise UserError(f"labels name {', '.join(map(repr, repeated))} twice; give every class once")
+        raise UserError(f"labels are {quote_names(labels)}; give at least two names, none of them blank")
+    if repeated := sorted(name for name, count in Counter(labels).items() if count > 1):
+        raise UserError(f"labels name {quote_names(repeated)} twice; give every class once")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deberta_jax.train.checkpoints.checksums import checksum, describe_leaves, tree_digest
+from deberta_jax.train.checkpoints.checksums import checksum, describe_leaves, host_checksum, tree_digest
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint32, jnp.bool_])
@@ -19,6 +19,14 @@ def test_checksum_changes_with_one_bit_and_with_the_order(dtype) -> None:
     flipped = np.asarray(values).copy()
     flipped.view(np.uint8).reshape(-1)[0] ^= 1
     assert checksum(flipped) != before
+    assert host_checksum(np.asarray(values)) == before
+
+
+def test_both_checksums_of_arrays_of_any_shape_are_equal() -> None:
+    for shape in [(), (1,), (0, 3), (70_000, 3), (2, 3, 4, 5)]:
+        values = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+        assert host_checksum(np.asarray(values)) == int(checksum(values))
+        assert host_checksum(np.asarray(values.T)) == int(checksum(values.T))
 
 
 def test_checksum_does_not_depend_on_the_sharding() -> None:

@@ -11,7 +11,6 @@ from deberta_jax.train.checkpoints.manifest import (
     create_manifest,
     join_names,
     list_differences,
-    list_names,
     verified_content,
 )
 
@@ -48,8 +47,8 @@ def test_differences_have_dotted_names_and_both_values() -> None:
         "seed is 1 there, absent here",
         'dtype is absent there, "float32" here',
     ]
-    assert list_names(["a", "b", "c"]) == "a, b, c"
-    assert list_names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    (difference,) = list_differences({"labels": ["a" * 9] * 10_000}, {"labels": []})
+    assert len(difference) < 120
     assert [join_names(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 
+import numpy as np
 import pytest
 
 from deberta_jax.train.checkpoints import storage_faults
@@ -59,9 +60,14 @@ def test_only_passing_faults_ask_for_a_restart() -> None:
 )
 def test_pauses_between_retries_grow_until_patience_is_over(patience: float, pauses: list[float], monkeypatch) -> None:
     clock = fake_time(monkeypatch, storage_faults)
-    fault, log = Fault("outage", "HTTP 503"), []
-    assert Retries(patience).retry_after(fault, lambda: fault, log=log.append) is fault
-    assert clock.pauses == pauses
+    fault, log, times = Fault("outage", "HTTP 503"), [], [clock.now]
+
+    def call() -> Fault:
+        times.append(clock.now)
+        return fault
+
+    assert Retries(patience).retry_after(fault, call, log=log.append) is fault
+    assert np.diff(times).tolist() == pauses
     assert log == ([f"HTTP 503; trying again for up to {patience:g} s"] if pauses else [])
 
 
@@ -73,8 +79,22 @@ def test_retries_end_with_success_or_a_final_fault(monkeypatch) -> None:
     assert retries.retry_after(outage, lambda: next(results), log=log.append) is None
     assert retries.retry_after(outage, lambda: denied, log=log.append) is denied
     assert retries.retry_after(denied, lambda: None, log=log.append) is denied
-    assert clock.pauses == [1, 2, 4]  # an object counts on, and logs only once
+    assert clock.now == 1000 + 1 + 2 + 4  # an object counts on, and logs only once
     assert len(log) == 1
+
+
+@pytest.mark.parametrize("stop_after", [0, 5])
+def test_after_a_request_to_stop_there_is_one_more_try(monkeypatch, stop_after: float) -> None:
+    clock = fake_time(monkeypatch, storage_faults)
+    fault, times = Fault("full", "the disk is full"), []
+
+    def call() -> Fault:
+        times.append(clock.now - 1000)
+        return fault
+
+    retries = Retries(600, stop_requested=lambda: clock.now >= 1000 + stop_after)
+    assert retries.retry_after(fault, call, log=lambda _: None) is fault
+    assert times == ([0] if stop_after == 0 else [1, 3, 5])
 
 
 def test_long_messages_keep_both_ends_without_the_specification() -> None:

@@ -170,6 +170,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert home.best == expected_home.best
 
 
+@pytest.mark.parametrize("stop_at", [4, 10])
+def test_a_stop_during_an_evaluation_ends_it_and_the_next_start_repeats_it(
+    home: Home, uninterrupted: tuple[Home, TrainState], monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Step 10 is the last one; the evaluation that a start makes up for can be stopped as well."""
+    evaluate = home.evaluate
+
+    def evaluate_and_check(state: TrainState) -> dict[str, float]:
+        home.hosts.check_stop()
+        return evaluate(state)
+
+    with monkeypatch.context() as patch:
+        stops = lambda hosts: (hosts.phases.step, hosts.phases.phase) == (stop_at, "evaluate")  # noqa: E731
+        patch.setattr(Hosts, "stop_requested", stops)
+        for _ in range(2):
+            home.best = BestEvaluation("score")
+            with pytest.raises(StoppedError, match=f"step {stop_at} is saved") as stopped:
+                home.train(evaluate=evaluate_and_check)
+            assert stopped.value.code == 42
+            assert home.saved[-1] == stop_at
+            assert stop_at not in home.evaluated
+    home.best = BestEvaluation("score")
+    state = home.train(evaluate=evaluate_and_check)
+    expected_home, expected = uninterrupted
+    assert state.params["total"] == expected.params["total"]
+    assert home.records == expected_home.records
+    assert home.best == expected_home.best
+
+
 def test_a_killed_run_equals_an_uninterrupted_one(home: Home, uninterrupted: tuple[Home, TrainState]) -> None:
     def killed(state: TrainState, batch: Any) -> Any:
         if int(state.step) == 7:

@@ -58,6 +58,24 @@ def test_the_time_limit_requests_a_stop_and_is_not_a_failure(monkeypatch) -> Non
     assert "stopped after --max-seconds 60: step 2 is saved" in str(hosts.stopped(2))
 
 
+def test_a_stop_after_the_last_step_ends_what_follows_it(monkeypatch) -> None:
+    clock, hosts, messages = fake_time(monkeypatch, phases), Hosts(), []
+    hosts.phases.enter("finish")
+    clock.now += 5
+    hosts.check_stop()
+    assert hosts.phases.since == clock.now  # a long prediction does not count as a phase that hangs
+
+    def predict() -> None:
+        with hosts.finishing(7, log=messages.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+            hosts.check_stop()
+
+    with pytest.raises(StoppedError, match=r"preempted \(SIGTERM\): step 7 is saved") as stopped:
+        predict()
+    assert stopped.value.code == 42
+    assert messages == [str(stopped.value)]
+
+
 def join_and_fail(config: PretrainConfig) -> None:
     with join_run(config) as hosts:
         assert (hosts.index, hosts.count, hosts.first) == (0, 1, True)

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from deberta_jax.train.reporting.classification_plots import calibration, plot_answers
+from deberta_jax.train.reporting.classification_plots import _draw_confusion, calibration, plot_answers
+from deberta_jax.train.reporting.pictures import open_figure
+
+from ...support.hostile_texts import ORDINARY
 
 
 def test_calibration_error_by_hand():
@@ -38,11 +41,27 @@ def test_the_plot_is_drawn(tmp_path):
         ("only",),
         tuple(f"class {number} with a rather long name" for number in range(20)),
         tuple(f"${number}" for number in range(1000)),
+        ("\x1b]0;title\x07\x9b\u202e\ud800", ORDINARY[2], "document " * 1_000_000),
     ],
-    ids=["markup", "one class", "many long names", "a thousand classes"],
+    ids=["markup", "one class", "many long names", "a thousand classes", "hostile"],
 )
 def test_any_names_are_drawn(tmp_path, names):
     count = min(len(names), 50)
     probabilities = np.eye(len(names))[:count]
     plot_answers(tmp_path / "answers.png", probabilities, np.arange(count)[::-1], names)
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_confusion_of_very_many_classes_has_few_cells(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, shares, **options: drawn.append(shares))
+    count = 20_000
+    names, labels = tuple(map(str, range(count))), np.array([0, 39, 40, count - 1])
+    with open_figure(tmp_path / "a.png", size=(4, 4)) as figure:
+        axes = figure.subplots()
+        _draw_confusion(axes, labels, labels, names)
+        assert axes.get_title() == "Confusion, 40 classes in a cell"
+    (shares,) = drawn
+    assert shares.shape == (500, 500)
+    assert [shares[index, index] for index in (0, 1, 499)] == [1, 1, 1]
+    assert shares.sum() == 3

@@ -12,8 +12,11 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
+from deberta_jax.terminal import printable
 from deberta_jax.train.reporting import reporter as report
 from deberta_jax.train.reporting.reporter import RunReporter
+
+from ...support.pseudo_terminal import pseudo_terminal
 
 PRETRAINING = {
     "generator_loss": 10.0621,
@@ -217,3 +220,27 @@ def test_training_goes_on_when_the_reader_of_its_output_is_gone(tmp_path):
     run.stderr.close()
     assert (run.wait(), error) == (0, b"")
     assert read(tmp_path)[-1]["step"] == 999
+
+
+def test_a_message_is_one_short_literal_line(tmp_path, capsys):
+    with RunReporter(tmp_path, total_steps=1, tokens_per_step=1, every=1) as reporter:
+        reporter.message("\x1b[2J a whole document \u202e" * 100_000)
+        reporter.message("[red]x[/red] [/] :smile: \x1b[31m\n")
+    first, second, *_ = capsys.readouterr().out.split("\n")
+    assert printable(first) == first
+    assert len(first) < 2000
+    assert second == r"[red]x[/red] [/] :smile: \x1b[31m\n"
+
+
+def test_the_live_line_may_control_a_real_terminal(tmp_path):
+    with (
+        pseudo_terminal(TERM="xterm", COLUMNS="100") as screen,
+        RunReporter(tmp_path, total_steps=2, tokens_per_step=1, every=1) as reporter,
+    ):
+        reporter.step(1, PRETRAINING)
+        reporter.message("\x1b[31mclass\x1b[0m")
+        reporter.step(2, PRETRAINING)
+    assert "\x1b[?25l" in screen.text  # hides the cursor
+    assert "2/2" in screen.text
+    assert r"\x1b[31mclass\x1b[0m" in screen.text
+    assert screen.text.count(r"\x1b") == 2

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names
 
 from ..sources.cells import (
     Cells,
@@ -94,7 +95,7 @@ def _split_lists(row: Cells, columns: Columns) -> Iterator[Cells]:
     names = [pair, choices[0], *([str(label)] if label in row else [])]
     lists = [list_cell(row, name) for name in names]
     if len({len(values) for values in lists}) > 1:
-        sizes = ", ".join(f"{len(values)} in {name!r}" for name, values in zip(names, lists, strict=True))
+        sizes = list_names([f"{len(values)} in {name!r}" for name, values in zip(names, lists, strict=True)])
         raise UserError(f"lists of different lengths: {sizes}")
     for values in zip(*lists, strict=True):
         yield {**row, **dict(zip(names, values, strict=True))}
@@ -109,7 +110,7 @@ def _choices(cells: Cells, columns: Columns, published: bool) -> tuple[str, ...]
         values = [cell_value(cells, name) for name in names]
         while values and (values[-1] is None or (isinstance(values[-1], str) and not values[-1].strip())):
             values.pop()
-    joined_names = ", ".join(names)
+    joined_names = list_names(names)
     if len(values) < 2:
         raise UserError(f"there is {len(values)} choice in {joined_names}; give at least two")
     return tuple(parse_text(value, joined_names, allow_empty=published) for value in values)

@@ -16,7 +16,17 @@ from deberta_jax.models import DebertaForMultipleChoice
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
-from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
+from ..base import (
+    PROBABILITY_BYTES,
+    AnswerLogits,
+    Arrays,
+    Predictions,
+    mean_json_size,
+    most_probable,
+    shown_classes,
+    stack_probabilities,
+    unlabeled_split,
+)
 from ..metrics import compute_metrics
 from ..sources.delimited import Reading
 from ..sources.published import Columns
@@ -53,7 +63,7 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "ChoiceTask":
             questions[name], tokenizer, max_length=config.data.max_length, notes=table.notes
         )
     objective = Choice(config.regularization.label_smoothing)
-    return ChoiceTask(Source.parse(config.data.train).name, objective, questions, splits)
+    return ChoiceTask(Source.parse(config.data.train).name, objective, questions, splits, config.top_k)
 
 
 def _columns(config: FinetuneConfig) -> Columns:
@@ -105,13 +115,15 @@ def _real_logits(out: Any, batch: Arrays) -> Float[Array, "B C"]:
 class ChoiceTask:
     """A multiple-choice task. Implements `base.Task`.
 
-    The task has no classes, because the model gives one score to each choice.
+    The task has no classes, because the model gives one score to each choice. The records have null for the
+    probabilities of all but the `top_k` most probable choices of a question (default: see `base.shown_classes`).
     """
 
     name: str
     objective: Choice
     questions: Mapping[str, tuple[ChoiceQuestion, ...]]
     splits: Mapping[str, EncodedQuestions]
+    top_k: int | None = None
     label_names: tuple[str, ...] = ()
     main_metric: str = "accuracy"
 
@@ -138,5 +150,13 @@ class ChoiceTask:
             if question.label is not None:
                 record["label"] = question.label
             record["prediction"] = int(probabilities.argmax())
-            record["probabilities"] = [float(share) for share in probabilities[: len(question.choices)]]
+            shares = probabilities[: len(question.choices)]
+            shown = set(most_probable(shares, shown_classes(len(shares), self.top_k)).tolist())
+            record["probabilities"] = [float(share) if place in shown else None for place, share in enumerate(shares)]
             yield record
+
+    def record_size(self, split: str) -> float:
+        questions = self.questions[split]
+        choices = sum(len(question.choices) for question in questions) / max(1, len(questions))
+        shown = shown_classes(round(choices), self.top_k)
+        return mean_json_size(questions) + choices * len("null, ") + shown * PROBABILITY_BYTES

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import quote_names
 
 from ..sources.cells import (
     Cells,
@@ -18,7 +19,7 @@ from ..sources.cells import (
     parse_score,
     text_cell,
 )
-from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes, match_names, shown
+from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes, match_names
 from ..sources.delimited import Reading
 from ..sources.source import Role, Source, columns_of, named_splits, open_table
 from ..sources.table import ParsedRow, Table, parse_rows, without_hidden_labels
@@ -209,7 +210,7 @@ def _rare_classes(split: _ReadSplit) -> tuple[str, ...]:
     """Returns a note about classes with a single example among many, which may be misspelled labels."""
     counts = Counter(str(row.label) for row in split.rows)
     single = sorted(label for label, count in counts.items() if count == 1)
-    return (f"only one example of {shown(single)}",) if single and len(split.rows) >= _MANY * len(counts) else ()
+    return (f"only one example of {quote_names(single)}",) if single and len(split.rows) >= _MANY * len(counts) else ()
 
 
 def _parse_example(

@@ -19,7 +19,17 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
 from ...reporting.classification_plots import plot_answers
-from ..base import AnswerLogits, Arrays, Predictions, stack_probabilities, unlabeled_split
+from ..base import (
+    PROBABILITY_BYTES,
+    AnswerLogits,
+    Arrays,
+    Predictions,
+    mean_json_size,
+    most_probable,
+    shown_classes,
+    stack_probabilities,
+    unlabeled_split,
+)
 from ..metrics import METRICS, compute_metrics
 from ..sources.classes import NO_HEAD, Head
 from ..sources.delimited import Reading
@@ -55,7 +65,7 @@ def load(
         for name, examples in data.splits.items()
     }
     objective = Classification(regression=kind == "regression", label_smoothing=config.regularization.label_smoothing)
-    return ClassificationTask(data, objective, splits)
+    return ClassificationTask(data, objective, splits, config.top_k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +103,15 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationTask:
-    """A task of classification or regression. Implements `base.Task`."""
+    """A task of classification or regression. Implements `base.Task`.
+
+    The records have the probabilities of the `top_k` most probable classes (default: see `base.shown_classes`).
+    """
 
     data: ClassificationData
     objective: Classification
     splits: Mapping[str, EncodedExamples]
+    top_k: int | None = None
 
     @property
     def name(self) -> str:
@@ -138,6 +152,7 @@ class ClassificationTask:
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
         values = self._values(predictions)
+        names = (*self.label_names, *self.data.unseen)
         for example, value, prediction in zip(self.data.splits[split], values, predictions, strict=True):
             record: dict[str, Any] = {"text": example.text}
             if example.pair is not None:
@@ -148,10 +163,15 @@ class ClassificationTask:
                 label = {} if example.label is None else {"label": example.label}
                 yield record | label | {"prediction": float(value)}
             else:
-                names = (*self.label_names, *self.data.unseen)
                 label = {} if example.label is None else {"label": names[int(example.label)]}
-                probabilities = dict(zip(self.label_names, map(float, prediction["probabilities"]), strict=True))
+                shares = prediction["probabilities"]
+                shown = most_probable(shares, shown_classes(len(shares), self.top_k))
+                probabilities = {names[index]: float(shares[index]) for index in shown}
                 yield record | label | {"prediction": self.label_names[value], "probabilities": probabilities}
+
+    def record_size(self, split: str) -> float:
+        shown = shown_classes(len(self.label_names), self.top_k)
+        return mean_json_size(self.data.splits[split]) + shown * (mean_json_size(self.label_names) + PROBABILITY_BYTES)
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
         """Writes the confusion and the calibration of a labeled split to a PNG file; does nothing for regression."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import quote_names
 
 Cells = Mapping[str, Any]  # a row of a table: the value of each column
 
@@ -35,7 +36,7 @@ def preview(value: Any, length: int = 40) -> str:
 def cell_value(cells: Cells, column: str) -> Any:
     """Returns the value of a column, which must exist."""
     if column not in cells:
-        raise MissingColumnError(f"no column {column!r}; the columns are {', '.join(map(preview, cells))}")
+        raise MissingColumnError(f"no column {column!r}; the columns are {quote_names(cells)}")
     return _python_value(cells[column])
 
 

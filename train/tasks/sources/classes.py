@@ -17,8 +17,9 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names, quote_names, shorten
 
-_MOST_NAMES = 8  # in a message
+_MOST_GROUPS = 3  # of similar classes, in the notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Classes:
           UserError: if there is no such class.
         """
         if label not in self.indices:
-            raise UserError(f"label {label!r}{owner} is not {self.origin}: {shown(self.names, quote=False)}")
+            raise UserError(f"label {shorten(repr(label))}{owner} is not {self.origin}: {list_names(self.names)}")
         return self.indices[label]
 
 
@@ -124,7 +125,7 @@ def choose_classes(labels: Mapping[str, Collection[str]], choice: ClassChoice, *
     notes["train"] = _training_notes(train, classes)
     if choice.given or head:  # more classes than the data need are a choice worth a note
         missing = [name for index, name in enumerate(names) if index not in used]
-        notes["train"] += (f"no example of {shown(missing)}",) if missing else ()
+        notes["train"] += (f"no example of {quote_names(missing)}",) if missing else ()
     return dataclasses.replace(classes, notes=notes)
 
 
@@ -159,12 +160,6 @@ def match_names(labels: Iterable[str], names: Sequence[str]) -> dict[str, int]:
         if len(candidates) == 1:
             found[label] = candidates[0]
     return found
-
-
-def shown(names: Collection[str], *, quote: bool = True) -> str:
-    """Returns the first names of a list as text, and how many more there are."""
-    first = [repr(name) if quote else name for name in list(names)[:_MOST_NAMES]]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
 
 
 def _normal_form(name: str) -> str:
@@ -207,13 +202,13 @@ def _may_number_other_classes(labels: Collection[str], size: int) -> bool:
 
     0 and 1 are more likely the classes of another task than two of the three classes of a head.
     """
-    numbers = sorted({int(label) for label in labels if label.isdecimal()})
+    numbers = sorted({int(label) for label in labels if label.isdecimal() and len(label) < 10})
     return 0 < len(numbers) < size and numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 def _position(label: str) -> int | None:
     """Returns the number of a label such as "1", or of a placeholder of transformers such as "LABEL_1"."""
-    match = re.fullmatch(r"(?:label_)?([0-9]+)", label.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(?:label_)?([0-9]{1,9})", label.strip(), re.IGNORECASE)
     return int(match[1]) if match else None
 
 
@@ -222,12 +217,14 @@ def _training_notes(train: Collection[str], classes: Classes) -> tuple[str, ...]
     similar: dict[str, list[str]] = {}
     for name in classes.names:
         similar.setdefault(_normal_form(name), []).append(name)
-    for group in similar.values():
-        if len(group) > 1:
-            notes.append(
-                f"{' and '.join(map(repr, group))} are {len(group)} classes, though they differ only in case, spacing "
-                "or Unicode form; name the classes with --labels to join them"
-            )
+    groups = [group for group in similar.values() if len(group) > 1]
+    for group in groups[:_MOST_GROUPS]:
+        notes.append(
+            f"{quote_names(group)} are {len(group)} classes, though they differ only in case, "
+            "spacing or Unicode form; name the classes with --labels to join them"
+        )
+    if len(groups) > _MOST_GROUPS:
+        notes.append(f"so do {len(groups) - _MOST_GROUPS:,} further groups of classes")
     return tuple(notes)
 
 
@@ -239,9 +236,11 @@ def _held_out_notes(new: Collection[str], used: Collection[int], classes: Classe
         classes.names[index] for index in indices.values() if index < len(classes.names) and index not in used
     ]
     if classes_of_validation:
-        notes.append(f"no example in training of {shown(classes_of_validation)}")
+        notes.append(f"no example in training of {quote_names(classes_of_validation)}")
     if wrong := [label for label, index in indices.items() if index >= len(classes.names)]:
-        notes.append(f"{shown(wrong)} counted as wrongly predicted: not among the classes {shown(classes.names)}")
+        notes.append(
+            f"{quote_names(wrong)} counted as wrongly predicted: not among the classes {quote_names(classes.names)}"
+        )
     return tuple(notes)
 
 
@@ -253,4 +252,4 @@ def _renamed(labels: Collection[str], classes: Classes) -> list[str]:
         for label, index in pairs
         if index < len(classes.names) and classes.names[index] != label
     ]
-    return [f"labels read by the classes' names: {shown(read, quote=False)}"] if read else []
+    return [f"labels read by the classes' names: {list_names(read)}"] if read else []

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import list_names
 
 from ...task_configs import ColumnsConfig
 from .cells import Cells
@@ -123,7 +124,7 @@ def _quoted_note(text: str, separator: str, header: Sequence[str], *, skip: int)
     if not quoted:
         return ()
     columns = Counter(header[place] for places in quoted for place in places if place < len(header))
-    where = ", ".join(f"{count:,} in {column!r}" for column, count in columns.items())
+    where = list_names([f"{count:,} in {column!r}" for column, count in columns.items()])
     return (
         f"{len(quoted):,} of {len(records):,} rows have fields in quotation marks ({where}), which stay; "
         "--quoting csv removes them",

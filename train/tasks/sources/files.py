@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _open_parquet(given: str, label_column: str) -> Table:
         raise UserError(f"{given}: not a Parquet file ({one_line(error):.200})") from None
 
     columns = file.schema_arrow.names
-    if twins := sorted({name for name in columns if columns.count(name) > 1}):
+    if twins := sorted(name for name, count in Counter(columns).items() if count > 1):
         raise UserError(f"{given}: the column {twins[0]!r} occurs twice; rename or remove one")
 
     def rows() -> Iterator[tuple[int, Cells]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from deberta_jax.errors import UserError, one_line
+from deberta_jax.terminal import list_names
 
 from ..base import Kind
 from .cells import Cells
@@ -195,7 +196,7 @@ def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_
             builder.info.splits[source.split]  # also accepts parts of a split, such as train[:10%]
         except (KeyError, ValueError):
             raise UserError(
-                f"{source.given} has no split {source.split!r}; there are {', '.join(builder.info.splits)}: "
+                f"{source.given} has no split {source.split!r}; there are {list_names(builder.info.splits)}: "
                 f"write tfds:{source.tfds_name}@SPLIT"
             ) from None
         try:

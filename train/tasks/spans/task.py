@@ -32,6 +32,8 @@ from .questions import SpanData, SpanQuestion, load_questions
 from .squad_metrics import squad_v1, squad_v2
 from .windows import Windows, encode_span_questions
 
+_CANDIDATE_BYTES = 140  # of a candidate answer in a record
+
 
 def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "SpanTask":
     """Returns the tokenized task of a run. Raises the errors of `load_questions` and `encode_span_questions`."""
@@ -175,6 +177,11 @@ class SpanTask:
         of_questions = self._of_questions(split, predictions)
         for question, prediction in zip(self.data.splits[split], of_questions, strict=True):
             yield self._record(question, prediction)
+
+    def record_size(self, split: str) -> float:
+        questions = self.data.splits[split]
+        words = sum(len(question.question) for question in questions) / max(1, len(questions))
+        return words + (self.objective.n_best + 1) * _CANDIDATE_BYTES
 
     def _of_questions(self, split: str, predictions: Predictions) -> list[SpanPrediction]:
         return combine_windows(self.data.splits[split], self.splits[split], predictions, n_best=self.objective.n_best)

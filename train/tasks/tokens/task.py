@@ -18,7 +18,7 @@ from deberta_jax.models import DebertaForTokenClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
-from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
+from ..base import PROBABILITY_BYTES, AnswerLogits, Arrays, Predictions, mean_json_size, unlabeled_split
 from ..metrics import accuracy
 from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes
 from ..sources.delimited import Reading
@@ -189,6 +189,12 @@ class TokenLabelTask:
                     for entity in entities(tags)
                 ]
             yield record
+
+    def record_size(self, split: str) -> float:
+        sentences = self.sentences[split]
+        words = sum(len(sentence.words) for sentence in sentences) / max(1, len(sentences))
+        mean_tag = sum(map(len, self.label_names)) / len(self.label_names)
+        return mean_json_size(sentences) + words * (2 * mean_tag + PROBABILITY_BYTES)
 
     def _tags(self, labels: Sequence[int] | Int[np.ndarray, "words"]) -> list[str]:
         return [self._tag(label) for label in labels]

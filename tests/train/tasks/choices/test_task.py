@@ -10,6 +10,7 @@ import pytest
 from deberta_jax import losses, sift
 from deberta_jax.models import HeadOutput
 from deberta_jax.sift import SiftConfig
+from deberta_jax.strict_json import to_json
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.tasks.choices import task as choices
@@ -102,6 +103,22 @@ def test_records_have_the_choices_of_each_question(tmp_path):
     predictions[1]["probabilities"][0] = np.nan
     with pytest.raises(ValueError, match="of question 1 are not finite; the model has diverged"):
         task.score("train", predictions)
+
+
+def test_records_have_null_for_the_less_probable_choices(tmp_path):
+    options = tuple(f"choice {number}" for number in range(300))
+    for top_k, shown in ((None, 20), (2, 2)):
+        read = task_reader(tmp_path, choices.load, Letters(), kind="choice", name="a.jsonl", max_length=32)
+        task = read([row(1, options=options), row(0, options=options)], top_k=top_k)
+        shares = np.random.default_rng(0).dirichlet(np.ones(300), 2)
+        records = list(task.records("train", [{"probabilities": of_question} for of_question in shares]))
+        for record, of_question in zip(records, shares, strict=True):
+            kept = {place: share for place, share in enumerate(record["probabilities"]) if share is not None}
+            assert len(record["probabilities"]) == 300
+            assert sorted(kept) == sorted(np.argsort(-of_question)[:shown].tolist())
+            assert kept[record["prediction"]] == of_question.max()
+        size = sum(len(to_json(record)) + 1 for record in records)
+        assert 2 * task.record_size("train") == pytest.approx(size, rel=0.25)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from deberta_jax.errors import UserError
+from deberta_jax.strict_json import to_json
 from deberta_jax.train.tasks.classification import task as classification
 from deberta_jax.train.tasks.sources.classes import NO_HEAD, Head
 
@@ -40,6 +41,23 @@ def test_records_have_texts_labels_and_probabilities(write):
     assert "label" not in next(task.records("test", predictions[:1]))
     with pytest.raises(ValueError, match="the test split has no labels to compare with"):
         task.score("test", predictions[:1])
+
+
+@pytest.mark.parametrize(("classes", "top_k", "shown"), [(200, None, 200), (201, None, 20), (300, 5, 5), (3, 9, 3)])
+def test_records_of_many_classes_have_the_most_probable_ones(write, classes, top_k, shown):
+    rows = [{"text": f"text {number} é", "label": f"class {number}"} for number in range(classes)]
+    task = load(write, rows, top_k=top_k)
+    shares = np.random.default_rng(0).dirichlet(np.ones(classes), classes).astype(np.float32)
+    shares[0] = 1 / classes  # all are the most probable one
+    records = list(task.records("train", predictions_of(*shares)))
+    for record, row in zip(records, shares, strict=True):
+        known = dict(zip(task.label_names, map(float, row), strict=True))
+        best = sorted(known, key=known.__getitem__, reverse=True)[:shown]
+        assert list(record["probabilities"]) == (best if shown < classes else list(task.label_names))
+        assert record["probabilities"].items() <= known.items()
+        assert record["prediction"] in record["probabilities"]
+    size = sum(len(to_json(record).encode()) + 1 for record in records)
+    assert classes * task.record_size("train") == pytest.approx(size, rel=0.25)
 
 
 def test_records_of_regression_have_scores(write):

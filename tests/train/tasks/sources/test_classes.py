@@ -3,7 +3,7 @@
 import pytest
 
 from deberta_jax.errors import UserError
-from deberta_jax.train.tasks.sources.classes import ClassChoice, Classes, Head, choose_classes, match_names, shown
+from deberta_jax.train.tasks.sources.classes import ClassChoice, Classes, Head, choose_classes, match_names
 
 NLI = ("contradiction", "neutral", "entailment")
 
@@ -133,10 +133,10 @@ def test_similar_labels_are_different_classes_and_noted():
     classes = choose("neg,pos,pos ")
     assert classes.names == ("neg", "pos", "pos ")
     assert classes.notes["train"] == (
-        "'pos' and 'pos ' are 2 classes, though they differ only in case, spacing or Unicode form; name the classes "
+        "'pos', 'pos ' are 2 classes, though they differ only in case, spacing or Unicode form; name the classes "
         "with --labels to join them",
     )
-    assert choose("Pos,pos,POS").notes["train"][0].startswith("'POS' and 'Pos' and 'pos' are 3 classes")
+    assert choose("Pos,pos,POS").notes["train"][0].startswith("'POS', 'Pos', 'pos' are 3 classes")
     assert choose("neg,pos").notes["train"] == ()
 
 
@@ -163,4 +163,3 @@ def test_names_match_in_any_case_and_spacing_if_only_one_does():
     }
     assert match_names(["POS"], ["Pos", "pos"]) == {}
     assert match_names(["-1", "1"], ["1", "-1"]) == {"-1": 1, "1": 0}
-    assert shown([str(number) for number in range(11)], quote=False) == "0, 1, 2, 3, 4, 5, 6, 7 and 3 more"
