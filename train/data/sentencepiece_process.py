@@ -27,7 +27,7 @@ def main() -> int:
             sentence_iterator=_lines(), model_writer=model, **json.loads(sys.argv[1])
         )
     except (RuntimeError, SystemError) as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")  # for the caller, not for a terminal
         return FAILED
     sys.stdout.buffer.write(model.getvalue())
     return 0
