@@ -440,7 +440,7 @@ def test_a_damaged_corpus_ends_the_command_with_one_line(home: Path, tmp_path: P
         path.write_bytes(whole)
     content = bytearray(shard.read_bytes())
     assert len(content) > 1 << 19
-    for place in range(1 << 17, len(content) // 2, 1500):  # about each 20th row; the index of all rows is at the end
+    for place in range(1 << 17, len(content) // 2, 3500):  # some rows; the first is read in step 9
         content[place] ^= 1
     shard.write_bytes(content)
     for _ in range(2):
@@ -448,4 +448,4 @@ def test_a_damaged_corpus_ends_the_command_with_one_line(home: Path, tmp_path: P
         assert code == 1
         assert re.match(rf"deberta-jax pretrain: {re.escape(str(shard))}: row \d+ is damaged: ", message)
         steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
-        assert 1 <= max(steps) < 60
+        assert 1 <= max(steps) <= 8

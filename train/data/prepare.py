@@ -4,15 +4,10 @@ Rows have a fixed length and are written without masks into ArrayRecord files, w
 one or more segments `[CLS] ... [SEP]`, each a document or a piece of one, followed by padding (0).
 """
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
-import json
-import logging
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +31,7 @@ from .corpus import (
     row_data_type,
     write_manifest,
 )
+from .corpus_folder import check_free, clear_leftovers, replacing, writing
 from .masking import hash_uint64
 from .row_files import create_row_file
 from .text import (
@@ -48,9 +44,8 @@ from .text import (
     text_or_novels,
 )
 from .text_files import TextError, describe_ignored, refuse_output, text_files
-from .work_folder import create_work_folder, find_leftovers, stop_at_signals
+from .work_folder import stop_at_signals
 
-_LOG = logging.getLogger("deberta_jax")
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]
 _SHORT = 2  # rows of at least this many average documents call for a hint
@@ -144,83 +139,12 @@ def prepare(
     )
     _validate(corpus, tokenizer)
     files = text_files(paths)
-    _clear(folder)
+    clear_leftovers(folder)
     if (folder / MANIFEST).exists():
         return _open_existing(corpus, files)
-    _check_free(folder)
-    with _replacing(folder) as complete:
+    check_free(folder)
+    with replacing(folder) as complete:
         return _write(corpus, files, tokenizer, complete)
-
-
-def _clear(folder: Path) -> None:
-    """Removes what killed processes left of making the folder, and logs it.
-
-    Raises:
-      UserError: if another process is making the folder.
-    """
-    unused, unknown = find_leftovers(folder if folder.exists() else folder.parent, folder.resolve().name)
-    for path in unknown:
-        _LOG.warning("%s is left of another run; delete it, unless that run is still making this corpus", path)
-    for path in unused:
-        manifest = path / "corpus" / MANIFEST
-        if manifest.exists() and folder.exists() and not (folder / MANIFEST).exists():
-            fields = json.loads(manifest.read_bytes())  # its files were being moved, the manifest last
-            for file in (*fields["train"]["files"], *fields["held_out"]["files"]):
-                (folder / file["name"]).unlink(missing_ok=True)
-        shutil.rmtree(path)
-        _LOG.warning("removed %s, which a killed run had left", path)
-
-
-def _check_free(folder: Path) -> None:
-    """Raises UserError if an existing folder cannot receive a corpus.
-
-    It may hold what a killed process has left there, and lost+found, which is in every new file system.
-    """
-    if folder.is_symlink() and not folder.exists():
-        raise UserError(f"{folder} is a broken link; delete it or choose another folder")
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another folder")
-    for path in folder.iterdir():
-        if path.name != "lost+found" and not (path.name.startswith(".") and path.suffix == ".tmp"):
-            raise UserError(
-                f"{folder} exists and is not a prepared corpus, but has {path.name!r}; delete it or choose another "
-                "folder"
-            )
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Yields the path of a folder to create, and moves it to `folder` if the block succeeds.
-
-    An existing folder may be a mount point, a link or the current folder, none of which can be replaced. So the files
-    are moved into it, the manifest last.
-    """
-    exists = folder.exists()
-    parent = folder if exists else folder.parent
-    with contextlib.ExitStack() as stack:
-        with _writing(folder):
-            parent.mkdir(parents=True, exist_ok=True)
-            complete = stack.enter_context(create_work_folder(parent, folder.resolve().name)) / "corpus"
-        yield complete
-        with _writing(folder):
-            if exists:
-                _move_files(complete, folder)
-            else:
-                complete.rename(folder)
-
-
-def _move_files(source: Path, target: Path) -> None:
-    """Moves the files of a corpus, the manifest last. If that fails, none of them is left in either folder."""
-    names = sorted((path.name for path in source.iterdir()), key=lambda name: name == MANIFEST)
-    try:
-        for name in names:
-            (source / name).rename(target / name)
-    except BaseException:
-        for name in reversed(names):
-            (target / name).unlink(missing_ok=True)
-        raise
 
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
@@ -258,7 +182,7 @@ def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, f
     for name in ("train", "held_out"):
         packer = RowPacker(corpus.sequence_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, dtype=corpus.dtype)
         writers[name] = _SplitWriter(folder, name, packer)
-    with _writing(corpus.folder):
+    with writing(corpus.folder):
         folder.mkdir()
     sources = []
     number = 0
@@ -269,14 +193,14 @@ def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, f
         for tokens in encode_documents(documents, tokenizer, path):
             share = float(hash_uint64(np.uint64(corpus.seed), number)) / 2**64
             number += 1
-            with _writing(corpus.folder):
+            with writing(corpus.folder):
                 writers["held_out" if share < corpus.held_out_fraction else "train"].add(tokens)
         sources.append(TextSource(path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()))
-    with _writing(corpus.folder):
+    with writing(corpus.folder):
         splits = {name: writer.finish() for name, writer in writers.items()}
     corpus = dataclasses.replace(corpus, sources=tuple(sources), **splits)
     _check_splits(corpus)
-    with _writing(corpus.folder):
+    with writing(corpus.folder):
         write_manifest(corpus, folder)
     return corpus
 
@@ -296,18 +220,6 @@ def _check_splits(corpus: Corpus) -> None:
             f"held_out_fraction {corpus.held_out_fraction} of {documents} documents leaves none to train on; give a "
             "smaller fraction, a boundary that makes more documents, or another seed"
         )
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Reports a failure to write in one line. ArrayRecord raises RuntimeError if the disk is full when it closes."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        full = os.strerror(errno.ENOSPC) in str(error)
-        code = getattr(error, "errno", None) or (errno.ENOSPC if full else errno.EIO)
-        message = f"cannot write the corpus {folder}: {error}; free some space or choose another folder"
-        raise OSError(code, message) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

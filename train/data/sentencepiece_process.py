@@ -2,7 +2,7 @@
 
 Training is C++ code that reacts to no signal for minutes, and that ends the process for some faults. The caller can end
 this process at any moment. Arguments of the trainer are the first argument, as JSON. Each line of standard input is a
-training line, and an empty line ends them. The model goes to standard output; a failure to standard error.
+training line, and an empty line ends them. The model goes to standard output, or the message of an error.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import sentencepiece
 
-FAILED = 3  # exit code after an error of SentencePiece, whose message is on standard error
+FAILED = 3  # exit code after an error of SentencePiece
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl
 
 
@@ -27,7 +27,7 @@ def main() -> int:
             sentence_iterator=_lines(), model_writer=model, **json.loads(sys.argv[1])
         )
     except (RuntimeError, SystemError) as error:
-        print(error, file=sys.stderr)
+        sys.stdout.buffer.write(str(error).encode())
         return FAILED
     sys.stdout.buffer.write(model.getvalue())
     return 0

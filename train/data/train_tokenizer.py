@@ -185,7 +185,7 @@ def train_tokenizer(
     }
     code, model, message = _run_trainer(settings, lines)
     if code == sentencepiece_process.FAILED:
-        raise _training_error(message, vocab_size)
+        raise _training_error(model.decode(errors="replace"), vocab_size)
     if code:
         raise UserError(
             f"the process that trains ended with exit code {code}, which a lack of memory may cause; give a smaller "
@@ -195,7 +195,7 @@ def train_tokenizer(
 
 
 def _run_trainer(settings: dict[str, Any], lines: list[str]) -> tuple[int, bytes, str]:
-    """Runs `sentencepiece_process`. Returns its exit code, the model, and what it wrote to standard error.
+    """Runs `sentencepiece_process`. Returns its exit code, the model or an error, and what C++ code wrote.
 
     An exception, for instance KeyboardInterrupt, ends it at once.
     """
