@@ -15,12 +15,15 @@ from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
 from .settings import (
+    BatchSize,
     Flat,
     NotNegative,
     NotNegativeNumber,
     Positive,
+    PositiveNumber,
     Range,
     Seconds,
+    Seed,
     Settings,
     Share,
     ShareBelowOne,
@@ -54,7 +57,7 @@ class OptimizerConfig(Settings):
     """decay rate of the first moment"""
     beta2: ShareBelowOne = 0.999
     """decay rate of the second moment"""
-    epsilon: Annotated[float, Range(above=0)] = 1e-6
+    epsilon: PositiveNumber = 1e-6
     """constant added to the denominator of the update"""
     weight_decay: NotNegativeNumber = 0.01
     """weight decay of everything but biases and LayerNorm scales"""
@@ -92,9 +95,9 @@ class HostsConfig(Settings):
     """number of processes"""
     index: NotNegative | None = None
     """number of this process, from 0"""
-    start_within: Positive = 600
+    start_within: Annotated[int, Range(at_least=1, at_most=10**6)] = 600
     """seconds to wait at the start until all processes have joined"""
-    dead_after: Annotated[float, Range(above=0)] = 30.0
+    dead_after: Annotated[float, Range(above=0, at_most=10**6)] = 30.0
     """seconds without a heartbeat after which a process counts as lost and the others exit with code 42"""
     stall_after: Seconds = 120.0
     """seconds in one step, or waiting for one batch, after which all processes exit with code 42 (at least ten times
@@ -127,7 +130,7 @@ class RunConfig(Settings):
     """recompute each layer in the backward pass instead of keeping its activations"""
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
-    seed: NotNegative = 0
+    seed: Seed = 0
     """seed of initial weights, data order, masking and dropout"""
     log_every: Positive = 10
     """steps between two lines of the log"""
@@ -219,7 +222,7 @@ class PretrainConfig(RunConfig):
     data: Annotated[TextConfig, Flat] = TextConfig()
     models: Annotated[ModelsConfig, Flat] = ModelsConfig()
     objective: Annotated[ObjectiveConfig, Flat] = ObjectiveConfig()
-    batch_size: Positive = 256
+    batch_size: BatchSize = 256
     """rows per step, over all devices"""
     steps: NotNegative = 100_000
     """number of optimizer steps (0 trains nothing: the initial models are evaluated and saved)"""
@@ -250,7 +253,7 @@ class RegularizationConfig(Settings):
     """share of every label that is spread over all classes"""
     classifier_dropout: ShareBelowOne | None = None
     """dropout rate of the classifier (default: the model's cls_dropout, else hidden_dropout_prob)"""
-    layer_decay: NotNegativeNumber = 1.0
+    layer_decay: Annotated[float, Range(at_least=0, at_most=2)] = 1.0
     """factor of the learning rate from each layer to the one below it (1 disables it)"""
     freeze_layers: NotNegative = 0
     """number of layers to freeze, from the first one, together with the embeddings (0 freezes nothing)"""
@@ -270,13 +273,14 @@ class SelectionConfig(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridConfig(Settings):
-    """Settings to try: every combination is run with every seed"""
+    """Settings to try: every combination is run with every seed. A combination with a diverged run is the best only if
+    all have one"""
 
     PREFIX = "grid."
 
     learning_rate: tuple[NotNegativeNumber, ...] = ()
     """learning rates to try"""
-    batch_size: tuple[Positive, ...] = ()
+    batch_size: tuple[BatchSize, ...] = ()
     """batch sizes to try"""
     epochs: tuple[NotNegativeNumber, ...] = ()
     """numbers of epochs to try"""
@@ -286,8 +290,10 @@ class GridConfig(Settings):
 class SweepConfig(Settings):
     """Several runs from one command"""
 
-    seeds: tuple[NotNegative, ...] = ()
-    """one run per seed, in seed-N/ of the output folder; reports the mean with its 95 % interval, and the best run"""
+    seeds: tuple[Seed, ...] = ()
+    """one run per seed, in seed-N/ of the output folder; reports the mean with its 95 % interval, and the best run. A
+    run that diverges is marked in summary.json and left out of the mean, and the others go on; the exit code is 0
+    unless all diverge. The same command trains no finished run again, and repeats diverged ones"""
     grid: GridConfig = GridConfig()
 
     @property
@@ -314,7 +320,7 @@ class FinetuneConfig(RunConfig):
     """folder or hub name of a tokenizer (default: that of the model)"""
     data: Annotated[TaskDataConfig, Flat]
     spans: Annotated[SpanConfig, Flat] = SpanConfig()
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """examples per step, over all devices"""
     epochs: NotNegativeNumber = 3.0
     """number of passes over the training examples"""

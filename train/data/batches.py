@@ -23,6 +23,7 @@ Batch = dict[str, Integer[np.ndarray, "B ..."]]
 EVALUATION_SEED = 0  # held-out rows have the same masks in every run
 # Grain's default of 500 prefetched elements is meant for single records; 500 batches would take hundreds of MB.
 _PREFETCH = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
+_ENDLESS = 2**53  # examples; below, a float is exact
 _TRAINING, _EVALUATION = 0, 1  # hash streams of the row keys
 
 
@@ -75,8 +76,10 @@ class GlobalBatches:
     def set_state(self, state: Mapping[str, int]) -> None:
         """Restores a position that `get_state` returned. Raises UserError for any other value."""
         index = state.get("global_next_index")
-        if set(state) != {"global_next_index"} or not isinstance(index, int) or index < 0:
-            raise UserError(f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n >= 0")
+        if set(state) != {"global_next_index"} or not isinstance(index, int) or not 0 <= index < _ENDLESS:
+            raise UserError(
+                f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n from 0 to 2^53"
+            )
         self.close()
         self._next = index
 
@@ -114,7 +117,10 @@ class _LocalExamples(grain.MapDataset):
         self._start, self._global_batch, self._batch_indices = start, global_batch, batch_indices.tolist()
 
     def __len__(self) -> int:
-        return (len(self._parent) - self._start) // self._global_batch * len(self._batch_indices)
+        # An endless dataset has 2^63 - 1 examples. Grain divides their number as a float, which must be exact: with
+        # batches of one example the quotient would be 2^63, more than a length can be.
+        examples = (len(self._parent) - self._start) // self._global_batch * len(self._batch_indices)
+        return min(examples, _ENDLESS)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
