@@ -98,7 +98,7 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
             files = tuple(RowFile(**file) for file in fields[split].pop("files"))
             fields[split] = Split(**fields[split], files=files)
         corpus = Corpus(folder=folder, **fields)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder / MANIFEST} cannot be used: {error}; prepare the corpus again") from None
     for file in (*corpus.train.files, *corpus.held_out.files):
         path = folder / file.name

@@ -15,7 +15,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: not JSON, or a number of too many digits
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
