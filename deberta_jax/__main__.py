@@ -12,7 +12,8 @@ import os
 import sys
 import traceback
 
-from .errors import UserError, is_expected, one_line
+from .errors import UserError, as_expected, is_expected, one_line
+from .standard_streams import make_standard_streams_safe
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       SystemExit: with 42 if training stopped early and the same command continues it (`train/hosts/exit_codes.py`).
     """
+    make_standard_streams_safe()
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -90,6 +92,8 @@ def run(command: str, options: list[str]) -> int:
         message = f"needs the package {error.name!r}, which is not installed: pip install 'deberta-jax[{extra}]'"
         print(f"deberta-jax {command}: {message}", file=sys.stderr)
         return 1
+    except Exception as failure:
+        return _report(command, failure)
     try:
         config = options
         if class_name is not None:
@@ -98,19 +102,25 @@ def run(command: str, options: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\ndeberta-jax {command}: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
-        if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
-            traceback.print_exc()
-        if is_expected(error):
-            print(f"deberta-jax {command}: {one_line(error)}", file=sys.stderr)
-        else:
-            print(
-                f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with "
-                "the command, the traceback above and the output of `deberta-jax --version`",
-                file=sys.stderr,
-            )
-        return error.exit_status if isinstance(error, UserError) else 1
+    except Exception as failure:
+        return _report(command, failure)
     return 0
+
+
+def _report(command: str, failure: Exception) -> int:
+    """Prints an error, with its traceback if one line does not describe it, and returns the exit status."""
+    error = as_expected(failure)
+    if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
+        traceback.print_exception(failure)
+    if is_expected(error):
+        print(f"deberta-jax {command}: {one_line(error)}", file=sys.stderr)
+    else:
+        print(
+            f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with the "
+            "command, the traceback above and the output of `deberta-jax --version`",
+            file=sys.stderr,
+        )
+    return error.exit_status if isinstance(error, UserError) else 1
 
 
 def usage() -> str:

@@ -54,7 +54,8 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 Positive = Annotated[int, Range(at_least=1)]
 NotNegative = Annotated[int, Range(at_least=0)]
 BatchSize = Annotated[int, Range(at_least=1, at_most=2**20)]  # examples; every host lists the indices of a batch
-Seed = Annotated[int, Range(at_least=0, at_most=2**63 - 1)]
+LARGEST_SEED = 2**63 - 1  # of a random key of JAX
+Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
 NotNegativeNumber = Annotated[float, Range(at_least=0)]
 PositiveNumber = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]

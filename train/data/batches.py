@@ -13,6 +13,7 @@ from jaxtyping import Int, Integer, UInt64
 
 from deberta_jax.errors import UserError
 
+from ..settings import LARGEST_SEED, shown_number
 from .corpus import Corpus
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
 from .row_files import open_row_files
@@ -159,8 +160,8 @@ class TrainingBatches:
         batch_indices: Int[np.ndarray, "B"] | None = None,
     ) -> None:
         corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
-        if seed < 0:
-            raise UserError(f"seed is {seed}; it must not be negative")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"seed is {shown_number(seed)}; it must not be negative, and at most {LARGEST_SEED}")
         self._tables = MaskingTables.of(tokenizer)
         self._masking = masking
         self._seed = seed

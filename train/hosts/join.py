@@ -34,6 +34,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deberta_jax.errors import UserError, is_expected, one_line
+from deberta_jax.path_names import check_utf8
 
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
 from .agreement import check_agreement, gather_facts
@@ -140,6 +141,7 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
     Raises:
       UserError: another run uses the output folder, or JAX computes in 64 bits.
     """
+    check_utf8(config.output)
     _start_runtime(config.hosts)
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError("jax_enable_x64 is on, which changes the types of all arrays; unset JAX_ENABLE_X64")
