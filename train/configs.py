@@ -112,8 +112,27 @@ class HostsConfig(Settings):
         given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
         if len(given) not in (0, 3):
             raise UserError(f"hosts: {' and '.join(given)} given; give coordinator, count and index, or none of them")
+        if self.coordinator is not None:
+            split_address(self.coordinator)
         if self.count is not None and self.index is not None and self.index >= self.count:
             raise UserError(f"hosts: index is {self.index}; it must be 0 to {self.count - 1}, count being {self.count}")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Returns the host and the port of ADDRESS:PORT; an IPv6 address is in brackets, which are removed.
+
+    Raises:
+      UserError: it has another form.
+    """
+    host, _, port = address.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    if not (port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535) or not host.strip("[]"):
+        fault = "it must be ADDRESS:PORT with a port from 1 to 65535, such as 10.0.0.1:1234"
+    elif ":" in host and not is_bracketed:
+        fault = "write an IPv6 address in brackets, such as [::1]:1234"
+    else:
+        return host[1:-1] if is_bracketed else host, int(port)
+    raise UserError(f"hosts.coordinator is {address!r}; {fault}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
