@@ -11,6 +11,8 @@ import importlib.metadata
 import os
 import sys
 import traceback
+from pathlib import Path
+from typing import Any
 
 from .errors import UserError, as_expected, is_expected, one_line
 from .standard_streams import make_standard_streams_safe
@@ -96,15 +98,45 @@ def run(command: str, options: list[str]) -> int:
         return _report(command, failure)
     try:
         config = options
-        if class_name is not None:
-            config = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
-        module.main(config)
+        with _paths_are_not_empty():
+            if class_name is not None:
+                config = tyro.cli(getattr(module, class_name), prog=f"deberta-jax {command}", args=options)
+            module.main(config)
     except KeyboardInterrupt:
         print(f"\ndeberta-jax {command}: interrupted", file=sys.stderr)
         return 130
     except Exception as failure:
         return _report(command, failure)
     return 0
+
+
+def _paths_are_not_empty() -> Any:
+    """Returns a context in which tyro refuses an empty path, which would be the current folder.
+
+    It usually comes from a variable of the shell that is not set.
+    """
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    def to_path(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError("the path is empty")
+        return Path(words[0])
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if type_info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=to_path,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
+        )
+
+    return registry
 
 
 def _report(command: str, failure: Exception) -> int:

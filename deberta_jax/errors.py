@@ -6,6 +6,7 @@ import traceback
 
 # JAX reads its environment variables and starts its backends here, and raises errors of any class.
 _JAX_START = (os.path.join("jax", "_src", "xla_bridge.py"), os.path.join("jax", "_src", "config.py"))
+_JAX_SETTING = re.compile(r"\bjax_[a-z0-9_]+\b")
 _OUT_OF_DEVICE_MEMORY = re.compile(r"RESOURCE_EXHAUSTED: (?!.*(No space left|quota exceeded))")
 
 
@@ -40,6 +41,9 @@ def as_expected(error: BaseException) -> BaseException:
         return UserError(
             f"JAX does not start ({text:.300}); correct or unset {', '.join(variables) or 'JAX_PLATFORMS'}"
         )
+    for name in _JAX_SETTING.findall(text):  # a check that JAX makes only where the user asks for it
+        if name.upper() in os.environ:
+            return UserError(f"{name.upper()}={os.environ[name.upper()]} is not supported ({text:.200}); unset it")
     if _OUT_OF_DEVICE_MEMORY.match(text):
         return UserError(f"device out of memory: {text:.300}; give a smaller batch, --accumulation or --remat")
     return error

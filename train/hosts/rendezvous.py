@@ -25,6 +25,7 @@ _RESOLVE_SECONDS = 20.0  # a name of a new machine may be unknown for some secon
 _PAUSE = 0.5
 _ANSWER_SECONDS = 5.0  # for the line of a process that has connected
 _LONGEST_LINE = 1000
+_OCCUPIED = "another program has that port, or a run that began without this process: see that no other has its index"
 
 
 def meet(config: HostsConfig, bind: str | None) -> None:
@@ -167,6 +168,8 @@ def _join(config: HostsConfig) -> None:
                     f"--hosts.coordinator {config.coordinator}: the name {address[0]!r} cannot be resolved "
                     f"({one_line(error)}); give the name or the address of process 0"
                 ) from None
+        except TimeoutError:
+            reason = _OCCUPIED
         except OSError as error:
             reason = one_line(error)
         else:
@@ -174,7 +177,7 @@ def _join(config: HostsConfig) -> None:
                 raise UserError(f"{answer['refused']}; give every process its own index and the same count")
             if isinstance(answer, dict) and answer.get("start") is True:
                 return
-            reason = "it is another program, or a run that has not ended yet"
+            reason = _OCCUPIED
         time.sleep(_PAUSE)
     raise RestartError(
         f"process 0 did not start the run at {config.coordinator} within {config.start_within} s ({reason}); "
