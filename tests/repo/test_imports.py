@@ -9,8 +9,8 @@ from ..support.paths import REPOSITORY
 
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
-    {"errors", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
-    {"unknown_fields"},
+    {"errors", "released", "safe_pickle", "atomic_files", "strict_json", "random", "standard_streams"},
+    {"unknown_fields", "path_names"},
     {"config_json"},
     {"config"},
     {"positions", "sharding"},

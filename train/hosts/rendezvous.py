@@ -24,6 +24,7 @@ from .exit_codes import RestartError
 _RESOLVE_SECONDS = 20.0  # a name of a new machine may be unknown for some seconds
 _PAUSE = 0.5
 _ANSWER_SECONDS = 5.0  # for the line of a process that has connected
+_GRACE_SECONDS = 10.0
 _LONGEST_LINE = 1000
 _OCCUPIED = "another program has that port, or a run that began without this process: see that no other has its index"
 
@@ -69,18 +70,18 @@ def _gather(config: HostsConfig, bind: str | None, count: int) -> None:
         while len(joined) < count - 1:
             if time.monotonic() > deadline:
                 missing = [str(index) for index in range(1, count) if index not in joined]
-                raise RestartError(
+                reason = (
                     f"{len(missing)} of {count} processes have not joined at {config.coordinator} within "
                     f"{config.start_within} s: index {', '.join(missing[:20])}; see their logs"
                 )
+                _tell(joined, {"failed": reason})
+                raise RestartError(reason)
             with contextlib.suppress(OSError):  # none has connected, or it is gone already
                 visitors.append(_Visitor(cleanup.enter_context(listener.accept()[0])))
             visitors = [visitor for visitor in visitors if not _is_done(visitor, joined, count)]
             # One that was stopped may come again.
             joined = {index: process for index, process in joined.items() if not _is_closed(process[0])}
-        for connection, _ in joined.values():
-            with contextlib.suppress(OSError):  # a process that is gone now is missed by JAX
-                _send(connection, {"start": True})
+        _tell(joined, {"start": True})
 
 
 def _is_done(visitor: _Visitor, joined: dict[int, tuple[socket.socket, str]], count: int) -> bool:
@@ -101,6 +102,12 @@ def _is_done(visitor: _Visitor, joined: dict[int, tuple[socket.socket, str]], co
     else:
         return False
     return True
+
+
+def _tell(joined: dict[int, tuple[socket.socket, str]], line: dict[str, Any]) -> None:
+    for connection, _ in joined.values():
+        with contextlib.suppress(OSError):  # a process that is gone now is missed by JAX
+            _send(connection, line)
 
 
 def _listen(config: HostsConfig, bind: str | None) -> socket.socket:
@@ -161,7 +168,8 @@ def _join(config: HostsConfig) -> None:
         try:
             with socket.create_connection(address, timeout=_ANSWER_SECONDS) as connection:
                 _send(connection, hello)
-                answer = _receive(connection, seconds=config.start_within - waited)
+                # Longer than process 0, which knows who is missing.
+                answer = _receive(connection, seconds=config.start_within - waited + _GRACE_SECONDS)
         except socket.gaierror as error:
             if waited > _RESOLVE_SECONDS:
                 raise UserError(
@@ -177,6 +185,8 @@ def _join(config: HostsConfig) -> None:
                 raise UserError(f"{answer['refused']}; give every process its own index and the same count")
             if isinstance(answer, dict) and answer.get("start") is True:
                 return
+            if isinstance(answer, dict) and "failed" in answer:
+                raise RestartError(str(answer["failed"]))
             reason = _OCCUPIED
         time.sleep(_PAUSE)
     raise RestartError(

@@ -22,6 +22,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "_PAUSE", 0.02)
     monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(rendezvous, "_RESOLVE_SECONDS", 0.0)
+    monkeypatch.setattr(rendezvous, "_GRACE_SECONDS", 3.0)
 
 
 class Meeting:
@@ -118,6 +119,7 @@ def test_missing_processes_are_named_and_another_start_may_help() -> None:
     assert "1 of 3 processes have not joined" in str(error)
     assert "index 1; see their logs" in str(error)
     assert isinstance(meeting.wait_for("2"), RestartError)
+    assert str(meeting.wait_for("2")) == str(error)
 
 
 def test_no_process_0_or_another_program_at_its_address() -> None:
