@@ -173,7 +173,7 @@ def _finetune(config: StepConfig) -> _Parts:
     run = FinetuneConfig(
         output=Path(),
         model=Path(),
-        data=TaskDataConfig(train="", max_length=config.sequence_length),
+        data=TaskDataConfig(train="unused", max_length=config.sequence_length),
         batch_size=config.global_batch,
         accumulation=config.accumulation,
         steps=_STEPS,
