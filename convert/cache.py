@@ -97,7 +97,9 @@ def _digest(folder: Path, weights: Path) -> str:
 def _files(folder: Path, weights: Path) -> list[Path]:
     found = {weights, *(path for pattern in _COPIED for path in folder.glob(pattern) if path.is_file())}
     if weights.name.endswith(".index.json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # reported by the conversion
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, AttributeError, RecursionError
+        ):  # reported by the conversion
             shards = json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()
             found |= {folder / name for name in set(shards) if (folder / name).is_file()}
     return sorted(found)

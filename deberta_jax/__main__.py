@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import importlib
 import importlib.metadata
-import io
 import os
 import signal
 import sys
@@ -18,8 +17,9 @@ import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
-from .errors import UserError, is_expected, one_line
+from .errors import UserError, as_expected, is_expected, one_line
 from .options import parse_options
+from .standard_streams import make_standard_streams_safe
 from .terminal import guarded_output, say
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
@@ -68,10 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       SystemExit: with 42 if training stopped early and the same command continues it (`train/hosts/exit_codes.py`).
     """
+    make_standard_streams_safe()
     arguments = sys.argv[1:] if arguments is None else arguments
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whose encoding may not have every character
-            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         say(usage())
         return 0 if arguments else 2
@@ -102,6 +100,8 @@ def run(command: str, options: list[str]) -> int:
         message = f"needs the package {error.name!r}, which is not installed: pip install 'deberta-jax[{extra}]'"
         say(f"deberta-jax {command}: {message}", error=True)
         return 1
+    except Exception as failure:
+        return _report(command, failure)
     try:
         config = options
         if class_name is not None:
@@ -110,19 +110,25 @@ def run(command: str, options: list[str]) -> int:
     except KeyboardInterrupt:
         say(f"\ndeberta-jax {command}: interrupted", error=True)
         return 130
-    except Exception as error:
-        if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
-            say(traceback.format_exc().rstrip(), error=True)
-        if is_expected(error):
-            say(f"deberta-jax {command}: {one_line(error)}", error=True)
-        else:
-            say(
-                f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with "
-                "the command, the traceback above and the output of `deberta-jax --version`",
-                error=True,
-            )
-        return error.exit_status if isinstance(error, UserError) else 1
+    except Exception as failure:
+        return _report(command, failure)
     return 0
+
+
+def _report(command: str, failure: Exception) -> int:
+    """Prints an error, with its traceback if one line does not describe it, and returns the exit status."""
+    error = as_expected(failure)
+    if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
+        say("".join(traceback.format_exception(failure)).rstrip(), error=True)
+    if is_expected(error):
+        say(f"deberta-jax {command}: {one_line(error)}", error=True)
+    else:
+        say(
+            f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with the "
+            "command, the traceback above and the output of `deberta-jax --version`",
+            error=True,
+        )
+    return error.exit_status if isinstance(error, UserError) else 1
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from .atomic_files import write_file
 from .config import DebertaConfig
 from .errors import MissingFileError, UserError
 from .parameter_check import adapt_to_parameters, check_readable
+from .path_names import check_utf8
 from .sharding import named_shardings
 from .terminal import list_names
 
@@ -31,6 +32,7 @@ def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, param
     import orbax.checkpoint as ocp
 
     folder = Path(folder).resolve()
+    check_utf8(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Without compression, and without Orbax's own copy of NumPy arrays, writing needs almost no memory.
     handlers = ocp.type_handlers.create_type_handler_registry(
@@ -65,6 +67,7 @@ def load_pretrained(
     import orbax.checkpoint as ocp
 
     folder = Path(folder).resolve()
+    check_utf8(folder)
     if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMETERS_FOLDER).is_dir():
         content = list_names(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise MissingFileError(

@@ -1,6 +1,15 @@
 """Errors that a user can fix: the command line prints them as one line, everything else with its traceback."""
 
+import os
+import re
+import traceback
+
 from .terminal import message_text
+
+# JAX reads its environment variables and starts its backends here, and raises errors of any class.
+_JAX_START = (os.path.join("jax", "_src", "xla_bridge.py"), os.path.join("jax", "_src", "config.py"))
+_JAX_SETTING = re.compile(r"\bjax_[a-z0-9_]+\b")
+_OUT_OF_DEVICE_MEMORY = re.compile(r"RESOURCE_EXHAUSTED: (?!.*(No space left|quota exceeded))")
 
 
 class UserError(ValueError):
@@ -25,6 +34,27 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """An optional package is not installed; the message names the extra that installs it."""
+
+
+def as_expected(error: BaseException) -> BaseException:
+    """Returns the UserError of a failure that the environment causes and that one line describes, else `error`."""
+    text = one_line(error)
+    if isinstance(error, MemoryError):
+        return UserError(f"out of memory ({text}); give smaller sizes, or use a machine with more memory")
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return UserError(f"the name {error.object!r} is not UTF-8; rename the file or folder")
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename.endswith(_JAX_START):
+        variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_")]
+        return UserError(
+            f"JAX does not start ({text:.300}); correct or unset {', '.join(variables) or 'JAX_PLATFORMS'}"
+        )
+    for name in _JAX_SETTING.findall(text):  # a check that JAX makes only where the user asks for it
+        if name.upper() in os.environ:
+            return UserError(f"{name.upper()}={os.environ[name.upper()]} is not supported ({text:.200}); unset it")
+    if _OUT_OF_DEVICE_MEMORY.match(text):
+        return UserError(f"device out of memory: {text:.300}; give a smaller batch, --accumulation or --remat")
+    return error
 
 
 def is_expected(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from etils import epath
 
 from .errors import UserError
+from .path_names import check_utf8
 
 
 class _LiteralPath(type(epath.Path())):
@@ -22,14 +23,12 @@ def orbax_path(folder: str | os.PathLike[str]) -> epath.Path:
     r"""Returns an absolute path to give to Orbax, which would find nothing in a folder such as `exp[1]`.
 
     Raises:
-      UserError: The path has a backslash, which TensorStore reads as a slash (Windows apart), or bytes that are not
-        UTF-8, which it cannot read at all.
+      UserError: The path has a backslash, which TensorStore reads as a slash (Windows apart), or is not UTF-8.
     """
     path = str(Path(folder).absolute())
+    check_utf8(path)
     if "\\" in path and os.sep != "\\":
-        problem = "a backslash"
-    elif path != path.encode(errors="replace").decode():
-        problem = "bytes that are not UTF-8"
-    else:
-        return _LiteralPath(path)
-    raise UserError(f"models and checkpoints cannot be stored in {path!r}, whose name has {problem}; choose another")
+        raise UserError(
+            f"models and checkpoints cannot be stored in {path!r}, whose name has a backslash; choose another folder"
+        )
+    return _LiteralPath(path)

@@ -25,7 +25,6 @@ epsilon.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -66,8 +65,8 @@ class SiftConfig:
             raise UserError(f"the loss of SiFT is {self.loss!r}; it must be one of {', '.join(get_args(SiftLoss))}")
         for name in ("weight", "learning_rate", "init_perturbation"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise UserError(f"{name} of SiFT is {value}; it must be finite and not negative")
+            if not 0 <= value <= float(np.finfo(np.float32).max):
+                raise UserError(f"{name} of SiFT is {value}; it must be finite in 32 bits and not negative")
 
 
 # -------------------------------------------------------------------------------------------- divergences

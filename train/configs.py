@@ -15,12 +15,15 @@ from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
 from .settings import (
+    BatchSize,
     Flat,
     NotNegative,
     NotNegativeNumber,
     Positive,
+    PositiveNumber,
     Range,
     Seconds,
+    Seed,
     Settings,
     Share,
     ShareBelowOne,
@@ -54,7 +57,7 @@ class OptimizerConfig(Settings):
     """decay rate of the first moment"""
     beta2: ShareBelowOne = 0.999
     """decay rate of the second moment"""
-    epsilon: Annotated[float, Range(above=0)] = 1e-6
+    epsilon: PositiveNumber = 1e-6
     """constant added to the denominator of the update"""
     weight_decay: NotNegativeNumber = 0.01
     """weight decay of everything but biases and LayerNorm scales"""
@@ -92,9 +95,9 @@ class HostsConfig(Settings):
     """number of processes"""
     index: NotNegative | None = None
     """number of this process, from 0"""
-    start_within: Positive = 600
+    start_within: Annotated[int, Range(at_least=1, at_most=10**6)] = 600
     """seconds to wait at the start until all processes have joined"""
-    dead_after: Annotated[float, Range(above=0)] = 30.0
+    dead_after: Annotated[float, Range(above=0, at_most=10**6)] = 30.0
     """seconds without a heartbeat after which a process counts as lost and the others exit with code 42"""
     stall_after: Seconds = 120.0
     """seconds in one step, or waiting for one batch, after which all processes exit with code 42 (at least ten times
@@ -109,8 +112,27 @@ class HostsConfig(Settings):
         given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
         if len(given) not in (0, 3):
             raise UserError(f"hosts: {' and '.join(given)} given; give coordinator, count and index, or none of them")
+        if self.coordinator is not None:
+            split_address(self.coordinator)
         if self.count is not None and self.index is not None and self.index >= self.count:
             raise UserError(f"hosts: index is {self.index}; it must be 0 to {self.count - 1}, count being {self.count}")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Returns the host and the port of ADDRESS:PORT; an IPv6 address is in brackets, which are removed.
+
+    Raises:
+      UserError: it has another form.
+    """
+    host, _, port = address.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    if not (port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535) or not host.strip("[]"):
+        fault = "it must be ADDRESS:PORT with a port from 1 to 65535, such as 10.0.0.1:1234"
+    elif ":" in host and not is_bracketed:
+        fault = "write an IPv6 address in brackets, such as [::1]:1234"
+    else:
+        return host[1:-1] if is_bracketed else host, int(port)
+    raise UserError(f"hosts.coordinator is {address!r}; {fault}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +149,7 @@ class RunConfig(Settings):
     """recompute each layer in the backward pass instead of keeping its activations"""
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
-    seed: NotNegative = 0
+    seed: Seed = 0
     """seed of initial weights, data order, masking and dropout"""
     log_every: Positive = 10
     """steps between two lines of the log"""
@@ -160,7 +182,7 @@ class TextConfig(Settings):
     """folder written by `deberta-jax prepare`, instead of text"""
     held_out_fraction: ShareBelowOne = 0.02
     """share of the documents that is held out for evaluation"""
-    sequence_length: Annotated[int, Range(at_least=8)] = 512
+    sequence_length: Annotated[int, Range(at_least=8, at_most=2**20)] = 512
     """tokens per row"""
 
     def __post_init__(self) -> None:
@@ -219,7 +241,7 @@ class PretrainConfig(RunConfig):
     data: Annotated[TextConfig, Flat] = TextConfig()
     models: Annotated[ModelsConfig, Flat] = ModelsConfig()
     objective: Annotated[ObjectiveConfig, Flat] = ObjectiveConfig()
-    batch_size: Positive = 256
+    batch_size: BatchSize = 256
     """rows per step, over all devices"""
     steps: NotNegative = 100_000
     """number of optimizer steps (0 trains nothing: the initial models are evaluated and saved)"""
@@ -250,7 +272,7 @@ class RegularizationConfig(Settings):
     """share of every label that is spread over all classes"""
     classifier_dropout: ShareBelowOne | None = None
     """dropout rate of the classifier (default: the model's cls_dropout, else hidden_dropout_prob)"""
-    layer_decay: NotNegativeNumber = 1.0
+    layer_decay: Annotated[float, Range(at_least=0, at_most=2)] = 1.0
     """factor of the learning rate from each layer to the one below it (1 disables it)"""
     freeze_layers: NotNegative = 0
     """number of layers to freeze, from the first one, together with the embeddings (0 freezes nothing)"""
@@ -270,13 +292,14 @@ class SelectionConfig(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridConfig(Settings):
-    """Settings to try: every combination is run with every seed"""
+    """Settings to try: every combination is run with every seed. A combination with a diverged run is the best only if
+    all have one"""
 
     PREFIX = "grid."
 
     learning_rate: tuple[NotNegativeNumber, ...] = ()
     """learning rates to try"""
-    batch_size: tuple[Positive, ...] = ()
+    batch_size: tuple[BatchSize, ...] = ()
     """batch sizes to try"""
     epochs: tuple[NotNegativeNumber, ...] = ()
     """numbers of epochs to try"""
@@ -286,8 +309,10 @@ class GridConfig(Settings):
 class SweepConfig(Settings):
     """Several runs from one command"""
 
-    seeds: tuple[NotNegative, ...] = ()
-    """one run per seed, in seed-N/ of the output folder; reports the mean with its 95 % interval, and the best run"""
+    seeds: tuple[Seed, ...] = ()
+    """one run per seed, in seed-N/ of the output folder; reports the mean with its 95 % interval, and the best run. A
+    run that diverges is marked in summary.json and left out of the mean, and the others go on; the exit code is 0
+    unless all diverge. The same command trains no finished run again, and repeats diverged ones"""
     grid: GridConfig = GridConfig()
 
     @property
@@ -314,7 +339,7 @@ class FinetuneConfig(RunConfig):
     """folder or hub name of a tokenizer (default: that of the model)"""
     data: Annotated[TaskDataConfig, Flat]
     spans: Annotated[SpanConfig, Flat] = SpanConfig()
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """examples per step, over all devices"""
     epochs: NotNegativeNumber = 3.0
     """number of passes over the training examples"""

@@ -33,7 +33,7 @@ from .configs import (
 )
 from .data import train_tokenizer as tokenizer
 from .data.text import embedded_corpus, is_heading, read_documents
-from .settings import NotNegative, Positive, Settings
+from .settings import Positive, Seed, Settings
 
 PASSAGE_WORDS = 80
 SPLITS = ("train", "validation", "test")
@@ -64,7 +64,7 @@ class DemoConfig(Settings):
     """number of steps of pre-training"""
     finetune_steps: Positive = 200
     """number of steps of each fine-tuning"""
-    seed: NotNegative = 0
+    seed: Seed = 0
     """seed of all runs"""
 
 

@@ -45,6 +45,7 @@ from .finetune_evaluation import (
 )
 from .finetune_setup import (
     check_settings,
+    count_steps,
     heads_message,
     identity,
     input_digests,
@@ -55,7 +56,7 @@ from .finetune_setup import (
 from .hosts.join import Hosts, join_run
 from .model_folders import model_folder, tokenizer_folder
 from .reporting.reporter import open_reporter
-from .sweep import Results, RunOutcome, run_all
+from .sweep import Results, RunOutcome, grid_points, run_all
 from .tasks.base import Encoded, Objective
 from .tasks.batches import FinetuneBatches
 from .tasks.loading import load_task
@@ -76,6 +77,9 @@ def main(config: FinetuneConfig) -> Results:
     with join_run(config) as hosts:
         if not config.sweep.several_runs:
             return run(config, hosts).results
+        devices = batch_devices(make_mesh(**dataclasses.asdict(config.mesh)))
+        for point in grid_points(config):  # all of them before the first one trains for hours
+            check_batch_size(point.runs[0].batch_size, accumulation=config.accumulation, devices=devices)
         return run_all(config, lambda single: run(single, hosts), report=hosts.first)
 
 
@@ -98,7 +102,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     # ---------------------------------------------------------------- how long to train, on what
     examples = task.splits["train"]
     epoch = math.ceil(len(examples.lengths) / config.batch_size)  # in steps
-    steps = math.ceil(epoch * config.epochs) if config.steps is None else config.steps
+    steps = count_steps(config, epoch)
 
     # ---------------------------------------------------------------- state, sharded by the table
     optimizer = build_layerwise_optimizer(config, total_steps=steps, layers=model_config.num_hidden_layers)

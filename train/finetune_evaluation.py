@@ -192,8 +192,11 @@ def write_results(
             if undefined := [metric for metric, value in figures.items() if not math.isfinite(value)]:
                 reason = why_undefined(task.records(name, predictions))
                 reporter.message(f"{name}: {', '.join(undefined)} undefined, null in results.json, because {reason}")
+        records = task.records(name, predictions)
         if hosts.first:
-            write_records(output / "predictions" / f"{name}.jsonl", task.records(name, predictions))
+            write_records(output / "predictions" / f"{name}.jsonl", records)
+        elif not split.labeled:
+            next(records, None)  # raises, as on the first host, if a prediction is not finite
     if hosts.first:
         write_file(output / "results.json", to_json(written.results, indent=2) + "\n")
     return written

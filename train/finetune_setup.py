@@ -1,6 +1,7 @@
 """From the settings of a fine-tuning run to its model, and the checks that settings, model and task fit together."""
 
 import dataclasses
+import math
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from .checkpoints.checksums import tree_digest
 from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
+from .settings import LARGEST_INT
 from .tasks.base import Task
 from .tasks.classification.task import Classification
 from .tasks.digest import examples_digest, tokens_digest
@@ -142,6 +144,27 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tok
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size {model.vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
+
+
+def count_steps(config: FinetuneConfig, epoch: int) -> int:
+    """Returns the number of optimizer steps of a run.
+
+    Args:
+      config: the settings of the run.
+      epoch: the number of steps of an epoch.
+
+    Raises:
+      UserError: if the steps of all epochs are more than JAX counts.
+    """
+    if config.steps is not None:
+        return config.steps
+    steps = epoch * config.epochs
+    if steps > LARGEST_INT:
+        raise UserError(
+            f"epochs is {config.epochs:g}, which are {steps:.3g} steps of {config.batch_size} examples; "
+            f"at most {LARGEST_INT} are possible"
+        )
+    return math.ceil(steps)
 
 
 def input_digests(config: FinetuneConfig, task: Task, weights: dict[str, Any]) -> dict[str, str]:

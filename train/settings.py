@@ -7,6 +7,7 @@ import numbers
 import typing
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import tyro
 
 from deberta_jax.errors import UserError
@@ -24,8 +25,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return (
-            not math.isnan(value)
-            and (math.isfinite(value) or not self.finite)
+            -math.inf <= value <= math.inf  # NaN is not
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -34,13 +34,30 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
-        words = [f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None]
+        words = [f"{name} {shown_number(bound)}" for name, bound in bounds.items() if bound is not None]
         return " and ".join(words) or "a finite number"
 
 
+def shown_number(value: float) -> str:
+    """Returns a number for a message: whole numbers exactly, unless they have more than some 40 digits."""
+    if not isinstance(value, numbers.Integral):
+        return f"{value:g}"
+    bits = int(value).bit_length()
+    return str(value) if bits <= 128 else f"a whole number of {bits} bits"
+
+
+# JAX computes in 32 bits. Numbers whose range has no upper bound of its own must not exceed these.
+LARGEST_INT = 2**31 - 1
+_LARGEST = {int: LARGEST_INT, float: float(np.finfo(np.float32).max)}
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
 Positive = Annotated[int, Range(at_least=1)]
 NotNegative = Annotated[int, Range(at_least=0)]
+BatchSize = Annotated[int, Range(at_least=1, at_most=2**20)]  # examples; every host lists the indices of a batch
+LARGEST_SEED = 2**63 - 1  # of a random key of JAX
+Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
 NotNegativeNumber = Annotated[float, Range(at_least=0)]
+PositiveNumber = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 ShareBelowOne = Annotated[float, Range(at_least=0, below=1)]
 Seconds = Annotated[float, Range(above=0, finite=False)]
@@ -79,9 +96,20 @@ def _check(name: str, value: Any, annotation: Any) -> None:
     if not isinstance(value, number) or (annotation in (int, float) and isinstance(value, bool)):
         raise UserError(f"{name} is {value!r}; it must be a {'whole ' if annotation is int else ''}number")
     for part in parts:
-        if isinstance(part, Range) and value not in part:
-            raise UserError(f"{name} is {value:g}; it must be {part}")
+        if isinstance(part, Range):
+            _check_range(name, value, part, parts[0])
         _check(name, value, part)
+
+
+def _check_range(name: str, value: float, allowed: Range, kind: type) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} is {shown_number(value)}; it must be {allowed}")
+    bounded = allowed.at_most is not None or allowed.below is not None
+    infinite = not allowed.finite and value == math.inf
+    if not bounded and not infinite and abs(value) > _LARGEST[kind]:
+        raise UserError(f"{name} is {shown_number(value)}; it must be at most {shown_number(_LARGEST[kind])}")
+    if allowed.above == 0 and value < _SMALLEST:
+        raise UserError(f"{name} is {value:g}; it must be at least {_SMALLEST:g}, because less is 0 in 32 bits")
 
 
 # The options of a group with this mark have no prefix. (tyro's `prefix_name=False` leaves the options inside alone.)

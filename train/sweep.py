@@ -11,9 +11,12 @@ from rich.table import Table
 
 from deberta_jax.atomic_files import write_file
 from deberta_jax.console import PlainConsole
+from deberta_jax.errors import UserError, one_line
 from deberta_jax.strict_json import to_json
+from deberta_jax.terminal import say
 
 from .configs import FinetuneConfig
+from .engine.divergence import TrainingError
 
 Results = dict[str, dict[str, float]]  # the metrics of each labeled split
 
@@ -44,7 +47,7 @@ def grid_points(config: FinetuneConfig) -> tuple[GridPoint, ...]:
     points = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        name = ",".join(f"{key}={value:g}" for key, value in chosen.items())
+        name = ",".join(f"{key}={_short(value)}" for key, value in chosen.items())
         rate = chosen.pop("learning_rate", config.optimizer.learning_rate)
         optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
         folder = config.output / name if name else config.output
@@ -66,8 +69,17 @@ def grid_points(config: FinetuneConfig) -> tuple[GridPoint, ...]:
     return tuple(points)
 
 
+def _short(value: float) -> str:
+    """Returns a number as the name of a folder has it: six digits, or all if there are more."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
 def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], RunOutcome], *, report: bool = True) -> Results:
     """Runs every combination of the grid with every seed.
+
+    A run that diverges (TrainingError) ends alone: the others follow, and the table and `summary.json` mark it. Every
+    other error ends the command. Finished runs are on disk, and the same command continues: it does not train finished
+    runs again, and repeats a diverged one from its last checkpoint.
 
     Args:
       config: the settings of the command.
@@ -75,70 +87,174 @@ def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], RunOutcome],
       report: print a table and write `summary.json` (default: True).
 
     Returns:
-      The results of the best run: the best seed of the combination with the best mean, by the validation split. The
-      mean is NaN, and null in `summary.json`, if the metric of a seed is.
+      The results of the best run: the best seed of the combination with the best mean, by the validation split. Means
+      are those of the runs that did not diverge. A combination of which a run diverged is the best only if that is so
+      for all. The mean is NaN, and null in `summary.json`, if the metric of a seed is.
+
+    Raises:
+      TrainingError: all runs diverged. `summary.json` is written.
+      UserError: two runs would have the same folder.
     """
-    rows, best_results = [], []
-    for point in grid_points(config):
-        outcomes = [run(single) for single in point.runs]
-        metric = outcomes[0].main_metric
-        values = [outcome.results["validation"][metric] for outcome in outcomes]
-        mean, margin = mean_and_margin(values)
-        # A run whose metric is NaN, because it is undefined, is never the best, unless all are NaN.
-        best = int(np.nanargmax(values)) if not np.isnan(values).all() else 0
-        rows.append(
-            {
-                "setting": point.name,
-                "metric": metric,
-                "mean": mean,
-                "margin95": margin,
-                "seeds": [single.seed for single in point.runs],
-                "values": values,
-                "best": str(point.runs[best].output / "model"),
-                "others": _all_metrics([outcome.results for outcome in outcomes]),
-            }
-        )
-        best_results.append(outcomes[best].results)
-    means = [-math.inf if math.isnan(row["mean"]) else row["mean"] for row in rows]
-    chosen = int(np.argmax(means))
+    points = grid_points(config)
+    _check_folders(points)
+    rows: list[_Row] = []
+    for point in points:
+        attempts = [_attempt(run, single, report=report) for single in point.runs]
+        rows.append(_Row(point, attempts))
+    best = max(rows, key=lambda row: row.rank)  # the first of equals
+    chosen = best if best.finished else None
     if report:
-        summary = {"settings": rows, "best": rows[chosen]["best"]}
+        summary = {
+            "settings": [row.to_json() for row in rows],
+            "best": chosen.best_model if chosen else None,
+        }
         write_file(config.output / "summary.json", to_json(summary, indent=2) + "\n")
         _print_table(rows, chosen)
-    return best_results[chosen]
+    if chosen is None:
+        count = sum(len(row.attempts) for row in rows)
+        listed = config.output / "summary.json"
+        raise TrainingError(f"all {count} runs diverged, as {listed} lists; the first: {rows[0].attempts[0]}")
+    return chosen.best[1].results
 
 
-def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and half the width of its 95 % confidence interval by Student's t; NaN for a single value."""
+def _attempt(run: Callable[[FinetuneConfig], RunOutcome], single: FinetuneConfig, *, report: bool) -> RunOutcome | str:
+    """Returns the outcome of a run or, if it diverged, the reason."""
+    try:
+        return run(single)
+    except TrainingError as error:  # all processes raise it alike, and the memory of the run is freed here
+        reason = one_line(error)
+    if report:
+        say(f"diverged: {single.output}: {reason}", error=True)
+    return reason
+
+
+def _check_folders(points: Sequence[GridPoint]) -> None:
+    """Raises UserError if a combination occurs twice, so that its runs would have the same folders."""
+    names = [point.name for point in points]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"the grid has {twice} twice; give every value once")
+
+
+class Interval(NamedTuple):
+    """A mean and half the width of its 95 % confidence interval."""
+
+    mean: float
+    margin: float
+
+
+def mean_and_margin(values: Sequence[float]) -> Interval:
+    """Returns the mean, NaN for no value, and its confidence interval by Student's t, NaN for fewer than two."""
     from scipy import stats
 
-    mean = float(np.mean(values))
+    mean = float(np.mean(values)) if values else math.nan
     if len(values) < 2:
-        return mean, math.nan
+        return Interval(mean, math.nan)
     quantile = float(stats.t.ppf(0.975, len(values) - 1))  # pyright: ignore[reportArgumentType]
-    return mean, quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(mean, quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values)))
 
 
-def _all_metrics(results: Sequence[Results]) -> dict[str, dict[str, Any]]:
-    """Returns mean, margin and values over the seeds of every metric of every split."""
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One combination with the outcomes of its runs; the outcome of a diverged run is the reason."""
+
+    point: GridPoint
+    attempts: Sequence[RunOutcome | str]
+
+    @property
+    def finished(self) -> list[RunOutcome]:
+        return [attempt for attempt in self.attempts if isinstance(attempt, RunOutcome)]
+
+    @property
+    def metric(self) -> str:
+        return self.finished[0].main_metric if self.finished else ""
+
+    @property
+    def values(self) -> list[float]:
+        """The metric of every run; NaN if it is undefined or the run diverged."""
+        return [
+            attempt.results["validation"][self.metric] if isinstance(attempt, RunOutcome) else math.nan
+            for attempt in self.attempts
+        ]
+
+    @property
+    def interval(self) -> Interval:
+        return mean_and_margin([outcome.results["validation"][self.metric] for outcome in self.finished])
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Sorts combinations without a diverged run above the others, and by their means."""
+        return bool(self.finished), len(self.finished) == len(self.attempts), _sortable(self.interval.mean)
+
+    @property
+    def best(self) -> tuple[FinetuneConfig, RunOutcome]:
+        """The finished run with the best metric. One whose metric is undefined is the best only if all are."""
+        pairs = zip(self.point.runs, self.attempts, strict=True)
+        finished = [(single, attempt) for single, attempt in pairs if isinstance(attempt, RunOutcome)]
+        return max(finished, key=lambda pair: _sortable(pair[1].results["validation"][self.metric]))
+
+    @property
+    def best_model(self) -> str:
+        return str(self.best[0].output / "model")
+
+    def to_json(self) -> dict[str, Any]:
+        mean, margin = self.interval
+        seeds = [single.seed for single in self.point.runs]
+        return {
+            "setting": self.point.name,
+            "metric": self.metric or None,
+            "mean": mean,
+            "margin95": margin,
+            "seeds": seeds,
+            "values": self.values,
+            "diverged": [
+                {"seed": seed, "reason": attempt}
+                for seed, attempt in zip(seeds, self.attempts, strict=True)
+                if isinstance(attempt, str)
+            ],
+            "best": self.best_model if self.finished else None,
+            "others": _all_metrics(self.attempts),
+        }
+
+
+def _all_metrics(attempts: Sequence[RunOutcome | str]) -> dict[str, dict[str, Any]]:
+    """Returns mean, margin and values over the seeds of every metric of every split; null for a diverged run."""
+    finished = [attempt.results for attempt in attempts if isinstance(attempt, RunOutcome)]
+    names = [(split, metric) for split, figures in finished[0].items() for metric in figures] if finished else []
     metrics: dict[str, dict[str, Any]] = {}
-    for split, figures in results[0].items():
-        for metric in figures:
-            values = [result[split][metric] for result in results]
-            mean, margin = mean_and_margin(values)
-            metrics[f"{split}/{metric}"] = {"mean": mean, "margin95": margin, "values": values}
+    for split, metric in names:
+        mean, margin = mean_and_margin([results[split][metric] for results in finished])
+        values = [None if isinstance(attempt, str) else attempt.results[split][metric] for attempt in attempts]
+        metrics[f"{split}/{metric}"] = {"mean": mean, "margin95": margin, "values": values}
     return metrics
 
 
-def _print_table(rows: Sequence[dict[str, Any]], chosen: int) -> None:
-    table = Table("setting", rows[0]["metric"], "95 %", "seeds", "best of them", title="validation")
-    for number, row in enumerate(rows):
-        margin = "-" if math.isnan(row["margin95"]) else f"± {row['margin95']:.4f}"
-        finite = [value for value in row["values"] if not math.isnan(value)]
-        best = f"{max(finite):.4f}" if finite else "-"
-        mean = "-" if math.isnan(row["mean"]) else f"{row['mean']:.4f}"
-        name = (row["setting"] or "as given") + (" *" if number == chosen else "")
-        table.add_row(name, mean, margin, str(len(row["values"])), best)
+def _print_table(rows: Sequence[_Row], chosen: _Row | None) -> None:
+    metric = chosen.metric if chosen else "metric"
+    table = Table("setting", metric, "95 %", "seeds", "best of them", title="validation")
+    diverged = 0
+    for row in rows:
+        mean, margin = row.interval
+        name = (row.point.name or "as given") + (" *" if row is chosen else "")
+        lost = len(row.attempts) - len(row.finished)
+        diverged += lost
+        seeds = f"{len(row.attempts)}, {lost} diverged" if lost else str(len(row.attempts))
+        best = row.best[1].results["validation"][row.metric] if row.finished else math.nan
+        table.add_row(name, _shown(mean), _shown(margin, "± "), seeds, _shown(best))
     console = PlainConsole()
     console.print(table)
-    console.print(f"the best run's model: {rows[chosen]['best']}", soft_wrap=True)
+    if diverged:
+        console.print(
+            f"diverged: {diverged} of {sum(len(row.attempts) for row in rows)} runs; means are those of the others, "
+            "and summary.json has the reasons",
+            soft_wrap=True,
+        )
+    if chosen is not None:
+        console.print(f"the best run's model: {chosen.best_model}", soft_wrap=True)
+
+
+def _sortable(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _shown(value: float, prefix: str = "") -> str:
+    return "-" if math.isnan(value) else f"{prefix}{value:.4f}"

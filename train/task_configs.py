@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
+from deberta_jax.errors import UserError
+
 from .settings import Flat, Positive, Range, Settings
 
 
@@ -57,6 +59,12 @@ class TaskDataConfig(Settings):
     """largest number of tokens per row; longer texts are cut. Batches are padded to 64, 128, 256, ... tokens"""
     group_by_length: bool = False
     """put texts of similar length into the same batch, for less padding"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "validation", "test"):
+            if getattr(self, name) == "":  # it would be the current folder
+                raise UserError(f"{name} is empty; give a file, a folder or the name of a published set")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ def test_paths_that_are_derived_from_it_are_literal_too(tmp_path: Path, monkeypa
 
 
 def test_names_that_tensorstore_would_change_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a backslash; choose another"):
+    with pytest.raises(UserError, match="a backslash; choose another folder"):
         orbax_path(tmp_path / "a\\b")
-    with pytest.raises(UserError, match="bytes that are not UTF-8; choose another") as refused:
+    with pytest.raises(UserError, match="name that is not UTF-8") as refused:
         orbax_path(tmp_path / "caf\udce9")
     str(refused.value).encode()

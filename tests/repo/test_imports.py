@@ -9,9 +9,10 @@ from ..support.paths import REPOSITORY
 
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
-    {"terminal"},
+    {"terminal", "standard_streams"},
     {"console", "errors", "options", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
-    {"unknown_fields", "orbax_path"},
+    {"unknown_fields", "path_names"},
+    {"orbax_path"},
     {"config_json"},
     {"config"},
     {"positions", "sharding"},

@@ -17,7 +17,8 @@ from deberta_jax.convert.mapping import to_params
 from deberta_jax.errors import one_line
 from deberta_jax.terminal import printable
 from deberta_jax.train.checkpoints.manifest import list_differences
-from deberta_jax.train.data.text import describe_ignored, read_documents
+from deberta_jax.train.data.text import read_documents
+from deberta_jax.train.data.text_files import describe_ignored
 from deberta_jax.train.finetune_setup import heads_message
 from deberta_jax.train.hosts.shared_folder import check_shared_folder
 from deberta_jax.train.tasks.choices.questions import read_questions

@@ -24,7 +24,7 @@ from deberta_jax.sharding import make_mesh
 from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.data.text import embedded_corpus, read_documents
-from deberta_jax.train.engine.loop import TrainingError
+from deberta_jax.train.engine.divergence import TrainingError
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.pretrain_setup import load_initial_models, resolve_models
 from deberta_jax.train.reporting.goodput import read_goodput

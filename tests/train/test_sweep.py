@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from deberta_jax.errors import UserError
 from deberta_jax.train.configs import GridConfig
+from deberta_jax.train.engine.divergence import TrainingError
+from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.sweep import RunOutcome, grid_points, mean_and_margin, run_all
 
 from ..support.configs import changed, finetune_config
@@ -47,6 +50,66 @@ def test_the_best_seed_of_the_best_setting(tmp_path):
     assert summary["best"] == str(tmp_path / "learning_rate=2e-05/seed-1/model")
     assert [round(row["mean"], 3) for row in summary["settings"][:2]] == [0.7, 0.775]
     assert summary["settings"][1]["others"]["test/accuracy"]["values"] == [0.375, 0.4]
+
+
+def test_diverged_runs_are_marked_and_the_others_follow(tmp_path, capsys):
+    """A setting of which a run diverged is not the best, however good its other runs are."""
+    scores = {(1e-5, 0): 0.5, (1e-5, 1): 0.6, (2e-5, 0): 0.9, (2e-5, 1): None, (3e-5, 0): None, (3e-5, 1): None}
+    config = changed(ONE, output=tmp_path, seeds=(0, 1), grid=GridConfig(learning_rate=(3e-5, 2e-5, 1e-5)))
+
+    def run(one):
+        value = scores[one.optimizer.learning_rate, one.seed]
+        if value is None:
+            raise TrainingError(f"loss not finite\nwith {one.optimizer.learning_rate}")
+        return RunOutcome({"validation": {"accuracy": value}}, "accuracy")
+
+    assert run_all(config, run)["validation"]["accuracy"] == 0.6
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    nothing, half, whole = summary["settings"]
+    assert summary["best"] == whole["best"] == str(tmp_path / "learning_rate=1e-05/seed-1/model")
+    assert (whole["mean"], whole["diverged"]) == (0.55, [])
+    assert (half["mean"], half["margin95"], half["values"]) == (0.9, None, [0.9, None])
+    assert half["diverged"] == [{"seed": 1, "reason": "loss not finite with 2e-05"}]
+    assert half["others"]["validation/accuracy"]["values"] == [0.9, None]
+    assert half["best"] == str(tmp_path / "learning_rate=2e-05/seed-0/model")
+    assert (nothing["mean"], nothing["values"], nothing["best"]) == (None, [None, None], None)
+    assert [entry["seed"] for entry in nothing["diverged"]] == [0, 1]
+    printed = capsys.readouterr()
+    assert "diverged: 3 of 6 runs; means are those of the others, and summary.json has the reasons" in printed.out
+    assert f"diverged: {tmp_path / 'learning_rate=2e-05/seed-1'}: loss not finite with 2e-05" in printed.err
+
+
+def test_a_grid_of_which_all_runs_diverge_fails_with_a_summary(tmp_path):
+    config = changed(ONE, output=tmp_path, grid=GridConfig(learning_rate=(1.0, 2.0)))
+
+    def run(one):
+        raise TrainingError(f"loss not finite at step {one.optimizer.learning_rate:g}")
+
+    with pytest.raises(TrainingError, match=r"all 2 runs diverged, as .*summary.json lists; .* at step 1$"):
+        run_all(config, run)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"] is None
+    assert [row["diverged"][0]["reason"][-1] for row in summary["settings"]] == ["1", "2"]
+
+
+@pytest.mark.parametrize("error", [UserError("no such file"), OSError(28, "disk full"), StoppedError("stopped", 42)])
+def test_other_errors_end_the_grid(tmp_path, error):
+    def run(one):
+        raise error
+
+    with pytest.raises(type(error)):
+        run_all(changed(ONE, output=tmp_path, seeds=(0, 1)), run)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_every_run_has_a_folder_of_its_own(tmp_path):
+    points = grid_points(changed(ONE, grid=GridConfig(learning_rate=(1e-5, 1.0000001e-5), batch_size=(1048575,))))
+    assert [point.name for point in points] == [
+        "learning_rate=1e-05,batch_size=1048575",
+        "learning_rate=1.0000001e-05,batch_size=1048575",
+    ]
+    with pytest.raises(UserError, match="the grid has batch_size=8 twice; give every value once"):
+        run_all(changed(ONE, output=tmp_path, grid=GridConfig(batch_size=(8, 8))), pytest.fail)
 
 
 def test_the_interval_is_students():

@@ -253,7 +253,15 @@ class Checkpointer:
         if (fault := agree_on_fault(self._cause, write_fault)) is not None:
             return fault
         assert self._pending is not None
-        self._background.start(self._pending.step, self._pending.state, self._pending.manifest)
+        try:
+            self._background.start(self._pending.step, self._pending.state, self._pending.manifest)
+        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+            if jax.process_count() > 1:  # the others wait in Orbax's barriers, which only ends with this process
+                raise
+            self._cause = error
+            self._background.drain_errors()
+            remove_failed(self._folder, self._pending.step)
+            return agree_on_fault(error, write_fault)
         return None
 
     def _finish_save(self) -> Fault | None:

@@ -25,7 +25,7 @@ from deberta_jax.strict_json import to_json
 from deberta_jax.terminal import say
 
 from ..reporting.pictures import draw_or_report
-from ..settings import NotNegative, Positive, Range
+from ..settings import BatchSize, NotNegative, Positive, Range
 from .hlo_costs import Cost
 from .kernel_costs import find_kernels, kernel_cycles
 from .report import DeviceMemory, Report, describe
@@ -64,7 +64,7 @@ class CompileAheadConfig(StepConfig):
     """print JSON instead of tables"""
     sweep: bool = False
     """compile all combinations of sweep_batches and sweep_fsdp instead, for a table and a plot"""
-    sweep_batches: tuple[Positive, ...] = ()
+    sweep_batches: tuple[BatchSize, ...] = ()
     """global batches of the sweep (default: a quarter, a half and the whole of global_batch)"""
     sweep_fsdp: tuple[Positive, ...] = ()
     """sizes of the fsdp axis in the sweep (default: that of mesh)"""

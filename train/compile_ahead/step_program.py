@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from ..configs import (
 from ..data.masking import MaskingConfig
 from ..engine.optimizer import build_optimizer
 from ..engine.state import TrainState
-from ..settings import Positive, Settings
+from ..settings import BatchSize, Positive, Range, Settings
 from ..tasks.classification.task import Classification
 from .model_flops import classification_flops, masked_lm_flops, rtd_flops
 
@@ -47,7 +47,7 @@ class StepConfig(Settings):
     """number of such slices, connected by the data-center network, which only the data axis of the mesh crosses"""
     task: Literal["rtd", "mlm", "finetune"] = "rtd"
     """replaced token detection, masked language modeling, or fine-tuning of a classifier"""
-    global_batch: Positive = 8192
+    global_batch: BatchSize = 8192
     """rows in a step, over all chips"""
     sequence_length: Positive = 512
     """tokens in a row"""
@@ -60,7 +60,7 @@ class StepConfig(Settings):
     """recompute each layer in the backward pass instead of keeping its activations"""
     vocab_size: Positive | None = None
     """rows of the word embeddings (default: those of the model)"""
-    mask_rate: float = 0.15
+    mask_rate: Annotated[float, Range(above=0, below=1)] = 0.15
     """share of the tokens that is masked"""
     embedding_sharing: EmbeddingSharing | None = None
     """embedding sharing of generator and discriminator (default: that of the JSON file, else gdes)"""
@@ -173,7 +173,7 @@ def _finetune(config: StepConfig) -> _Parts:
     run = FinetuneConfig(
         output=Path(),
         model=Path(),
-        data=TaskDataConfig(train="", max_length=config.sequence_length),
+        data=TaskDataConfig(train="unused", max_length=config.sequence_length),
         batch_size=config.global_batch,
         accumulation=config.accumulation,
         steps=_STEPS,

@@ -16,6 +16,7 @@ from jaxtyping import Int, Integer, UInt64
 
 from deberta_jax.errors import UserError
 
+from ..settings import LARGEST_SEED, shown_number
 from .corpus import Corpus
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
 from .row_files import open_row_files
@@ -27,6 +28,7 @@ EVALUATION_SEED = 0  # held-out rows have the same masks in every run
 # Grain's default of 500 prefetched elements is meant for single records; 500 batches would take hundreds of MB.
 _PREFETCH = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
 _ADVICE = "copy the folder again, or prepare the corpus again"
+_ENDLESS = 2**53  # examples; below, a float is exact
 _TRAINING, _EVALUATION = 0, 1  # hash streams of the row keys
 
 
@@ -79,8 +81,10 @@ class GlobalBatches:
     def set_state(self, state: Mapping[str, int]) -> None:
         """Restores a position that `get_state` returned. Raises UserError for any other value."""
         index = state.get("global_next_index")
-        if set(state) != {"global_next_index"} or not isinstance(index, int) or index < 0:
-            raise UserError(f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n >= 0")
+        if set(state) != {"global_next_index"} or not isinstance(index, int) or not 0 <= index < _ENDLESS:
+            raise UserError(
+                f"{dict(state)} is not a position; it must be {{'global_next_index': n}} with n from 0 to 2^53"
+            )
         self.close()
         self._next = index
 
@@ -118,7 +122,10 @@ class _LocalExamples(grain.MapDataset):
         self._start, self._global_batch, self._batch_indices = start, global_batch, batch_indices.tolist()
 
     def __len__(self) -> int:
-        return (len(self._parent) - self._start) // self._global_batch * len(self._batch_indices)
+        # An endless dataset has 2^63 - 1 examples. Grain divides their number as a float, which must be exact: with
+        # batches of one example the quotient would be 2^63, more than a length can be.
+        examples = (len(self._parent) - self._start) // self._global_batch * len(self._batch_indices)
+        return min(examples, _ENDLESS)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -157,8 +164,8 @@ class TrainingBatches:
         batch_indices: Int[np.ndarray, "B"] | None = None,
     ) -> None:
         corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
-        if seed < 0:
-            raise UserError(f"seed is {seed}; it must not be negative")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"seed is {shown_number(seed)}; it must not be negative, and at most {LARGEST_SEED}")
         self._tables = MaskingTables.of(tokenizer)
         self._masking = masking
         self._seed = seed

@@ -20,6 +20,7 @@ from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
 
+from ..settings import LARGEST_INT, shown_number
 from . import sentencepiece_process
 from .text import embedded_corpus, read_documents
 from .text_files import describe_ignored, refuse_output
@@ -160,12 +161,16 @@ def train_tokenizer(
     """
     if isinstance(documents, str):
         raise TypeError("documents is a single string; pass a list of strings")
-    if vocab_size <= _SPECIAL_AND_BYTE_PIECES:
-        raise UserError(f"vocab_size is {vocab_size}; it must be above {_SPECIAL_AND_BYTE_PIECES}, usually 8000-128000")
+    if not _SPECIAL_AND_BYTE_PIECES < vocab_size <= LARGEST_INT:
+        raise UserError(
+            f"vocab_size is {shown_number(vocab_size)}; it must be above {_SPECIAL_AND_BYTE_PIECES}, usually "
+            f"8000-128000, and at most {LARGEST_INT}"
+        )
     if not 0.98 <= character_coverage <= 1:
         raise UserError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
-    if input_sentence_size <= 100:
-        raise UserError(f"input_sentence_size is {input_sentence_size}; it must be above 100")
+    if not 100 < input_sentence_size <= LARGEST_INT:
+        given = shown_number(input_sentence_size)
+        raise UserError(f"input_sentence_size is {given}; it must be above 100 and at most {LARGEST_INT}")
     lines = _sample(_training_lines(documents), input_sentence_size)
     if not lines:
         raise UserError("there is no text to train on; give documents with at least one visible character")

@@ -11,22 +11,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from deberta_jax.errors import UserError
-
 from ..checkpoints.checkpointer import Checkpointer
 from ..hosts.exit_codes import StopRequested
 from ..hosts.join import Hosts
 from ..reporting.reporter import Reporter
 from .best import BestEvaluation
+from .divergence import TrainingError, broken_parameters
 from .state import TrainState
 
 StepMetrics = dict[str, Float[Array, ""]]  # of one step, on the devices
 Sums = dict[str, float]  # of the metrics of several steps, and "steps", their number
 Figures = dict[str, float]  # for the log
-
-
-class TrainingError(UserError):
-    """Training diverged; the message names the reason, the step and the last checkpoint."""
 
 
 class Batches(Protocol):
@@ -94,7 +89,7 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
     stopped is made up for.
 
     Raises:
-      TrainingError: if a loss or a gradient norm is not finite. The last good checkpoint is kept.
+      TrainingError: if a loss, a gradient norm or a parameter is not finite. The last good checkpoint is kept.
       CheckpointError: if no checkpoint can be read, if they belong to another configuration, or if saving failed.
       StoppedError: if a process received SIGTERM or time ran out. The last step is saved. An evaluation ends after the
         current batch.
@@ -126,6 +121,7 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
             saving = stopping or run.is_due(number, run.save_every)
             if evaluating or saving:
                 metrics.read()  # raises before anything of a diverged step is evaluated or saved
+                _require_finite_parameters(number, state, run)  # which the next loss would show, if there is one
             if evaluating and not stopping:
                 stopping = not _evaluate(number, state, run)
             if saving or stopping or run.should_stop_early:
@@ -234,12 +230,23 @@ class _MetricsReader:
     def _require_finite(self, number: int, values: dict[str, float]) -> None:
         broken = {name: value for name, value in values.items() if not math.isfinite(value)}
         if broken:
-            saved = self._run.checkpointer.latest_step()
-            kept = f"the checkpoint of step {saved} is kept" if saved is not None else "there is no checkpoint yet"
             raise TrainingError(
                 f"{', '.join(broken)} not finite at step {number} ({', '.join(map(str, broken.values()))}); "
-                f"{kept}. Try a lower learning rate or a longer warmup"
+                f"{_advice(self._run)}"
             )
+
+
+def _require_finite_parameters(number: int, state: TrainState, run: TrainingRun) -> None:
+    """Raises TrainingError if a parameter is not finite after step `number`: finite gradients do not exclude it."""
+    if broken := broken_parameters(state.params):
+        others = f" and {len(broken) - 1} more parameters" if len(broken) > 1 else ""
+        raise TrainingError(f"{broken[0]}{others} not finite after step {number}; {_advice(run)}")
+
+
+def _advice(run: TrainingRun) -> str:
+    saved = run.checkpointer.latest_step()
+    kept = f"the checkpoint of step {saved} is kept" if saved is not None else "there is no checkpoint yet"
+    return f"{kept}. Try a lower learning rate or a longer warmup"
 
 
 @contextlib.contextmanager

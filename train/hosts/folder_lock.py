@@ -104,7 +104,7 @@ def _silence(path: Path) -> float | None:
 def _owner(path: Path) -> dict[str, object]:
     try:
         owner = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) and "host" in owner else {}
 

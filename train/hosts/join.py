@@ -7,7 +7,8 @@ inside `with join_run(config) as hosts:`.
 
 In the order of events:
 
-1. Every process connects to process 0 and waits there for all others, at most `start_within` seconds.
+1. Every process meets process 0 and waits there for all others, at most `start_within` seconds (`rendezvous`). Then JAX
+   connects them.
 2. All meet at a barrier, exchange their facts and compare them. If some differ, all raise the same error.
 3. Each process starts a DeathNotice and a Watchdog. From here on every process ends when another one dies, hangs or
    fails: an exception on one host would otherwise leave the others waiting in a collective.
@@ -37,7 +38,7 @@ from deberta_jax.errors import UserError, is_expected, one_line
 from deberta_jax.orbax_path import orbax_path
 from deberta_jax.terminal import say
 
-from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
+from ..configs import FinetuneConfig, HostsConfig, PretrainConfig, split_address
 from .agreement import check_agreement, gather_facts
 from .compilation_cache import enable_compilation_cache
 from .death_notice import DeathNotice
@@ -53,6 +54,7 @@ from .exit_codes import (
 from .folder_lock import lock_folder
 from .phases import PhaseTimer
 from .processes import coordination_client
+from .rendezvous import meet
 from .shared_folder import check_shared_folder
 from .solo_watchdog import SoloWatchdog
 from .watchdog import Watchdog
@@ -260,8 +262,11 @@ def _start_runtime(config: HostsConfig) -> None:
     threading.Thread(target=_remind, args=(connected, config), daemon=True).start()
     try:
         if config.coordinator is not None:
+            bind = _bind_address(config.coordinator) if config.index == 0 else None
+            if config.count != 1:
+                meet(config, bind)
             if config.index == 0:
-                settings["coordinator_bind_address"] = _bind_address(config.coordinator)
+                settings["coordinator_bind_address"] = bind
             jax.distributed.initialize(config.coordinator, config.count, config.index, **settings)
             return
         try:
@@ -282,9 +287,9 @@ def _bind_address(coordinator: str) -> str | None:
     None means all interfaces, JAX's default. It is needed behind an address translation, where this machine does not
     have the address under which the others reach it.
     """
-    host, _, _ = coordinator.rpartition(":")
+    host, _ = split_address(coordinator)
     try:
-        with socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             return coordinator
     except OSError:
         return None

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import UserError
+
+from ..engine.divergence import TrainingError
 
 Kind = Literal["classification", "regression", "choice", "tokens", "span"]
 ExampleBatch = dict[str, Num[np.ndarray, "B ..."]]
@@ -32,12 +33,12 @@ def stack_probabilities(predictions: Predictions, unit: str) -> Float[np.ndarray
     """Returns the `probabilities` of all examples. `unit` is the word for an example in error messages.
 
     Raises:
-      UserError: if a probability is not finite.
+      TrainingError: if a probability is not finite.
     """
     probabilities = np.stack([prediction["probabilities"] for prediction in predictions])
     if not np.isfinite(probabilities).all():
         index = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
-        raise UserError(f"the probabilities of {unit} {index} are not finite; the model has diverged")
+        raise TrainingError(f"the probabilities of {unit} {index} are not finite; the model has diverged")
     return probabilities
 
 
@@ -157,7 +158,7 @@ class Task(Protocol):
         """Returns the metrics of a labeled split.
 
         Raises:
-          UserError: if a prediction is not finite.
+          TrainingError: if a prediction is not finite.
         """
         ...
 

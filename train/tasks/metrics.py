@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Num, Shaped
 
-from deberta_jax.errors import UserError
+from ..engine.divergence import TrainingError
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and labels, each [E]
 
@@ -100,7 +100,7 @@ def compute_metrics(
 
     Raises:
       ValueError: if a metric is unknown or there is no prediction.
-      UserError: if a prediction is not finite.
+      TrainingError: if a prediction is not finite.
     """
     if unknown := [name for name in names if name not in METRICS]:
         raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
@@ -108,5 +108,5 @@ def compute_metrics(
         raise ValueError("there are no predictions to compare with labels")
     if not np.all(np.isfinite(predictions)):
         index = int(np.argmin(np.isfinite(predictions)))
-        raise UserError(f"the prediction of example {index} is {predictions[index]}; the model has diverged")
+        raise TrainingError(f"the prediction of example {index} is {predictions[index]}; the model has diverged")
     return {name: METRICS[name](predictions, labels) for name in names}

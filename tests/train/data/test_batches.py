@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
+from deberta_jax.errors import UserError
 from deberta_jax.train.data.batches import TrainingBatches, held_out_batches
 from deberta_jax.train.data.masking import MaskingConfig
 from deberta_jax.train.data.prepare import prepare
@@ -130,6 +131,18 @@ def test_epoch_has_each_row_once_in_new_order_with_new_masks(corpus):
         not np.array_equal(positions[texts.index(text)], positions[rows + epochs[1].index(text)]) for text in epochs[0]
     ]
     assert np.mean(changed) > 0.9
+
+
+def test_batches_of_one_row_are_those_of_larger_batches(corpus):
+    """Grain would count one more batch than fits into 64 bits."""
+    rows = by_row(take(training(corpus, batch=1), 2 * BATCH))
+    assert rows == by_row(take(training(corpus), 2))
+    resumed = training(corpus, batch=1)
+    resumed.set_state({"global_next_index": 5})
+    assert by_row(take(resumed, 3)) == {row: rows[row] for row in (5, 6, 7)}
+    for index in (-1, 2**53, 2**64, 1.0, None):
+        with pytest.raises(UserError, match="is not a position"):
+            resumed.set_state({"global_next_index": index})
 
 
 def test_seed_determines_order_and_masks(corpus):

@@ -13,7 +13,8 @@ import pytest
 
 from deberta_jax.train.checkpoints.checkpointer import Checkpointer
 from deberta_jax.train.engine.best import BestEvaluation
-from deberta_jax.train.engine.loop import TrainingError, TrainingRun, train
+from deberta_jax.train.engine.divergence import TrainingError
+from deberta_jax.train.engine.loop import TrainingRun, train
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.hosts.exit_codes import StoppedError
 from deberta_jax.train.hosts.join import Hosts
@@ -238,6 +239,19 @@ def test_a_diverged_step_is_not_saved(home: Home) -> None:
     with pytest.raises(TrainingError, match=r"at step 1 .*there is no checkpoint yet"):
         home.train(step=diverge, save_every=1)
     assert home.saved == []
+
+
+def test_parameters_that_are_not_finite_after_the_last_step_are_not_saved(home: Home) -> None:
+    """No later loss would show them."""
+
+    def diverge(state: TrainState, batch: Any) -> Any:
+        state, metrics = add_noisy_number(state, batch)
+        return dataclasses.replace(state, params={"total": jnp.where(state.step == 10, jnp.inf, 1.0)}), metrics
+
+    with pytest.raises(TrainingError, match=r"^total not finite after step 10; the checkpoint of step 9 is kept"):
+        home.train(step=diverge)
+    assert home.saved[-1] == 9
+    assert 10 not in home.evaluated
 
 
 def test_no_improvement_ends_training_early(home: Home) -> None:

@@ -27,6 +27,7 @@ from deberta_jax.train.hosts.exit_codes import StoppedError, exit_code
         (jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), 42),
         (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), 42),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm"), 1),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: Disallowed host-to-device transfer"), 1),
     ],
 )
 def test_exit_code_of_an_error(error: Exception, code: int) -> None:

@@ -73,6 +73,15 @@ def test_resuming_equals_never_having_stopped():
     assert drawn(resumed, 5) == whole[3:]
 
 
+def test_batches_of_one_example_on_one_host_and_resumed():
+    whole = [labels[0] for labels in drawn(training(5, batch_size=1), 10)]
+    assert sorted(whole[:5]) == sorted(whole[5:]) == list(range(5))
+    assert whole == np.concatenate(drawn(training(5, batch_size=2), 5)).tolist()
+    resumed = training(5, batch_size=1)
+    resumed.set_state({"global_next_index": 4})
+    assert [labels[0] for labels in drawn(resumed, 6)] == whole[4:]
+
+
 def test_hosts_share_each_global_batch_and_their_number_may_change():
     whole = drawn(training(9), 6)
     two = [training(9, batch_indices=indices) for indices in parts(2)]

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Num
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
+from ...engine.divergence import TrainingError
 from ...reporting.classification_plots import plot_answers
 from ..base import (
     PROBABILITY_BYTES,
@@ -183,11 +183,11 @@ class ClassificationTask:
             plot_answers(path, np.concatenate([probabilities, unseen], axis=1), labels, names)
 
     def _values(self, predictions: Predictions) -> Num[np.ndarray, "E"]:
-        """Returns the scores, or the indices of the most probable classes. Raises UserError if one is not finite."""
+        """Returns the scores, or the most probable classes. Raises TrainingError if one is not finite."""
         if self.objective.regression:
             scores = np.array([prediction["score"] for prediction in predictions])
             if not np.isfinite(scores).all():
                 index = int(np.argmin(np.isfinite(scores)))
-                raise UserError(f"the prediction of example {index} is {scores[index]}; the model has diverged")
+                raise TrainingError(f"the prediction of example {index} is {scores[index]}; the model has diverged")
             return scores
         return stack_probabilities(predictions, "example").argmax(axis=1)

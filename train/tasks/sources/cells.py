@@ -3,6 +3,7 @@
 Every function raises UserError with the value that it found instead.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +19,13 @@ Cells = Mapping[str, Any]  # a row of a table: the value of each column
 
 class MissingColumnError(UserError):
     """A row has no column of the name that the user gave."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """A value that Python cannot represent, such as a date after the year 9999. It is an error only if it is used."""
+
+    reason: str
 
 
 def decode_utf8(data: bytes, name: str) -> str:
@@ -37,7 +45,10 @@ def cell_value(cells: Cells, column: str) -> Any:
     """Returns the value of a column, which must exist."""
     if column not in cells:
         raise MissingColumnError(f"no column {column!r}; the columns are {quote_names(cells)}")
-    return _python_value(cells[column])
+    value = _python_value(cells[column])
+    if isinstance(value, Unreadable):
+        raise UserError(f"column {column!r} holds a value that cannot be read: {value.reason}")
+    return value
 
 
 def text_cell(cells: Cells, column: str, *, allow_empty: bool) -> str:

@@ -6,10 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from deberta_jax.errors import MissingFileError, UserError, one_line
 
-from .cells import Cells
+from .cells import Cells, Unreadable
 from .delimited import Reading, open_delimited
 from .json_rows import json_objects
 from .table import Table
@@ -109,18 +110,36 @@ def _open_parquet(given: str, label_column: str) -> Table:
 
     def rows() -> Iterator[tuple[int, Cells]]:
         number = 0
-        try:
-            for batch in file.iter_batches():
-                for cells in batch.to_pylist():
-                    yield number, cells
-                    number += 1
-        # ArrowException covers damaged pages. Conversion to Python values raises the others, for text that is not
-        # UTF-8 and for dates that Python cannot represent.
-        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{given}: damaged after record {number} ({one_line(error):.200})") from None
+        batches = file.iter_batches()
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pyarrow.ArrowException, OSError, ValueError) as error:
+                raise UserError(f"{given}: damaged after record {number} ({one_line(error):.200})") from None
+            if batch is None:
+                return
+            values = [_python_values(column) for column in batch.columns]
+            for row in zip(*values, strict=True):
+                yield number, dict(zip(columns, row, strict=True))
+                number += 1
 
     names = _parquet_class_names(file.schema_arrow.metadata or {}, label_column)
     return Table(given, "record", rows(), names, hidden_label=bool(names))
+
+
+def _python_values(column: Any) -> list[Any]:
+    """Returns the values of a column of a Parquet file."""
+    try:
+        return column.to_pylist()
+    except Exception:  # depends on the type: text that is not UTF-8, a date too late, an unknown time zone, ...
+        return [_python_value(value) for value in column]
+
+
+def _python_value(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except Exception as error:
+        return Unreadable(f"{type(error).__name__}, {one_line(error):.200}")
 
 
 def _parquet_class_names(metadata: Mapping[bytes, bytes], label_column: str) -> tuple[str, ...]:

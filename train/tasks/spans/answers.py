@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.errors import UserError
-
+from ...engine.divergence import TrainingError
 from ..base import Predictions
 from .questions import SpanQuestion
 from .windows import Windows
@@ -112,13 +111,13 @@ def combine_windows(
       n_best: largest number of candidates per question.
 
     Raises:
-      UserError: if a logit is not finite.
+      TrainingError: if a logit is not finite.
     """
     spans: list[list[_WindowSpan]] = [[] for _ in questions]
     null_scores = [math.inf] * len(questions)
     for row, (owner, prediction) in enumerate(zip(windows.owner, predictions, strict=True)):
         if not prediction["finite"]:
-            raise UserError(f"the logits of window {row} are not finite; the model has diverged")
+            raise TrainingError(f"the logits of window {row} are not finite; the model has diverged")
         null_scores[owner] = min(null_scores[owner], float(prediction["null_score"]))
         for score, first, last in zip(prediction["scores"], prediction["starts"], prediction["ends"], strict=True):
             if np.isfinite(score):

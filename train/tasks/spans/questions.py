@@ -222,7 +222,7 @@ def _read_questions(
 
 
 def _identifier(cells: Cells, number: int) -> str:
-    value = cells.get("id")
+    value = cell_value(cells, "id") if "id" in cells else None
     if value is None:
         return str(number)
     return parse_text(value if isinstance(value, bytes) else str(value), "id", allow_empty=True)

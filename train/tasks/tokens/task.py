@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import UserError
 from deberta_jax.models import DebertaForTokenClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
+from ...engine.divergence import TrainingError
 from ..base import PROBABILITY_BYTES, AnswerLogits, Arrays, Predictions, mean_json_size, unlabeled_split
 from ..metrics import accuracy
 from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes
@@ -204,7 +204,7 @@ class TokenLabelTask:
         return self.label_names[label] if label < known else self.unseen[label - known]
 
     def _predicted_words(self, split: str, predictions: Predictions) -> list[PredictedWords]:
-        """Returns the predictions of each sentence. Raises UserError if a probability is not finite."""
+        """Returns the predictions of each sentence. Raises TrainingError if a probability is not finite."""
         default = next((index for index, name in enumerate(self.label_names) if name.upper() == "O"), 0)
         sizes = [len(sentence.words) for sentence in self.sentences[split]]
         sentences = [
@@ -213,7 +213,7 @@ class TokenLabelTask:
         for window, prediction in zip(self.splits[split].windows, predictions, strict=True):
             probabilities = prediction["probability"][window.positions]
             if not np.isfinite(probabilities).all():
-                raise UserError(
+                raise TrainingError(
                     f"the probabilities of sentence {window.sentence} are not finite; the model has diverged"
                 )
             sentences[window.sentence].labels[window.words] = prediction["label"][window.positions]

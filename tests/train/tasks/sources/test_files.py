@@ -1,6 +1,7 @@
 """Tests of the readers of local files: their rules, and one clear line for each way in which a file can be bad."""
 
 import datetime
+import decimal
 import gzip
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deberta_jax.errors import MissingFileError, UserError
+from deberta_jax.train.tasks.sources.cells import parse_score, text_cell
 from deberta_jax.train.tasks.sources.files import open_file
 
 TSV = 'text\tlabel\nsay "hi\tyes\nbad\tno\n'
@@ -123,10 +125,39 @@ def test_parquet_values_that_python_cannot_represent_are_named(write_parquet):
     import pyarrow
 
     far = pyarrow.array([0, 2**62], type=pyarrow.timestamp("us"))
-    path = write_parquet("a.parquet", {"when": far})
-    with pytest.raises(UserError, match=r"a\.parquet: damaged after record 0 \("):
-        rows_of(path)
-    assert rows_of(write_parquet("b.parquet", {"when": far[:1]}))[0][1] == {"when": datetime.datetime(1970, 1, 1)}
+    rows = rows_of(write_parquet("a.parquet", {"when": far, "text": ["a", "b"]}))
+    assert rows[0][1] == {"when": datetime.datetime(1970, 1, 1), "text": "a"}
+    assert text_cell(rows[1][1], "text", allow_empty=False) == "b"
+    with pytest.raises(UserError, match=r"^column 'when' holds a value that cannot be read: OverflowError, "):
+        text_cell(rows[1][1], "when", allow_empty=False)
+
+
+def test_parquet_columns_of_any_type_are_read_or_refused_by_name(write_parquet):
+    import pyarrow as pa
+
+    columns = {
+        "dictionary": pa.array(["x"]).dictionary_encode(),
+        "large": pa.array(["x"], pa.large_string()),
+        "binary": pa.array([b"x"]),
+        "decimal": pa.array([decimal.Decimal("1.50")]),
+        "duration": pa.array([2**62], pa.duration("ns")),
+        "nanoseconds": pa.array([1], pa.timestamp("ns")),
+        "zone": pa.array([0], pa.timestamp("s", tz="No/Where")),
+        "struct": pa.array([{"a": 1}]),
+        "list": pa.array([["x"]]),
+        "map": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32())),
+        "null": pa.nulls(1),
+        "latin": pa.Array.from_buffers(
+            pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9")]
+        ),
+    }
+    [(_, cells)] = rows_of(write_parquet("a.parquet", columns))
+    for name in ("dictionary", "large", "binary"):
+        assert text_cell(cells, name, allow_empty=False) == "x"
+    assert parse_score(cells["decimal"]) == 1.5
+    for name in columns.keys() - {"dictionary", "large", "binary"}:
+        with pytest.raises(UserError, match=f"^column '{name}' "):
+            text_cell(cells, name, allow_empty=False)
 
 
 def test_twin_columns_of_parquet_are_named(tmp_path):
