@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from deberta_jax.train.reporting import goodput
 from deberta_jax.train.reporting.jsonl import read_records
 
-from ..support.cluster import Process
+from ..support.cluster import Process, wait_until
 from ..support.recorded_runs import last_step, losses
 from .broken_run import COUNT, PATIENCE, BrokenRun
 
@@ -73,10 +73,17 @@ class Scene:
             self.expect(code in allowed, f"process {index} ended with {code}: {self.run.printed(index)[-300:]!r}")
         self.saw_codes(ended)
         for index in set(range(COUNT)) - {self.victim} if named else ():
-            printed = self.run.printed(index)
-            found = re.search(rf"(lost|wait for)[^\n]* process {self.victim} on", printed)
-            self.expect(bool(found), f"process {index} does not name process {self.victim}: {printed[-300:]!r}")
+            self._expect_victim_named(index)
         self.run.forget_processes()
+
+    def _expect_victim_named(self, index: int) -> None:
+        """Checks that a process named the victim, itself or, if JAX aborted it, through its DeathNotice."""
+        name = f"process {self.victim} on"
+        message = re.compile(rf"(lost|wait for)[^\n]* {name}|{name} \S+, the coordinator, was lost")
+        try:  # the notice is printed after the process has ended
+            wait_until(lambda: message.search(self.run.printed(index)), seconds=10, purpose="the notice")
+        except AssertionError:
+            self.complaints.append(f"process {index} does not name {name}: {self.run.printed(index)[-300:]!r}")
 
     def expect_refusal(self, processes: list[Process], message: str) -> None:
         """Waits until processes that should not have been started have ended with 1 and a message of one line."""

@@ -50,7 +50,7 @@ def test_a_run_without_samples_is_not_called_flat() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_short_soak_is_flat(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.soak", "--steps", "600", "--seeds", "6", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.soak", "--steps", "600", "--seeds", "3", "--folder", str(tmp_path)]
     done = subprocess.run(
         command,
         capture_output=True,
