@@ -177,7 +177,7 @@ def interrupted_save(folder: Path, names: Collection[str]) -> Path | None:
 
 def _interrupted(folder: Path) -> list[Path]:
     try:
-        names = [entry.name for entry in os.scandir(folder) if entry.name.startswith(".save.")]
+        names = os.listdir(folder)
     except OSError:
         return []
     olds = [folder / name for name in names if (match := _NAME.fullmatch(name)) and match["kind"] == "old"]
@@ -187,7 +187,7 @@ def _interrupted(folder: Path) -> list[Path]:
 def _is_committed(old: Path) -> bool:
     """Returns whether all new entries of a save were moved, so that its old ones are not needed."""
     try:
-        return not any(os.scandir(old.with_suffix(".tmp")))
+        return not os.listdir(old.with_suffix(".tmp"))
     except OSError:
         return True
 

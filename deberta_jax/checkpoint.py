@@ -1,10 +1,11 @@
 """A model in a folder: `config.json`, the parameters in Orbax's format under `params/`, and their digests."""
 
+import contextlib
 import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -186,19 +187,27 @@ def _load(folder: Path, mesh: Mesh | None) -> tuple[DebertaConfig, dict[str, Any
     listed = {name: digest for name, digest in digests.items() if name.startswith(f"{PARAMETERS_FOLDER}/")}
     if changed := changed_file(path.parent, listed):
         raise UserError(_damaged(path, changed))
-    try:
+    with _reading(path):
         shapes = read_shapes(path)
-        config = adapt_to_parameters(config, shapes)
-        check_readable(config, shapes, where=str(folder))
-        if mesh is None:
-            first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            placement = jax.tree.map(lambda _: first, shapes)
-        else:
-            placement = named_shardings(shapes, mesh)
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
-        )
+    config = adapt_to_parameters(config, shapes)
+    check_readable(config, shapes, where=str(folder))
+    if mesh is None:
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placement = jax.tree.map(lambda _: first, shapes)
+    else:
+        placement = named_shardings(shapes, mesh)
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
+    )
+    with _reading(path):
         return config, read_folder(path, target)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Reports damaged parameters in one line, of folders that have no digests."""
+    try:
+        yield
     except (UserError, OSError, MemoryError, jax.errors.JaxRuntimeError):  # the last three: the machine's fault
         raise
     except Exception as error:  # a plain Exception is what Orbax raises where TensorStore cannot read an array

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from .errors import UserError
+from .orbax_messages import ORBAX_MESSAGES
 
 _PATTERN = frozenset("*?[]\\")
 
@@ -23,7 +24,7 @@ def plain_path(path: Path) -> Iterator[Path]:
     (`merge_ocdbt_per_process_files` in serialization/ocdbt_utils.py) and ignores that it finds nothing. Such a folder
     is reached through a temporary link to its parent.
     """
-    if not _PATTERN & set(str(path.parent)):
+    if not _PATTERN & set(str(path)):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="deberta-jax-") as temporary:
@@ -47,6 +48,7 @@ def write_folder(path: Path, tree: Any) -> None:
     # Writes to a temporary folder and renames it, on a mounted bucket as well, whatever the default of Orbax becomes.
     rename = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
     with (
+        ORBAX_MESSAGES.suppressed(),
         plain_path(path) as plain,
         ocp.Checkpointer(handler, atomicity_options=rename) as checkpointer,
     ):
@@ -59,7 +61,7 @@ def read_shapes(path: Path) -> Any:
     Raises:
       UserError: The folder has no readable metadata.
     """
-    with plain_path(path) as plain, ocp.StandardCheckpointer() as checkpointer:
+    with ORBAX_MESSAGES.suppressed(), plain_path(path) as plain, ocp.StandardCheckpointer() as checkpointer:
         return _shapes(checkpointer, plain, path)
 
 
@@ -80,7 +82,7 @@ def read_folder(path: Path, target: Any) -> Any:
       path: The folder.
       target: A jax.ShapeDtypeStruct with its sharding for each array.
     """
-    with plain_path(path) as plain, ocp.StandardCheckpointer() as checkpointer:
+    with ORBAX_MESSAGES.suppressed(), plain_path(path) as plain, ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(plain, target)
 
 
@@ -98,6 +100,7 @@ def read_one_array(path: Path, tree: Any) -> None:
     )
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     with (
+        ORBAX_MESSAGES.suppressed(),
         plain_path(path) as plain,
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone) as checkpointer,
     ):

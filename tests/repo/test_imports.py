@@ -10,7 +10,8 @@ from ..support.paths import REPOSITORY
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
     {"errors", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
-    {"unknown_fields", "atomic_folder", "file_digests", "orbax_folder"},
+    {"unknown_fields", "atomic_folder", "file_digests", "orbax_messages"},
+    {"orbax_folder"},
     {"config_json"},
     {"config"},
     {"positions", "sharding"},

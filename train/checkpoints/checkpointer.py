@@ -40,11 +40,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
+from deberta_jax.orbax_messages import ORBAX_MESSAGES
 
 from ..hosts.processes import gather_json
 from .manifest import as_json, create_manifest
 from .orbax_manager import open_manager, probe_folder, remove_unfinished
-from .orbax_messages import ORBAX_MESSAGES
 from .restore import DamagedError, Reader, Restored
 from .storage_faults import (
     CheckpointError,
