@@ -1,6 +1,7 @@
 """Writes a model as PyTorch files: `save_pytorch`, and the command `deberta-jax export SOURCE DESTINATION`."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from numpy.typing import DTypeLike
 
 from deberta_jax.atomic_folder import replace_entries
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import MissingPackageError, UserError
+from deberta_jax.errors import MissingPackageError, UserError, one_line
 from deberta_jax.file_digests import TOKENIZER_FILES
 from deberta_jax.parameter_check import check_finite
 
@@ -208,6 +209,7 @@ def _cast(array: Float[np.ndarray, "*shape"], dtype: np.dtype[Any], key: str) ->
 
 def _write(folder: Path, tensors: State, fields: dict[str, Any], tokenizer: Mapping[str, bytes]) -> None:
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ImportError:
         raise MissingPackageError(
@@ -218,7 +220,11 @@ def _write(folder: Path, tensors: State, fields: dict[str, Any], tokenizer: Mapp
         for name, content in tokenizer.items():
             (new / name).write_bytes(content)
         (new / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # which has no error number
+            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(code, f"{folder} was not written: {one_line(error)}; an earlier model stays") from None
         # safetensors makes its files readable only for their owner
         shutil.copymode(new / "config.json", new / "model.safetensors")
 
