@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -75,7 +76,9 @@ def save_pretrained(
         _on_first_process(staging.create, folder)
         try:
             write_folder(staging.path / PARAMETERS_FOLDER, params)
-        except (ValueError, RuntimeError) as error:  # of TensorStore, which has no error number
+        except ValueError as error:
+            if not re.match(r"[A-Z_]+: ", str(error)):  # the code of an error of TensorStore
+                raise
             raise _write_error(folder, error) from error
         _on_first_process(lambda: _finish(staging, config, params, tokenizer), folder)
     finally:
@@ -115,7 +118,7 @@ def _on_first_process(action: Callable[[], None], folder: str | os.PathLike[str]
     if jax.process_index() == 0:
         try:
             action()
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the last two: what was written cannot be read
             failure = error if isinstance(error, OSError) and error.errno else _write_error(folder, error)
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.array(failure is not None))
@@ -140,7 +143,7 @@ def load_pretrained(
 ) -> tuple[DebertaConfig, dict[str, Any]]:
     """Reads a model that `save_pretrained` wrote.
 
-    Its files are first compared with the digests in SHA256SUMS, if the folder has them.
+    Its files are first compared with the digests in model.sha256, if the folder has them.
 
     Args:
       mesh: places each parameter according to the sharding table (default: all on the first local device).

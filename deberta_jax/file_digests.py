@@ -1,4 +1,4 @@
-"""SHA256SUMS: the digests of a model's files, in the format of `sha256sum -c`.
+"""`model.sha256`: the digests of a model's files, which `sha256sum -c` reads as well.
 
 The files themselves are verified, not the arrays in them, because one mechanism then covers configuration, tokenizer
 and parameters, and TensorStore, which is written in C++, never reads a damaged file. Folders of earlier versions have
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import UserError
 
-DIGESTS_FILE = "SHA256SUMS"
+DIGESTS_FILE = "model.sha256"
 TOKENIZER_FILES = (
     *("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer.json"),
     *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),

@@ -133,11 +133,11 @@ class Tokenizer:
         vocab.txt. Added tokens are in tokenizer_config.json. The folder is created if it does not exist, and files of
         these names are replaced together: a process that is killed leaves the old tokenizer or the new one.
         tokenizer.json, added_tokens.json and special_tokens_map.json of another tokenizer are removed, because they
-        would be read too. In the folder of a model, the digests in SHA256SUMS are updated.
+        would be read too. In the folder of a model, the digests in model.sha256 are updated.
 
         Raises:
           OSError: The folder cannot be written.
-          UserError: SHA256SUMS is damaged.
+          UserError: model.sha256 is damaged.
         """
         folder, files = Path(folder), self.files()
         obsolete = {JSON_FILE, ADDED_FILE, MAP_FILE} - files.keys()

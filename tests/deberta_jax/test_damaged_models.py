@@ -31,7 +31,7 @@ def test_no_flipped_bit_is_loaded_as_something_else(saved: Path, tmp_path: Path)
     config, params = load_pretrained(saved)
     ids = Tokenizer.from_folder(saved).encode(TEXT)
     files = sorted(path.relative_to(saved) for path in saved.rglob("*") if path.is_file())
-    assert {"SHA256SUMS", "config.json", "spm.model", "tokenizer_config.json", "_METADATA"} <= {p.name for p in files}
+    assert {"model.sha256", "config.json", "spm.model", "tokenizer_config.json", "_METADATA"} <= {p.name for p in files}
     rng, lines = np.random.default_rng(0), []
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
@@ -57,7 +57,7 @@ def test_no_flipped_bit_is_loaded_as_something_else(saved: Path, tmp_path: Path)
 def test_an_edit_of_the_configuration_is_accepted_by_deleting_its_line(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
-    path, digests = folder / "config.json", folder / "SHA256SUMS"
+    path, digests = folder / "config.json", folder / "model.sha256"
     path.write_text(path.read_text().replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
     with pytest.raises(UserError, match=r"config\.json is not as it was saved: .*to accept an edit, delete its line"):
         load_pretrained(folder)
@@ -70,7 +70,7 @@ def test_an_edit_of_the_tokenizer_is_named(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     (folder / "spm.model").unlink()
-    with pytest.raises(UserError, match=r"spm\.model is missing, but SHA256SUMS lists it"):
+    with pytest.raises(UserError, match=r"spm\.model is missing, but model\.sha256 lists it"):
         Tokenizer.from_folder(folder)
     random_predictor().tokenizer.save(folder)  # the digests follow
     Tokenizer.from_folder(folder)
@@ -83,7 +83,7 @@ def test_an_edit_of_the_tokenizer_is_named(saved: Path, tmp_path: Path) -> None:
 def test_a_tokenizer_that_was_there_before_the_model_is_listed(tmp_path: Path) -> None:
     model = random_predictor()
     model.tokenizer.save(tmp_path)
-    assert not (tmp_path / "SHA256SUMS").exists(), "a tokenizer alone has no digests"
+    assert not (tmp_path / "model.sha256").exists(), "a tokenizer alone has no digests"
     save_pretrained(tmp_path, model.config, model.params)
     flip(tmp_path / "spm.model", 4000)
     with pytest.raises(UserError, match=r"spm\.model is not as it was saved"):
@@ -93,7 +93,7 @@ def test_a_tokenizer_that_was_there_before_the_model_is_listed(tmp_path: Path) -
 def test_folders_of_earlier_versions_have_no_digests(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
-    (folder / "SHA256SUMS").unlink()
+    (folder / "model.sha256").unlink()
     chex.assert_trees_all_equal(load_pretrained(folder)[1], load_pretrained(saved)[1])
     Tokenizer.from_folder(folder)
 
@@ -102,8 +102,8 @@ def test_damaged_digests_are_named(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     for content in (b"\xff\xfe", b"{}", b"0" * 64 + b"  a\n" + b"1" * 64 + b"  a\n"):
-        (folder / "SHA256SUMS").write_bytes(content)
-        with pytest.raises(UserError, match=r"SHA256SUMS is damaged: each line must be"):
+        (folder / "model.sha256").write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.sha256 is damaged: each line must be"):
             load_pretrained(folder)
-        with pytest.raises(UserError, match=r"SHA256SUMS is damaged"):
+        with pytest.raises(UserError, match=r"model\.sha256 is damaged"):
             Tokenizer.from_folder(folder)

@@ -5,8 +5,10 @@ python -m tests.support.model_worker together FOLDER --hosts.coordinator ...
 """
 
 import argparse
+import functools
 import itertools
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,11 @@ def number_of(folder: Path) -> int:
     return config.num_labels
 
 
-def loop(folder: Path) -> None:
+def loop(folder: Path, pause: float = 0) -> None:
     for number in itertools.cycle((1, 2)):
         save_pretrained(folder, *model(number), tokenizer=tokenizer(number))
         print(number, flush=True)
+        time.sleep(pause)
 
 
 def together(folder: Path) -> None:
@@ -80,4 +83,4 @@ if __name__ == "__main__":
     if hosts.coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(hosts.coordinator, int(hosts.count), int(hosts.index))
-    {"loop": loop, "together": together}[program](Path(folder))
+    {"loop": loop, "slow_loop": functools.partial(loop, pause=2), "together": together}[program](Path(folder))
