@@ -167,12 +167,12 @@ def interrupted_save(folder: Path, names: Collection[str]) -> Path | None:
 
     A save that still runs is waited for, for some seconds.
     """
-    for _ in range(_MOVING * 20):
+    end = time.monotonic() + _MOVING
+    while True:
         found = next((old for old in _interrupted(folder) if any(os.path.lexists(old / name) for name in names)), None)
-        if found is None or _is_leftover(found):
+        if found is None or _is_leftover(found) or time.monotonic() > end:
             return found
-        time.sleep(1 / 20)
-    return found
+        time.sleep(0.05)
 
 
 def _interrupted(folder: Path) -> list[Path]:
