@@ -38,7 +38,7 @@ def test_a_killed_save_leaves_the_old_model_or_the_new_one(tmp_path: Path) -> No
         assert (tmp_path / "spm.model").read_bytes() == b"%d" % found
     save_pretrained(tmp_path, *model(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("model.sha256", "config.json", "params", "results.json", "spm.model", "tokenizer_config.json")
+        *("config.json", "model.sha256", "params", "results.json", "spm.model", "tokenizer_config.json")
     ]
 
 
