@@ -13,20 +13,20 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import jax
 
-from deberta_jax.checkpoint import PARAMETERS_FOLDER, save_pretrained
+from deberta_jax.atomic_folder import create_folder
+from deberta_jax.checkpoint import holds_model, save_pretrained
 from deberta_jax.errors import UserError, one_line
 from deberta_jax.terminal import say
 
 from .errors import ConversionError
-from .from_pytorch import copy_tokenizer, find_folder, find_weights, load_pytorch
+from .folders import cache_folder
+from .from_pytorch import find_folder, find_weights, load_pytorch, read_tokenizer
 
 # Part of every digest. Increase it when `load_pytorch` starts to return other parameters or another configuration for
 # the same files.
@@ -50,7 +50,7 @@ def local_model(source: str | os.PathLike[str], *, filename: str | None = None) 
       ConversionError: The weights are damaged or do not match the configuration.
       UserError: The configuration is invalid, or the cache cannot be written.
     """
-    if (Path(source) / PARAMETERS_FOLDER).is_dir():
+    if holds_model(source):
         return Path(source)
     folder = find_folder(source, filename=filename)
     weights = find_weights(folder, filename)
@@ -59,19 +59,6 @@ def local_model(source: str | os.PathLike[str], *, filename: str | None = None) 
         _add(folder, weights, entry)
         say(f"converted {source}; kept in {entry}", error=True)
     return entry
-
-
-def cache_folder() -> Path:
-    """Returns the folder of the converted models, which need not exist.
-
-    It is DEBERTA_JAX_CACHE, or deberta-jax/ in the folder of the Hugging Face caches: HF_HOME, by default
-    `huggingface` in XDG_CACHE_HOME or ~/.cache.
-    """
-    given = os.environ.get("DEBERTA_JAX_CACHE")
-    if given:
-        return Path(given).expanduser()
-    general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{general}/huggingface").expanduser() / "deberta-jax"
 
 
 def _label(source: str | os.PathLike[str]) -> str:
@@ -107,11 +94,9 @@ def _files(folder: Path, weights: Path) -> list[Path]:
 
 def _add(folder: Path, weights: Path, entry: Path) -> None:
     """Converts a folder into an entry of the cache. Another process may do the same at the same time."""
-    partial = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            partial.mkdir()
+            partial = stack.enter_context(create_folder(entry))
         except OSError as error:
             raise UserError(
                 f"the cache of converted models {entry.parent} cannot be written: {error.strerror}; set "
@@ -121,19 +106,12 @@ def _add(folder: Path, weights: Path, entry: Path) -> None:
             convert(weights, partial)
         else:
             _convert_apart(weights, partial)
-        try:
-            partial.rename(entry)
-        except OSError:
-            if not entry.is_dir():  # otherwise another process was faster, with the same content
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def convert(weights: Path, destination: Path) -> None:
     """Writes the model in a PyTorch file and the tokenizer beside it. It raises as `load_pytorch`."""
-    save_pretrained(destination, *load_pytorch(weights.parent, filename=weights.name))
-    copy_tokenizer(weights.parent, destination)
+    config, params = load_pytorch(weights.parent, filename=weights.name)
+    save_pretrained(destination, config, params, tokenizer=read_tokenizer(weights.parent))
 
 
 def _convert_apart(weights: Path, destination: Path) -> None:

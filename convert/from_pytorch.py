@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,15 @@ from jaxtyping import Shaped
 from deberta_jax.config import DebertaConfig
 from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
+from deberta_jax.file_digests import TOKENIZER_FILES
+from deberta_jax.parameter_check import check_finite
 from deberta_jax.terminal import list_names, quote_names, say
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from . import hub
 from .containers import remove_prefixes
 from .errors import ConversionError
+from .folders import check_destination
 from .hub import inner_folder
 from .mapping import PARTS, Params, to_params
 from .pickle_reader import read_bin
@@ -39,10 +41,6 @@ WEIGHT_FILES = (
 )
 # Beginnings of the names of PyTorch files that Trainer, accelerate and others write beside the weights.
 _BESIDE_WEIGHTS = r"training_args|optimizer|scheduler|scaler|random_states|rng_state|sparse_linear"
-_TOKENIZER_FILES = (
-    *("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer.json"),
-    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
-)
 
 
 def load_pytorch(
@@ -125,13 +123,13 @@ def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) 
         return inner_folder(folder)
     if folder.exists():
         raise MissingFileError(f"{source} is a file; pass its folder, and the file's name as filename")
-    return inner_folder(hub.download(str(source), filename=filename, files=_TOKENIZER_FILES))
+    return inner_folder(hub.download(str(source), filename=filename, files=TOKENIZER_FILES))
 
 
 def find_tokenizer_folder(source: str | os.PathLike[str]) -> Path:
     """Returns the folder with a tokenizer's files: as `find_folder`, but without downloading weights."""
     folder = Path(source)
-    return inner_folder(folder if folder.is_dir() else hub.download_tokenizer(str(source), files=_TOKENIZER_FILES))
+    return inner_folder(folder if folder.is_dir() else hub.download_tokenizer(str(source), files=TOKENIZER_FILES))
 
 
 def find_weights(folder: Path, filename: str | None = None) -> Path:
@@ -162,7 +160,7 @@ def find_weights(folder: Path, filename: str | None = None) -> Path:
 
 def _is_no_model(name: str) -> bool:
     """Returns whether a file beside the weights is known to be something else, in spite of its suffix."""
-    return name in _TOKENIZER_FILES or re.match(_BESIDE_WEIGHTS, name) is not None
+    return name in TOKENIZER_FILES or re.match(_BESIDE_WEIGHTS, name) is not None
 
 
 def _what_is_there(folder: Path) -> str:
@@ -315,12 +313,13 @@ def main(config: ConvertConfig) -> None:
     """
     from deberta_jax.checkpoint import save_pretrained
 
+    check_destination(config.destination, Path(config.source), foreign=WEIGHT_FILES)
     folder = find_folder(config.source, filename=config.filename)
     has_tokenizer = check_tokenizer(folder)
     model_config, params = load_pytorch(folder, filename=config.filename, include=config.include)
-    save_pretrained(config.destination, model_config, params)
-    if has_tokenizer:
-        copy_tokenizer(folder, config.destination)
+    check_finite(params, where=str(find_weights(folder, config.filename)))
+    tokenizer = read_tokenizer(folder) if has_tokenizer else {}
+    save_pretrained(config.destination, model_config, params, tokenizer=tokenizer)
     say(f"wrote {config.destination}: {describe(params)}")
     if "mlm_head" in params:
         say(f"the form of its masked LM head is {model_config.mlm_head!r}")
@@ -340,13 +339,9 @@ def check_tokenizer(folder: Path) -> bool:
     return True
 
 
-def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copies the tokenizer files that `source` contains."""
-    if source.resolve() == destination.resolve():
-        return
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
+def read_tokenizer(folder: Path) -> dict[str, bytes]:
+    """Returns the content of the tokenizer files that a folder contains, by name."""
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def describe(params: Params) -> str:

@@ -1,11 +1,13 @@
 """Writes a model as PyTorch files: `save_pytorch`, and the command `deberta-jax export SOURCE DESTINATION`."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -14,15 +16,18 @@ import tyro
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
-from deberta_jax.atomic_files import replace_file
+from deberta_jax.atomic_folder import replace_entries
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import MissingPackageError, UserError
+from deberta_jax.errors import MissingPackageError, UserError, one_line
+from deberta_jax.file_digests import TOKENIZER_FILES
+from deberta_jax.parameter_check import check_finite
 from deberta_jax.terminal import say
 
 from .baseline_names import TRANSFORMERS_CLASSES, from_deberta_names
 from .cache import local_model
 from .errors import ConversionError
-from .from_pytorch import copy_tokenizer, describe, with_classes_of
+from .folders import check_destination
+from .from_pytorch import describe, read_tokenizer, with_classes_of
 from .mapping import Params, to_state_dict
 from .quirks import LEGACY_MLM_HEAD, V1_NAMES
 
@@ -52,7 +57,12 @@ _BASELINE_ARCHITECTURES = {
 
 
 def save_pytorch(
-    folder: str | os.PathLike[str], config: DebertaConfig, params: Params, *, dtype: DTypeLike = np.float32
+    folder: str | os.PathLike[str],
+    config: DebertaConfig,
+    params: Params,
+    *,
+    dtype: DTypeLike = np.float32,
+    tokenizer: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Writes `config.json` and `model.safetensors`, which transformers loads without missing or unexpected parameters.
 
@@ -68,10 +78,12 @@ def save_pytorch(
     a sequence classification head; transformers' multiple choice head has other names.
 
     Args:
-      folder: Folder to write to; it is created if necessary, and files of these names are replaced atomically.
+      folder: Folder to write to; it is created if necessary. Files of these names are replaced together: a process
+        that is killed leaves the old model or the new one.
       config: As `load_pytorch` returns it.
       params: As `load_pytorch` returns them.
       dtype: float32, float16 or bfloat16. float32 is lossless.
+      tokenizer: Files of the tokenizer by name. They replace the tokenizer in the folder (default: it stays).
 
     Raises:
       ConversionError: The parameters do not match the configuration, or transformers cannot hold the model: a GDES
@@ -93,7 +105,7 @@ def save_pytorch(
     fields |= _architectures(fields["model_type"], params)
     fields["dtype"] = number_type.name
     tensors = {key: _cast(array, number_type, key) for key, array in state.items()}
-    _write(Path(folder), tensors, fields)
+    _write(Path(folder), tensors, fields, tokenizer)
 
 
 def _check_representable(config: DebertaConfig, params: Params) -> None:
@@ -196,18 +208,26 @@ def _cast(array: Float[np.ndarray, "*shape"], dtype: np.dtype[Any], key: str) ->
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def _write(folder: Path, tensors: State, fields: dict[str, Any]) -> None:
+def _write(folder: Path, tensors: State, fields: dict[str, Any], tokenizer: Mapping[str, bytes]) -> None:
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ImportError:
         raise MissingPackageError(
             f"writing {folder} needs the package safetensors; install deberta-jax[convert]"
         ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / "config.json") as config, replace_file(folder / "model.safetensors") as weights:
-        config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(tensors, weights, metadata={"format": "pt"})
-        shutil.copymode(config, weights)  # safetensors makes its files readable only for their owner
+    obsolete = [name for name in TOKENIZER_FILES if name not in tokenizer] if tokenizer else []
+    with replace_entries(folder, last="model.safetensors", remove=obsolete) as new:
+        for name, content in tokenizer.items():
+            (new / name).write_bytes(content)
+        (new / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        try:
+            save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # which has no error number
+            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(code, f"{folder} was not written: {one_line(error)}; an earlier model stays") from None
+        # safetensors makes its files readable only for their owner
+        shutil.copymode(new / "config.json", new / "model.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------- command
@@ -231,10 +251,12 @@ def main(config: ExportConfig) -> None:
     Raises:
       Exception: As `local_model`, `load_pretrained` and `save_pytorch`.
     """
-    from deberta_jax.checkpoint import load_pretrained
+    from deberta_jax.checkpoint import PARAMETERS_FOLDER, load_pretrained
 
+    check_destination(config.destination, Path(config.source), foreign=[PARAMETERS_FOLDER])
     folder = local_model(config.source)
     model_config, params = load_pretrained(folder)
-    save_pytorch(config.destination, model_config, params, dtype=_DTYPES[config.dtype])
-    copy_tokenizer(folder, config.destination)
+    check_finite(params, where=config.source)
+    tokenizer = read_tokenizer(folder)
+    save_pytorch(config.destination, model_config, params, dtype=_DTYPES[config.dtype], tokenizer=tokenizer)
     say(f"wrote {config.destination}: {describe(params)}")

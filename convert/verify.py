@@ -22,6 +22,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.config_json import read_json_object
 from deberta_jax.console import PlainConsole
 from deberta_jax.errors import MissingPackageError
+from deberta_jax.parameter_check import check_finite
 
 from .baseline_names import TRANSFORMERS_CLASSES
 from .containers import remove_prefixes
@@ -113,6 +114,7 @@ def main(config: VerifyConfig) -> None:
       ConversionError: The two models differ by more than TOLERANCE, transformers finds no weights for a part of the
         model, or `converted` is a different model.
       MissingPackageError: PyTorch or transformers is not installed.
+      UserError: A parameter is NaN or infinite.
       Exception: As `load_pytorch` and `load_pretrained`.
     """
     folder = find_folder(config.source)
@@ -121,6 +123,7 @@ def main(config: VerifyConfig) -> None:
     else:
         model_config, params = load_pretrained(config.converted)
         _check_same_model(folder, model_config, config.converted)
+    check_finite(params, where=str(config.converted or folder))
     differences = compare(folder, model_config, params)
     PlainConsole().print(_table(differences))
     failures = [difference for difference in differences if not difference.agrees]

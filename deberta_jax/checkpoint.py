@@ -1,57 +1,158 @@
-"""A model in a folder: `config.json`, and the parameters in Orbax's format under `params/`."""
+"""A model in a folder: `config.json`, the parameters in Orbax's format under `params/`, and their digests."""
 
+import contextlib
+import errno
 import json
+import logging
 import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from .atomic_files import write_file
+from .atomic_folder import Staging, current_path, leftovers, new_name
 from .config import DebertaConfig
 from .errors import MissingFileError, UserError
+from .file_digests import (
+    DIGESTS_FILE,
+    TOKENIZER_FILES,
+    changed_file,
+    check_file,
+    file_digests,
+    files_below,
+    format_digests,
+    read_digests,
+)
+from .orbax_path import orbax_path
 from .parameter_check import adapt_to_parameters, check_readable
-from .path_names import check_utf8
 from .sharding import named_shardings
 from .terminal import list_names
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FOLDER = "params"
+_LOG = logging.getLogger("deberta_jax")
+_ATTEMPTS = 5  # to read a folder while other processes replace the model in it
 
 
-def save_pretrained(folder: str | os.PathLike[str], config: DebertaConfig, params: dict[str, Any]) -> None:
-    """Writes a model to a folder, which is created if necessary; a model in it is replaced.
+def holds_model(folder: str | os.PathLike[str]) -> bool:
+    """Returns whether a folder has parameters that `save_pretrained` wrote."""
+    return current_path(Path(folder), PARAMETERS_FOLDER).is_dir()
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    config: DebertaConfig,
+    params: dict[str, Any],
+    *,
+    tokenizer: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Writes a model to a folder, which is created if necessary; a model in it is replaced, other files stay.
+
+    The new model is written beside the old one, read back, and moved to its place. A process that is killed leaves the
+    old model or the new one. What it has written besides is not read, and removed by the next save. Both models need
+    space for a moment.
 
     With several processes, every process calls it with the same global arrays.
 
     Args:
       params: {"deberta": ..., and the heads}, as from `model.init(...)["params"]` or `load_pytorch`.
-    """
-    import orbax.checkpoint as ocp
+      tokenizer: Files of the tokenizer by name, as from `Tokenizer.files`. They replace the tokenizer in the folder in
+        the same step (default: it stays).
 
-    folder = Path(folder).resolve()
-    check_utf8(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Without compression, and without Orbax's own copy of NumPy arrays, writing needs almost no memory.
-    handlers = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),
-    )
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
-    # Writes to a temporary folder and renames it, on a mounted bucket as well, whatever the default of Orbax becomes.
-    rename = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
-    with ocp.Checkpointer(handler, atomicity_options=rename) as checkpointer:
-        checkpointer.save(folder / PARAMETERS_FOLDER, args=ocp.args.PyTreeSave(params), force=True)
+    Raises:
+      UserError: The parameters have no "deberta", or nothing can be stored in a folder of this name (see `orbax_path`).
+      OSError: The folder cannot be written, or what was written cannot be read back. The old model stays.
+    """
+    from .orbax_folder import write_folder
+
+    if "deberta" not in params:
+        raise UserError(
+            f"the parameters have {list_names(params)}, but no 'deberta'; an encoder alone is saved as "
+            "{'deberta': parameters}"
+        )
+    orbax_path(folder)  # raises
+    staging = Staging(Path(folder).resolve(), _agreed_name())
+    try:
+        _on_first_process(staging.create, folder)
+        try:
+            write_folder(staging.path / PARAMETERS_FOLDER, params)
+        except ValueError as error:
+            if not re.match(r"[A-Z_]+: ", str(error)):  # the code of an error of TensorStore
+                raise
+            raise _write_error(folder, error) from error
+        _on_first_process(lambda: _finish(staging, config, params, tokenizer), folder)
+    finally:
+        if jax.process_index() == 0:
+            staging.discard()
+
+
+def _finish(staging: Staging, config: DebertaConfig, params: dict[str, Any], tokenizer: Mapping[str, bytes]) -> None:
+    """Adds everything but the parameters to a new model, reads it back and moves it to its place."""
+    from .orbax_folder import read_one_array
+
+    folder, new = staging.folder, staging.path
+    (new / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+    for name, content in tokenizer.items():
+        (new / name).write_bytes(content)
+    read_one_array(new / PARAMETERS_FOLDER, params)
+    digests = file_digests(new, [CONFIG_FILE, *tokenizer, *files_below(new, PARAMETERS_FOLDER)])
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file() and name not in tokenizer]
+    if not tokenizer:
+        digests |= file_digests(folder, present)
+    (new / DIGESTS_FILE).write_text(format_digests(digests), encoding="utf-8")
+    staging.commit(last=DIGESTS_FILE, remove=present if tokenizer else ())
+
+
+def _agreed_name() -> str:
+    """Returns a name for a `Staging`, the same in all processes."""
+    name = new_name()
+    if jax.process_count() == 1:
+        return name
+    letters = np.frombuffer(name.encode().ljust(128), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(letters)).astype(np.uint8)).decode().strip()
+
+
+def _on_first_process(action: Callable[[], None], folder: str | os.PathLike[str]) -> None:
+    """Runs an action on the first process, while the others wait. If it fails, all raise OSError."""
+    failure = None
     if jax.process_index() == 0:
-        write_file(folder / CONFIG_FILE, json.dumps(config.to_json(), indent=2) + "\n")
+        try:
+            action()
+        except (OSError, ValueError, RuntimeError) as error:  # the last two: what was written cannot be read
+            failure = error if isinstance(error, OSError) and error.errno else _write_error(folder, error)
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.array(failure is not None))
+        if failed and failure is None:
+            raise OSError(errno.EIO, f"the model {folder} was not saved; the first process reports why")
+    if failure is not None:
+        raise failure
+
+
+def _write_error(folder: str | os.PathLike[str], error: Exception) -> OSError:
+    full = "No space left on device" in str(error)
+    reason = os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:300]
+    message = f"the model {folder} was not saved: {reason}; an earlier model in it is unchanged"
+    return OSError(errno.ENOSPC if full else errno.EIO, message)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
 
 
 def load_pretrained(
     folder: str | os.PathLike[str], *, mesh: Mesh | None = None
 ) -> tuple[DebertaConfig, dict[str, Any]]:
     """Reads a model that `save_pretrained` wrote.
+
+    Its files are first compared with the digests in model.sha256, if the folder has them.
 
     Args:
       mesh: places each parameter according to the sharding table (default: all on the first local device).
@@ -62,44 +163,81 @@ def load_pretrained(
     Raises:
       MissingFileError: the folder does not exist, or lacks config.json or params/.
       UserError: the configuration is invalid, does not belong to the parameters (layers beyond its number, for
-        example), or the parameters are damaged.
+        example), or is not the one that was saved; or the parameters are damaged.
     """
-    import orbax.checkpoint as ocp
-
     folder = Path(folder).resolve()
-    check_utf8(folder)
-    if not (folder / CONFIG_FILE).is_file() or not (folder / PARAMETERS_FOLDER).is_dir():
-        content = list_names(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
-        raise MissingFileError(
-            f"{folder} is not a model saved by save_pretrained: it needs {CONFIG_FILE} and {PARAMETERS_FOLDER}/, "
-            f"and holds: {content}. For PyTorch files use `deberta-jax convert` or load_pytorch"
-        )
-    config = DebertaConfig.from_json(folder)
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(folder / PARAMETERS_FOLDER).item_metadata
-        if saved is None:  # Orbax logs the reason
-            raise UserError(_damaged(folder, "its metadata cannot be read"))
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved.tree)
-        config = adapt_to_parameters(config, shapes)
-        check_readable(config, shapes, where=str(folder))
-        if mesh is None:
-            first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            placement = jax.tree.map(lambda _: first, shapes)
-        else:
-            placement = named_shardings(shapes, mesh)
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
-        )
+    for attempt in range(_ATTEMPTS):
+        version = _version(folder)
         try:
-            return config, checkpointer.restore(folder / PARAMETERS_FOLDER, target)
-        except (OSError, MemoryError, jax.errors.JaxRuntimeError):  # the machine's fault, such as memory
-            raise
-        except Exception as error:  # a plain Exception is what Orbax raises where TensorStore cannot read an array
-            raise UserError(_damaged(folder, str(error).partition("See full TensorStore details")[0])) from error
+            result = _load(folder, mesh)
+        except (UserError, OSError):
+            if attempt == _ATTEMPTS - 1 or _version(folder) == version:
+                raise
+        else:
+            if _version(folder) == version:
+                return result
+    raise UserError(f"the model in {folder} is being replaced again and again; stop the other process first")
 
 
-def _damaged(folder: Path, reason: str) -> str:
+def _version(folder: Path) -> tuple[Any, ...]:
+    """Returns what changes when another process replaces the model in a folder."""
+    paths = [current_path(folder, name) for name in (DIGESTS_FILE, CONFIG_FILE, PARAMETERS_FOLDER)]
+    return tuple((path, path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else path for path in paths)
+
+
+def _load(folder: Path, mesh: Mesh | None) -> tuple[DebertaConfig, dict[str, Any]]:
+    from .orbax_folder import read_folder, read_shapes
+
+    config_path, path = current_path(folder, CONFIG_FILE), current_path(folder, PARAMETERS_FOLDER)
+    if not config_path.is_file() or not path.is_dir():
+        raise _missing(folder)
+    if path.parent != folder:
+        _LOG.warning("%s: a save was interrupted; this is the previous model, in %s", folder, path.parent)
+    config = DebertaConfig.from_json(config_path)
+    digests = read_digests(current_path(folder, DIGESTS_FILE))
+    check_file(folder, CONFIG_FILE, digests, path=config_path)
+    listed = {name: digest for name, digest in digests.items() if name.startswith(f"{PARAMETERS_FOLDER}/")}
+    if changed := changed_file(path.parent, listed):
+        raise UserError(_damaged(path, changed))
+    with _reading(path):
+        shapes = read_shapes(path)
+    config = adapt_to_parameters(config, shapes)
+    check_readable(config, shapes, where=str(folder))
+    if mesh is None:
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placement = jax.tree.map(lambda _: first, shapes)
+    else:
+        placement = named_shardings(shapes, mesh)
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
+    )
+    with _reading(path):
+        return config, read_folder(path, target)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Reports damaged parameters in one line, of folders that have no digests."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, jax.errors.JaxRuntimeError):  # the last three: the machine's fault
+        raise
+    except Exception as error:  # a plain Exception is what Orbax raises where TensorStore cannot read an array
+        raise UserError(_damaged(path, str(error).partition("See full TensorStore details")[0])) from error
+
+
+def _missing(folder: Path) -> MissingFileError:
+    content = list_names(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+    left = ", ".join(path.name for path in leftovers(folder))
+    hint = f" ({left}: what an interrupted save has left; it cannot be read)" if left else ""
+    return MissingFileError(
+        f"{folder} is not a model saved by save_pretrained: it needs {CONFIG_FILE} and {PARAMETERS_FOLDER}/, "
+        f"and holds: {content}{hint}. For PyTorch files use `deberta-jax convert` or load_pytorch"
+    )
+
+
+def _damaged(path: Path, reason: str) -> str:
     return (
-        f"the parameters in {folder / PARAMETERS_FOLDER} are damaged or incomplete: {reason.strip().rstrip('.')}; "
+        f"the parameters in {path} are damaged or incomplete: {reason.strip().rstrip('.')}; "
         "copy the folder or save the model again"
     )

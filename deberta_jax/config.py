@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from .config_json import FIXED_FIELDS, ModelType, config_fields, config_path, read_json_object
 from .errors import UserError
+from .file_digests import DIGESTS_FILE, check_file, read_digests
 from .released import RELEASED
 from .terminal import list_names
 from .unknown_fields import nearest
@@ -246,12 +247,14 @@ class DebertaConfig:
         Raises:
           FileNotFoundError: there is no such file.
           UserError: it is not JSON, has another model type, quantized weights, an unknown field that looks like a known
-            one, or values that do not fit together.
+            one, or values that do not fit together; or it is not the one that `save_pretrained` wrote.
         """
         if isinstance(source, Mapping):
             return cls(**config_fields(source, dataclasses.fields(cls), where="the configuration"))
         path = config_path(source)
-        return cls(**config_fields(read_json_object(path), dataclasses.fields(cls), where=str(path)))
+        config = cls(**config_fields(read_json_object(path), dataclasses.fields(cls), where=str(path)))
+        check_file(path.parent, path.name, read_digests(path.parent / DIGESTS_FILE))
+        return config
 
     def to_json(self) -> dict[str, Any]:
         """Returns a dict from which `from_json` reads an equal configuration, and which transformers reads as well."""

@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -11,12 +12,15 @@ from .errors import UserError
 from .path_names import check_utf8
 
 
-class _LiteralPath(type(epath.Path())):
+_LocalPath: Any = type(epath.Path())  # PosixGPath or WindowsGPath
+
+
+class _LiteralPath(_LocalPath):
     """A path of etils whose own characters are no pattern. Orbax, which uses `glob`, keeps the class of a path."""
 
     def glob(self, pattern: str) -> Iterator[epath.Path]:
         """Yields the files that match, as `Path.glob` of the standard library does, where only `pattern` is one."""
-        return super(_LiteralPath, self._new(glob.escape(str(self)))).glob(pattern)
+        return super(_LiteralPath, type(self)(glob.escape(str(self)))).glob(pattern)
 
 
 def orbax_path(folder: str | os.PathLike[str]) -> epath.Path:

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.errors
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .config import DebertaConfig
@@ -74,3 +75,33 @@ def _trace(model: Any, params: Any, where: str) -> None:
         raise UserError(f"{where} has parameters of another size than its config.json says: {reason}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def check_finite(params: Any, *, where: str) -> None:
+    """Raises if a parameter has an element that is not a number or is infinite.
+
+    With several processes, every process calls it with the same global arrays.
+
+    Args:
+      params: A nested dict of arrays.
+      where: The folder or file, for the message.
+
+    Raises:
+      UserError: There are such parameters; the message names them.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    checks = [np.isfinite(x).all() if isinstance(x, np.ndarray) else _all_finite(x) for _, x in leaves]
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, _), finite in zip(leaves, jax.device_get(checks), strict=True)
+        if not finite
+    ]
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise UserError(
+            f"{len(names)} of {len(leaves)} parameters of {where} have values that are NaN or infinite: "
+            f"{', '.join(names[:4])}{more}; the training has diverged or the file is damaged, take an earlier model"
+        )
+
+
+_all_finite = jax.jit(lambda x: jnp.isfinite(x).all())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from deberta_jax.atomic_files import write_file
 from deberta_jax.config import DebertaConfig
 from deberta_jax.console import PlainConsole
 from deberta_jax.strict_json import to_json
@@ -85,7 +86,7 @@ def main(config: DemoConfig) -> None:
     )
 
     console.rule("3 of 5: pre-training (RTD, GDES)")
-    (folder / "model.json").write_text(to_json(SMALL.to_json(), indent=2), encoding="utf-8")
+    write_file(folder / "model.json", to_json(SMALL.to_json(), indent=2))
     pretrain.main(
         PretrainConfig(
             output=folder / "pretraining",
@@ -138,7 +139,7 @@ def main(config: DemoConfig) -> None:
     for name, label in rows.items():
         table.add_row(label, f"{results[name]['accuracy']:.4f}", f"{results[name]['macro_f1']:.4f}")
     console.print(table)
-    (folder / "results.json").write_text(to_json(results, indent=2) + "\n", encoding="utf-8")
+    write_file(folder / "results.json", to_json(results, indent=2) + "\n")
     console.print(f"{counts['test']} test passages. Curves of pre-training: {folder / 'pretraining' / 'curves.png'}")
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes.")
 
@@ -163,11 +164,11 @@ def write_passages(folder: Path) -> dict[str, int]:
                 pretraining.append(text)
     for split, examples in passages.items():
         lines = "".join(to_json(example) + "\n" for example in examples)
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        write_file(folder / f"{split}.jsonl", lines)
     # Written only if it differs, because the prepared corpus is tied to the file.
     target, text = folder / "pretraining.txt", "\n\n".join(pretraining) + "\n"
     if not target.exists() or target.read_text(encoding="utf-8") != text:
-        target.write_text(text, encoding="utf-8")
+        write_file(target, text)
     return {split: len(examples) for split, examples in passages.items()}
 
 

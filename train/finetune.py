@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, Num
 
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
+from deberta_jax.parameter_check import check_finite
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.terminal import list_names
@@ -54,7 +55,7 @@ from .finetune_setup import (
     task_config,
 )
 from .hosts.join import Hosts, join_run
-from .model_folders import model_folder, tokenizer_folder
+from .model_folders import check_not_overwritten, model_folder, tokenizer_folder
 from .reporting.reporter import open_reporter
 from .sweep import Results, RunOutcome, grid_points, run_all
 from .tasks.base import Encoded, Objective
@@ -74,6 +75,9 @@ def main(config: FinetuneConfig) -> Results:
       StoppedError: if the run was preempted or ran out of time. Everything is saved.
       UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
+    for point in grid_points(config):
+        for single in point.runs:
+            check_not_overwritten([config.model], single.output, ("model", "best"))
     with join_run(config) as hosts:
         if not config.sweep.several_runs:
             return run(config, hosts).results
@@ -94,6 +98,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     pretrained, weights = load_pretrained(folder, mesh=mesh)
+    check_finite(weights, where=str(config.model))
     task = load_task(config, tokenizer, model_head(config, pretrained, weights))
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task, tokenizer)
@@ -169,9 +174,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
         with hosts.finishing(steps, log=reporter.message):
             params = validation.chosen_params(state, reporter)
             written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
-        save_pretrained(config.output / "model", model_config, params)
-        if hosts.first:
-            tokenizer.save(config.output / "model")
+        save_pretrained(config.output / "model", model_config, params, tokenizer=tokenizer.files())
         reporter.message(f"saved {config.output / 'model'}")
         if hosts.first:  # last, because everything else must be on disk if a picture fails or hangs
             draw_predictions(predictor, written.predictions, reporter)

@@ -5,9 +5,10 @@ library needs nothing of convert/.
 """
 
 import contextlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deberta_jax.errors import MissingFileError
+from deberta_jax.errors import MissingFileError, UserError
 
 # Beside the weights of a released discriminator, with a generator_config.json.
 _GENERATOR_FILE = "pytorch_model.generator.bin"
@@ -23,9 +24,9 @@ def model_folder(source: Path, *, generator: bool = False) -> Path:
     Raises:
       UserError: as `convert.cache.local_model`.
     """
-    from deberta_jax.checkpoint import PARAMETERS_FOLDER  # here, because `prepare` does not need JAX
+    from deberta_jax.checkpoint import holds_model  # here, because `prepare` does not need JAX
 
-    if (source / PARAMETERS_FOLDER).is_dir():
+    if holds_model(source):
         return source
     from ..convert.cache import local_model
 
@@ -46,3 +47,27 @@ def tokenizer_folder(source: Path) -> Path:
     from ..convert.from_pytorch import find_tokenizer_folder
 
     return find_tokenizer_folder(source)
+
+
+def check_not_overwritten(sources: Iterable[str | Path | None], output: Path, names: Sequence[str]) -> None:
+    """Raises if a run would write its models over those that it starts from.
+
+    Args:
+      sources: the models to start from, as the user named them; None and hub names are ignored.
+      output: the folder of the run.
+      names: the folders of models that the run writes in `output`.
+
+    Raises:
+      UserError: a source is one of these folders or inside it, also through links.
+    """
+    written = [output / name for name in names]
+    for source in (Path(source) for source in sources if source is not None):
+        if not source.is_dir():
+            continue
+        for folder in written:
+            same = folder.exists() and folder.samefile(source)
+            if same or source.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"the run would write its model over the one it starts from, {source}; choose another --output, or "
+                    "copy the model first"
+                )

@@ -47,7 +47,7 @@ from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .hosts.join import Hosts, join_run
-from .model_folders import tokenizer_folder
+from .model_folders import check_not_overwritten, tokenizer_folder
 from .pretrain_setup import (
     PretrainingRows,
     check_tables,
@@ -75,6 +75,8 @@ def main(config: PretrainConfig) -> None:
       StoppedError: if the run was preempted or ran out of time. Everything is saved.
       UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
+    initial = [config.models.init_generator, config.models.init_discriminator]
+    check_not_overwritten(initial, config.output, ("model", "generator", "discriminator"))
     with join_run(config) as hosts:
         run(config, hosts)
 
@@ -344,7 +346,7 @@ def save_models(
 ) -> None:
     """Writes the finished models, each to a folder that `load_pretrained` and `deberta-jax finetune` read.
 
-    All hosts take part in writing; the first one adds the tokenizer and the curves.
+    All hosts take part in writing; the first one adds the curves.
     """
     if config.objective.name == "mlm":
         finished: dict[str, tuple[DebertaConfig, Params]] = {"model": (models.generator, params["generator"])}
@@ -356,9 +358,7 @@ def save_models(
         }
     for name, (model_config, model_params) in finished.items():
         folder: Path = config.output / name
-        save_pretrained(folder, model_config, model_params)
-        if hosts.first:
-            tokenizer.save(folder)
+        save_pretrained(folder, model_config, model_params, tokenizer=tokenizer.files())
         reporter.message(f"saved {folder}")
     if hosts.first:  # last, because everything else must be on disk if a picture fails or hangs
         reporter.flush()

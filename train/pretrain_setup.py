@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
+from deberta_jax.parameter_check import check_finite
 from deberta_jax.rtd import Params, PretrainingBatch, RTDConfig
 from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -45,16 +46,20 @@ def load_initial_models(config: PretrainConfig, mesh: Mesh) -> dict[str, Pretrai
 
     Raises:
       MissingFileError: if a folder does not contain a model, or as `model_folder`.
+      UserError: if parameters are NaN or infinite.
     """
     folders = {"generator": config.models.init_generator, "discriminator": config.models.init_discriminator}
     pair = config.objective.name == "rtd"
-    return {
+    models = {
         name: PretrainedModel(
             *load_pretrained(model_folder(Path(folder), generator=pair and name == "generator"), mesh=mesh)
         )
         for name, folder in folders.items()
         if folder is not None
     }
+    for name, model in models.items():
+        check_finite(model.params, where=str(folders[name]))
+    return models
 
 
 def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] = MappingProxyType({})) -> RTDConfig:

@@ -1,11 +1,10 @@
 """Opens any model that can be named on the command line, and the options that name it."""
 
 import dataclasses
-from pathlib import Path
 
 import tyro
 
-from deberta_jax.checkpoint import PARAMETERS_FOLDER
+from deberta_jax.checkpoint import holds_model
 from deberta_jax.predict.loaded_model import LoadedModel
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
@@ -36,7 +35,7 @@ def open_model(source: str, *, filename: str | None = None) -> LoadedModel:
       ConversionError: The PyTorch weights are damaged or do not match the configuration.
       UserError: The configuration or the tokenizer is invalid, or as `LoadedModel`.
     """
-    if (Path(source) / PARAMETERS_FOLDER).is_dir() and filename is None:
+    if holds_model(source) and filename is None:
         return LoadedModel.from_folder(source)
     folder = find_folder(source, filename=filename)
     config, params = load_pytorch(folder, filename=filename)

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from ..checkpoint import load_pretrained
 from ..config import DebertaConfig
 from ..errors import UserError
+from ..parameter_check import check_finite
 from ..terminal import list_names
 from ..tokenizers.tokenizer import Tokenizer
 
@@ -73,7 +74,8 @@ class LoadedModel:
           **inputs: Further arguments of the model.
 
         Raises:
-          UserError: The model does not have this head, or has no absolute positions for so many tokens.
+          UserError: The model does not have this head, has no absolute positions for so many tokens, or gives logits
+            that are NaN or infinite.
         """
         if head not in self.params:
             raise UserError(f"{self.source} has no {head}; it has {list_names(self.params)}")
@@ -84,4 +86,8 @@ class LoadedModel:
                 f"{self.config.max_tokens}; shorten it"
             )
         params = {"deberta": self.params["deberta"], head: self.params[head]}
-        return jax.jit(module(self.config).apply)({"params": params}, input_ids, **inputs)
+        output: Any = jax.jit(module(self.config).apply)({"params": params}, input_ids, **inputs)
+        if not np.isfinite(output.logits).all():
+            check_finite(params, where=self.source)  # names them
+            raise UserError(f"the logits of {self.source} are NaN or infinite, because its parameters are too large")
+        return output

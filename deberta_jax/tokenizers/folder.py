@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..atomic_folder import interrupted_save
 from ..errors import MissingFileError, UserError
+from ..file_digests import DIGESTS_FILE, TOKENIZER_FILES, check_file, read_digests
 from ..terminal import list_names
 from .added_token_files import JSON_FILE, read_added_tokens, read_object
 from .added_tokens import ExtendedVocabulary
@@ -42,6 +44,23 @@ _KINDS = (
     _Kind("byte-level BPE", FORMS, ("gpt2", "roberta"), CLASSES["bpe"], ByteLevelBPE.from_folder),
     _Kind(f"WordPiece's {VOCAB_FILE}", ((VOCAB_FILE,),), ("wordpiece",), CLASSES["wordpiece"], WordPiece.from_folder),
 )
+
+
+def check_files(folder: Path) -> None:
+    """Raises if the files of a tokenizer are not those that were saved with the model in the folder.
+
+    Raises:
+      UserError: A file has changed, or a process was killed while it replaced the files.
+    """
+    interrupted = interrupted_save(folder, TOKENIZER_FILES)
+    if interrupted is not None:
+        raise UserError(
+            f"a save into {folder} was interrupted while it replaced the tokenizer; move the files in {interrupted} "
+            "back into the folder, or save again"
+        )
+    digests = read_digests(folder / DIGESTS_FILE)
+    for name in digests.keys() & set(TOKENIZER_FILES):
+        check_file(folder, name, digests)
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:

@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 from jaxtyping import Bool
 
-from ..atomic_files import write_file
+from ..atomic_folder import replace_entries
 from ..errors import UserError
+from ..file_digests import DIGESTS_FILE, file_digests, format_digests, read_digests
 from .added_token_files import ADDED_FILE, JSON_FILE, MAP_FILE
 from .batch import PaddedBatch, Padding, as_list, check_text, pad, texts_and_pairs
-from .folder import read_vocabulary
+from .folder import check_files, read_vocabulary
 from .spm import SentencePiece
 from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SENTENCE_FIELDS, SEP, SPECIAL_FIELDS, UNK, Offset, Vocabulary
 
@@ -118,9 +119,11 @@ class Tokenizer:
         Raises:
           MissingFileError: The folder has no vocabulary.
           MissingPackageError: Any kind but spm.model was found, and the package tokenizers is not installed.
-          UserError: A file is damaged or belongs to another kind of model, a setting or the class of the tokenizer is
-            not supported, or several vocabularies were found and `vocab_type` is not set.
+          UserError: A file is damaged, was not saved with the model in the folder, or belongs to another kind of model;
+            a setting or the class of the tokenizer is not supported; or several vocabularies were found and
+            `vocab_type` is not set.
         """
+        check_files(Path(folder))
         return cls(read_vocabulary(Path(folder)))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -128,20 +131,32 @@ class Tokenizer:
 
         The files are spm.model or tokenizer.json, byte for byte as it was read; or vocab.json and merges.txt; or
         vocab.txt. Added tokens are in tokenizer_config.json. The folder is created if it does not exist, and files of
-        these names are replaced. Each file is written atomically. tokenizer.json, added_tokens.json
-        and special_tokens_map.json of another tokenizer are removed, because they would be read too.
+        these names are replaced together: a process that is killed leaves the old tokenizer or the new one.
+        tokenizer.json, added_tokens.json and special_tokens_map.json of another tokenizer are removed, because they
+        would be read too. In the folder of a model, the digests in model.sha256 are updated.
+
+        Raises:
+          OSError: The folder cannot be written.
+          UserError: model.sha256 is damaged.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, files = Path(folder), self.files()
+        obsolete = {JSON_FILE, ADDED_FILE, MAP_FILE} - files.keys()
+        digests = read_digests(folder / DIGESTS_FILE)
+        last = DIGESTS_FILE if digests else CONFIG_FILE
+        with replace_entries(folder, last=last, remove=sorted(obsolete)) as new:
+            for name, content in files.items():
+                (new / name).write_bytes(content)
+            if digests:
+                kept = {name: digest for name, digest in digests.items() if name not in obsolete}
+                (new / DIGESTS_FILE).write_text(format_digests(kept | file_digests(new, files)), encoding="utf-8")
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the content of the files that `save` writes, by name."""
         vocabulary = self._vocabulary
         fields = {**SENTENCE_FIELDS, **SPECIAL_FIELDS}
         tokens = {field: vocabulary.piece(vocabulary.special_ids[name]) for field, name in fields.items()}
         config = {**vocabulary.settings, "vocab_type": vocabulary.vocab_type, **tokens}
-        files = self._vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
-        for name, content in files.items():
-            write_file(folder / name, content)
-        for name in {JSON_FILE, ADDED_FILE, MAP_FILE} - files.keys():
-            (folder / name).unlink(missing_ok=True)
+        return vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
 
     @property
     def is_special(self) -> Bool[np.ndarray, "V"]:

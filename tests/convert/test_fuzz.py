@@ -123,7 +123,9 @@ def test_damaged_and_hostile_folders(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sentinel = tmp_path / "sentinel"
     originals, kinds = sources(), mutations(sentinel)
     saved, save = [], checkpoint.save_pretrained
-    monkeypatch.setattr(checkpoint, "save_pretrained", lambda *args: (saved.append(args), save(*args)))
+    monkeypatch.setattr(
+        checkpoint, "save_pretrained", lambda *args, **options: (saved.append(args), save(*args, **options))
+    )
     failures, loaded, refused = [], 0, 0
     for case in range(group, CASES, GROUPS):
         rng = np.random.default_rng(case)

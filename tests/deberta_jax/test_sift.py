@@ -369,7 +369,9 @@ def test_bad_settings_and_shapes_are_named(monkeypatch: pytest.MonkeyPatch) -> N
         SiftConfig(loss="js")  # type: ignore[arg-type]
     for name in ("weight", "learning_rate", "init_perturbation"):
         for value in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match=rf"{name} of SiFT is {value}; it must be finite in 32 bits and not negative"):
+            with pytest.raises(
+                ValueError, match=rf"{name} of SiFT is {value}; it must be finite in 32 bits and not negative"
+            ):
                 SiftConfig(**{name: value})
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # users do not run with the checks of our tests
     task = Task.build("classification")

@@ -11,8 +11,9 @@ from ..support.paths import REPOSITORY
 FLOORS = (
     {"terminal", "standard_streams"},
     {"console", "errors", "options", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
-    {"unknown_fields", "path_names"},
+    {"unknown_fields", "path_names", "atomic_folder", "file_digests", "orbax_messages"},
     {"orbax_path"},
+    {"orbax_folder"},
     {"config_json"},
     {"config"},
     {"positions", "sharding"},

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 
 @contextlib.contextmanager
 def small_disk(folder: Path, *, megabytes: int) -> Iterator[bool]:
@@ -36,3 +38,12 @@ def fill(path: Path, content: bytes = bytes(1)) -> None:
             with contextlib.suppress(OSError):
                 while filler.write(content * size):
                     pass
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *, megabytes: int) -> Iterator[None]:
+    """Mounts a file system of this size as `small_disk` does. Skips the test where that is not allowed."""
+    with small_disk(folder, megabytes=megabytes) as allowed:
+        if not allowed:
+            pytest.skip("mounting a small file system is not allowed here")
+        yield

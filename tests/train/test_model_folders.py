@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from deberta_jax import load_pretrained
+from deberta_jax import load_pretrained, save_pretrained
 from deberta_jax.convert import save_pytorch
-from deberta_jax.errors import MissingFileError
+from deberta_jax.errors import MissingFileError, UserError
 from deberta_jax.sharding import make_mesh
-from deberta_jax.train import finetune
+from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.model_folders import model_folder, tokenizer_folder
 from deberta_jax.train.pretrain_setup import load_initial_models
 
 from ..support.configs import finetune_config, pretrain_config
 from ..support.fake_hub import fake_hub
 from ..support.pytorch_files import MLM, RTD, V3, bin_bytes, random_state, write_json
+from ..support.small_models import SMALL
 
 
 def test_finetune_from_a_hub_name(tmp_path: Path, small_model: Path) -> None:
@@ -56,3 +58,41 @@ def test_a_missing_folder_may_be_a_hub_name(tmp_path: Path, small_model: Path) -
         with pytest.raises(MissingFileError, match=r"^no folder .*/gone; pass one, or a hub name such as"):
             model_folder(tmp_path / "gone")
         assert not hub.requests
+
+
+@pytest.mark.parametrize("source", ["run/model", "run/best/", "link", "run/seeds/../model"])
+def test_a_run_does_not_write_over_the_model_it_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/model/params", "run/best/params", "run/seeds"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("run/model")
+    run = finetune_config(output=tmp_path / "run", model=Path(source), train="none.tsv")
+    with pytest.raises(UserError, match=r"write its model over the one it starts from, .*; choose another --output"):
+        finetune.main(run)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "model", "seeds"]
+
+
+def test_a_run_of_a_sweep_does_not_write_over_the_model_it_starts_from(tmp_path: Path) -> None:
+    (tmp_path / "seed-2" / "model").mkdir(parents=True)
+    run = finetune_config(output=tmp_path, model=tmp_path / "seed-2" / "model", train="none.tsv", seeds=(1, 2))
+    with pytest.raises(UserError, match="choose another --output, or copy the model first"):
+        finetune.main(run)
+
+
+@pytest.mark.parametrize("name", ["init_generator", "init_discriminator"])
+def test_pretraining_does_not_write_over_the_models_it_starts_from(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name.removeprefix("init_")
+    folder.mkdir()
+    with pytest.raises(UserError, match=rf"over the one it starts from, {folder}; choose another --output"):
+        pretrain.main(pretrain_config(output=tmp_path, **{name: folder}))
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_training_does_not_start_from_nan(tmp_path: Path) -> None:
+    params = {"deberta": {"embeddings": {"word_embeddings": {"embedding": np.full((60, 32), np.inf, np.float32)}}}}
+    save_pretrained(tmp_path / "model", SMALL, params)
+    config = pretrain_config(output=tmp_path / "run", init_discriminator=tmp_path / "model")
+    with pytest.raises(UserError, match=r"NaN or infinite: deberta/embeddings/word_embeddings/embedding; the training"):
+        load_initial_models(config, make_mesh(fsdp=2))

@@ -39,13 +39,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from deberta_jax.errors import UserError
+from deberta_jax.orbax_messages import ORBAX_MESSAGES
 from deberta_jax.terminal import say, shorten
 
 from ..hosts.processes import gather_json
 from .background_save import BackgroundSave
 from .manifest import as_json, create_manifest
 from .orbax_manager import check_name, open_manager, probe_folder, remove_failed
-from .orbax_messages import ORBAX_MESSAGES
 from .read_back import read_back
 from .restore import DamagedError, Reader, Restored
 from .storage_faults import (

@@ -41,6 +41,7 @@ from .exit_codes import RESTART
 from .phases import PhaseTimer
 from .processes import CoordinationClient
 from .progress import Progress, Report
+from .stacks import say_stacks
 
 _REPORTS, _FAILURES = "deberta_jax/alive/", "deberta_jax/failed/"
 

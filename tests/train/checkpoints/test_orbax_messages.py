@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta_jax.train.checkpoints.orbax_messages import OrbaxMessages
+from deberta_jax.orbax_messages import OrbaxMessages
 
 LOGGERS = ("absl", "asyncio")
 

@@ -5,13 +5,14 @@ read, Orbax abandons the reads of the others, which then complain to asyncio and
 reports a failure once, in one line, with the original exception chained.
 """
 
+import contextlib
 import functools
 import gc
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _ORBAX_PATH = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
@@ -58,6 +59,15 @@ class OrbaxMessages:
             before, installed = self._hooks
             if sys.unraisablehook is installed:  # else other code has replaced the hook since
                 sys.unraisablehook = before
+
+    @contextlib.contextmanager
+    def suppressed(self) -> Iterator[None]:
+        """Suppresses messages in a block."""
+        self.suppress()
+        try:
+            yield
+        finally:
+            self.restore()
 
     def _filter(self, record: logging.LogRecord) -> bool:
         from_orbax = _ORBAX_PATH in record.pathname or _ORBAX_PATH in record.getMessage()
