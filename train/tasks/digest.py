@@ -12,6 +12,7 @@ import numpy as np
 from .base import Encoded
 
 _SAMPLE = 1000  # examples whose token ids are read
+_ROWS = 100  # of these that are in memory at once
 
 
 def examples_digest(examples: Iterable[Any]) -> str:
@@ -37,10 +38,11 @@ def tokens_digest(encoded: Encoded) -> str:
     """
     lengths = encoded.lengths
     chosen = np.unique(np.linspace(0, len(lengths) - 1, _SAMPLE).round().astype(np.int64))
-    batch = encoded.batch(chosen, length=int(lengths[chosen].max()))
-    digest = hashlib.sha256()
-    for array in (lengths, batch["input_ids"], batch["token_type_ids"]):
-        digest.update(np.ascontiguousarray(array, "<i4").tobytes())
+    length = int(lengths[chosen].max())
+    digest = hashlib.sha256(np.ascontiguousarray(lengths, "<i4").tobytes())
+    for name in ("input_ids", "token_type_ids"):
+        for some in np.split(chosen, range(_ROWS, len(chosen), _ROWS)):
+            digest.update(np.ascontiguousarray(encoded.batch(some, length=length)[name], "<i4").tobytes())
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ Row = tuple[Any, ...]  # of texts, numbers, None, and tuples of them
 Item = TypeVar("Item")
 
 _BLOCK = 1 << 18  # bytes before compression
-_CHUNK = 1 << 18  # characters
+_CHUNK = 1 << 16  # characters
 
 
 class PackedRows(Sequence[Row]):
@@ -42,7 +42,8 @@ class PackedRows(Sequence[Row]):
             block = marshal.dumps(self._pending)
             self._starts.append(self._count - len(self._pending))
             self._sizes.append(len(block))
-            self._blocks.append(self._codec.compress(block, asbytes=True))
+            # A copy, because the buffer of the codec has room for a block that cannot be compressed.
+            self._blocks.append(self._codec.compress(block).to_pybytes())
             self._pending, self._pending_size = [], 0
 
     def __len__(self) -> int:
@@ -113,7 +114,7 @@ def text_digest(text: str) -> bytes:
 
 
 def chunks(examples: Iterable[Item], characters: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Yields lists of successive examples of about 250,000 characters, to be tokenized together.
+    """Yields lists of successive examples of about 65,000 characters, to be tokenized together.
 
     Args:
       examples: the examples.

@@ -16,8 +16,7 @@ def examples_of_lengths(lengths, *, width, labeled=True):
     """Returns examples whose labels are their indices."""
     ids = Ragged.of([1] * length for length in lengths)
     labels = np.arange(len(lengths), dtype=np.int32)
-    lengths = np.array(lengths, np.int32)
-    return EncodedExamples(ids, lengths, lengths, labels if labeled else None)
+    return EncodedExamples(ids, None, labels if labeled else None)
 
 
 def examples(count):

@@ -75,3 +75,21 @@ def test_the_user_may_give_the_classes(write):
     assert task.label_names == ("B-X", "I-X", "O")
     with pytest.raises(UserError, match=r"a\.conll, line 1: label 'B-X' of word 2, 'b', is not one of the given"):
         load_task(finetune_config(train=tags, kind="tokens", labels=("O", "B-Y")), Letters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_file_takes_less_than_twice_its_size_in_memory(case, tokenizer, tmp_path):
+    """Rows padded to 256 tokens or Python objects would take 20 times this limit; `finetune_memory` has larger files."""
+    form = CASES[case]
+    path = tmp_path / f"train{form.suffix}"
+    write_file(path, form, 1_000_000)
+    config = finetune_config(train=str(path), kind=form.kind, **{"max_length": 256, **form.settings})
+    tracemalloc.start()
+    try:
+        task = load_task(config, tokenizer)
+        examples_digest(task.examples["train"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(task.splits["train"].lengths) > 500
+    assert peak < 2 * path.stat().st_size + BUFFERS

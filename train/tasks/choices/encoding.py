@@ -5,6 +5,7 @@ RoBERTa has two separators in the middle. A context that is too long is cut at i
 
 import dataclasses
 import functools
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -35,9 +36,10 @@ class EncodedQuestions:
 
     Attributes:
       contexts: ids of the different contexts without special tokens, as many as fit into a row.
-      pairs: ids of the questions with each of their choices, without special tokens, as many as fit into a row.
+      pairs: ids of the questions with each of their choices, without special tokens, as many as fit into a row. Those
+        of a question are a row with the ids that all its choices begin with, and a row with the others of each choice.
       context: index of the context of each question.
-      first_pair: index in `pairs` of the first choice of each question, and the end of the last one.
+      first_pair: index in `pairs` of the first row of each question, and the end of the last one.
       lengths: number of tokens of the longest row of each question.
       labels: index of the correct choice; `None` for unlabeled questions.
       notes: messages to the user.
@@ -61,7 +63,12 @@ class EncodedQuestions:
 
     @functools.cached_property
     def most_choices(self) -> int:
-        return int(np.diff(self.first_pair).max())
+        return int(np.diff(self.first_pair).max()) - 1
+
+    def pair(self, question: int, choice: int) -> Int32[np.ndarray, "tokens"]:
+        """Returns the ids of a question with one of its choices."""
+        first = int(self.first_pair[question])
+        return np.concatenate([self.pairs[first], self.pairs[first + 1 + choice]])
 
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 arrays for the questions at `indices`.
@@ -74,11 +81,11 @@ class EncodedQuestions:
         input_ids, mask, types = (np.zeros(shape, np.int32) for _ in range(3))
         real = np.zeros(shape[:2], np.int32)
         for row, index in enumerate(indices.tolist()):
-            first, choices = int(self.first_pair[index]), int(self.first_pair[index + 1] - self.first_pair[index])
+            choices = int(self.first_pair[index + 1] - self.first_pair[index]) - 1
             whole_context = self.contexts[self.context[index]]
             real[row, :choices] = 1
             for choice in range(shape[1]):
-                pair = self.pairs[first + (choice if choice < choices else 0)]
+                pair = self.pair(index, choice if choice < choices else 0)
                 context = whole_context[: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
                 joined, joined_types = self.tokenizer.with_special_tokens(context, pair)
                 input_ids[row, choice, : len(joined)] = joined
@@ -120,11 +127,12 @@ def encode_choice_questions(
             )
         )
         for question, context in zip(chunk, context_ids, strict=True):
-            longest = 0
-            for _ in question.choices:
-                pair = next(pair_ids)
-                longest = max(longest, len(pair))
-                pairs.append(pair[:budget])
+            whole_pairs = [next(pair_ids) for _ in question.choices]
+            longest = max(map(len, whole_pairs))
+            shared = os.path.commonprefix([pair[:budget] for pair in whole_pairs])
+            pairs.append(shared)
+            for pair in whole_pairs:
+                pairs.append(pair[len(shared) : budget])
             context_length = contexts.lengths[context]
             cut_contexts += context_length > budget - min(longest, budget)
             cut_choices += longest > budget
@@ -134,7 +142,7 @@ def encode_choice_questions(
             if question.label is not None:
                 labels.append(question.label)
             blank += not question.context.strip() or question.question == ""
-    choices = np.diff(as_numpy(first_pair))
+    choices = np.diff(as_numpy(first_pair)) - 1
     most = int(choices.max())
     fewer = int((choices < most).sum())
     counts = {

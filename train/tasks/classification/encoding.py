@@ -27,17 +27,20 @@ class EncodedExamples:
 
     Attributes:
       ids: token ids of each example.
-      lengths: number of tokens of each example.
-      second: position of the first token of type 1 in each example, or its length. All tokens after it have type 1.
+      second: position of the first token of type 1 in each example, or its length; all tokens after it have type 1.
+        `None` if all tokens have type 0.
       labels: int32 class indices or float32 scores; `None` for unlabeled examples.
       notes: messages to the user.
     """
 
     ids: Ragged
-    lengths: Int32[np.ndarray, "E"]
-    second: Int32[np.ndarray, "E"]
+    second: Int32[np.ndarray, "E"] | None
     labels: Num[np.ndarray, "E"] | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, "E"]:
+        return self.ids.lengths
 
     @property
     def labeled(self) -> bool:
@@ -51,10 +54,11 @@ class EncodedExamples:
             input_ids[row, : len(ids)] = ids
         position = np.arange(length)
         is_token = position < self.lengths[indices, None]
+        is_second = np.zeros_like(is_token) if self.second is None else position >= self.second[indices, None]
         batch = {
             "input_ids": input_ids,
             "attention_mask": is_token.astype(np.int32),
-            "token_type_ids": (is_token & (position >= self.second[indices, None])).astype(np.int32),
+            "token_type_ids": (is_token & is_second).astype(np.int32),
         }
         return batch if self.labels is None else batch | {"labels": self.labels[indices]}
 
@@ -63,24 +67,22 @@ def encode_examples(
     examples: Sequence[Example], tokenizer: PairTokenizer, *, max_length: int, notes: Sequence[str] = ()
 ) -> EncodedExamples:
     """Returns the token ids of examples, of which either all or none have labels. `notes` about reading come first."""
-    ids, second, labels = RaggedBuilder(), array("i"), array("d")
-    truncated = 0
-    is_score = False
+    ids, second, truncated = RaggedBuilder(), array("i"), 0
+    has_pairs = examples[0].pair is not None  # as the others, because the column is the same
+    labels = array("f" if isinstance(examples[0].label, float) else "i")
     for example in examples:
         encoding = tokenizer(example.text, example.pair, max_length=max_length + 1)
         if len(encoding.input_ids) > max_length:
             truncated += 1
             encoding = tokenizer(example.text, example.pair, max_length=max_length)
         ids.append(encoding.input_ids)
-        second.append(len(encoding.token_type_ids) - sum(encoding.token_type_ids))
+        if has_pairs:
+            second.append(len(encoding.token_type_ids) - sum(encoding.token_type_ids))
         if example.label is not None:
-            is_score = isinstance(example.label, float)
             labels.append(example.label)
-    rows = ids.build()
     return EncodedExamples(
-        rows,
-        np.diff(rows.offsets).astype(np.int32),
-        as_numpy(second),
-        as_numpy(labels).astype(np.float32 if is_score else np.int32) if labels else None,
+        ids.build(),
+        as_numpy(second) if second else None,
+        as_numpy(labels) if labels else None,
         (*notes, *((f"{truncated} cut to {max_length} tokens",) if truncated else ())),
     )

@@ -17,7 +17,7 @@ from deberta_jax.errors import UserError
 
 from ..base import ExampleBatch
 from ..packed import chunks
-from ..ragged import Ragged, RaggedBuilder, as_numpy
+from ..ragged import Blocks, Ragged, RaggedBuilder, as_numpy
 from .sentences import NO_LABEL, Sentence
 
 NO_WORD = -2  # mark of a token that is not the first piece of a word to predict
@@ -67,7 +67,7 @@ class WindowTable(Sequence[Window]):
     """
 
     ids: Ragged
-    marks: Int[np.ndarray, "tokens"]
+    marks: Blocks
     sentence: Int32[np.ndarray, "E"]
     first: Int32[np.ndarray, "E"]
     words: Mapping[int, Int32[np.ndarray, "words"]]
@@ -97,7 +97,7 @@ class WindowTable(Sequence[Window]):
 
     def marks_of(self, index: int) -> Int[np.ndarray, "tokens"]:
         """Returns the marks of the tokens of a window."""
-        return self.marks[self.ids.offsets[index] : self.ids.offsets[index + 1]]
+        return self.marks.row(int(self.ids.starts[index]), int(self.ids.lengths[index]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,9 +108,15 @@ class EncodedWords:
     """
 
     windows: WindowTable
-    lengths: Int32[np.ndarray, "E"]
-    labeled: bool
     notes: tuple[str, ...]
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, "E"]:
+        return self.windows.ids.lengths
+
+    @property
+    def labeled(self) -> bool:
+        return self.windows.labeled
 
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 `input_ids`, `attention_mask` and `token_type_ids` [B, length], and `labels` if there are any.
@@ -200,12 +206,7 @@ def encode_sentences(
         f"{cut_words} words cut to {budget} pieces": cut_words,
         f"{without_label} words without a label": without_label,
     }
-    return EncodedWords(
-        table,
-        np.diff(table.ids.offsets).astype(np.int32),
-        table.labeled,
-        (*notes, *(note for note, count in counts.items() if count)),
-    )
+    return EncodedWords(table, (*notes, *(note for note, count in counts.items() if count)))
 
 
 class _WindowBuilder:
@@ -213,7 +214,7 @@ class _WindowBuilder:
 
     def __init__(self, budget: int, tokenizer: WordTokenizer) -> None:
         self._budget, self._tokenizer = budget, tokenizer
-        self._ids, self._marks = RaggedBuilder(), array("h")
+        self._ids, self._marks = RaggedBuilder(), Blocks(np.int8)
         self._sentence, self._first = array("i"), array("i")
         self._words: dict[int, Int32[np.ndarray, "words"]] = {}
         self._sentences = 0
@@ -245,14 +246,15 @@ class _WindowBuilder:
         return len(self._ids) - before
 
     def _add_marks(self, marks: list[int]) -> None:
-        if self._marks.typecode == "h" and max(marks) >= 1 << 15:
-            self._marks = array("i", self._marks)
-        self._marks.extend(marks)
+        dtype = np.min_scalar_type(min(NO_WORD, -max(marks) - 1))  # signed, because some marks are negative
+        if not np.can_cast(dtype, self._marks.dtype):
+            self._marks = self._marks.astype(dtype)
+        self._marks.append(marks)
 
     def build(self, *, labeled: bool) -> WindowTable:
         return WindowTable(
             self._ids.build(),
-            as_numpy(self._marks),
+            self._marks,
             as_numpy(self._sentence),
             as_numpy(self._first),
             self._words,

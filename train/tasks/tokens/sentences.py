@@ -98,7 +98,7 @@ def read_sentences(table: Table, columns: Mapping[str, str], *, label_optional: 
         yield words, tags
 
     sentences, hidden = PackedRows(), HiddenLabels()
-    starts, rows, codes = array("q", [0]), array("q"), array("i")
+    starts, rows, codes = array("q", [0]), array("q"), array("b")
     indices: dict[str | None, int] = {None: NO_LABEL}
     tags: Tags | None = ()
     for number, words, tags in parse_rows(table, parse):
@@ -106,7 +106,10 @@ def read_sentences(table: Table, columns: Mapping[str, str], *, label_optional: 
         rows.append(number)
         starts.append(starts[-1] + len(words))
         hidden.add(number, tags)
-        codes.extend(indices.setdefault(tag, len(indices) - 1) for tag in tags or ())
+        codes_of_row = [indices.setdefault(tag, len(indices) - 1) for tag in tags or ()]
+        if codes.typecode != "i" and len(indices) > 128:  # most tasks have few different tags
+            codes = array("i", codes)
+        codes.extend(codes_of_row)
     names = tuple(tag for tag in indices if tag is not None)
     return TaggedSentences(table, sentences, starts, rows, None if tags is None else codes, names, hidden)
 
