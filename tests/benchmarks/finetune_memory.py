@@ -6,9 +6,6 @@ Writes a file of each kind, with sentences of the embedded novels, and reads it 
 to the first batches of training: reading, token ids, digests, shuffled batches. The figure is the largest resident
 memory of that process in this time (VmHWM) minus its resident memory before, with everything imported and the
 tokenizer loaded. The model is not loaded, because its memory does not depend on the file. Runs on Linux only.
-
-With --predictions the file is the validation split as well, and random predictions of the objective's shapes are
-scored and written. They take memory beside the examples, which the limit does not include.
 """
 
 import argparse
@@ -33,6 +30,7 @@ from deberta_jax.train.finetune_setup import input_digests
 from deberta_jax.train.tasks.batches import FinetuneBatches
 from deberta_jax.train.tasks.loading import load_task
 from tests.support.configs import finetune_config
+from tests.support.paths import REPOSITORY
 
 LIMIT = 2.0
 Rows = Callable[[Iterator[str], random.Random], Iterator[str]]  # lines of a file, from sentences
@@ -150,7 +148,7 @@ def write_file(path: Path, case: Case, size: int) -> None:
             file.write(row)
 
 
-# -------------------------------------------------------------------------------------------------- the measured process
+# ------------------------------------------------------------------------------------------------ the measured process
 
 
 class Measured(NamedTuple):
@@ -162,21 +160,20 @@ class Measured(NamedTuple):
     examples: int
 
 
-def measure(path: Path, case: Case, tokenizer: str, *, predictions: bool = False) -> Measured:
+def measure(path: Path, case: Case, tokenizer: str) -> Measured:
     """Reads a file in a fresh process. Raises SystemExit with its errors."""
-    given = json.dumps([str(path), case.kind, case.settings, tokenizer, predictions])
+    given = json.dumps([str(path.absolute()), case.kind, case.settings, str(Path(tokenizer).absolute())])
     command = [sys.executable, "-m", "tests.benchmarks.finetune_memory", "--child", given]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     if process.returncode:
         raise SystemExit(process.stderr)
     return Measured(*json.loads(process.stdout.splitlines()[-1]))
 
 
-def child(path: str, kind: str, settings: dict[str, Any], tokenizer_folder: str, predictions: bool) -> Measured:
+def child(path: str, kind: str, settings: dict[str, Any], tokenizer_folder: str) -> Measured:
     """Reads a file and draws batches in this process."""
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
-    held_out = {"validation": path} if predictions else {}
-    config = finetune_config(train=path, kind=kind, **held_out, **settings)
+    config = finetune_config(train=path, kind=kind, **settings)
     tokenizer.encode_batch(["warm", "up"])
     start, started = _memory("VmRSS"), time.perf_counter()
     Path("/proc/self/clear_refs").write_text("5")  # restarts VmHWM

@@ -107,7 +107,6 @@ class PackedExamples(Sequence[Item], Generic[Item]):
     __hash__ = None  # pyright: ignore[reportAssignmentType] (as for lists)
 
 
-
 def text_digest(text: str) -> bytes:
     """Returns 16 bytes by which a text is found again, instead of the text itself."""
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()

@@ -32,7 +32,8 @@ class Blocks:
             self._blocks += [block] * count
         offset = start & (_BLOCK - 1)
         self._blocks[start >> _SHIFT][offset : offset + len(row)] = row
-        self._next = start + len(row)
+        # The row after one of several blocks begins a block of its own.
+        self._next = start + len(row) if len(row) <= _BLOCK else len(self._blocks) << _SHIFT
         return start
 
     def row(self, start: int, length: int) -> Int[np.ndarray, "tokens"]:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deberta_jax.train.tasks.choices.questions import ChoiceQuestion

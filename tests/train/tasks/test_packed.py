@@ -50,4 +50,3 @@ def test_chunks_have_all_examples_in_order():
     assert max(sum(map(len, part[:-1])) for part in parts) < 1 << 16
     assert list(chunks([], len)) == []
     assert text_digest("a") == text_digest("a") != text_digest("b")
-

@@ -5,7 +5,7 @@ RoBERTa has two separators in the middle. A context that is too long is cut at i
 
 import dataclasses
 import functools
-import os
+import itertools
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -129,7 +129,7 @@ def encode_choice_questions(
         for question, context in zip(chunk, context_ids, strict=True):
             whole_pairs = [next(pair_ids) for _ in question.choices]
             longest = max(map(len, whole_pairs))
-            shared = os.path.commonprefix([pair[:budget] for pair in whole_pairs])
+            shared = _common_start([pair[:budget] for pair in whole_pairs])
             pairs.append(shared)
             for pair in whole_pairs:
                 pairs.append(pair[len(shared) : budget])
@@ -163,6 +163,12 @@ def encode_choice_questions(
         max_length,
         tokenizer,
     )
+
+
+def _common_start(rows: Sequence[list[int]]) -> list[int]:
+    """Returns the ids that all rows begin with."""
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return [column[0] for column in columns]
 
 
 def _characters(question: ChoiceQuestion) -> int:

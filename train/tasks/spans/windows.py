@@ -22,7 +22,6 @@ from ..packed import text_digest
 from ..ragged import Ragged, RaggedBuilder, as_numpy
 from .questions import Answer, SpanQuestion
 
-
 _KEPT = 8  # contexts whose characters are in memory
 
 

@@ -216,7 +216,7 @@ class _WindowBuilder:
         self._budget, self._tokenizer = budget, tokenizer
         self._ids, self._marks = RaggedBuilder(), Blocks(np.int8)
         self._sentence, self._first = array("i"), array("i")
-        self._words: dict[int, Int32[np.ndarray, "words"]] = {}
+        self._words: dict[int, np.ndarray] = {}
         self._sentences = 0
 
     def add(self, pieces: Sequence[Sequence[int]], labels: Sequence[int] | None) -> int:
