@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+Row = Sequence[int] | np.ndarray
+
 _SHIFT = 18
 _BLOCK = 1 << _SHIFT  # integers
 
@@ -23,7 +25,7 @@ class Blocks:
         self._blocks: list[np.ndarray] = []  # a row of several blocks is an array at the position of the first one
         self._next = 0
 
-    def append(self, row: Sequence[int]) -> int:
+    def append(self, row: Row) -> int:
         """Adds a row, whose numbers the dtype can represent, and returns its position."""
         start = self._next
         if (start & (_BLOCK - 1)) + len(row) > _BLOCK or start >> _SHIFT == len(self._blocks):
@@ -63,7 +65,7 @@ class Ragged:
     lengths: Int32[np.ndarray, "R"]
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int]]) -> "Ragged":
+    def of(cls, rows: Iterable[Row]) -> "Ragged":
         """Returns rows that are given as lists or arrays."""
         builder = RaggedBuilder()
         for row in rows:
@@ -87,7 +89,7 @@ class RaggedBuilder:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def append(self, row: Sequence[int]) -> None:
+    def append(self, row: Row) -> None:
         start = self._values.append(row)
         if start >= 1 << 31 and self._starts.typecode == "i":
             self._starts = array("q", self._starts)

@@ -82,7 +82,7 @@ class EncodedQuestions:
         real = np.zeros(shape[:2], np.int32)
         for row, index in enumerate(indices.tolist()):
             choices = int(self.first_pair[index + 1] - self.first_pair[index]) - 1
-            whole_context = self.contexts[self.context[index]]
+            whole_context = self.contexts[int(self.context[index])]
             real[row, :choices] = 1
             for choice in range(shape[1]):
                 pair = self.pair(index, choice if choice < choices else 0)

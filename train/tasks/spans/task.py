@@ -8,7 +8,7 @@ DeBERTa code has no SQuAD; its published figures are of the usual recipe.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class SpanTask:
         return "f1"
 
     @property
-    def examples(self) -> Mapping[str, tuple[SpanQuestion, ...]]:
+    def examples(self) -> Mapping[str, Sequence[SpanQuestion]]:
         return self.data.splits
 
     @functools.cached_property

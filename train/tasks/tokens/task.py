@@ -66,10 +66,10 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) 
     source = Source.parse(config.data.train)
     for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
         table, columns = _open(split, config)
-        read = read_sentences(table, columns, label_optional=role == "test")
-        if role != "train" and "-1" not in tagged["train"].tags and read.hidden.all_hidden(table, role):
-            read = read.without_labels()
-        tagged[name] = read
+        tagged[name] = read_sentences(table, columns, label_optional=role == "test")
+        known = role == "train" or "-1" in tagged["train"].tags
+        if not known and tagged[name].hidden.all_hidden(table, role):
+            tagged[name] = tagged[name].without_labels()
     observed = {name: set(split.tags) for name, split in tagged.items()}
     official = source.published.label_names if source.published else ()
     train = tagged["train"].table
@@ -77,7 +77,7 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) 
     classes = choose_classes(observed, choice, table=train.name)
     notes = {name: (*split.table.notes, *classes.notes[name]) for name, split in tagged.items()}
     sentences = {name: label_sentences(split, classes) for name, split in tagged.items()}
-    del tagged, read  # their memory is needed
+    del tagged  # its memory is needed
     splits = {
         name: encode_sentences(of_split, tokenizer, max_length=config.data.max_length, notes=notes[name])
         for name, of_split in sentences.items()
