@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from .atomic_folder import Staging, current_path, leftovers, new_name
 from .config import DebertaConfig
-from .errors import MissingFileError, UserError
+from .errors import MissingFileError, UserError, as_expected
 from .file_digests import (
     DIGESTS_FILE,
     TOKENIZER_FILES,
@@ -223,6 +223,8 @@ def _reading(path: Path) -> Iterator[None]:
     except (UserError, OSError, MemoryError, jax.errors.JaxRuntimeError):  # the last three: the machine's fault
         raise
     except Exception as error:  # a plain Exception is what Orbax raises where TensorStore cannot read an array
+        if as_expected(error) is not error:  # such as a variable that JAX refuses when it starts
+            raise
         raise UserError(_damaged(path, str(error).partition("See full TensorStore details")[0])) from error
 
 

@@ -12,12 +12,14 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 _ORBAX_PATH = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
 # Filters, not levels of the loggers: grain and tensorflow-datasets log through absl as well.
 _LOGGERS = ("absl", "asyncio")
+_LATE_SECONDS = 0.5
 
 
 class OrbaxMessages:
@@ -62,10 +64,13 @@ class OrbaxMessages:
 
     @contextlib.contextmanager
     def suppressed(self) -> Iterator[None]:
-        """Suppresses messages in a block."""
+        """Suppresses messages in a block, and for a moment after it has failed."""
         self.suppress()
         try:
             yield
+        except BaseException:
+            time.sleep(_LATE_SECONDS)  # the reads and writes that Orbax has abandoned end in other threads
+            raise
         finally:
             self.restore()
 

@@ -11,7 +11,6 @@ from etils import epath
 from .errors import UserError
 from .path_names import check_utf8
 
-
 _LocalPath: Any = type(epath.Path())  # PosixGPath or WindowsGPath
 
 

@@ -28,6 +28,7 @@ from deberta_jax.train.tasks.sources.classes import NO_HEAD, ClassChoice, Classe
 from deberta_jax.train.tasks.sources.delimited import Reading, open_delimited
 from deberta_jax.train.tasks.sources.files import open_file
 from deberta_jax.train.tasks.sources.table import Table
+from deberta_jax.train.tasks.sources.text_files import TextFile, open_text
 
 from ..support.pytorch_files import V3, random_state
 from ..support.small_models import TINY
@@ -36,6 +37,12 @@ LONGEST = 2000
 DOCUMENT = "\x1b[2J a whole document \u202e" * 400_000  # 10 MB
 MANY = tuple(f"\x1b class {number}" for number in range(10_000))
 LONG_NAME = "\x1b\u202eé" * 60  # a file name of 240 bytes and more
+
+
+def written(text: str, folder: Path) -> TextFile:
+    path = folder / "bin" / "a.tsv"
+    path.write_text(text)
+    return open_text(str(path))
 
 
 def choose(labels: Any, *, given: Any = (), head: Head = NO_HEAD) -> Classes:
@@ -58,8 +65,8 @@ ERRORS: dict[str, Callable[[Path], Any]] = {
     "value of a column": lambda folder: text_cell({"a": [DOCUMENT] * 10}, "a", allow_empty=False),
     "label of a wrong type": lambda folder: parse_class_name([DOCUMENT], ()),
     "score": lambda folder: parse_score(DOCUMENT),
-    "header": lambda folder: open_delimited("a.tsv", "\t".join((*MANY, *MANY)), "\t", Reading()),
-    "header of one column": lambda folder: open_delimited("a.tsv", ",".join(MANY) + "\nb", "\t", Reading()),
+    "header": lambda folder: open_delimited(written("\t".join((*MANY, *MANY)), folder), "\t", Reading()),
+    "header of one column": lambda folder: open_delimited(written(",".join(MANY) + "\nb", folder), "\t", Reading()),
     "columns of choices": lambda folder: read_questions(
         Table("a", "line", iter([(1, dict.fromkeys((*MANY, "t", "x"), ""))])),
         {"text": "t", "choices": MANY, "label": "x"},

@@ -35,7 +35,7 @@ FINETUNE = """
     grid.learning-rate group-by-length kind label-column label-smoothing labels layer-decay manual-dir
     max-answer-length max-length max-question-length n-best no-group-by-length no-random-weights null-threshold
     pair-column patience random-weights seeds select sift.init-perturbation sift.learning-rate sift.loss
-    sift.no-official sift.official sift.weight start-column test text-column train validation
+    sift.no-official sift.official sift.weight start-column test text-column top-k train validation
 """
 
 

@@ -3,16 +3,16 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from .base import Encoded
 
-_CHUNK = 1000  # examples that are encoded at once
+_SAMPLE = 1000  # examples whose token ids are read
+_ROWS = 100  # of these that are in memory at once
 
 
 def examples_digest(examples: Iterable[Any]) -> str:
@@ -25,9 +25,9 @@ def examples_digest(examples: Iterable[Any]) -> str:
       examples: dataclasses of JSON values, as `base.Task.examples` has them.
     """
     digest = hashlib.sha256()
-    for chunk in _chunks(examples):
+    for example in examples:
         # ASCII, because a text may have half of a surrogate pair, which UTF-8 cannot encode.
-        digest.update("\n".join(map(_encode, chunk)).encode("ascii") + b"\n")
+        digest.update(_encode(example).encode("ascii") + b"\n")
     return digest.hexdigest()
 
 
@@ -37,18 +37,13 @@ def tokens_digest(encoded: Encoded) -> str:
     A change of the tokenizer changes most examples, so that all need not be laid out in rows, which takes seconds.
     """
     lengths = encoded.lengths
-    chosen = np.unique(np.linspace(0, len(lengths) - 1, _CHUNK).round().astype(np.int64))
-    batch = encoded.batch(chosen, length=int(lengths[chosen].max()))
-    digest = hashlib.sha256()
-    for array in (lengths, batch["input_ids"], batch["token_type_ids"]):
-        digest.update(np.ascontiguousarray(array, "<i4").tobytes())
+    chosen = np.unique(np.linspace(0, len(lengths) - 1, _SAMPLE).round().astype(np.int64))
+    length = int(lengths[chosen].max())
+    digest = hashlib.sha256(np.ascontiguousarray(lengths, "<i4").tobytes())
+    for name in ("input_ids", "token_type_ids"):
+        for some in np.split(chosen, range(_ROWS, len(chosen), _ROWS)):
+            digest.update(np.ascontiguousarray(encoded.batch(some, length=length)[name], "<i4").tobytes())
     return digest.hexdigest()
-
-
-def _chunks(examples: Iterable[Any]) -> Iterator[Sequence[Any]]:
-    remaining = iter(examples)
-    while chunk := list(itertools.islice(remaining, _CHUNK)):
-        yield chunk
 
 
 def _fields(example: Any) -> tuple[Any, ...]:

@@ -9,13 +9,14 @@ import pytest
 
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches, padded_length
 from deberta_jax.train.tasks.classification.encoding import EncodedExamples
+from deberta_jax.train.tasks.ragged import Ragged
 
 
 def examples_of_lengths(lengths, *, width, labeled=True):
     """Returns examples whose labels are their indices."""
-    ids = np.ones((len(lengths), width), np.int32)
+    ids = Ragged.of([1] * length for length in lengths)
     labels = np.arange(len(lengths), dtype=np.int32)
-    return EncodedExamples(ids, np.zeros_like(ids), np.array(lengths, np.int32), labels if labeled else None, 0)
+    return EncodedExamples(ids, None, labels if labeled else None)
 
 
 def examples(count):

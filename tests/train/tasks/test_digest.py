@@ -5,13 +5,13 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deberta_jax.train.tasks.choices.questions import ChoiceQuestion
 from deberta_jax.train.tasks.classification.encoding import EncodedExamples
 from deberta_jax.train.tasks.classification.examples import Example
 from deberta_jax.train.tasks.digest import examples_digest, tokens_digest
+from deberta_jax.train.tasks.ragged import Ragged
 from deberta_jax.train.tasks.spans.questions import Answer, SpanQuestion
 from deberta_jax.train.tasks.tokens.sentences import Sentence
 
@@ -83,11 +83,8 @@ def test_the_tokenizer_counts() -> None:
 
     def encode(lower: bool, count: int = 3000) -> EncodedExamples:
         texts = [("Ab" * (1 + (index > count // 2)))[:4] for index in range(count)]
-        ids = np.zeros((count, 4), np.int32)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = [ord(character) for character in (text.lower() if lower else text)]
-        lengths = np.array([len(text) for text in texts], np.int32)
-        return EncodedExamples(ids, np.zeros_like(ids), lengths, None, 0)
+        ids = Ragged.of([ord(character) for character in (text.lower() if lower else text)] for text in texts)
+        return EncodedExamples(ids, None, None)
 
     digests = [tokens_digest(one) for one in (encode(False), encode(False), encode(True), encode(False, 2999))]
     assert digests[0] == digests[1]

@@ -1,13 +1,18 @@
-"""Tests that the kind of a task follows from its settings and its training source."""
+"""Tests that the kind of a task follows from its settings and its training source, and of the memory that it takes."""
+
+from pathlib import Path
 
 import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.tasks.loading import load_task
 
+from ...benchmarks.finetune_memory import CASES, measure, write_file
 from ...support.configs import changed, finetune_config
 from ...support.letters import Letters
 from ...support.published_archives import CONTEXT, squad_file, squad_question
+
+BUFFERS = 14 << 20  # bytes that do not grow with the file: pieces of text, blocks that are not full, modules
 
 
 def test_a_file_without_a_kind_is_a_classification(write):
@@ -75,3 +80,17 @@ def test_the_user_may_give_the_classes(write):
     assert task.label_names == ("B-X", "I-X", "O")
     with pytest.raises(UserError, match=r"a\.conll, line 1: label 'B-X' of word 2, 'b', is not one of the given"):
         load_task(finetune_config(train=tags, kind="tokens", labels=("O", "B-Y")), Letters())
+
+
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in ("classification", "choice")]
+
+
+@pytest.mark.parametrize("case", ["classification", "choice", *SLOW])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the resident memory needs Linux")
+def test_a_file_takes_less_than_twice_its_size_in_memory(case, small_model, tmp_path):
+    """Rows that are padded to `max_length`, or Python objects, would take 7 to 50 times the file."""
+    path = tmp_path / f"train{CASES[case].suffix}"
+    write_file(path, CASES[case], 8_000_000)
+    measured = measure(path, CASES[case], str(small_model))
+    assert measured.examples > 3000
+    assert measured.peak < 2 * path.stat().st_size + BUFFERS

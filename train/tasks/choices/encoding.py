@@ -5,6 +5,8 @@ RoBERTa has two separators in the middle. A context that is too long is cut at i
 
 import dataclasses
 import functools
+import itertools
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -14,6 +16,8 @@ from jaxtyping import Int, Int32
 from deberta_jax.errors import UserError
 
 from ..base import ExampleBatch
+from ..packed import chunks, text_digest
+from ..ragged import Ragged, RaggedBuilder, as_numpy
 from .questions import ChoiceQuestion, join_question_and_choice
 
 
@@ -31,8 +35,11 @@ class EncodedQuestions:
     """The token ids of E questions with at most C choices. Implements `base.Encoded`.
 
     Attributes:
-      contexts: int32 ids of each context without special tokens, as many as the shortest choice leaves room for.
-      pairs: int32 ids of the question with each choice, without special tokens, as many as fit into a row.
+      contexts: ids of the different contexts without special tokens, as many as fit into a row.
+      pairs: ids of the questions with each of their choices, without special tokens, as many as fit into a row. Those
+        of a question are a row with the ids that all its choices begin with, and a row with the others of each choice.
+      context: index of the context of each question.
+      first_pair: index in `pairs` of the first row of each question, and the end of the last one.
       lengths: number of tokens of the longest row of each question.
       labels: index of the correct choice; `None` for unlabeled questions.
       notes: messages to the user.
@@ -40,8 +47,10 @@ class EncodedQuestions:
       tokenizer: joins the ids of a context and a pair.
     """
 
-    contexts: Sequence[Int32[np.ndarray, "tokens"]]
-    pairs: Sequence[Sequence[Int32[np.ndarray, "tokens"]]]
+    contexts: Ragged
+    pairs: Ragged
+    context: Int32[np.ndarray, "E"]
+    first_pair: Int32[np.ndarray, "E+1"]
     lengths: Int32[np.ndarray, "E"]
     labels: Int32[np.ndarray, "E"] | None
     notes: tuple[str, ...]
@@ -54,7 +63,12 @@ class EncodedQuestions:
 
     @functools.cached_property
     def most_choices(self) -> int:
-        return max(map(len, self.pairs))
+        return int(np.diff(self.first_pair).max()) - 1
+
+    def pair(self, question: int, choice: int) -> Int32[np.ndarray, "tokens"]:
+        """Returns the ids of a question with one of its choices."""
+        first = int(self.first_pair[question])
+        return np.concatenate([self.pairs[first], self.pairs[first + 1 + choice]])
 
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 arrays for the questions at `indices`.
@@ -66,12 +80,13 @@ class EncodedQuestions:
         shape = (len(indices), self.most_choices, length)
         input_ids, mask, types = (np.zeros(shape, np.int32) for _ in range(3))
         real = np.zeros(shape[:2], np.int32)
-        for row, index in enumerate(indices):
-            pairs = self.pairs[index]
-            real[row, : len(pairs)] = 1
+        for row, index in enumerate(indices.tolist()):
+            choices = int(self.first_pair[index + 1] - self.first_pair[index]) - 1
+            whole_context = self.contexts[int(self.context[index])]
+            real[row, :choices] = 1
             for choice in range(shape[1]):
-                pair = pairs[choice] if choice < len(pairs) else pairs[0]
-                context = self.contexts[index][: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
+                pair = self.pair(index, choice if choice < choices else 0)
+                context = whole_context[: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
                 joined, joined_types = self.tokenizer.with_special_tokens(context, pair)
                 input_ids[row, choice, : len(joined)] = joined
                 mask[row, choice, : len(joined)] = 1
@@ -97,49 +112,89 @@ def encode_choice_questions(
         raise UserError(
             f"max_length is {max_length}; it must be at least {special + 1}, for a piece among {special} special tokens"
         )
-    texts = list(dict.fromkeys(question.context for question in questions))  # RACE has about four questions per context
-    context_ids = dict(zip(texts, _encode(tokenizer, texts), strict=True))
-    pair_ids = iter(
-        _encode(
-            tokenizer,
-            [
-                join_question_and_choice(question.question, choice)
-                for question in questions
-                for choice in question.choices
-            ],
+    contexts, pairs = _Contexts(budget), RaggedBuilder()
+    context_of, first_pair, lengths, labels = array("i"), array("i", [0]), array("i"), array("i")
+    blank = cut_contexts = cut_choices = 0
+    for chunk in chunks(questions, _characters):
+        context_ids = contexts.encode([question.context for question in chunk], tokenizer)
+        pair_ids = iter(
+            tokenizer.encode_batch(
+                [
+                    join_question_and_choice(question.question, choice)
+                    for question in chunk
+                    for choice in question.choices
+                ]
+            )
         )
-    )
-    contexts, pairs, lengths = [], [], np.zeros(len(questions), np.int32)
-    cut_contexts = cut_choices = 0
-    for index, question in enumerate(questions):
-        context, whole_pairs = context_ids[question.context], [next(pair_ids) for _ in question.choices]
-        longest = max(map(len, whole_pairs))
-        cut_contexts += len(context) > budget - min(longest, budget)
-        cut_choices += longest > budget
-        contexts.append(context)
-        pairs.append([pair[:budget] for pair in whole_pairs])
-        lengths[index] = min(len(context) + longest + special, max_length)
-    most = max(map(len, pairs))
-    fewer = sum(len(choices) < most for choices in pairs)
-    labels = [question.label for question in questions if question.label is not None]
-    blank = sum(not question.context.strip() or question.question == "" for question in questions)
+        for question, context in zip(chunk, context_ids, strict=True):
+            whole_pairs = [next(pair_ids) for _ in question.choices]
+            longest = max(map(len, whole_pairs))
+            shared = _common_start([pair[:budget] for pair in whole_pairs])
+            pairs.append(shared)
+            for pair in whole_pairs:
+                pairs.append(pair[len(shared) : budget])
+            context_length = contexts.lengths[context]
+            cut_contexts += context_length > budget - min(longest, budget)
+            cut_choices += longest > budget
+            context_of.append(context)
+            first_pair.append(len(pairs))
+            lengths.append(min(context_length + longest + special, max_length))
+            if question.label is not None:
+                labels.append(question.label)
+            blank += not question.context.strip() or question.question == ""
+    choices = np.diff(as_numpy(first_pair)) - 1
+    most = int(choices.max())
+    fewer = int((choices < most).sum())
     counts = {
         f"{blank} with a blank context or question": blank,
         f"{cut_contexts} contexts cut to {max_length} tokens with the question and the choice": cut_contexts,
         f"{cut_choices} with choices cut to {max_length} tokens": cut_choices,
         f"{fewer} with fewer than {most} choices": fewer,
-        "the same choice is correct everywhere": len(labels) > 1 and len(set(labels)) == 1,
+        "the same choice is correct everywhere": len(labels) > 1 and labels.count(labels[0]) == len(labels),
     }
     return EncodedQuestions(
-        contexts,
-        pairs,
-        lengths,
-        np.array(labels, np.int32) if labels else None,
+        contexts.ids.build(),
+        pairs.build(),
+        as_numpy(context_of),
+        as_numpy(first_pair),
+        as_numpy(lengths),
+        as_numpy(labels) if labels else None,
         (*notes, *(note for note, count in counts.items() if count)),
         max_length,
         tokenizer,
     )
 
 
-def _encode(tokenizer: JoiningTokenizer, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
-    return [np.array(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
+def _common_start(rows: Sequence[list[int]]) -> list[int]:
+    """Returns the ids that all rows begin with."""
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return [column[0] for column in columns]
+
+
+def _characters(question: ChoiceQuestion) -> int:
+    shared = len(question.question or "")
+    return len(question.context) + sum(shared + len(choice) for choice in question.choices)
+
+
+class _Contexts:
+    """The different contexts so far; RACE has about four questions per context.
+
+    Attributes:
+      ids: the ids of each, cut to the room that a row has.
+      lengths: number of tokens of each before it is cut.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.ids, self.lengths = RaggedBuilder(), array("i")
+        self._room = room
+        self._places: dict[bytes, int] = {}  # by digest, so that the texts need not be kept
+
+    def encode(self, contexts: Sequence[str], tokenizer: JoiningTokenizer) -> list[int]:
+        """Returns the index of each context. Those that are new are tokenized."""
+        digests = [text_digest(context) for context in contexts]
+        new = {digest: text for digest, text in zip(digests, contexts, strict=True) if digest not in self._places}
+        for digest, ids in zip(new, tokenizer.encode_batch(list(new.values())) if new else (), strict=True):
+            self._places[digest] = len(self.ids)
+            self.lengths.append(len(ids))
+            self.ids.append(ids[: self._room])
+        return [self._places[digest] for digest in digests]

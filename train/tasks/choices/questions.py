@@ -1,13 +1,16 @@
 """Reads multiple-choice questions: contexts, questions, lists of choices, and labels of several forms."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import list_names
 
+from ..packed import PackedExamples, PackedRows, Row
 from ..sources.cells import (
     Cells,
     cell_value,
@@ -20,8 +23,9 @@ from ..sources.cells import (
     text_cell,
 )
 from ..sources.published import Columns
-from ..sources.table import ParsedRow, Table, parse_rows, without_hidden_labels
+from ..sources.table import HiddenLabels, Table, parse_rows
 
+_Texts = tuple[str, str | None, tuple[str, ...]]  # context, question and choices
 _BLANK = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # does not match the underscore inside a name_like_this
 
 
@@ -53,7 +57,7 @@ def join_question_and_choice(question: str | None, choice: str) -> str:
     return " ".join(filled.split()) if blanks else f"{question} {choice}"
 
 
-def read_questions(table: Table, columns: Columns, *, label_optional: bool) -> tuple[ChoiceQuestion, ...]:
+def read_questions(table: Table, columns: Columns, *, label_optional: bool) -> Sequence[ChoiceQuestion]:
     """Returns all questions of a table. A row with a list of questions, as in RACE, has as many questions.
 
     Args:
@@ -66,7 +70,7 @@ def read_questions(table: Table, columns: Columns, *, label_optional: bool) -> t
     """
     text_column, label_column = str(columns["text"]), str(columns["label"])
 
-    def parse(row: Cells, number: int) -> Iterator[tuple[ChoiceQuestion, str | int | None]]:
+    def parse(row: Cells, number: int) -> Iterator[tuple[_Texts, str | int | None]]:
         del number
         for cells in _split_lists(row, columns):
             question = None
@@ -76,12 +80,24 @@ def read_questions(table: Table, columns: Columns, *, label_optional: bool) -> t
             label = None
             if not (label_optional and (table.has_no_label(cells, label_column) or lacks_label(cells[label_column]))):
                 label = _parse_label(cell_value(cells, label_column))
-            yield ChoiceQuestion(context, question, _choices(cells, columns, table.published), None), label
+            yield (context, question, _choices(cells, columns, table.published)), label
 
-    rows = parse_rows(table, parse)
-    if label_optional and not any("-1" in row.example.choices for row in rows):  # it may be the text of a choice
-        rows = without_hidden_labels(table, rows, "test")
-    return _with_indices(table, rows)
+    rows, form, hidden = PackedRows(), _LabelForm(), HiddenLabels()
+    has_choice_minus_one = False
+    for number, texts, label in parse_rows(table, parse):
+        rows.append((*texts, label, number))
+        form.add(label, texts[2])
+        hidden.add(number, label)
+        has_choice_minus_one = has_choice_minus_one or "-1" in texts[2]
+    labels = array("q")
+    if not (label_optional and not has_choice_minus_one and hidden.all_hidden(table, "test")):
+        labels = _label_indices(table, rows, form)
+    return PackedExamples(rows, functools.partial(_question, labels))
+
+
+def _question(labels: "array[int]", index: int, row: Row) -> ChoiceQuestion:
+    context, question, choices, *_ = row
+    return ChoiceQuestion(context, question, choices, labels[index] if labels else None)
 
 
 def _split_lists(row: Cells, columns: Columns) -> Iterator[Cells]:
@@ -126,31 +142,38 @@ def _parse_label(label: Any) -> str | int:
     return label
 
 
-def _with_indices(table: Table, rows: list[ParsedRow[ChoiceQuestion, str | int]]) -> tuple[ChoiceQuestion, ...]:
-    """Returns the questions with their labels as indices.
+@dataclasses.dataclass
+class _LabelForm:
+    """The form of the labels of a table, which is that of all: indices from 0, letters from A, or texts of choices."""
 
-    All labels of a table have the same form: indices from 0, letters from A, or texts of choices.
-    """
-    labels = [row.label for row in rows if row.label is not None]
-    are_indices = all(isinstance(label, int) or label.isdecimal() for label in labels)
-    are_letters = not are_indices and all(re.fullmatch("[A-Z]", str(label)) for label in labels)
-    are_texts = all(row.label in row.example.choices for row in rows)
-    if are_texts and (are_indices or are_letters):
-        raise UserError(
-            f"{table.name}: its labels are {'indices' if are_indices else 'letters'} and also texts of choices; write "
-            f"{'letters' if are_indices else 'indices from 0'}"
-        )
-    questions = []
-    for row in rows:
-        label = row.label
+    are_indices: bool = True
+    are_letters: bool = True
+    are_texts: bool = True
+
+    def add(self, label: str | int | None, choices: tuple[str, ...]) -> None:
+        self.are_texts = self.are_texts and label in choices
         if label is not None:
-            with table.locate_errors(row.number):
-                if are_indices or are_letters:
-                    label = _choice_position(label, len(row.example.choices), are_letters=are_letters)
-                else:
-                    label = _choice_with_text(str(label), row.example.choices)
-        questions.append(dataclasses.replace(row.example, label=label))
-    return tuple(questions)
+            self.are_indices = self.are_indices and (isinstance(label, int) or label.isdecimal())
+            self.are_letters = self.are_letters and re.fullmatch("[A-Z]", str(label)) is not None
+
+
+def _label_indices(table: Table, rows: PackedRows, form: _LabelForm) -> "array[int]":
+    """Returns the labels as indices of choices; none if they are not published."""
+    indices = array("q")
+    if form.are_texts and (form.are_indices or form.are_letters):
+        raise UserError(
+            f"{table.name}: its labels are {'indices' if form.are_indices else 'letters'} and also texts of choices; "
+            f"write {'letters' if form.are_indices else 'indices from 0'}"
+        )
+    for _, _, choices, label, number in rows:
+        if label is None:
+            continue
+        with table.locate_errors(number):
+            if form.are_indices or form.are_letters:
+                indices.append(_choice_position(label, len(choices), are_letters=not form.are_indices))
+            else:
+                indices.append(_choice_with_text(str(label), choices))
+    return indices
 
 
 def _choice_position(label: str | int, choices: int, *, are_letters: bool) -> int:

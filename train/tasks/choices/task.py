@@ -1,7 +1,7 @@
 """Multiple choice: objective and task. The model scores each choice separately."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +121,14 @@ class ChoiceTask:
 
     name: str
     objective: Choice
-    questions: Mapping[str, tuple[ChoiceQuestion, ...]]
+    questions: Mapping[str, Sequence[ChoiceQuestion]]
     splits: Mapping[str, EncodedQuestions]
     top_k: int | None = None
     label_names: tuple[str, ...] = ()
     main_metric: str = "accuracy"
 
     @property
-    def examples(self) -> Mapping[str, tuple[ChoiceQuestion, ...]]:
+    def examples(self) -> Mapping[str, Sequence[ChoiceQuestion]]:
         return self.questions
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Tokenizes the examples of classification and regression."""
 
 import dataclasses
+from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from jaxtyping import Int, Int32, Num
 from deberta_jax.tokenizers.tokenizer import Encoding
 
 from ..base import ExampleBatch
+from ..ragged import Ragged, RaggedBuilder, as_numpy
 from .examples import Example
 
 
@@ -21,40 +23,42 @@ class PairTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedExamples:
-    """The token ids of E examples, padded with 0 to S = `max_length` tokens. Implements `base.Encoded`.
+    """The token ids of E examples. Implements `base.Encoded`.
 
     Attributes:
-      input_ids: token ids.
-      token_type_ids: token types.
-      lengths: number of tokens of each example.
+      ids: token ids of each example.
+      second: position of the first token of type 1 in each example, or its length; all tokens after it have type 1.
+        `None` if all tokens have type 0.
       labels: int32 class indices or float32 scores; `None` for unlabeled examples.
-      truncated: number of examples that were longer than S.
-      reading_notes: messages to the user about reading the examples.
+      notes: messages to the user.
     """
 
-    input_ids: Int32[np.ndarray, "E S"]
-    token_type_ids: Int32[np.ndarray, "E S"]
-    lengths: Int32[np.ndarray, "E"]
+    ids: Ragged
+    second: Int32[np.ndarray, "E"] | None
     labels: Num[np.ndarray, "E"] | None
-    truncated: int
-    reading_notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, "E"]:
+        return self.ids.lengths
 
     @property
     def labeled(self) -> bool:
         return self.labels is not None
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        cut = (f"{self.truncated} cut to {self.input_ids.shape[1]} tokens",) if self.truncated else ()
-        return (*self.reading_notes, *cut)
-
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns `input_ids`, `attention_mask` and `token_type_ids` [B, length], and `labels` [B] if there are any."""
-        is_token = np.arange(length) < self.lengths[indices, None]
+        input_ids = np.zeros((len(indices), length), np.int32)
+        for row, index in enumerate(indices.tolist()):
+            ids = self.ids[index]
+            input_ids[row, : len(ids)] = ids
+        position = np.arange(length)
+        is_token = position < self.lengths[indices, None]
+        is_second = np.zeros_like(is_token) if self.second is None else position >= self.second[indices, None]
         batch = {
-            "input_ids": self.input_ids[indices, :length],
+            "input_ids": input_ids,
             "attention_mask": is_token.astype(np.int32),
-            "token_type_ids": self.token_type_ids[indices, :length],
+            "token_type_ids": (is_token & is_second).astype(np.int32),
         }
         return batch if self.labels is None else batch | {"labels": self.labels[indices]}
 
@@ -62,21 +66,23 @@ class EncodedExamples:
 def encode_examples(
     examples: Sequence[Example], tokenizer: PairTokenizer, *, max_length: int, notes: Sequence[str] = ()
 ) -> EncodedExamples:
-    """Returns the token ids of examples, of which either all or none have labels. `notes` are the `reading_notes`."""
-    input_ids = np.zeros((len(examples), max_length), np.int32)
-    token_type_ids = np.zeros_like(input_ids)
-    lengths = np.zeros(len(examples), np.int32)
-    truncated = 0
-    for index, example in enumerate(examples):
-        encoding = tokenizer(example.text, example.pair, max_length=max_length)
-        length = lengths[index] = len(encoding.input_ids)
-        input_ids[index, :length] = encoding.input_ids
-        token_type_ids[index, :length] = encoding.token_type_ids
-        if length == max_length:  # the example was truncated or fits exactly; a second call tells which
-            longer = tokenizer(example.text, example.pair, max_length=max_length + 1)
-            truncated += len(longer.input_ids) > max_length
-    labels = None
-    if all(example.label is not None for example in examples):
-        is_score = isinstance(examples[0].label, float)
-        labels = np.array([example.label for example in examples], np.float32 if is_score else np.int32)
-    return EncodedExamples(input_ids, token_type_ids, lengths, labels, truncated, tuple(notes))
+    """Returns the token ids of examples, of which either all or none have labels. `notes` about reading come first."""
+    ids, second, truncated = RaggedBuilder(), array("i"), 0
+    has_pairs = examples[0].pair is not None  # as the others, because the column is the same
+    labels = array("f" if isinstance(examples[0].label, float) else "i")
+    for example in examples:
+        encoding = tokenizer(example.text, example.pair, max_length=max_length + 1)
+        if len(encoding.input_ids) > max_length:
+            truncated += 1
+            encoding = tokenizer(example.text, example.pair, max_length=max_length)
+        ids.append(encoding.input_ids)
+        if has_pairs:
+            second.append(len(encoding.token_type_ids) - sum(encoding.token_type_ids))
+        if example.label is not None:
+            labels.append(example.label)
+    return EncodedExamples(
+        ids.build(),
+        as_numpy(second) if second else None,
+        as_numpy(labels) if labels else None,
+        (*notes, *((f"{truncated} cut to {max_length} tokens",) if truncated else ())),
+    )

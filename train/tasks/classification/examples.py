@@ -1,15 +1,21 @@
 """Reads the examples of classification and regression: a text or a pair of texts with a class or a score."""
 
 import dataclasses
+import functools
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
 
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 
+from ..packed import PackedExamples, PackedRows, Row
+from ..ragged import as_numpy
 from ..sources.cells import (
     Cells,
     cell_value,
@@ -19,11 +25,12 @@ from ..sources.cells import (
     parse_score,
     text_cell,
 )
-from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes, match_names
+from ..sources.classes import NO_HEAD, ClassChoice, Classes, Head, choose_classes, match_names
 from ..sources.delimited import Reading
 from ..sources.source import Role, Source, columns_of, named_splits, open_table
-from ..sources.table import ParsedRow, Table, parse_rows, without_hidden_labels
+from ..sources.table import HiddenLabels, Table, parse_rows
 
+_Texts = tuple[str, str | None, str | None, str | None]  # text, pair, group and answer of an example
 _MANY = 10  # examples per class, on average: then a class with a single one is worth a note
 
 
@@ -65,7 +72,7 @@ class ClassificationData:
     name: str
     label_names: tuple[str, ...]
     metrics: tuple[str, ...]
-    splits: Mapping[str, tuple[Example, ...]]
+    splits: Mapping[str, Sequence[Example]]
     notes: Mapping[str, tuple[str, ...]]
     unseen: tuple[str, ...] = ()
     positive: int = 1
@@ -125,26 +132,26 @@ def load_examples(
             split, label_column=columns["label"], data_dir=data_dir, manual_dir=manual_dir, reading=reading
         )
         splits[name] = _read_split(table, columns, kind, role, splits.get("train"))
-    if not any(text.strip() for row in splits["train"].rows for text in _texts(row.example)):
+    if splits["train"].all_blank:
         raise UserError(f"{train}: all texts are blank; give the column of the text as text_column")
     if kind == "regression":
         return ClassificationData(
             name=source.name,
             label_names=(),
             metrics=known.metrics if known else ("pearson", "spearman"),
-            splits={name: split.with_labels(lambda label: label) for name, split in splits.items()},
+            splits={name: split.with_scores() for name, split in splits.items()},
             notes={name: split.notes for name, split in splits.items()},
         )
     official = known.label_names if known else ()
     choice = ClassChoice(labels, head, official or splits["train"].table.class_names, _class_order)
-    observed = {name: {str(row.label) for row in split.labeled_rows} for name, split in splits.items()}
+    observed = {name: split.names.counts.keys() for name, split in splits.items()}
     classes = choose_classes(observed, choice, table=splits["train"].table.name)
     rare = _rare_classes(splits["train"])
     return ClassificationData(
         name=source.name,
         label_names=classes.names,
         metrics=known.metrics if known else ("accuracy", "macro_f1"),
-        splits={name: split.with_labels(classes.index) for name, split in splits.items()},
+        splits={name: split.with_classes(classes) for name, split in splits.items()},
         notes={
             name: (*split.notes, *classes.notes[name], *(rare if name == "train" else ()))
             for name, split in splits.items()
@@ -154,26 +161,65 @@ def load_examples(
     )
 
 
+class _ClassNames:
+    """The label of each example of a split, of which there are few different ones.
+
+    Attributes:
+      codes: the index in `counts` of the label of each example.
+      counts: number of examples of each label.
+      rows: number of the first row of each label.
+    """
+
+    def __init__(self) -> None:
+        self.codes = array("i")
+        self.counts: Counter[str] = Counter()
+        self.rows: list[int] = []
+        self._codes: dict[str, int] = {}
+
+    def append(self, name: str, row: int) -> None:
+        code = self._codes.setdefault(name, len(self._codes))
+        if code == len(self.rows):
+            self.rows.append(row)
+        self.counts[name] += 1
+        self.codes.append(code)
+
+
 @dataclasses.dataclass(frozen=True)
 class _ReadSplit:
-    """The rows of a split, whose labels are names of classes or scores, and the messages about them."""
+    """The examples of a split, and the messages about them.
+
+    Attributes:
+      table: where they were read.
+      texts: the text, the pair, the group and the answer of each example.
+      names: their classes as the table has them; empty for scores and if they are not published.
+      scores: their scores; empty for classes and if they are not published.
+      all_blank: whether no example has any text.
+      notes: messages to the user.
+    """
 
     table: Table
-    rows: list[ParsedRow[Example, str | float]]
+    texts: PackedRows
+    names: _ClassNames
+    scores: "array[float]"
+    all_blank: bool
     notes: tuple[str, ...]
 
-    @property
-    def labeled_rows(self) -> list[ParsedRow[Example, str | float]]:
-        return [row for row in self.rows if row.label is not None]
+    def with_scores(self) -> Sequence[Example]:
+        return PackedExamples(self.texts, functools.partial(_example, self.scores))
 
-    def with_labels(self, convert: Callable[[Any], int | float]) -> tuple[Example, ...]:
-        """Returns the examples with converted labels. Adds the row to an error of `convert`."""
-        examples = []
-        for row in self.rows:
-            with self.table.locate_errors(row.number):
-                label = None if row.label is None else convert(row.label)
-            examples.append(dataclasses.replace(row.example, label=label))
-        return tuple(examples)
+    def with_classes(self, classes: Classes) -> Sequence[Example]:
+        """Returns the examples with the indices of their classes. Raises UserError for a label that is no class."""
+        indices = np.zeros(len(self.names.rows), np.int32)
+        for code, (name, number) in enumerate(zip(self.names.counts, self.names.rows, strict=True)):
+            with self.table.locate_errors(number):
+                indices[code] = classes.index(name)
+        labels = indices[as_numpy(self.names.codes)]
+        return PackedExamples(self.texts, functools.partial(_example, array("i", labels.tobytes())))
+
+
+def _example(labels: "array[int] | array[float]", index: int, texts: Row) -> Example:
+    text, pair, group, answer = texts
+    return Example(text, pair, labels[index] if labels else None, group, answer)
 
 
 def _read_split(
@@ -181,42 +227,47 @@ def _read_split(
 ) -> _ReadSplit:
     """Reads a split. `train` is the one of training, if another one is read."""
 
-    def parse(cells: Cells, number: int) -> Iterator[tuple[Example, str | float | None]]:
+    def parse(cells: Cells, number: int) -> Iterator[tuple[_Texts, str | float | None]]:
         del number
         yield _parse_example(cells, table, columns, kind, label_optional=role == "test")
 
-    rows, notes = parse_rows(table, parse), []
+    texts, names, scores, hidden = PackedRows(), _ClassNames(), array("d"), HiddenLabels()
+    blank, first_blank, all_blank = 0, 0, True
+    for row in parse_rows(table, parse):
+        texts.append(row.example)
+        hidden.add(row.number, row.label)
+        if isinstance(row.label, str):
+            names.append(row.label, row.number)
+        elif row.label is not None:
+            scores.append(row.label)
+        given = [bool(text.strip()) for text in row.example[:2] if text is not None]
+        all_blank = all_blank and not any(given)
+        if not all(given):
+            first_blank = first_blank if blank else row.number
+            blank += 1
+    notes = []
     if train is not None:
         # -1 is a label like any other if it is a class of training, or one of several scores.
-        known = any(row.label == "-1" for row in train.rows)
-        if not (any(row.label != -1 for row in rows) if kind == "regression" else known):
-            labeled, rows = rows, without_hidden_labels(table, rows, role)
-            notes = ["labels of -1 read as not published"] if rows is not labeled else []
-    blank = [
-        row.number
-        for row in rows
-        if not row.example.text.strip() or (row.example.pair is not None and not row.example.pair.strip())
-    ]
+        known = any(score != -1 for score in scores) if kind == "regression" else "-1" in train.names.counts
+        if not known and hidden.all_hidden(table, role):
+            names, scores = _ClassNames(), array("d")
+            notes = ["labels of -1 read as not published"]
     if blank:
-        notes.append(f"{len(blank)} with a blank text, the first in {table.unit} {blank[0]}")
-    return _ReadSplit(table, rows, (*table.notes, *notes))
-
-
-def _texts(example: Example) -> tuple[str, ...]:
-    return (example.text,) if example.pair is None else (example.text, example.pair)
+        notes.append(f"{blank} with a blank text, the first in {table.unit} {first_blank}")
+    return _ReadSplit(table, texts, names, scores, all_blank, (*table.notes, *notes))
 
 
 def _rare_classes(split: _ReadSplit) -> tuple[str, ...]:
     """Returns a note about classes with a single example among many, which may be misspelled labels."""
-    counts = Counter(str(row.label) for row in split.rows)
+    counts = split.names.counts
     single = sorted(label for label, count in counts.items() if count == 1)
-    return (f"only one example of {quote_names(single)}",) if single and len(split.rows) >= _MANY * len(counts) else ()
+    return (f"only one example of {quote_names(single)}",) if single and len(split.texts) >= _MANY * len(counts) else ()
 
 
 def _parse_example(
     cells: Cells, table: Table, columns: Mapping[str, str], kind: str, *, label_optional: bool
-) -> tuple[Example, str | float | None]:
-    """Returns the example of a row without its label, and the label as a class name or a score."""
+) -> tuple[_Texts, str | float | None]:
+    """Returns the texts of a row, and its label as a class name or a score."""
     text = text_cell(cells, columns["text"], allow_empty=True)
     pair = text_cell(cells, columns["pair"], allow_empty=True) if "pair" in columns else None
     group, answer = (str(cell_value(cells, columns[name])) if name in columns else None for name in ("group", "answer"))
@@ -225,10 +276,10 @@ def _parse_example(
         or lacks_label(value := cell_value(cells, columns["label"]))
         or (kind == "classification" and is_ignored_label(value))
     ):
-        return Example(text, pair, None, group, answer), None
+        return (text, pair, group, answer), None
     value = cell_value(cells, columns["label"])
     label = parse_score(value) if kind == "regression" else parse_class_name(value, table.class_names)
-    return Example(text, pair, None, group, answer), label
+    return (text, pair, group, answer), label
 
 
 def _class_order(names: Collection[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Classification and regression: objective and task."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,7 +126,7 @@ class ClassificationTask:
         return self.data.metrics[0]
 
     @property
-    def examples(self) -> Mapping[str, tuple[Example, ...]]:
+    def examples(self) -> Mapping[str, Sequence[Example]]:
         return self.data.splits
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
@@ -141,6 +141,8 @@ class ClassificationTask:
             if name == "f1":
                 compared = tuple((indices == self.data.positive).astype(np.int32) for indices in compared)
             figures |= compute_metrics([name], *compared)
+        if not {"exact_match", "answer_f1"} & set(self.data.metrics):
+            return figures
         groups = [str(example.group) for example in self.data.splits[split]]
         if "exact_match" in self.data.metrics:
             figures["exact_match"] = exact_match(values, labels, groups)

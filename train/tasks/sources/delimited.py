@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from deberta_jax.terminal import list_names
 from ...task_configs import ColumnsConfig
 from .cells import Cells
 from .table import Table
+from .text_files import TextFile
 
 Quoting = Literal["none", "csv"]
 MORE = "..."  # the last name of columns, if some lines have further columns
@@ -42,12 +42,11 @@ class Reading:
         return cls(header=columns.header, quoting=columns.quoting)
 
 
-def open_delimited(name: str, text: str, separator: str, reading: Reading) -> Table:
-    """Returns the rows of a text with separated columns.
+def open_delimited(text: TextFile, separator: str, reading: Reading) -> Table:
+    """Returns the rows of a file with separated columns.
 
     Args:
-      name: the file in errors.
-      text: the content of the file.
+      text: the file.
       separator: a tab or a comma.
       reading: how to read it.
 
@@ -55,7 +54,8 @@ def open_delimited(name: str, text: str, separator: str, reading: Reading) -> Ta
       UserError: if the header cannot be right.
     """
     quoting = reading.quoting or ("csv" if separator == "," else "none")
-    records = _quoted_records(name, text, separator) if quoting == "csv" else _plain_records(text, separator)
+    name = text.given
+    records = _quoted_records(text, separator) if quoting == "csv" else _plain_records(text, separator)
     number, first = next(records)
     header: Sequence[str]
     if reading.names and not (reading.header and reading.header_names & set(first)):
@@ -111,22 +111,29 @@ def _rows(
         yield number, dict(zip(header, fields, strict=False))
 
 
-def _plain_records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    # str.splitlines() would also split at characters such as U+2028, which occur in texts.
-    for number, line in enumerate(text.split("\n"), start=1):
-        yield number, line.removesuffix("\r").split(separator)
+def _plain_records(text: TextFile, separator: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(text.lines(), start=1):
+        yield number, _fields(line, separator)
 
 
-def _quoted_note(text: str, separator: str, header: Sequence[str], *, skip: int) -> tuple[str, ...]:
+def _fields(line: str, separator: str) -> list[str]:
+    return line.removesuffix("\n").removesuffix("\r").split(separator)
+
+
+def _quoted_note(text: TextFile, separator: str, header: Sequence[str], *, skip: int) -> tuple[str, ...]:
     """Returns a note if rows look as if a program had put their fields in quotation marks, which are kept."""
-    records = [fields for _, fields in _plain_records(text, separator)][skip:]
-    quoted = [places for fields in records if (places := _quoted_fields(fields))]
+    records = quoted = 0
+    columns: Counter[str] = Counter()
+    for line in itertools.islice(text.lines(), skip, None):
+        records += 1
+        if '"' in line and (places := _quoted_fields(_fields(line, separator))):
+            quoted += 1
+            columns.update(header[place] for place in places if place < len(header))
     if not quoted:
         return ()
-    columns = Counter(header[place] for places in quoted for place in places if place < len(header))
     where = list_names([f"{count:,} in {column!r}" for column, count in columns.items()])
     return (
-        f"{len(quoted):,} of {len(records):,} rows have fields in quotation marks ({where}), which stay; "
+        f"{quoted:,} of {records:,} rows have fields in quotation marks ({where}), which stay; "
         "--quoting csv removes them",
     )
 
@@ -144,16 +151,16 @@ def _quoted_fields(fields: Sequence[str]) -> list[int]:
     return [place for place, inner in marked.items() if '""' in inner and '"' not in inner.replace('""', "")]
 
 
-def _quoted_records(name: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _quoted_records(text: TextFile, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yields each record with the number of its first line, as a quoted field may contain line ends."""
     # The csv module rejects fields of more than 128 KiB by default, which is less than a long document.
-    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    reader, start = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
+    limit = csv.field_size_limit(max(text.size, csv.field_size_limit()))
+    reader, start = csv.reader(text.lines(only_newlines=False), delimiter=separator, strict=True), 1
     try:
         for record in reader:
             yield start, record
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{name}, line {start}: {error}") from None
+        raise UserError(f"{text.given}, line {start}: {error}") from None
     finally:
         csv.field_size_limit(limit)

@@ -14,11 +14,12 @@ from .cells import Cells, Unreadable
 from .delimited import Reading, open_delimited
 from .json_rows import json_objects
 from .table import Table
-from .text_files import check_is_data, read_text
+from .text_files import check_is_data, open_text
 
 _SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
 _JSON = (".jsonl", ".json", ".ndjson")
 _SUFFIXES = (*_SEPARATORS, *_JSON, ".parquet")
+_BATCH = 256  # rows of a Parquet file that are Python values at once
 _ROLES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation"}
 _ROLES |= {"validation": "validation", "test": "test"}
 
@@ -47,11 +48,11 @@ def open_file(given: str, *, label_column: str, reading: Reading | None = None) 
         raise UserError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
     if suffix == ".parquet":
         return _open_parquet(given, label_column)
-    text = read_text(given)
+    text = open_text(given)
     # RACE's files, which have one object each, end in .txt.
-    if suffix in _JSON or (suffix == ".txt" and re.match(r"\s*(\[\s*)?\{", text)):
-        return Table(given, "line", json_objects(given, text))
-    return open_delimited(given, text, _SEPARATORS[suffix], reading or Reading())
+    if suffix in _JSON or (suffix == ".txt" and re.match(r"\s*(\[\s*)?\{", text.head)):
+        return Table(given, "line", json_objects(text))
+    return open_delimited(text, _SEPARATORS[suffix], reading or Reading())
 
 
 def _suffix(path: Path) -> str:
@@ -110,7 +111,7 @@ def _open_parquet(given: str, label_column: str) -> Table:
 
     def rows() -> Iterator[tuple[int, Cells]]:
         number = 0
-        batches = file.iter_batches()
+        batches = file.iter_batches(_BATCH)
         while True:
             try:
                 batch = next(batches, None)

@@ -163,21 +163,26 @@ def as_published(table: Table, source: Source, *, label_column: str) -> Table:
     if known is None or convert is None:
         return table
 
-    rows: list[tuple[int, Cells]] = []
-    undecided = 0
-    for number, record in table.rows:
-        with table.locate_errors(number):
-            converted = list(convert(record))
-        for cells in converted:
-            label = cells.get(label_column)
-            if known.undecided and (label == known.undecided or (label == -1 and not table.hidden_label)):
-                undecided += 1
-                continue
-            renamed = known.renamed.get(label) if isinstance(label, str) else None
-            rows.append((number, {**cells, label_column: renamed} if renamed else cells))
-    notes = (f"{undecided} pairs without a decided label left out",) if undecided else ()
+    notes: list[str] = []
+
+    def rows() -> Iterator[tuple[int, Cells]]:
+        undecided = 0
+        for number, record in table.rows:
+            with table.locate_errors(number):
+                converted = list(convert(record))
+            for cells in converted:
+                label = cells.get(label_column)
+                if known.undecided and (label == known.undecided or (label == -1 and not table.hidden_label)):
+                    undecided += 1
+                    continue
+                renamed = known.renamed.get(label) if isinstance(label, str) else None
+                yield number, {**cells, label_column: renamed} if renamed else cells
+        notes.extend(table.notes)
+        if undecided:
+            notes.append(f"{undecided} pairs without a decided label left out")
+
     names = tuple(known.renamed.get(name, name) for name in table.class_names)
-    return dataclasses.replace(table, rows=rows, class_names=names, published=True, notes=(*table.notes, *notes))
+    return dataclasses.replace(table, rows=rows(), class_names=names, published=True, notes=notes)
 
 
 def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_dir: Path | None) -> Table:

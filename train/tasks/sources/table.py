@@ -6,7 +6,7 @@ No row is dropped: a row that cannot be used stops the run, and the error names 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ Example = TypeVar("Example")
 Label = TypeVar("Label")
 
 _HIDDEN = "-1"  # the label of every example of a published test file
+_HIDDEN_SCORES = (_HIDDEN, f"{_HIDDEN}.0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Table:
       class_names: the names of the classes of an integer label column by index, or empty.
       published: whether others published the data, so that an empty text is not a mistake of the user.
       hidden_label: whether a label of -1 means that the label is not published.
-      notes: messages to the user about reading the table.
+      notes: messages to the user about reading the table, which may grow until the last row is read.
       advice: what to do if a column is missing, which ends that error.
       parts: for a table of several files, the number that the rows of each begin with, and its table; it grows while
         the rows are read.
@@ -43,7 +44,7 @@ class Table:
     class_names: tuple[str, ...] = ()
     published: bool = False
     hidden_label: bool = False
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     advice: str = ""
     parts: Sequence[tuple[int, "Table"]] = ()
 
@@ -72,8 +73,7 @@ class Table:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ParsedRow(Generic[Example, Label]):
+class ParsedRow(NamedTuple, Generic[Example, Label]):
     """An example with the number of its row and its label as the table has it; `None` if it is not published."""
 
     number: int
@@ -83,8 +83,8 @@ class ParsedRow(Generic[Example, Label]):
 
 def parse_rows(
     table: Table, parse: Callable[[Cells, int], Iterable[tuple[Example, Label | None]]]
-) -> list[ParsedRow[Example, Label]]:
-    """Reads all rows of a table.
+) -> Iterator[ParsedRow[Example, Label]]:
+    """Yields all rows of a table. Nothing keeps them in memory.
 
     Args:
       table: the table.
@@ -93,39 +93,57 @@ def parse_rows(
     Raises:
       UserError: if a row cannot be used, only some rows have a label, or there are no rows.
     """
-    rows: list[ParsedRow[Example, Label]] = []
+    first: tuple[int, bool] | None = None  # the number of the first row, and whether it lacks a label
     for number, cells in table.rows:
         with table.locate_errors(number):
-            for example, label in parse(cells, number):
-                if rows and (label is None) != (rows[0].label is None):
-                    raise UserError(f"row {rows[0].number} and this one differ: give every row a label, or none")
-                rows.append(ParsedRow(number, example, label))
-    if not rows:
+            parsed = parse(cells, number)
+            for example, label in parsed:
+                first = first or (number, label is None)
+                if (label is None) != first[1]:
+                    raise UserError(f"row {first[0]} and this one differ: give every row a label, or none")
+                yield ParsedRow(number, example, label)
+    if first is None:
         raise UserError(f"{table.name} has no rows")
-    return rows
 
 
-def without_hidden_labels(
-    table: Table, rows: list[ParsedRow[Example, Label]], role: Literal["train", "validation", "test"]
-) -> list[ParsedRow[Example, Label]]:
-    """Returns held-out rows without their labels if all labels are -1, as in published test files.
+@dataclasses.dataclass
+class HiddenLabels:
+    """Counts the labels of a split that may stand for hidden ones: -1, as in published test files.
 
-    The caller makes sure that -1 is not a label of training. A sentence may also have no label for any word (`None`).
-
-    Raises:
-      UserError: if only some labels are -1, or the rows are not those of a test.
+    A sentence may also have no label for any word (`None`).
     """
-    hidden = [row for row in rows if _is_hidden(row.label)]
-    if not hidden or (len(hidden) < len(rows) and isinstance(rows[0].label, tuple)):
-        return rows  # a sentence without labels is allowed among others
-    if role == "test" and len(hidden) == len(rows):
-        return [dataclasses.replace(row, label=None) for row in rows]
-    advice = "give every row a label, or none" if role == "test" else "give every row a label"
-    given = "-100" if isinstance(hidden[0].label, tuple) and None in hidden[0].label else _HIDDEN
-    raise table.error(hidden[0].number, f"the label is {given}, which stands for one that is not published; {advice}")
+
+    rows: int = 0
+    hidden: int = 0
+    first_row: int = 0
+    first_label: object = None
+
+    def add(self, number: int, label: object) -> None:
+        """Counts the label of the next row."""
+        self.rows += 1
+        if _is_hidden(label):
+            if not self.hidden:
+                self.first_row, self.first_label = number, label
+            self.hidden += 1
+
+    def all_hidden(self, table: Table, role: Literal["train", "validation", "test"]) -> bool:
+        """Returns whether all labels of a held-out split are -1, so that it has none.
+
+        The caller makes sure that -1 is not a label of training.
+
+        Raises:
+          UserError: if only some labels are -1, or the rows are not those of a test.
+        """
+        if not self.hidden or (self.hidden < self.rows and isinstance(self.first_label, tuple)):
+            return False  # a sentence without labels is allowed among others
+        if role == "test" and self.hidden == self.rows:
+            return True
+        advice = "give every row a label, or none" if role == "test" else "give every row a label"
+        given = "-100" if isinstance(self.first_label, tuple) and None in self.first_label else _HIDDEN
+        raise table.error(self.first_row, f"the label is {given}, which stands for one that is not published; {advice}")
 
 
 def _is_hidden(label: object) -> bool:
     if isinstance(label, tuple):  # of the words of a sentence; `None` is a word without a label
         return bool(label) and all(tag in (None, _HIDDEN) for tag in label)
-    return str(label) in (_HIDDEN, f"{_HIDDEN}.0")
+    return str(label) in _HIDDEN_SCORES

@@ -1,8 +1,9 @@
 """Finds the answers to questions in the logits of their windows: the best spans of each row, then of all rows."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -97,8 +98,8 @@ class SpanPrediction:
 
 def combine_windows(
     questions: Sequence[SpanQuestion], windows: Windows, predictions: Predictions, *, n_best: int
-) -> list[SpanPrediction]:
-    """Returns the prediction for each question from the best spans of its windows.
+) -> Iterator[SpanPrediction]:
+    """Yields the prediction for each question from the best spans of its windows.
 
     A text that occurs in several spans has its highest score. Deliberate difference: BERT's run_squad.py only accepts a
     span from the window in which its first token has the most context, so that a span that this window cuts off is
@@ -113,19 +114,18 @@ def combine_windows(
     Raises:
       TrainingError: if a logit is not finite.
     """
-    spans: list[list[_WindowSpan]] = [[] for _ in questions]
-    null_scores = [math.inf] * len(questions)
-    for row, (owner, prediction) in enumerate(zip(windows.owner, predictions, strict=True)):
-        if not prediction["finite"]:
-            raise TrainingError(f"the logits of window {row} are not finite; the model has diverged")
-        null_scores[owner] = min(null_scores[owner], float(prediction["null_score"]))
-        for score, first, last in zip(prediction["scores"], prediction["starts"], prediction["ends"], strict=True):
-            if np.isfinite(score):
-                spans[owner].append(_WindowSpan(float(score), row, int(first), int(last)))
-    return [
-        SpanPrediction(_candidates(question.context, windows, question_spans, n_best), null_score)
-        for question, question_spans, null_score in zip(questions, spans, null_scores, strict=True)
-    ]
+    rows = itertools.groupby(enumerate(zip(windows.owner.tolist(), predictions, strict=True)), lambda row: row[1][0])
+    for question, (_, rows_of_question) in zip(questions, rows, strict=True):  # a question has at least one window
+        spans: list[_WindowSpan] = []
+        null_score = math.inf
+        for row, (_, prediction) in rows_of_question:
+            if not prediction["finite"]:
+                raise TrainingError(f"the logits of window {row} are not finite; the model has diverged")
+            null_score = min(null_score, float(prediction["null_score"]))
+            for score, first, last in zip(prediction["scores"], prediction["starts"], prediction["ends"], strict=True):
+                if np.isfinite(score):
+                    spans.append(_WindowSpan(float(score), row, int(first), int(last)))
+        yield SpanPrediction(_candidates(question.context, windows, spans, n_best), null_score)
 
 
 class _WindowSpan(NamedTuple):

@@ -12,9 +12,9 @@ and counted in the notes.
 """
 
 import dataclasses
-import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,17 @@ import numpy as np
 
 from deberta_jax.errors import UserError
 
+from ..packed import PackedExamples, PackedRows, Row
+from ..ragged import as_numpy
 from ..sources.cells import Cells, cell_value, is_list, parse_text, preview, text_cell
 from ..sources.delimited import Reading
-from ..sources.json_rows import json_objects
 from ..sources.source import Source, columns_of, named_splits, open_table
 from ..sources.table import Table, parse_rows
-from ..sources.text_files import read_text
+from .squad_files import open_squad_file
 
 _START = "answer_start"
+_Texts = tuple[str, str, str]  # id, question and context
+_Answers = tuple[tuple[str, int], ...]  # text and start of each
 _SHIFT = 2  # largest error, in characters, of the start of an answer in a published set
 _SQUAD_COLUMNS = {"text": "question", "pair": "context", "label": "answers"}
 
@@ -64,7 +67,7 @@ class SpanData:
     """The questions of a task by split (see `ClassificationData`), and for each split the notes about reading it."""
 
     name: str
-    splits: Mapping[str, tuple[SpanQuestion, ...]]
+    splits: Mapping[str, Sequence[SpanQuestion]]
     notes: Mapping[str, tuple[str, ...]]
 
 
@@ -107,7 +110,7 @@ def load_questions(
     splits, notes = {}, {}
     for name, source, role in named_splits(train, validation, test):
         columns = {part: str(column) for part, column in columns_of(source, "span", given).items()}
-        table = _open_squad_file(source)
+        table = open_squad_file(source)
         if table is not None:
             columns = _SQUAD_COLUMNS
         else:
@@ -118,47 +121,6 @@ def load_questions(
     if not any(question.answers for question in splits["train"]):
         raise UserError(f"{train}: no question has an answer; training needs some")
     return SpanData(name=Source.parse(train).name, splits=splits, notes=notes)
-
-
-# ------------------------------------------------------------------------------------------------- SQuAD's own layout
-
-
-def _open_squad_file(source: Source) -> Table | None:
-    """Returns the questions of a .json file in SQuAD's layout, or `None` for any other source."""
-    if source.path is None or not source.path.endswith((".json", ".json.gz")) or Path(source.path).is_dir():
-        return None
-    objects = json_objects(source.path, read_text(source.path))
-    _, first = next(objects, (0, {}))
-    if "data" not in first:  # objects with a question each, which `open_table` reads
-        return None
-
-    def rows() -> Iterator[Cells]:  # of one file, or of several that were concatenated
-        for _, squad in itertools.chain([(0, first)], objects):
-            yield from _squad_rows(source.given, squad)
-
-    return Table(source.given, "record", enumerate(rows()), published=True)
-
-
-def _squad_rows(name: str, squad: Any) -> Iterator[Cells]:
-    for article_index, article in enumerate(_squad_value(squad, "data", list, name)):
-        place = f"{name}: data[{article_index}]"
-        for paragraph_index, paragraph in enumerate(_squad_value(article, "paragraphs", list, place)):
-            place = f"{name}: data[{article_index}].paragraphs[{paragraph_index}]"
-            context = _squad_value(paragraph, "context", str, place)
-            for index, question in enumerate(_squad_value(paragraph, "qas", list, place)):
-                if not isinstance(question, dict):
-                    raise UserError(f"{place}.qas[{index}] is not an object with id, question and answers")
-                yield {**question, "context": context}
-
-
-def _squad_value(parent: Any, key: str, kind: type, place: str) -> Any:
-    """Returns the value of a key of SQuAD's layout. `place` is the path of `parent` in errors."""
-    if not isinstance(parent, dict) or not isinstance(parent.get(key), kind):
-        raise UserError(
-            f"{place} has no {'list' if kind is list else 'text'} {key!r}; SQuAD's layout is "
-            "data[].paragraphs[].context, and beside it qas[] with id, question, answers"
-        )
-    return parent[key]
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -172,25 +134,19 @@ class _Reader:
     ) -> None:
         self._table, self._columns, self._start_column = table, columns, start_column
         self._label_optional = label_optional
-        self._rows: dict[str, int] = {}  # row of each id
-        self._contexts: dict[str, str] = {}  # keeps one copy of each context, which usually has several questions
         self.moved = self.blank = 0
 
-    def parse(self, cells: Cells, number: int) -> Iterator[tuple[SpanQuestion, tuple[Answer, ...] | None]]:
-        """Yields the question of a row without its answers, and the answers."""
+    def parse(self, cells: Cells, number: int) -> Iterator[tuple[_Texts, _Answers | None]]:
+        """Yields the id, the question and the context of a row, and the answers."""
         identifier = _identifier(cells, number)
         try:
-            yield self._question(cells, number, identifier)
+            yield self._question(cells, identifier)
         except UserError as error:
             if cells.get("id") is None:
                 raise
             raise UserError(f"question {identifier!r}: {error}") from None
 
-    def _question(self, cells: Cells, number: int, identifier: str) -> tuple[SpanQuestion, tuple[Answer, ...] | None]:
-        if identifier in self._rows:
-            raise UserError(
-                f"the id occurs before, in {self._table.unit} {self._rows[identifier]}; predictions need different ids"
-            )
+    def _question(self, cells: Cells, identifier: str) -> tuple[_Texts, _Answers | None]:
         published, label_column = self._table.published, self._columns["label"]
         text = text_cell(cells, self._columns["text"], allow_empty=published)
         context = text_cell(cells, self._columns["pair"], allow_empty=False)
@@ -202,23 +158,55 @@ class _Reader:
             self.moved += sum(
                 start not in (None, answer.start) for answer, (_, start) in zip(answers, given, strict=True)
             )
-        self._rows[identifier] = number
         self.blank += not text.strip()
-        return SpanQuestion(identifier, text, self._contexts.setdefault(context, context), None), answers
+        return (identifier, text, context), None if answers is None else tuple(map(dataclasses.astuple, answers))
 
 
 def _read_questions(
     table: Table, columns: Mapping[str, str], start_column: str | None, *, label_optional: bool
-) -> tuple[tuple[SpanQuestion, ...], tuple[str, ...]]:
+) -> tuple[Sequence[SpanQuestion], tuple[str, ...]]:
     """Returns all questions of a table and the notes about reading it."""
     reader = _Reader(table, columns, start_column, label_optional=label_optional)
-    rows = parse_rows(table, reader.parse)
+    rows, numbers = PackedRows(), array("q")
+    ids = array("q")  # a hash of each id
+    for number, texts, answers in parse_rows(table, reader.parse):
+        rows.append((*texts, answers))
+        numbers.append(number)
+        ids.append(hash(texts[0]))
+    _check_ids(table, rows, numbers, ids)
     notes = (
         f"{reader.blank} questions are blank" if reader.blank else "",
         f"{reader.moved} answers moved by up to {_SHIFT} characters to where their text is" if reader.moved else "",
     )
-    questions = tuple(dataclasses.replace(row.example, answers=row.label) for row in rows)
-    return questions, tuple(filter(None, (*table.notes, *notes)))
+    return PackedExamples(rows, _question), tuple(filter(None, (*table.notes, *notes)))
+
+
+def _question(index: int, row: Row) -> SpanQuestion:
+    del index
+    identifier, question, context, answers = row
+    return SpanQuestion(identifier, question, context, None if answers is None else tuple(Answer(*a) for a in answers))
+
+
+def _check_ids(table: Table, rows: PackedRows, numbers: "array[int]", hashes: "array[int]") -> None:
+    """Raises UserError if an id occurs twice.
+
+    Args:
+      table: the table.
+      rows: the questions, which begin with their ids.
+      numbers: the number of the row of each question.
+      hashes: the hash of each id, which different ids may have in common.
+    """
+    values, counts = np.unique(as_numpy(hashes), return_counts=True)
+    first: dict[str, int] = {}
+    for index in np.flatnonzero(np.isin(as_numpy(hashes), values[counts > 1])).tolist():
+        identifier = rows[index][0]
+        if identifier in first:
+            reason = (
+                f"question {identifier!r}: the id occurs before, in {table.unit} {first[identifier]}; predictions "
+                "need different ids"
+            )
+            raise table.error(numbers[index], reason)
+        first[identifier] = numbers[index]
 
 
 def _identifier(cells: Cells, number: int) -> str:

@@ -8,7 +8,7 @@ DeBERTa code has no SQuAD; its published figures are of the usual recipe.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ class SpanTask:
         return "f1"
 
     @property
-    def examples(self) -> Mapping[str, tuple[SpanQuestion, ...]]:
+    def examples(self) -> Mapping[str, Sequence[SpanQuestion]]:
         return self.data.splits
 
     @functools.cached_property
@@ -157,10 +157,11 @@ class SpanTask:
         if not self.splits[split].labeled:
             raise unlabeled_split(split)
         golds = [[answer.text for answer in question.answers or ()] for question in self.data.splits[split]]
-        of_questions = self._of_questions(split, predictions)
-        texts = [prediction.candidates[0].text if prediction.candidates else "" for prediction in of_questions]
+        texts, no_answer = [], []
+        for prediction in self._of_questions(split, predictions):
+            texts.append(prediction.candidates[0].text if prediction.candidates else "")
+            no_answer.append(prediction.no_answer)
         if self.allows_no_answer:
-            no_answer = [prediction.no_answer for prediction in of_questions]
             return squad_v2(golds, texts, no_answer, threshold=self.null_threshold)
         return squad_v1(golds, texts) if all(golds) else squad_v2(golds, texts)
 
@@ -183,7 +184,7 @@ class SpanTask:
         words = sum(len(question.question) for question in questions) / max(1, len(questions))
         return words + (self.objective.n_best + 1) * _CANDIDATE_BYTES
 
-    def _of_questions(self, split: str, predictions: Predictions) -> list[SpanPrediction]:
+    def _of_questions(self, split: str, predictions: Predictions) -> Iterator[SpanPrediction]:
         return combine_windows(self.data.splits[split], self.splits[split], predictions, n_best=self.objective.n_best)
 
     def _record(self, question: SpanQuestion, prediction: SpanPrediction) -> dict[str, Any]:

@@ -7,7 +7,9 @@ that every answer is whole in one of them.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -16,7 +18,11 @@ from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..base import ExampleBatch
+from ..packed import text_digest
+from ..ragged import Ragged, RaggedBuilder, as_numpy
 from .questions import Answer, SpanQuestion
+
+_KEPT = 8  # contexts whose characters are in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,13 +45,15 @@ class Context:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
-    """The E windows of the questions of a split. Implements `base.Encoded`, whose examples are windows.
+    """The E windows of the Q questions of a split. Implements `base.Encoded`, whose examples are windows.
 
     Attributes:
-      tokenizer: joins the ids of a question and a part of a context.
+      tokenizer: joins the ids of a question and a part of a context, and finds the characters of tokens.
+      asked: the questions.
       questions: token ids of each question.
-      contexts: the context of each question; equal contexts are the same object.
-      owner: index of the question of each window.
+      contexts: token ids of the different contexts.
+      context: index in `contexts` of the context of each question.
+      owner: index of the question of each window, ascending.
       first: index in its context of the first token in each window.
       lengths: number of tokens of each window.
       ends: positions in the row of the first and the last token of the answer, 0 if the window does not contain it;
@@ -54,8 +62,10 @@ class Windows:
     """
 
     tokenizer: Tokenizer
-    questions: Sequence[Int32[np.ndarray, "tokens"]]
-    contexts: Sequence[Context]
+    asked: Sequence[SpanQuestion]
+    questions: Ragged
+    contexts: Ragged
+    context: Int32[np.ndarray, "Q"]
     owner: Int32[np.ndarray, "E"]
     first: Int32[np.ndarray, "E"]
     lengths: Int32[np.ndarray, "E"]
@@ -73,14 +83,22 @@ class Windows:
     def characters(self, index: int, first: int, last: int) -> tuple[int, int]:
         """Returns the start and the end in the context of the characters that tokens of a window cover.
 
+        The context is tokenized again, because the characters of all tokens would need more memory than the tokens.
+        This happens once for the successive windows of a context.
+
         Args:
           index: index of the window.
           first: position in the row of the first token, within the context.
           last: position in the row of the last token, within the context.
         """
         shift = self.first[index] - self.context_start(index)
-        offsets = self.contexts[self.owner[index]].offsets
+        offsets = self._tokenized(int(self.owner[index])).offsets
         return int(offsets[first + shift, 0]), int(offsets[last + shift, 1])
+
+    @functools.cached_property
+    def _tokenized(self) -> Callable[[int], Context]:
+        tokenize = _tokenizing(self.tokenizer)
+        return functools.lru_cache(maxsize=1)(lambda question: tokenize(self.asked[question].context))
 
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 arrays for the windows at `indices`.
@@ -92,9 +110,9 @@ class Windows:
         input_ids, types, choosable = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         for row, index in enumerate(indices.tolist()):
             owner = int(self.owner[index])
-            question, context = self.questions[owner], self.contexts[owner]
+            question, context = self.questions[owner], self.contexts[self.context[owner]]
             begin, end = self.context_start(index), int(self.lengths[index]) - 1
-            window = context.ids[self.first[index] : self.first[index] + end - begin]
+            window = context[self.first[index] : self.first[index] + end - begin]
             input_ids[row, : end + 1], types[row, : end + 1] = self.tokenizer.with_special_tokens(question, window)
             choosable[row, 0] = choosable[row, begin:end] = 1
         is_token = np.arange(length) < self.lengths[indices, None]
@@ -184,40 +202,63 @@ def encode_span_questions(
             "raise max_length (384 is usual for SQuAD) or lower the others"
         )
     counts = _Counts()
-    tokenized: dict[str, Context] = {}
-    question_ids, contexts = [], []
-    rows: list[tuple[int, int, int, int, int]] = []  # owner, first, length and both ends of each window
+    contexts = _Contexts(tokenizer)
+    question_ids, context_of = RaggedBuilder(), array("i")
+    rows = array("i")  # owner, first, length and both ends of each window
+    labeled = True
     for owner, question in enumerate(questions):
         ids = tokenizer.encode(question.question)
         counts.cut_questions += len(ids) > max_question_length
-        question_ids.append(np.array(ids[:max_question_length], np.int32))
-        if question.context not in tokenized:
-            tokenized[question.context] = _tokenize(question.context, tokenizer)
-        context = tokenized[question.context]
-        contexts.append(context)
+        question_ids.append(ids[:max_question_length])
+        index, context = contexts.add(question.context)
+        context_of.append(index)
+        labeled = labeled and question.answers is not None
         answer = _answer_tokens(context, question.answers or (), max_answer_length, counts)
-        context_start = len(question_ids[-1]) + special - 1
+        context_start = min(len(ids), max_question_length) + special - 1
         room = max_length - context_start - 1
         stride = min(doc_stride, room - max_answer_length)
-        windows = [
-            (first, context_start + size + 1, *_ends_in_window(answer, first, size, context_start))
-            for first, size in cut_windows(len(context.ids), room=room, stride=stride)
-        ]
-        rows += [(owner, *window) for window in windows]
-        counts.lost_answers += bool(question.answers) and not any(last for _, _, _, last in windows)
-    table = np.array(rows, np.int32).reshape(-1, 5)
+        in_a_window = False
+        for first, size in cut_windows(len(context.ids), room=room, stride=stride):
+            ends = _ends_in_window(answer, first, size, context_start)
+            in_a_window = in_a_window or ends[1] > 0
+            rows.extend((owner, first, context_start + size + 1, *ends))
+        counts.lost_answers += bool(question.answers) and not in_a_window
+    table = as_numpy(rows).reshape(-1, 5)
     window_note = (f"windows over {len(questions)} questions",) if len(table) > len(questions) else ()
     count_notes = counts.notes(max_question_length, max_answer_length, training=training)
     return Windows(
         tokenizer=tokenizer,
-        questions=question_ids,
-        contexts=contexts,
+        asked=questions,
+        questions=question_ids.build(),
+        contexts=contexts.ids.build(),
+        context=as_numpy(context_of),
         owner=table[:, 0],
         first=table[:, 1],
         lengths=table[:, 2],
-        ends=table[:, 3:] if all(question.answers is not None for question in questions) else None,
+        ends=table[:, 3:] if labeled else None,
         notes=(*notes, *window_note, *count_notes),
     )
+
+
+class _Contexts:
+    """The different contexts so far, most of which have several successive questions.
+
+    Attributes:
+      ids: the token ids of each.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.ids = RaggedBuilder()
+        self._places: dict[bytes, int] = {}  # by digest, so that the texts need not be kept
+        self._tokenize = _tokenizing(tokenizer)
+
+    def add(self, text: str) -> tuple[int, Context]:
+        """Returns the index of a context, and the context."""
+        context = self._tokenize(text)
+        place = self._places.setdefault(text_digest(text), len(self.ids))
+        if place == len(self.ids):
+            self.ids.append(context.ids)
+        return place, context
 
 
 def _answer_tokens(
@@ -246,7 +287,13 @@ def _ends_in_window(answer: tuple[int, int] | None, first: int, size: int, conte
     return answer[0] - first + context_start, answer[1] - first + context_start
 
 
-def _tokenize(context: str, tokenizer: Tokenizer) -> Context:
-    encoding = tokenizer(context, return_offsets=True)
-    offsets = [offset for offset in encoding.offsets or () if offset is not None]
-    return Context(np.array(encoding.input_ids[1:-1], np.int32), np.array(offsets, np.int32).reshape(-1, 2))
+def _tokenizing(tokenizer: Tokenizer) -> Callable[[str], Context]:
+    """Returns a function that tokenizes a context, and has the last ones in memory."""
+
+    @functools.lru_cache(maxsize=_KEPT)
+    def tokenize(text: str) -> Context:
+        encoding = tokenizer(text, return_offsets=True)
+        offsets = [offset for offset in encoding.offsets or () if offset is not None]
+        return Context(np.array(encoding.input_ids[1:-1], np.int32), np.array(offsets, np.int32).reshape(-1, 2))
+
+    return tokenize

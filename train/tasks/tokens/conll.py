@@ -9,7 +9,7 @@ from typing import NamedTuple
 from deberta_jax.errors import UserError
 
 from ..sources.table import Table
-from ..sources.text_files import read_text
+from ..sources.text_files import TextFile, open_text
 
 SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".bioes", ".tsv", ".txt")
 FIRST, LAST = "0", "-1"  # default columns of the words and of the tags
@@ -20,6 +20,7 @@ _WORD_NAMES = frozenset("word words token tokens form text sentence id index lem
 _TAG_NAMES = frozenset(
     "tag tags label labels ner nertag nertags nerlabel pos postag upos xpos chunk entity iob".split()
 )
+_NUMBER = re.compile(r"\d+([-.]\d+)?")
 _TAG = re.compile(r"[BIESLUMO]|[BIESLUM][-_].+|.+[-_][BIESLUM]|#")  # `#` is itself the tag of the word `#`
 
 
@@ -46,47 +47,70 @@ def read_conll(path: str) -> ConllTable:
       MissingFileError: if there is no such file.
       UserError: if the file cannot be read, or a line has another number of columns than the others.
     """
-    lines = read_text(path).split("\n")
-    layout = _Layout(path, lines)
-    skipped: Counter[str] = Counter()
-    words: list[tuple[int, list[str]]] = []  # the number of a line and its values, which are empty between sentences
-    for number, line in enumerate(lines, start=1):
-        if not line.strip(" \t\r"):
-            words.append((number, []))
-        elif reason := layout.no_word(number, line):
-            skipped[reason] += 1
-            if reason == "-DOCSTART-":
-                words.append((number, []))
-        else:
-            words.append((number, layout.values(number, line)))
-    notes = tuple(f"{count} {reason} lines skipped in {Path(path).name}" for reason, count in skipped.items())
-    _check_words(path, [(number, values[int(layout.word_column)]) for number, values in words if values])
-    table = Table(path, "line", _sentences(words), notes=notes)
+    text = open_text(path)
+    layout = _Layout(text)
+    notes: list[str] = []
+    table = Table(path, "line", _sentences(text, layout, notes), notes=notes)
     return ConllTable(table, *(_UNIVERSAL if layout.numbered and layout.width == 10 else (layout.word_column, LAST)))
 
 
-def _check_words(path: str, words: Sequence[tuple[int, str]]) -> None:
-    """Raises UserError if most words have blanks inside, as in a table with a sentence per line."""
-    blanks = [(number, word) for number, word in words if " " in word.strip()]
-    if len(blanks) * 2 > len(words):
-        number, word = blanks[0]
-        raise UserError(
-            f"{path}, line {number}: {word!r:.60} is not a word; write one word with its tags per line and an empty "
-            "line between sentences, or lists of words and labels to a .jsonl file"
-        )
-
-
-def _sentences(words: Sequence[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, list[str]]]]:
-    sentence, start = [], 0
-    for number, values in [*words, (0, [])]:
-        if values:
-            start = start if sentence else number
-            sentence.append(values)
-        elif sentence:
-            columns = {str(index): list(column) for index, column in enumerate(zip(*sentence, strict=True))}
-            width = len(columns)
-            yield start, columns | ({LAST: columns[str(width - 1)]} if width > 1 else {})
+def _sentences(text: TextFile, layout: "_Layout", notes: list[str]) -> Iterator[tuple[int, dict[str, list[str]]]]:
+    """Yields the columns of each sentence with the number of its first line. Adds to the notes at the end."""
+    skipped: Counter[str] = Counter()
+    blanks = _WordsWithBlanks()
+    sentence: list[list[str]] = []
+    start = 0
+    for number, line in enumerate(_lines(text), start=1):
+        reason = ""
+        if line.strip(" \t\r"):
+            reason = layout.no_word(number, line)
+            if not reason:
+                values = layout.values(number, line)
+                blanks.add(number, values[int(layout.word_column)])
+                start = start if sentence else number
+                sentence.append(values)
+                continue
+            skipped[reason] += 1
+        if sentence and reason in ("", "-DOCSTART-"):
+            yield start, _columns(sentence)
             sentence = []
+    blanks.check(text.given)
+    notes += [f"{count} {reason} lines skipped in {Path(text.given).name}" for reason, count in skipped.items()]
+    if sentence:
+        yield start, _columns(sentence)
+
+
+def _lines(text: TextFile) -> Iterator[str]:
+    return (line.removesuffix("\n") for line in text.lines())
+
+
+def _columns(sentence: Sequence[list[str]]) -> dict[str, list[str]]:
+    columns = {str(index): list(column) for index, column in enumerate(zip(*sentence, strict=True))}
+    width = len(columns)
+    return columns | ({LAST: columns[str(width - 1)]} if width > 1 else {})
+
+
+class _WordsWithBlanks:
+    """Counts the words that have blanks inside."""
+
+    def __init__(self) -> None:
+        self._words = self._blanks = 0
+        self._first = 0, ""  # the number of its line, and the word
+
+    def add(self, number: int, word: str) -> None:
+        self._words += 1
+        if " " in word.strip():
+            self._first = self._first if self._blanks else (number, word)
+            self._blanks += 1
+
+    def check(self, path: str) -> None:
+        """Raises UserError if most words have blanks inside, as in a table with a sentence per line."""
+        number, word = self._first
+        if self._blanks * 2 > self._words:
+            raise UserError(
+                f"{path}, line {number}: {word!r:.60} is not a word; write one word with its tags per line and an "
+                "empty line between sentences, or lists of words and labels to a .jsonl file"
+            )
 
 
 class _Layout:
@@ -97,19 +121,26 @@ class _Layout:
       numbered: whether the first column numbers the words, as in CoNLL-U.
     """
 
-    def __init__(self, path: str, lines: Sequence[str]) -> None:
-        self._path = path
+    def __init__(self, text: TextFile) -> None:
+        self._path = text.given
         # A line that begins with "#" is a comment or a word, which only the other lines tell.
-        filled = [line for line in lines if line.strip(" \t\r") and not line.startswith(_MARKS)]
-        plain = [line for line in filled if not line.startswith("#")] or filled
-        self._tabs = sum("\t" in line.strip(" \t\r") for line in plain) * 2 > len(plain)
-        rows = [self._split(line) for line in plain]
-        widths = Counter(map(len, rows))
+        filled = Counter((line.startswith("#"), "\t" in line.strip(" \t\r")) for line in _filled(text))
+        only_hashes = not (filled[False, False] or filled[False, True])
+        with_tabs, without = filled[only_hashes, True], filled[only_hashes, False]
+        self._tabs = with_tabs > without
+        widths: Counter[int] = Counter()
+        self._tags: Counter[str] = Counter()
+        first_is_number, others_are = None, True
+        for row in (self._split(line) for line in _filled(text) if only_hashes or not line.startswith("#")):
+            widths[len(row)] += 1
+            self._tags[row[-1]] += 1
+            if first_is_number is None:
+                first_is_number = bool(_NUMBER.fullmatch(row[0]))
+            else:
+                others_are = others_are and bool(_NUMBER.fullmatch(row[0]))
         self.width = widths.most_common(1)[0][0] if widths else 0
-        self._tags = Counter(row[-1] for row in rows)
-        self._header = self._find_header(lines)
-        firsts = [row[0] for row in rows[bool(self._header) :]]
-        self.numbered = self.width > 2 and all(re.fullmatch(r"\d+([-.]\d+)?", first) for first in firsts)
+        self._header = self._find_header(text)
+        self.numbered = self.width > 2 and others_are and (self._header > 0 or bool(first_is_number))
 
     @property
     def word_column(self) -> str:
@@ -154,9 +185,9 @@ class _Layout:
             return not is_row and "=" in line
         return not (is_row and (self.width == 1 or values[-1] in self._tags or bool(_TAG.fullmatch(values[-1]))))
 
-    def _find_header(self, lines: Sequence[str]) -> int:
+    def _find_header(self, text: TextFile) -> int:
         """Returns the number of the line with the names of the columns, or 0."""
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_lines(text), start=1):
             if not line.strip(" \t\r") or line.startswith(("#", *_MARKS)):
                 continue
             values = self._split(line)
@@ -164,6 +195,10 @@ class _Layout:
             is_header = len(values) > 1 and names[-1] in _TAG_NAMES and self._tags[values[-1]] == 1
             return number if is_header and any(name in _WORD_NAMES | _TAG_NAMES for name in names[:-1]) else 0
         return 0
+
+
+def _filled(text: TextFile) -> Iterator[str]:
+    return (line for line in _lines(text) if line.strip(" \t\r") and not line.startswith(_MARKS))
 
 
 def _trimmed(value: str) -> str:

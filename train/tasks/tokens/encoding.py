@@ -6,8 +6,9 @@ on both sides of it where the sentence has any.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, overload
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -15,7 +16,11 @@ from jaxtyping import Int, Int32
 from deberta_jax.errors import UserError
 
 from ..base import ExampleBatch
+from ..packed import chunks
+from ..ragged import Blocks, Ragged, RaggedBuilder, as_numpy
 from .sentences import NO_LABEL, Sentence
+
+NO_WORD = -2  # mark of a token that is not the first piece of a word to predict
 
 
 class WordTokenizer(Protocol):
@@ -48,16 +53,70 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class WindowTable(Sequence[Window]):
+    """Windows in columns, of which one is built whenever it is read.
+
+    Attributes:
+      ids: token ids of each window, including [CLS] and [SEP].
+      marks: for each token the class index of its word, or NO_LABEL for a word without one, if the token is the first
+        piece of a word that is predicted in the window; NO_WORD for all other tokens.
+      sentence: index of the sentence of each window.
+      first: index in its sentence of the first word that is predicted in each window.
+      words: indices of the predicted words, for windows in which they do not simply follow each other.
+      labeled: whether the marks are labels.
+    """
+
+    ids: Ragged
+    marks: Blocks
+    sentence: Int32[np.ndarray, "E"]
+    first: Int32[np.ndarray, "E"]
+    words: Mapping[int, Int32[np.ndarray, "words"]]
+    labeled: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Window: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Window]: ...
+    def __getitem__(self, index: int | slice) -> Window | Sequence[Window]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        marks = self.marks_of(index)
+        positions = np.flatnonzero(marks != NO_WORD)
+        words = self.words.get(index)
+        return Window(
+            sentence=int(self.sentence[index]),
+            ids=self.ids[index],
+            words=self.first[index] + np.arange(len(positions)) if words is None else words,
+            positions=positions,
+            labels=marks[positions].astype(np.int32) if self.labeled else None,
+        )
+
+    def marks_of(self, index: int) -> Int[np.ndarray, "tokens"]:
+        """Returns the marks of the tokens of a window."""
+        return self.marks.row(int(self.ids.starts[index]), int(self.ids.lengths[index]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class EncodedWords:
     """The E windows of the sentences of a split. Implements `base.Encoded`, whose examples are windows.
 
     Each word that has pieces is predicted in exactly one window.
     """
 
-    windows: Sequence[Window]
-    lengths: Int32[np.ndarray, "E"]
-    labeled: bool
+    windows: WindowTable
     notes: tuple[str, ...]
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, "E"]:
+        return self.windows.ids.lengths
+
+    @property
+    def labeled(self) -> bool:
+        return self.windows.labeled
 
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 `input_ids`, `attention_mask` and `token_type_ids` [B, length], and `labels` if there are any.
@@ -68,11 +127,12 @@ class EncodedWords:
         batch = {name: np.zeros(shape, np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
         if self.labeled:
             batch["labels"] = np.full(shape, NO_LABEL, np.int32)
-        for row, window in enumerate(self.windows[index] for index in indices):
-            batch["input_ids"][row, : len(window.ids)] = window.ids
-            batch["attention_mask"][row, : len(window.ids)] = 1
-            if window.labels is not None:
-                batch["labels"][row, window.positions] = window.labels
+        for row, index in enumerate(indices.tolist()):
+            ids = self.windows.ids[index]
+            batch["input_ids"][row, : len(ids)] = ids
+            batch["attention_mask"][row, : len(ids)] = 1
+            if self.labeled:
+                batch["labels"][row, : len(ids)] = np.maximum(self.windows.marks_of(index), NO_LABEL)
         return batch
 
 
@@ -121,51 +181,82 @@ def encode_sentences(
     budget = max_length - 2
     if budget < 1:
         raise UserError(f"max_length is {max_length}; it must be at least 3, for a piece between [CLS] and [SEP]")
-    texts = [f"{' ' * (index > 0)}{word}" for sentence in sentences for index, word in enumerate(sentence.words)]
-    pieces_of_words = iter(tokenizer.encode_batch(texts) if texts else ())
-    windows: list[Window] = []
-    without_label = sum(label == NO_LABEL for sentence in sentences for label in sentence.labels or ())
-    without_pieces = cut_words = several_windows = 0
-    for number, sentence in enumerate(sentences):
-        pieces = [next(pieces_of_words) for _ in sentence.words]
-        without_pieces += sum(not ids for ids in pieces)
-        cut_words += sum(len(ids) > budget for ids in pieces)
-        before = len(windows)
-        windows += _windows(number, sentence, pieces, tokenizer, budget)
-        several_windows += len(windows) - before > 1
-    if not windows:
-        raise UserError(f"none of the {len(texts)} words has a piece in the tokenizer's vocabulary")
+    windows, words = _WindowBuilder(budget, tokenizer), 0
+    empty = without_label = without_pieces = cut_words = several_windows = 0
+    for chunk in chunks(sentences, lambda sentence: sum(map(len, sentence.words)) + len(sentence.words)):
+        texts = [f"{' ' * (index > 0)}{word}" for sentence in chunk for index, word in enumerate(sentence.words)]
+        words += len(texts)
+        pieces_of_words = iter(tokenizer.encode_batch(texts) if texts else ())
+        for sentence in chunk:
+            pieces = [next(pieces_of_words) for _ in sentence.words]
+            empty += not pieces
+            without_label += (sentence.labels or ()).count(NO_LABEL)
+            without_pieces += sum(not ids for ids in pieces)
+            cut_words += sum(len(ids) > budget for ids in pieces)
+            several_windows += windows.add(pieces, sentence.labels) > 1
+    table = windows.build(labeled=sentences[0].labels is not None)
+    if not len(table):
+        raise UserError(f"none of the {words} words has a piece in the tokenizer's vocabulary")
     counts = {
         f"{several_windows} of {len(sentences)} sentences read in several windows of {max_length} tokens": (
             several_windows
         ),
-        f"{sum(not sentence.words for sentence in sentences)} empty sentences": any(not s.words for s in sentences),
+        f"{empty} empty sentences": empty,
         f"{without_pieces} words without pieces, predicted as O or the first label": without_pieces,
         f"{cut_words} words cut to {budget} pieces": cut_words,
         f"{without_label} words without a label": without_label,
     }
-    return EncodedWords(
-        windows,
-        np.array([len(window.ids) for window in windows], np.int32),
-        sentences[0].labels is not None,
-        (*notes, *(note for note, count in counts.items() if count)),
-    )
+    return EncodedWords(table, (*notes, *(note for note, count in counts.items() if count)))
 
 
-def _windows(
-    number: int, sentence: Sentence, pieces: Sequence[Sequence[int]], tokenizer: WordTokenizer, budget: int
-) -> Iterator[Window]:
-    """Yields the windows of a sentence from the pieces of its words. Words without pieces are left out."""
-    words = [index for index, ids in enumerate(pieces) if ids]
-    kept = [pieces[index][:budget] for index in words]
-    for contained, predicted in sentence_windows([len(ids) for ids in kept], budget):
-        starts = 1 + np.cumsum([0, *(len(kept[index]) for index in contained)])
-        predicted_words = np.array([words[index] for index in predicted])
-        ids = [tokenizer.cls_id, *(piece for index in contained for piece in kept[index]), tokenizer.sep_id]
-        yield Window(
-            sentence=number,
-            ids=np.array(ids, np.int32),
-            words=predicted_words,
-            positions=starts[np.array(predicted) - contained.start],
-            labels=None if sentence.labels is None else np.array(sentence.labels, np.int32)[predicted_words],
+class _WindowBuilder:
+    """Collects the windows of successive sentences, each of at most `budget` pieces between [CLS] and [SEP]."""
+
+    def __init__(self, budget: int, tokenizer: WordTokenizer) -> None:
+        self._budget, self._tokenizer = budget, tokenizer
+        self._ids, self._marks = RaggedBuilder(), Blocks(np.int8)
+        self._sentence, self._first = array("i"), array("i")
+        self._words: dict[int, np.ndarray] = {}
+        self._sentences = 0
+
+    def add(self, pieces: Sequence[Sequence[int]], labels: Sequence[int] | None) -> int:
+        """Adds the windows of the next sentence from the pieces of its words, and returns their number.
+
+        Words without pieces are left out.
+        """
+        words = [index for index, ids in enumerate(pieces) if ids]
+        kept = [pieces[index][: self._budget] for index in words]
+        before = len(self._ids)
+        for contained, predicted in sentence_windows([len(ids) for ids in kept], self._budget):
+            ids, marks = [self._tokenizer.cls_id], [NO_WORD]
+            for place in contained:
+                ids += kept[place]
+                marks.append(NO_WORD if place not in predicted else labels[words[place]] if labels else NO_LABEL)
+                marks += [NO_WORD] * (len(kept[place]) - 1)
+            ids.append(self._tokenizer.sep_id)
+            marks.append(NO_WORD)
+            first, last = words[predicted[0]], words[predicted[-1]]
+            if last - first >= len(predicted):
+                self._words[len(self._ids)] = np.array([words[place] for place in predicted], np.int32)
+            self._add_marks(marks)
+            self._ids.append(ids)
+            self._sentence.append(self._sentences)
+            self._first.append(first)
+        self._sentences += 1
+        return len(self._ids) - before
+
+    def _add_marks(self, marks: list[int]) -> None:
+        dtype = np.min_scalar_type(min(NO_WORD, -max(marks) - 1))  # signed, because some marks are negative
+        if not np.can_cast(dtype, self._marks.dtype):
+            self._marks = self._marks.astype(dtype)
+        self._marks.append(marks)
+
+    def build(self, *, labeled: bool) -> WindowTable:
+        return WindowTable(
+            self._ids.build(),
+            self._marks,
+            as_numpy(self._sentence),
+            as_numpy(self._first),
+            self._words,
+            labeled,
         )

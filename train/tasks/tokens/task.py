@@ -23,11 +23,11 @@ from ..metrics import accuracy
 from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes
 from ..sources.delimited import Reading
 from ..sources.source import Source, as_published, columns_of, named_splits, open_table
-from ..sources.table import Table, without_hidden_labels
+from ..sources.table import Table
 from .conll import is_conll, read_conll
 from .encoding import EncodedWords, encode_sentences
 from .entities import entities, entity_scores, marks_entities
-from .sentences import NO_LABEL, Sentence, label_sentences, read_sentences, tag_order
+from .sentences import NO_LABEL, Sentence, TaggedSentences, label_sentences, read_sentences, tag_order
 
 
 def _open(source: Source, config: FinetuneConfig) -> tuple[Table, Mapping[str, Any]]:
@@ -62,24 +62,26 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) 
       MissingFileError: if there is no such file.
       UserError: if a source cannot be read or used; the message has the file, the line and the reason.
     """
-    tables, rows = {}, {}
+    tagged: dict[str, TaggedSentences] = {}
     source = Source.parse(config.data.train)
     for name, split, role in named_splits(config.data.train, config.data.validation, config.data.test):
-        tables[name], columns = _open(split, config)
-        rows[name] = read_sentences(tables[name], columns, label_optional=role == "test")
-        if role != "train" and not any("-1" in (row.label or ()) for row in rows["train"]):
-            rows[name] = without_hidden_labels(tables[name], rows[name], role)
-    observed = {
-        name: {tag for row in split for tag in row.label or () if tag is not None} for name, split in rows.items()
-    }
+        table, columns = _open(split, config)
+        tagged[name] = read_sentences(table, columns, label_optional=role == "test")
+        known = role == "train" or "-1" in tagged["train"].tags
+        if not known and tagged[name].hidden.all_hidden(table, role):
+            tagged[name] = tagged[name].without_labels()
+    observed = {name: set(split.tags) for name, split in tagged.items()}
     official = source.published.label_names if source.published else ()
-    choice = ClassChoice(config.data.labels, head, official or tables["train"].class_names, tag_order)
-    classes = choose_classes(observed, choice, table=tables["train"].name)
-    sentences, splits = {}, {}
-    for name, table in tables.items():
-        sentences[name] = label_sentences(table, rows[name], classes)
-        notes = (*table.notes, *classes.notes[name])
-        splits[name] = encode_sentences(sentences[name], tokenizer, max_length=config.data.max_length, notes=notes)
+    train = tagged["train"].table
+    choice = ClassChoice(config.data.labels, head, official or train.class_names, tag_order)
+    classes = choose_classes(observed, choice, table=train.name)
+    notes = {name: (*split.table.notes, *classes.notes[name]) for name, split in tagged.items()}
+    sentences = {name: label_sentences(split, classes) for name, split in tagged.items()}
+    del tagged  # its memory is needed
+    splits = {
+        name: encode_sentences(of_split, tokenizer, max_length=config.data.max_length, notes=notes[name])
+        for name, of_split in sentences.items()
+    }
     objective = TokenLabels(config.regularization.label_smoothing)
     return TokenLabelTask(source.name, objective, classes.names, sentences, splits, classes.unseen)
 
@@ -140,7 +142,7 @@ class TokenLabelTask:
     name: str
     objective: TokenLabels
     label_names: tuple[str, ...]
-    sentences: Mapping[str, tuple[Sentence, ...]]
+    sentences: Mapping[str, Sequence[Sentence]]
     splits: Mapping[str, EncodedWords]
     unseen: tuple[str, ...] = ()
 
@@ -149,7 +151,7 @@ class TokenLabelTask:
         return "f1" if marks_entities(self.label_names) else "accuracy"
 
     @property
-    def examples(self) -> Mapping[str, tuple[Sentence, ...]]:
+    def examples(self) -> Mapping[str, Sequence[Sentence]]:
         return self.sentences
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:

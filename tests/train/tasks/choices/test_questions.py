@@ -41,7 +41,7 @@ def test_swag_is_read_by_its_columns(read):
     task = read(content, "train.csv", **columns)
     expected = ChoiceQuestion("A man sits, alone.", "He", ("eats.", "sleeps.", "runs.", "sings."), 2)
     assert task.questions["train"] == (expected,)
-    encoded = task.splits["train"].pairs[0][2].tolist()
+    encoded = task.splits["train"].pair(0, 2).tolist()
     assert bytes(encoded).decode() == "Heruns."
 
 

@@ -17,16 +17,16 @@ class WordLengths:
         return Encoding((first + second)[:max_length], types[:max_length])
 
 
-def test_examples_are_padded_and_cut():
+def test_examples_are_cut_and_padded_by_the_batch():
     examples = [Example("a bcd", "ef", 1), Example("a b c d", "e", 0), Example("a", None, 2)]
     encoded = encode_examples(examples, WordLengths(), max_length=6)
-    assert encoded.input_ids.dtype == encoded.labels.dtype == np.int32
-    assert encoded.input_ids.tolist() == [[1, 11, 13, 2, 12, 2], [1, 11, 11, 11, 11, 2], [1, 11, 2, 0, 0, 0]]
-    assert encoded.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1], [0] * 6, [0] * 6]
+    batch = encoded.batch(np.arange(3), length=6)
+    assert {array.dtype.name for array in batch.values()} == {"int32"}
+    assert batch["input_ids"].tolist() == [[1, 11, 13, 2, 12, 2], [1, 11, 11, 11, 11, 2], [1, 11, 2, 0, 0, 0]]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0] * 6, [0] * 6]
     assert encoded.lengths.tolist() == [6, 6, 3]
     assert encoded.labels.tolist() == [1, 0, 2]
-    assert encoded.truncated == 1  # the first example just fits
-    assert encoded.notes == ("1 cut to 6 tokens",)
+    assert encoded.notes == ("1 cut to 6 tokens",)  # the first example just fits
     assert encoded.batch(np.array([2]), length=4)["attention_mask"].tolist() == [[1, 1, 1, 0]]
 
 

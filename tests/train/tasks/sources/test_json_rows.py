@@ -4,6 +4,7 @@ import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.tasks.sources.json_rows import json_objects
+from deberta_jax.train.tasks.sources.text_files import open_text
 
 ARRANGEMENTS = {
     "lines": ('{"a": 1}\n{"a": 2}', [1, 2]),
@@ -18,8 +19,8 @@ ARRANGEMENTS = {
 
 
 @pytest.mark.parametrize(("text", "lines"), ARRANGEMENTS.values(), ids=ARRANGEMENTS)
-def test_objects_have_the_line_on_which_they_begin(text, lines):
-    assert list(json_objects("a.json", text)) == list(zip(lines, [{"a": 1}, {"a": 2}], strict=True))
+def test_objects_have_the_line_on_which_they_begin(write, text, lines):
+    assert list(json_objects(open_text(write("a.json", text)))) == list(zip(lines, [{"a": 1}, {"a": 2}], strict=True))
 
 
 BAD = {
@@ -36,6 +37,6 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
-def test_bad_json_is_named(text, message):
-    with pytest.raises(UserError, match=message):
-        list(json_objects("a.json", text))
+def test_bad_json_is_named(write, text, message):
+    with pytest.raises(UserError, match=message.replace("^", "^.*/")):
+        list(json_objects(open_text(write("a.json", text))))

@@ -6,7 +6,7 @@ import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.tasks.sources.files import open_file
-from deberta_jax.train.tasks.sources.text_files import read_text
+from deberta_jax.train.tasks.sources.text_files import open_text
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>"
@@ -36,4 +36,6 @@ def test_foreign_files_are_named(write, name, content, message):
 
 
 def test_gzip_is_recognized_without_its_suffix(write):
-    assert read_text(write("a.tsv", gzip.compress(b"\xef\xbb\xbfa\tb\r\n"))) == "a\tb"
+    text = open_text(write("a.tsv", gzip.compress(b"\xef\xbb\xbfa\tb\r\n")))
+    assert list(text.lines()) == list(text.pieces()) == ["a\tb"]
+    assert text.head.startswith("a\tb")

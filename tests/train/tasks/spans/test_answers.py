@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deberta_jax.tokenizers.tokenizer import Encoding
+from deberta_jax.train.tasks.ragged import Ragged
 from deberta_jax.train.tasks.spans.answers import SpanCandidate, best_spans, combine_windows
 from deberta_jax.train.tasks.spans.questions import SpanQuestion
-from deberta_jax.train.tasks.spans.windows import Context, Windows
+from deberta_jax.train.tasks.spans.windows import Windows
 
 
 @pytest.mark.parametrize(("n_best", "most"), [(5, 3), (20, 30), (1000, 4)])
@@ -29,17 +31,25 @@ def test_best_spans_equal_an_exhaustive_search(n_best, most):
         np.testing.assert_allclose(scores[row][kept], expected_scores, rtol=1e-6)
 
 
-def test_a_text_has_its_highest_score_and_no_white_space_around_it(tokenizer):
+class PiecesOfSpaces:
     """The offsets resemble those of v1's tokenizer, for which one of two spaces may be a piece."""
-    offsets = np.array([[0, 1], [2, 2], [3, 4], [5, 6]], np.int32)
-    context = Context(np.array([5, 6, 7, 5], np.int32), offsets)
+
+    pair_separators = 1
+
+    def __call__(self, text, *, return_offsets):
+        return Encoding([1, 5, 6, 7, 5, 2], [0] * 6, [None, (0, 1), (2, 2), (3, 4), (5, 6), None])
+
+
+def test_a_text_has_its_highest_score_and_no_white_space_around_it():
+    questions = [SpanQuestion("1", "q", "a  b a", None)]
+    ids = Ragged.of([[9]]), Ragged.of([[5, 6, 7, 5]])
     rows = np.array([[0, 0], [0, 1], [8, 7]], np.int32)  # owner, first, lengths
-    two = Windows(tokenizer, [np.array([9], np.int32)], [context], *rows, None, ())
+    two = Windows(PiecesOfSpaces(), questions, *ids, np.zeros(1, np.int32), *rows, None, ())
     other_arrays = {"null_score": np.float32(1), "finite": np.bool_(True)}
     predictions = [
         {"starts": np.array([6, 4]), "ends": np.array([6, 5]), "scores": np.array([3, 2], np.float32), **other_arrays},
         {"starts": np.array([3, 5]), "ends": np.array([3, 5]), "scores": np.array([9, 4], np.float32), **other_arrays},
     ]
-    (prediction,) = combine_windows([SpanQuestion("1", "q", "a  b a", None)], two, predictions, n_best=5)
+    (prediction,) = combine_windows(questions, two, predictions, n_best=5)
     assert prediction.candidates == (SpanCandidate("a", 5, 4.0), SpanCandidate("b", 3, 2.0))
     assert (prediction.null_score, prediction.no_answer) == (1, -3)

@@ -8,7 +8,7 @@ from deberta_jax.train.tasks.tokens.conll import is_conll, read_conll
 
 def words_of(path):
     table, text, label = read_conll(path)
-    return [(cells[text], cells[label]) for _, cells in table.rows], table.notes
+    return [(cells[text], cells[label]) for _, cells in table.rows], tuple(table.notes)
 
 
 FILES = {
