@@ -35,7 +35,8 @@ FINETUNE = """
     grid.learning-rate group-by-length kind label-column label-smoothing labels layer-decay manual-dir
     max-answer-length max-length max-question-length n-best no-group-by-length no-random-weights null-threshold
     pair-column patience random-weights seeds select sift.init-perturbation sift.learning-rate sift.loss
-    sift.no-official sift.official sift.weight start-column test text-column train validation
+    sift.no-official sift.official sift.weight start-column test text-column top-k train
+    validation
 """
 
 
@@ -54,7 +55,7 @@ def test_help_lists_the_published_options(
 
 # -------------------------------------------------------------------- checks
 
-COUNTS = "batch_size accumulation log_every keep sequence_length vocab_size max_ngram max_length n_best"
+COUNTS = "batch_size accumulation log_every keep sequence_length vocab_size max_ngram max_length n_best top_k"
 INTERVALS = "steps save_every evaluate_every seed freeze_layers patience"
 SHARES = "held_out_fraction mask_rate label_smoothing classifier_dropout"
 AMOUNTS = "rtd_lambda discriminator_learning_rate max_seconds epochs layer_decay"
