@@ -54,7 +54,7 @@ def test_help_lists_the_published_options(
 
 # -------------------------------------------------------------------- checks
 
-COUNTS = "batch_size accumulation log_every keep sequence_length vocab_size max_ngram max_length n_best"
+COUNTS = "batch_size accumulation log_every keep sequence_length vocab_size max_ngram max_length n_best top_k"
 INTERVALS = "steps save_every evaluate_every seed freeze_layers patience"
 SHARES = "held_out_fraction mask_rate label_smoothing classifier_dropout"
 AMOUNTS = "rtd_lambda discriminator_learning_rate max_seconds epochs layer_decay"
