@@ -116,8 +116,11 @@ def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) 
       filename: The only weight file to download (default: safetensors files or, without any, `*.bin`).
 
     Raises:
-      MissingFileError: Neither exists, `huggingface_hub` is not installed, or the hub cannot be reached.
+      MissingFileError: Neither exists, the name is empty, `huggingface_hub` is not installed, or the hub cannot be
+        reached.
     """
+    if source == "":  # which `Path` takes for the current folder
+        raise MissingFileError("the model is empty; give a folder or the name of a hub repository")
     folder = Path(source)
     if folder.is_dir():
         return inner_folder(folder)

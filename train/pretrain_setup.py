@@ -78,7 +78,7 @@ def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] 
     elif choice.model is not None and choice.model.endswith(".json"):
         models = RTDConfig.from_json(choice.model)
     else:
-        models = RTDConfig.half_depth(DebertaConfig.named(choice.model or "deberta-v3-small"))
+        models = RTDConfig.half_depth(DebertaConfig.named("deberta-v3-small" if choice.model is None else choice.model))
     if choice.embedding_sharing is not None:
         models = dataclasses.replace(models, embedding_sharing=choice.embedding_sharing)
     if choice.vocab_size is not None:

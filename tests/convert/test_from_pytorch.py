@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub.errors import XetDownloadError
 
 from deberta_jax.convert import ConversionError, load_pytorch
+from deberta_jax.convert.from_pytorch import find_folder
 from deberta_jax.convert.mapping import to_params
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
 
@@ -220,3 +221,8 @@ def test_mutated_files_are_refused_or_loaded(tmp_path: Path, monkeypatch: pytest
             assert jax.tree.map(np.shape, loaded) == jax.tree.map(np.shape, to_params(state, config))
     assert len(messages) > 50
     assert "\n" not in "".join(messages)
+
+
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(MissingFileError, match="the model is empty; give a folder or the name of a hub repository"):
+        find_folder("")

@@ -29,12 +29,20 @@ def clear_leftovers(folder: Path) -> None:
     for path in unused:
         manifest = path / "corpus" / MANIFEST
         if manifest.exists() and folder.exists() and not (folder / MANIFEST).exists():
-            with contextlib.suppress(ValueError):  # the manifest was being written, so no file has been moved
-                fields = json.loads(manifest.read_bytes())
-                for file in (*fields["train"]["files"], *fields["held_out"]["files"]):
-                    (folder / file["name"]).unlink(missing_ok=True)
+            for name in _listed_files(manifest):
+                (folder / name).unlink(missing_ok=True)
         shutil.rmtree(path)
         _LOG.warning("removed %s, which a killed run had left", path)
+
+
+def _listed_files(manifest: Path) -> list[str]:
+    """Returns the files of a manifest, none if it was being written, because then no file has been moved."""
+    try:
+        fields = json.loads(manifest.read_bytes())
+        names = [str(file["name"]) for split in ("train", "held_out") for file in fields[split]["files"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [name for name in names if Path(name).name == name]  # never a file of another folder
 
 
 def check_free(folder: Path) -> None:
