@@ -1,5 +1,6 @@
 """Several fine-tuning runs from one command, over seeds and a grid of settings: means, intervals and the best run."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -109,7 +110,8 @@ def run_all(config: FinetuneConfig, run: Callable[[FinetuneConfig], RunOutcome],
             "best": chosen.best_model if chosen else None,
         }
         write_file(config.output / "summary.json", to_json(summary, indent=2) + "\n")
-        _print_table(rows, chosen)
+        with contextlib.suppress(OSError):  # standard output is on a full disk; summary.json has everything
+            _print_table(rows, chosen)
     if chosen is None:
         count = sum(len(row.attempts) for row in rows)
         listed = config.output / "summary.json"

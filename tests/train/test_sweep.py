@@ -1,7 +1,9 @@
 """Several runs from one command, with a stand-in for training."""
 
+import contextlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +120,18 @@ def test_the_interval_is_students():
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     np.testing.assert_allclose([mean - margin, mean + margin], [low, high])
     assert math.isnan(mean_and_margin([0.5])[1])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_table_that_cannot_be_printed_does_not_end_the_command(tmp_path, monkeypatch):
+    """Everything is in summary.json, and another start would meet the same full disk."""
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        results = run_all(
+            changed(ONE, output=tmp_path, seeds=(0, 1)),
+            lambda one: RunOutcome({"validation": {"accuracy": 0.5 + one.seed / 10}}, "accuracy"),
+        )
+        with contextlib.suppress(OSError):
+            full.close()
+    assert results["validation"]["accuracy"] == 0.6
+    assert json.loads((tmp_path / "summary.json").read_text())["settings"][0]["values"] == [0.5, 0.6]
