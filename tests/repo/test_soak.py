@@ -47,7 +47,7 @@ def test_a_run_without_samples_is_not_called_flat() -> None:
     assert samples(FLAT, FLAT).complaints() == ["steps: too few samples; give more of them"]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # two minutes; `make soak` is the whole of it
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_short_soak_is_flat(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.soak", "--steps", "600", "--seeds", "3", "--folder", str(tmp_path)]

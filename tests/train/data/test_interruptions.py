@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[3]
 Run = Callable[..., tuple[int, str]]
 SETTINGS = {"sequence_length": 64, "boundary": "line", "held_out_fraction": 0.1}
 
+_MOMENTS = 16
+
 
 @pytest.fixture
 def run(capsys) -> Run:
@@ -123,9 +125,9 @@ def test_a_signal_at_any_moment_of_prepare(novel, tmp_path, number, run):
     whole = time.monotonic() - began
     expected = open_corpus(output)
     output.rename(tmp_path / "expected")
-    for moment in range(24):
+    for moment in range(_MOMENTS):
         process = start(*prepare_options(novel, output))
-        time.sleep(whole * moment / 24)
+        time.sleep(whole * moment / _MOMENTS)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         ended = "Traceback" in errors or not errors or "interrupted" in errors  # the first: before `main` began

@@ -174,6 +174,7 @@ def test_a_host_with_other_settings_of_jax_is_refused_by_name(home: Path, tmp_pa
         assert "jax.config.jax_threefry_partitionable is false, elsewhere true" in process.output
 
 
+@pytest.mark.long  # waits a minute for the file; `make chaos` does the same
 def test_hosts_that_do_not_share_the_output_are_refused(home: Path, tmp_path: Path, monkeypatch) -> None:
     """Each host has its own disk under the same path."""
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
