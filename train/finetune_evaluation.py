@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax.atomic_files import write_file
@@ -30,6 +29,7 @@ from .reporting.reporter import Reporter
 from .sweep import Results
 from .tasks.base import Predictions, Task
 from .tasks.batches import evaluation_batches
+from .tasks.predictions import BatchPredictions
 
 Params = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Predictor:
     def predict(self, params: Params, split: str) -> Predictions:
         """Returns what the model predicts for each example of a split, in their order, on every host."""
         encoded = self.task.splits[split]
-        predictions: list[dict[str, np.ndarray]] = [{}] * len(encoded.lengths)
+        predictions = BatchPredictions(len(encoded.lengths))
         batches = evaluation_batches(
             encoded,
             batch_size=self.config.batch_size,
@@ -70,9 +70,7 @@ class Predictor:
         )
         for indices, batch in batches:
             arrays = jax.device_get(self._predict_batch(params, place_batch(batch, self.mesh)))
-            # The last batch is filled up with copies, which `indices` does not list.
-            for place, index in enumerate(indices):
-                predictions[index] = {name: array[place] for name, array in arrays.items()}
+            predictions.add(indices, arrays)  # the last batch is filled up with copies, which `indices` does not list
             self.check_stop()
         return predictions
 

@@ -35,7 +35,10 @@ def stack_probabilities(predictions: Predictions, unit: str) -> Float[np.ndarray
     Raises:
       TrainingError: if a probability is not finite.
     """
-    probabilities = np.stack([prediction["probabilities"] for prediction in predictions])
+    first = predictions[0]["probabilities"]
+    probabilities = np.empty((len(predictions), *first.shape), first.dtype)
+    for row, prediction in zip(probabilities, predictions, strict=True):
+        row[:] = prediction["probabilities"]
     if not np.isfinite(probabilities).all():
         index = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
         raise TrainingError(f"the probabilities of {unit} {index} are not finite; the model has diverged")

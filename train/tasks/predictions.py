@@ -1,0 +1,42 @@
+"""The predictions for a split, in the arrays of the batches that they were computed in."""
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+import numpy as np
+from jaxtyping import Int
+
+
+class BatchPredictions(Sequence[Mapping[str, np.ndarray]]):
+    """Maps each example of a split to its row of the arrays of its batch.
+
+    A dict and an array for each example would take more memory than most texts.
+
+    Args:
+      count: number of examples.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._batches: list[dict[str, np.ndarray]] = []
+        self._batch = np.full(count, -1, np.int32)
+        self._row = np.zeros(count, np.int32)
+
+    def add(self, indices: Int[np.ndarray, "examples"], arrays: dict[str, np.ndarray]) -> None:
+        """Adds the arrays [B, ...] of a batch, whose first rows belong to the examples at `indices`."""
+        self._batch[indices] = len(self._batches)
+        self._row[indices] = np.arange(len(indices))
+        self._batches.append(arrays)
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
+        """Returns the arrays of an example, whose batch was added."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        row = self._row[index]
+        return {name: array[row] for name, array in self._batches[self._batch[index]].items()}
