@@ -97,13 +97,13 @@ def save_pretrained(
 
 def _finish(staging: Staging, config: DebertaConfig, params: dict[str, Any], tokenizer: Mapping[str, bytes]) -> None:
     """Adds everything but the parameters to a new model, reads it back and moves it to its place."""
-    from .orbax_folder import read_one_array
+    from .orbax_folder import read_back
 
     folder, new = staging.folder, staging.path
     (new / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
     for name, content in tokenizer.items():
         (new / name).write_bytes(content)
-    read_one_array(new / PARAMETERS_FOLDER, params)
+    read_back(new / PARAMETERS_FOLDER, params)
     digests = file_digests(new, [CONFIG_FILE, *tokenizer, *files_below(new, PARAMETERS_FOLDER)])
     present = [name for name in TOKENIZER_FILES if (folder / name).is_file() and name not in tokenizer]
     if not tokenizer:

@@ -1,15 +1,18 @@
 """A tree of arrays in a folder in Orbax's format, whatever the name of the folder."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from .errors import UserError
 from .orbax_messages import ORBAX_MESSAGES
 from .orbax_path import orbax_path
+from .sharding import parameter_path
 
 
 def write_folder(path: Path, tree: Any) -> None:
@@ -34,23 +37,22 @@ def write_folder(path: Path, tree: Any) -> None:
 
 
 def read_shapes(path: Path) -> Any:
-    """Returns the shapes and types of a tree, without reading an array.
+    """Returns the shapes and types of a tree, without reading an array. No process has to wait for another one.
 
     Raises:
       UserError: The folder has no readable metadata.
     """
-    with ORBAX_MESSAGES.suppressed(), ocp.StandardCheckpointer() as checkpointer:
-        return _shapes(checkpointer, path)
-
-
-def _shapes(checkpointer: Any, path: Path) -> Any:
-    saved = checkpointer.metadata(orbax_path(path)).item_metadata
-    if saved is None:  # Orbax logs the reason
+    try:
+        with ORBAX_MESSAGES.suppressed(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            saved = handler.metadata(orbax_path(path)).tree
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
+    except (FileNotFoundError, NotImplementedError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):  # of `orbax_path`
+            raise
         raise UserError(
             f"the parameters in {path} are damaged or incomplete: its metadata cannot be read; copy the folder or save "
             "the model again"
-        )
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved.tree)
+        ) from error
 
 
 def read_folder(path: Path, target: Any) -> Any:
@@ -64,38 +66,46 @@ def read_folder(path: Path, target: Any) -> Any:
         return checkpointer.restore(orbax_path(path), target)
 
 
-def read_one_array(path: Path, tree: Any) -> None:
+def read_array(folder: epath.Path, tree: Any, name: str) -> np.ndarray:
+    """Returns one array of a tree. No process has to wait for another one.
+
+    Args:
+      folder: The folder, from `orbax_path`.
+      tree: The saved tree, of which only names, shapes and types are used: its buffers may be donated.
+      name: The path of the array (see `sharding.parameter_path`).
+
+    Raises:
+      OSError, ValueError: It cannot be read.
+    """
+
+    def requested(path: tuple, leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if parameter_path(path) == name else ocp.PLACEHOLDER
+
+    target = jax.tree_util.tree_map_with_path(requested, tree)
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    with ORBAX_MESSAGES.suppressed(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        restored = handler.restore(folder, args=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy))
+    return next(leaf for leaf in jax.tree.leaves(restored) if leaf is not ocp.PLACEHOLDER)
+
+
+def read_back(path: Path, tree: Any) -> None:
     """Compares metadata and the smallest array of a folder with what was written. One process calls it alone.
 
     Raises:
       OSError, ValueError: They cannot be read.
       RuntimeError: They are others.
     """
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"read_back_{jax.process_index()}",
-    )
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    with (
-        ORBAX_MESSAGES.suppressed(),
-        ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone) as checkpointer,
-    ):
-        found = jax.tree_util.tree_leaves_with_path(_shapes(checkpointer, path))
-        if [(key, leaf.shape, leaf.dtype) for key, leaf in found] != [(k, x.shape, x.dtype) for k, x in leaves]:
-            raise RuntimeError(f"{path} does not hold the arrays that were written to it")
-        smallest = min(leaves, key=lambda item: item[1].size, default=None)
-        if smallest is None:
-            return
-        keys, array = smallest
-        item: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for key in reversed(keys):
-            item = {key.key: item}  # pyright: ignore[reportAttributeAccessIssue] (parameters are nested dicts)
-        arguments = ocp.args.PyTreeRestore(item=item, restore_args=item, partial_restore=True)
-        (restored,) = jax.tree.leaves(checkpointer.restore(orbax_path(path), args=arguments))
+    if read_shapes(path) != jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree):
+        raise RuntimeError(f"{path} does not hold the arrays that were written to it")
+    if not leaves:
+        return
+    key, array = min(leaves, key=lambda item: item[1].size)
+    name = parameter_path(key)
+    restored = read_array(orbax_path(path), tree, name)
     if isinstance(array, jax.Array):
         if not array.is_fully_addressable and not array.is_fully_replicated:
             return
         array = array.addressable_data(0) if array.is_fully_replicated else array
-    if np.asarray(restored).tobytes() != np.asarray(array).tobytes():
-        raise RuntimeError(f"{path} has another {jax.tree_util.keystr(keys)} than was written to it")
+    if restored.tobytes() != np.asarray(array).tobytes():
+        raise RuntimeError(f"{path} has another {name} than was written to it")

@@ -1,4 +1,4 @@
-"""Compares the parameters of a saved model with its configuration, by names and shapes, without reading an array."""
+"""Checks of parameters: names and shapes against a configuration, without reading an array, and finite values."""
 
 from typing import Any
 
@@ -17,6 +17,8 @@ from .models import (
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
 )
+from .sharding import parameter_path
+from .terminal import list_names
 
 _TOKENS = np.zeros((1, 8), np.int32)
 
@@ -89,19 +91,24 @@ def check_finite(params: Any, *, where: str) -> None:
     Raises:
       UserError: There are such parameters; the message names them.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    checks = [np.isfinite(x).all() if isinstance(x, np.ndarray) else _all_finite(x) for _, x in leaves]
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for (path, _), finite in zip(leaves, jax.device_get(checks), strict=True)
-        if not finite
-    ]
-    if names:
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    if names := nonfinite_parameters(params):
         raise UserError(
-            f"{len(names)} of {len(leaves)} parameters of {where} have values that are NaN or infinite: "
-            f"{', '.join(names[:4])}{more}; the training has diverged or the file is damaged, take an earlier model"
+            f"{len(names)} of {len(jax.tree.leaves(params))} parameters of {where} have values that are NaN or "
+            f"infinite: {list_names(names, most=4)}; the training has diverged or the file is damaged, take an earlier "
+            "model"
         )
+
+
+def nonfinite_parameters(params: Any) -> list[str]:
+    """Returns the paths of the parameters that have a NaN or an infinite element.
+
+    With several processes, every process calls it with the same global arrays.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    # One program for each shape, not one for the tree: a large model has many arrays but few shapes.
+    checks = [np.isfinite(x).all() if isinstance(x, np.ndarray) else _all_finite(x) for _, x in leaves]
+    finite = jax.device_get(checks)
+    return [parameter_path(path) for (path, _), is_finite in zip(leaves, finite, strict=True) if not is_finite]
 
 
 _all_finite = jax.jit(lambda x: jnp.isfinite(x).all())

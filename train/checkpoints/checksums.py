@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
+from deberta_jax.sharding import parameter_path
+
 
 def describe_leaves(tree: Any, *, checksums: bool = False) -> dict[str, dict]:
     """Returns the shape and dtype of every leaf of a tree, as JSON values under the path of the leaf.
@@ -22,7 +24,7 @@ def describe_leaves(tree: Any, *, checksums: bool = False) -> dict[str, dict]:
       TypeError: if a leaf with a checksum has elements of more than 4 bytes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    described = {leaf_name(path): {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves}
+    described = {parameter_path(path): {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves}
     if checksums:
         # One program for each shape, not one for the tree: a large model has many leaves but few shapes.
         values = jax.device_get([checksum(x) for _, x in leaves])
@@ -37,11 +39,6 @@ def tree_digest(tree: Any) -> str:
     All processes must call this function together. Raises the error of `describe_leaves`.
     """
     return hashlib.sha256(json.dumps(describe_leaves(tree, checksums=True), sort_keys=True).encode()).hexdigest()
-
-
-def leaf_name(path: tuple) -> str:
-    """Returns the key path of a leaf as `params/dense/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 @jax.jit

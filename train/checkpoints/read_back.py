@@ -1,13 +1,14 @@
 """Reads back a checkpoint that was just committed, because a write can fail without an error."""
 
-import contextlib
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from .checksums import host_checksum, leaf_name
+from deberta_jax.orbax_folder import read_array
+from deberta_jax.sharding import parameter_path
+
+from .checksums import host_checksum
 from .manifest import verified_content
 
 _MOST_BYTES = 4 << 20  # of the array that is read
@@ -29,24 +30,13 @@ def read_back(folder: Any, state: Any, manifest: dict) -> None:
     if content != manifest["content"]:
         raise ValueError("the manifest that was read back is not the one that was saved")
     name = _array_to_read(state)
-    read = _read_leaf(folder / "state", state, name)
+    read = read_array(folder / "state", state, name)
     if host_checksum(read) != content["leaves"][name]["checksum"]:
         raise ValueError(f"wrong checksum of {name}, read back after the save")
 
 
 def _array_to_read(state: Any) -> str:
     """Returns the name of the largest array of at most 4 MiB, or of the smallest one."""
-    sizes = {leaf_name(path): x.size * x.dtype.itemsize for path, x in jax.tree_util.tree_leaves_with_path(state)}
+    sizes = {parameter_path(path): x.size * x.dtype.itemsize for path, x in jax.tree_util.tree_leaves_with_path(state)}
     small = [name for name, size in sizes.items() if size <= _MOST_BYTES]
     return max(small, key=sizes.__getitem__) if small else min(sizes, key=sizes.__getitem__)
-
-
-def _read_leaf(folder: Any, state: Any, name: str) -> np.ndarray:
-    def requested(path: tuple, leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if leaf_name(path) == name else ocp.PLACEHOLDER
-
-    target = jax.tree_util.tree_map_with_path(requested, state)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), state)
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        restored = handler.restore(folder, args=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy))
-    return next(leaf for leaf in jax.tree.leaves(restored) if leaf is not ocp.PLACEHOLDER)

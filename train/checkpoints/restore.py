@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from deberta_jax.sharding import parameter_path
 from deberta_jax.terminal import list_names
 
 from ..hosts.processes import gather_json, host_name
-from .checksums import describe_leaves, leaf_name
+from .checksums import describe_leaves
 from .manifest import (
     DIGESTS,
     changed_digests,
@@ -194,8 +195,9 @@ class Reader:
     def _read_state(self, step: int, abstract_state: Any, leaves: dict) -> Any:
         def as_saved(path: tuple, wanted: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             if wanted.sharding is None:
-                raise TypeError(f"abstract_state has no sharding for {leaf_name(path)}; give jax.ShapeDtypeStruct one")
-            return wanted.update(dtype=jnp.dtype(leaves[leaf_name(path)]["dtype"]))
+                name = parameter_path(path)
+                raise TypeError(f"abstract_state has no sharding for {name}; give jax.ShapeDtypeStruct one")
+            return wanted.update(dtype=jnp.dtype(leaves[parameter_path(path)]["dtype"]))
 
         target = jax.tree_util.tree_map_with_path(as_saved, abstract_state)
         with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from deberta_jax.parameter_check import nonfinite_parameters
+
 from ..checkpoints.checkpointer import Checkpointer
 from ..hosts.exit_codes import StopRequested
 from ..hosts.join import Hosts
 from ..reporting.reporter import Reporter
 from .best import BestEvaluation
-from .divergence import TrainingError, broken_parameters
+from .divergence import TrainingError
 from .state import TrainState
 
 StepMetrics = dict[str, Float[Array, ""]]  # of one step, on the devices
@@ -238,7 +240,7 @@ class _MetricsReader:
 
 def _require_finite_parameters(number: int, state: TrainState, run: TrainingRun) -> None:
     """Raises TrainingError if a parameter is not finite after step `number`: finite gradients do not exclude it."""
-    if broken := broken_parameters(state.params):
+    if broken := nonfinite_parameters(state.params):
         others = f" and {len(broken) - 1} more parameters" if len(broken) > 1 else ""
         raise TrainingError(f"{broken[0]}{others} not finite after step {number}; {_advice(run)}")
 
