@@ -1,7 +1,6 @@
 """Writes a model as PyTorch files: `save_pytorch`, and the command `deberta-jax export SOURCE DESTINATION`."""
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from deberta_jax.atomic_folder import replace_entries
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import MissingPackageError, UserError, one_line
+from deberta_jax.errors import MissingPackageError, UserError, one_line, write_errno
 from deberta_jax.file_digests import TOKENIZER_FILES
 from deberta_jax.parameter_check import check_finite
 from deberta_jax.terminal import say
@@ -224,8 +223,8 @@ def _write(folder: Path, tensors: State, fields: dict[str, Any], tokenizer: Mapp
         try:
             save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # which has no error number
-            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-            raise OSError(code, f"{folder} was not written: {one_line(error)}; an earlier model stays") from None
+            message = f"{folder} was not written: {one_line(error)}; an earlier model stays"
+            raise OSError(write_errno(error), message) from None
         # safetensors makes its files readable only for their owner
         shutil.copymode(new / "config.json", new / "model.safetensors")
 

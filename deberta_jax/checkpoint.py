@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from .atomic_folder import Staging, current_path, leftovers, new_name
 from .config import DebertaConfig
-from .errors import MissingFileError, UserError, as_expected
+from .errors import MissingFileError, UserError, as_expected, write_errno
 from .file_digests import (
     DIGESTS_FILE,
     TOKENIZER_FILES,
@@ -138,10 +138,9 @@ def _on_first_process(action: Callable[[], None], folder: str | os.PathLike[str]
 
 
 def _write_error(folder: str | os.PathLike[str], error: Exception) -> OSError:
-    full = "No space left on device" in str(error)
-    reason = os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:300]
-    message = f"the model {folder} was not saved: {reason}; an earlier model in it is unchanged"
-    return OSError(errno.ENOSPC if full else errno.EIO, message)
+    code = write_errno(error)
+    reason = os.strerror(code) if code == errno.ENOSPC else " ".join(str(error).split())[:300]
+    return OSError(code, f"the model {folder} was not saved: {reason}; an earlier model in it is unchanged")
 
 
 # ------------------------------------------------------------------------------------------------------- reading

@@ -1,5 +1,6 @@
 """Errors that a user can fix: the command line prints them as one line, everything else with its traceback."""
 
+import errno
 import os
 import re
 import traceback
@@ -9,7 +10,9 @@ from .terminal import message_text
 # JAX reads its environment variables and starts its backends here, and raises errors of any class.
 _JAX_START = (os.path.join("jax", "_src", "xla_bridge.py"), os.path.join("jax", "_src", "config.py"))
 _JAX_SETTING = re.compile(r"\bjax_[a-z0-9_]+\b")
-_OUT_OF_DEVICE_MEMORY = re.compile(r"RESOURCE_EXHAUSTED: (?!.*(No space left|quota exceeded))")
+_EXHAUSTED = "RESOURCE_EXHAUSTED"  # of XLA, if a device has no memory left, and of TensorStore, if a disk is full
+# SafeTensors, TensorStore and ArrayRecord have the words of the operating system in their messages, but no number.
+DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
 class UserError(ValueError):
@@ -52,9 +55,20 @@ def as_expected(error: BaseException) -> BaseException:
     for name in _JAX_SETTING.findall(text):  # a check that JAX makes only where the user asks for it
         if name.upper() in os.environ:
             return UserError(f"{name.upper()}={os.environ[name.upper()]} is not supported ({text:.200}); unset it")
-    if _OUT_OF_DEVICE_MEMORY.match(text):
+    if text.startswith(f"{_EXHAUSTED}: ") and is_out_of_device_memory(error):
         return UserError(f"device out of memory: {text:.300}; give a smaller batch, --accumulation or --remat")
     return error
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Returns whether an error of XLA or TensorStore says that a device has no memory left."""
+    return _EXHAUSTED in str(error) and not DISK_FULL.search(str(error))
+
+
+def write_errno(error: Exception) -> int:
+    """Returns the error number of a failed write: ENOSPC if only the message says that the disk is full, else EIO."""
+    full = errno.ENOSPC if DISK_FULL.search(str(error)) else errno.EIO
+    return (error.errno if isinstance(error, OSError) else None) or full
 
 
 def is_expected(error: BaseException) -> bool:

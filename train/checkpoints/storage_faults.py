@@ -13,9 +13,9 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 import jax
 
-from deberta_jax.errors import UserError, one_line
+from deberta_jax.errors import DISK_FULL, UserError, one_line
 
-from ..hosts.exit_codes import DISK_FULL, RestartError
+from ..hosts.exit_codes import RestartError
 from ..hosts.processes import gather_json, host_name
 
 # tensorstore raises ValueError whose message contains that of the operating system or the storage service.

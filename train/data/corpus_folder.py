@@ -1,15 +1,13 @@
 """The folder of a new corpus: it gets its name when it is complete, and what killed processes left is removed."""
 
 import contextlib
-import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from deberta_jax.errors import UserError
+from deberta_jax.errors import UserError, write_errno
 
 from .corpus import MANIFEST
 from .work_folder import create_work_folder, find_leftovers
@@ -103,7 +101,5 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        full = os.strerror(errno.ENOSPC) in str(error)
-        code = getattr(error, "errno", None) or (errno.ENOSPC if full else errno.EIO)
         message = f"cannot write the corpus {folder}: {error}; free some space or choose another folder"
-        raise OSError(code, message) from None
+        raise OSError(write_errno(error), message) from None

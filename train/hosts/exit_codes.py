@@ -16,7 +16,7 @@ import re
 
 import jax
 
-from deberta_jax.errors import UserError
+from deberta_jax.errors import UserError, is_out_of_device_memory
 
 DONE, FAILED, RESTART = 0, 1, 42
 # Other errors of the operating system, such as EIO or ENOSPC, may be gone at the next start.
@@ -35,9 +35,7 @@ _MISTAKE_ERRNOS = (
 _XLA_STATUS = re.compile(
     r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS|RESOURCE_EXHAUSTED): "
 )
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # device out of memory: retrying would fail again
 _WRONG_PROGRAM = re.compile(r"INVALID_ARGUMENT: |UNIMPLEMENTED: ")  # no failure of a machine
-DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")  # also TensorStore's RESOURCE_EXHAUSTED
 
 
 class RestartError(UserError):
@@ -68,8 +66,8 @@ class StopRequested(Exception):  # noqa: N818  # not an error
 def exit_code(error: BaseException) -> int:
     """Returns RESTART if starting the run again may succeed after this error, otherwise FAILED."""
     if is_runtime_failure(error):
-        out_of_memory = _OUT_OF_MEMORY in str(error) and not DISK_FULL.search(str(error))
-        return FAILED if out_of_memory or _WRONG_PROGRAM.match(str(error)) else RESTART
+        repeats = is_out_of_device_memory(error) or _WRONG_PROGRAM.match(str(error))
+        return FAILED if repeats else RESTART
     if isinstance(error, OSError) and error.errno is not None:
         return FAILED if error.errno in _MISTAKE_ERRNOS else RESTART
     return error.exit_status if isinstance(error, UserError) else FAILED

@@ -9,9 +9,11 @@ import hashlib
 import marshal
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar
 
 import pyarrow
+
+from .on_demand import OnDemand
 
 Row = tuple[Any, ...]  # of texts, numbers, None, and tuples of them
 Item = TypeVar("Item")
@@ -20,7 +22,7 @@ _BLOCK = 1 << 18  # bytes before compression
 _CHUNK = 1 << 16  # characters
 
 
-class PackedRows(Sequence[Row]):
+class PackedRows(OnDemand[Row]):
     """Rows in memory, which can be appended and read in any order; reading them in their order is fast."""
 
     def __init__(self) -> None:
@@ -49,14 +51,7 @@ class PackedRows(Sequence[Row]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return tuple(self[place] for place in range(*index.indices(self._count)))
-        position = range(self._count)[index]
+    def _build(self, position: int) -> Row:
         if position >= self._count - len(self._pending):
             return marshal.loads(self._pending[position - self._count])
         number = bisect.bisect_right(self._starts, position) - 1
@@ -73,7 +68,7 @@ class PackedRows(Sequence[Row]):
         return marshal.loads(self._codec.decompress(self._blocks[number], self._sizes[number], asbytes=True))
 
 
-class PackedExamples(Sequence[Item], Generic[Item]):
+class PackedExamples(OnDemand[Item]):
     """Examples that are built from packed rows whenever they are read. Equals any sequence of equal examples.
 
     Args:
@@ -82,24 +77,17 @@ class PackedExamples(Sequence[Item], Generic[Item]):
     """
 
     def __init__(self, rows: PackedRows, build: Callable[[int, Row], Item]) -> None:
-        self._rows, self._build = rows, build
+        self._rows, self._from_row = rows, build
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        if isinstance(index, slice):
-            return tuple(self[place] for place in range(*index.indices(len(self))))
-        position = range(len(self))[index]
-        return self._build(position, self._rows[position])
+    def _build(self, position: int) -> Item:
+        return self._from_row(position, self._rows[position])
 
     def __iter__(self) -> Iterator[Item]:
         for index, row in enumerate(self._rows):
-            yield self._build(index, row)
+            yield self._from_row(index, row)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))

@@ -1,13 +1,14 @@
 """The predictions for a split, in the arrays of the batches that they were computed in."""
 
-from collections.abc import Mapping, Sequence
-from typing import overload
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int
 
+from .on_demand import OnDemand
 
-class BatchPredictions(Sequence[Mapping[str, np.ndarray]]):
+
+class BatchPredictions(OnDemand[Mapping[str, np.ndarray]]):
     """Maps each example of a split to its row of the arrays of its batch.
 
     A dict and an array for each example would take more memory than most texts.
@@ -30,13 +31,6 @@ class BatchPredictions(Sequence[Mapping[str, np.ndarray]]):
     def __len__(self) -> int:
         return len(self._batch)
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        """Returns the arrays of an example, whose batch was added."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        row = self._row[index]
-        return {name: array[row] for name, array in self._batches[self._batch[index]].items()}
+    def _build(self, position: int) -> Mapping[str, np.ndarray]:
+        row = self._row[position]
+        return {name: array[row] for name, array in self._batches[self._batch[position]].items()}

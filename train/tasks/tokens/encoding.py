@@ -8,7 +8,7 @@ on both sides of it where the sentence has any.
 import dataclasses
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -16,6 +16,7 @@ from jaxtyping import Int, Int32
 from deberta_jax.errors import UserError
 
 from ..base import ExampleBatch
+from ..on_demand import OnDemand
 from ..packed import chunks
 from ..ragged import Blocks, Ragged, RaggedBuilder, as_numpy
 from .sentences import NO_LABEL, Sentence
@@ -53,7 +54,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WindowTable(Sequence[Window]):
+class WindowTable(OnDemand[Window]):
     """Windows in columns, of which one is built whenever it is read.
 
     Attributes:
@@ -76,21 +77,14 @@ class WindowTable(Sequence[Window]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    @overload
-    def __getitem__(self, index: int) -> Window: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Window]: ...
-    def __getitem__(self, index: int | slice) -> Window | Sequence[Window]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        marks = self.marks_of(index)
+    def _build(self, position: int) -> Window:
+        marks = self.marks_of(position)
         positions = np.flatnonzero(marks != NO_WORD)
-        words = self.words.get(index)
+        words = self.words.get(position)
         return Window(
-            sentence=int(self.sentence[index]),
-            ids=self.ids[index],
-            words=self.first[index] + np.arange(len(positions)) if words is None else words,
+            sentence=int(self.sentence[position]),
+            ids=self.ids[position],
+            words=self.first[position] + np.arange(len(positions)) if words is None else words,
             positions=positions,
             labels=marks[positions].astype(np.int32) if self.labeled else None,
         )
