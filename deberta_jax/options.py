@@ -24,12 +24,13 @@ def parse_options(settings: type[SettingsType], options: list[str], **how: Any) 
     """
     import tyro
 
-    if all(message_text(option) == option for option in options):
-        with _paths_are_not_empty():
-            return tyro.cli(settings, args=options, **how)
     mistakes = io.StringIO()
+    is_printable = all(message_text(option) == option for option in options)
     try:
-        with contextlib.redirect_stderr(mistakes), _paths_are_not_empty():
+        with (
+            contextlib.nullcontext() if is_printable else contextlib.redirect_stderr(mistakes),
+            _paths_are_not_empty(),
+        ):
             return tyro.cli(settings, args=options, **how)
     finally:
         if text := _COLORS.sub("", mistakes.getvalue()):

@@ -1,10 +1,17 @@
 """JSON that every parser reads: Python's own writer puts NaN and Infinity into files, which JSON does not have."""
 
+import collections
 import json
 import math
 from typing import Any
 
 _LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
+def twin_key(pairs: list[tuple[str, Any]]) -> str:
+    """Returns the first key that an object has twice. Python's reader would keep the last of its values."""
+    counts = collections.Counter(key for key, _ in pairs)
+    return next(key for key, count in counts.items() if count > 1)
 
 
 def to_json(value: Any, *, indent: int | None = None, ascii: bool = False) -> str:

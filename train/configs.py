@@ -15,6 +15,8 @@ from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
 from .settings import (
+    LONGEST_ROW,
+    SHORTEST_ROW,
     BatchSize,
     Flat,
     NotNegative,
@@ -182,7 +184,7 @@ class TextConfig(Settings):
     """folder written by `deberta-jax prepare`, instead of text"""
     held_out_fraction: ShareBelowOne = 0.02
     """share of the documents that is held out for evaluation"""
-    sequence_length: Annotated[int, Range(at_least=8, at_most=2**20)] = 512
+    sequence_length: Annotated[int, Range(at_least=SHORTEST_ROW, at_most=LONGEST_ROW)] = 512
     """tokens per row"""
 
     def __post_init__(self) -> None:

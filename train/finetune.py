@@ -75,14 +75,15 @@ def main(config: FinetuneConfig) -> Results:
       StoppedError: if the run was preempted or ran out of time. Everything is saved.
       UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
-    for point in grid_points(config):
+    points = grid_points(config)
+    for point in points:
         for single in point.runs:
             check_not_overwritten([config.model], single.output, ("model", "best"))
     with join_run(config) as hosts:
         if not config.sweep.several_runs:
             return run(config, hosts).results
         devices = batch_devices(make_mesh(**dataclasses.asdict(config.mesh)))
-        for point in grid_points(config):  # all of them before the first one trains for hours
+        for point in points:  # all of them before the first one trains for hours
             check_batch_size(point.runs[0].batch_size, accumulation=config.accumulation, devices=devices)
         return run_all(config, lambda single: run(single, hosts), report=hosts.first)
 

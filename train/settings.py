@@ -46,6 +46,12 @@ def shown_number(value: float) -> str:
     return str(value) if bits <= 128 else f"a whole number of {bits} bits"
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError if a seed is negative or too large for a random key of JAX."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {shown_number(seed)}; it must not be negative, and at most {LARGEST_SEED}")
+
+
 # JAX computes in 32 bits. Numbers whose range has no upper bound of its own must not exceed these.
 LARGEST_INT = 2**31 - 1
 _LARGEST = {int: LARGEST_INT, float: float(np.finfo(np.float32).max)}
@@ -54,6 +60,7 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 Positive = Annotated[int, Range(at_least=1)]
 NotNegative = Annotated[int, Range(at_least=0)]
 BatchSize = Annotated[int, Range(at_least=1, at_most=2**20)]  # examples; every host lists the indices of a batch
+SHORTEST_ROW, LONGEST_ROW = 8, 2**20  # tokens of a row of pre-training
 LARGEST_SEED = 2**63 - 1  # of a random key of JAX
 Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
 NotNegativeNumber = Annotated[float, Range(at_least=0)]

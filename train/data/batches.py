@@ -16,7 +16,7 @@ from jaxtyping import Int, Integer, UInt64
 
 from deberta_jax.errors import UserError
 
-from ..settings import LARGEST_SEED, shown_number
+from ..settings import check_seed
 from .corpus import Corpus
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
 from .row_files import open_row_files
@@ -164,8 +164,7 @@ class TrainingBatches:
         batch_indices: Int[np.ndarray, "B"] | None = None,
     ) -> None:
         corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
-        if not 0 <= seed <= LARGEST_SEED:
-            raise UserError(f"seed is {shown_number(seed)}; it must not be negative, and at most {LARGEST_SEED}")
+        check_seed(seed)
         self._tables = MaskingTables.of(tokenizer)
         self._masking = masking
         self._seed = seed

@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from deberta_jax.errors import MissingFileError, UserError
 
+from ..settings import LONGEST_ROW, SHORTEST_ROW
 from .strict_fields import build, parse_object, show
 from .text import Boundary, SupportsEncoding
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_MIN_LENGTH, _MAX_LENGTH = 8, 1 << 20  # tokens of a row
 DataType = Literal["uint16", "uint32"]
 
 _LOG = logging.getLogger("deberta_jax")
@@ -189,7 +189,7 @@ def _parse(content: bytes, folder: Path) -> Corpus:
 
 def _check_settings(corpus: Corpus) -> None:
     for name, valid, allowed in (
-        ("sequence_length", _MIN_LENGTH <= corpus.sequence_length <= _MAX_LENGTH, f"{_MIN_LENGTH} to {_MAX_LENGTH}"),
+        ("sequence_length", SHORTEST_ROW <= corpus.sequence_length <= LONGEST_ROW, f"{SHORTEST_ROW} to {LONGEST_ROW}"),
         ("held_out_fraction", 0 <= corpus.held_out_fraction < 1, "at least 0 and below 1"),
         ("seed", 0 <= corpus.seed < 1 << 64, "0 to 2**64 - 1"),
         ("tokenizer", corpus.tokenizer, "the fingerprint of a tokenizer"),

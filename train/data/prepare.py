@@ -19,7 +19,7 @@ from deberta_jax.path_names import check_utf8
 from deberta_jax.terminal import list_names, say
 
 from ..model_folders import tokenizer_folder
-from ..settings import LARGEST_SEED, shown_number
+from ..settings import LONGEST_ROW, SHORTEST_ROW, check_seed, shown_number
 from .corpus import (
     FORMAT,
     MANIFEST,
@@ -50,7 +50,6 @@ from .work_folder import stop_at_signals
 
 ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
 SplitName = Literal["train", "held_out"]
-_LONGEST = 1 << 20  # tokens of a row
 _SHORT = 2  # rows of at least this many average documents call for a hint
 
 
@@ -152,15 +151,14 @@ def prepare(
 
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
-    if not 8 <= corpus.sequence_length <= _LONGEST:
+    if not SHORTEST_ROW <= corpus.sequence_length <= LONGEST_ROW:
         raise UserError(
-            f"sequence_length is {shown_number(corpus.sequence_length)}; it must be at least 8, usually 128 or 512, "
-            f"and at most {_LONGEST}"
+            f"sequence_length is {shown_number(corpus.sequence_length)}; it must be at least {SHORTEST_ROW}, usually "
+            f"128 or 512, and at most {LONGEST_ROW}"
         )
     if not 0 <= corpus.held_out_fraction < 1:
         raise UserError(f"held_out_fraction is {corpus.held_out_fraction}; it must be at least 0 and below 1")
-    if not 0 <= corpus.seed <= LARGEST_SEED:
-        raise UserError(f"seed is {shown_number(corpus.seed)}; it must not be negative, and at most {LARGEST_SEED}")
+    check_seed(corpus.seed)
     if tokenizer.pad_id != 0:
         raise UserError(f"the tokenizer's padding id is {tokenizer.pad_id}; it must be 0, as in every DeBERTa")
 

@@ -5,6 +5,8 @@ import json
 import types
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from deberta_jax.strict_json import twin_key
+
 T = TypeVar("T")
 _SHOWN = 60  # characters of a value in a message
 _NAMES = {int: "a whole number", float: "a number", str: "a string", dict: "an object", tuple: "a list"}
@@ -86,9 +88,7 @@ def _checked(value: Any, kind: type, where: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {show(twice)} is there more than once")
+        raise ValueError(f"the field {show(twin_key(pairs))} is there more than once")
     return fields
 
 

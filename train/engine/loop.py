@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -106,7 +106,7 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
     with run.hosts.listening(), _profiler(run, metrics) as start_or_stop_profiler:
         evaluating = resumed.owes_evaluation or (run.steps == 0 and run.evaluate_every > 0)
         if evaluating and not _evaluate(first - 1, state, run):
-            _raise_stopped(first - 1, run)
+            raise run.hosts.stopped(first - 1, log=run.reporter.message)
         for number in range(first, run.steps + 1):
             if run.should_stop_early:
                 break
@@ -131,7 +131,7 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
                 _save(number, state, run, metrics.sums, owes_evaluation=evaluating and stopping)
             if stopping:
                 run.checkpointer.wait()
-                _raise_stopped(number, run)
+                raise run.hosts.stopped(number, log=run.reporter.message)
         phases.enter("save")
         run.checkpointer.wait()
     phases.enter("finish")
@@ -147,12 +147,6 @@ def _evaluate(number: int, state: TrainState, run: TrainingRun) -> bool:
         return False
     run.reporter.evaluation(number, figures)
     return True
-
-
-def _raise_stopped(number: int, run: TrainingRun) -> NoReturn:
-    stopped = run.hosts.stopped(number)
-    run.reporter.message(str(stopped))
-    raise stopped
 
 
 # -------------------------------------------------------------------- checkpoints

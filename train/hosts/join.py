@@ -152,22 +152,21 @@ class Hosts:
             try:
                 yield
             except StopRequested:
-                stopped = self.stopped(step)
-                log(str(stopped))
-                raise stopped from None
+                raise self.stopped(step, log=log) from None
 
-    def stopped(self, step: int) -> StoppedError:
-        """Returns the exception to raise once `step` is saved. Collective."""
+    def stopped(self, step: int, *, log: Callable[[str], None]) -> StoppedError:
+        """Logs why the run stops, once `step` is saved, and returns the exception to raise. Collective."""
         out_of_time = self._out_of_time()
         if self.count > 1:
             out_of_time = bool(multihost_utils.broadcast_one_to_all(np.asarray(out_of_time)))
         resume = "run the same command again to continue"
         if out_of_time:
-            return StoppedError(
-                f"stopped after --max-seconds {self._max_seconds:g}: step {step} is saved; {resume}", DONE
-            )
-        name = (self._signaled or signal.SIGTERM).name
-        return StoppedError(f"preempted ({name}): step {step} is saved; {resume}. Exit code {RESTART}", RESTART)
+            reason, code = f"stopped after --max-seconds {self._max_seconds:g}: step {step} is saved; {resume}", DONE
+        else:
+            name = (self._signaled or signal.SIGTERM).name
+            reason, code = f"preempted ({name}): step {step} is saved; {resume}. Exit code {RESTART}", RESTART
+        log(reason)
+        return StoppedError(reason, code)
 
     def _out_of_time(self) -> bool:
         return self._max_seconds is not None and self.phases.elapsed >= self._max_seconds

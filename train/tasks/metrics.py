@@ -106,7 +106,13 @@ def compute_metrics(
         raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
     if not len(labels):
         raise ValueError("there are no predictions to compare with labels")
-    if not np.all(np.isfinite(predictions)):
-        index = int(np.argmin(np.isfinite(predictions)))
-        raise TrainingError(f"the prediction of example {index} is {predictions[index]}; the model has diverged")
+    check_predictions(predictions)
     return {name: METRICS[name](predictions, labels) for name in names}
+
+
+def check_predictions(predictions: Num[np.ndarray, "E"]) -> None:
+    """Raises TrainingError if a prediction is not finite."""
+    finite = np.isfinite(predictions)
+    if not finite.all():
+        index = int(np.argmin(finite))
+        raise TrainingError(f"the prediction of example {index} is {predictions[index]}; the model has diverged")

@@ -32,7 +32,9 @@ def test_a_signal_requests_a_stop_and_the_old_handler_is_restored(number: signal
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
         signal.signal(number, original)
-    stopped = hosts.stopped(2)
+    messages: list[str] = []
+    stopped = hosts.stopped(2, log=messages.append)
+    assert messages == [str(stopped)]
     assert isinstance(stopped, StoppedError)
     assert stopped.code == 42
     assert f"preempted ({number.name}): step 2 is saved" in str(stopped)
@@ -54,8 +56,9 @@ def test_the_time_limit_requests_a_stop_and_is_not_a_failure(monkeypatch) -> Non
     assert not hosts.stop_requested()
     clock.now += 60
     assert hosts.stop_requested()
-    assert hosts.stopped(2).code == 0
-    assert "stopped after --max-seconds 60: step 2 is saved" in str(hosts.stopped(2))
+    stopped = hosts.stopped(2, log=lambda _: None)
+    assert stopped.code == 0
+    assert "stopped after --max-seconds 60: step 2 is saved" in str(stopped)
 
 
 def test_a_stop_after_the_last_step_ends_what_follows_it(monkeypatch) -> None:

@@ -17,7 +17,6 @@ from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
-from ...engine.divergence import TrainingError
 from ...reporting.classification_plots import plot_answers
 from ..base import (
     PROBABILITY_BYTES,
@@ -30,7 +29,7 @@ from ..base import (
     stack_probabilities,
     unlabeled_split,
 )
-from ..metrics import METRICS, compute_metrics
+from ..metrics import METRICS, check_predictions, compute_metrics
 from ..sources.classes import NO_HEAD, Head
 from ..sources.delimited import Reading
 from .encoding import EncodedExamples, encode_examples
@@ -188,8 +187,6 @@ class ClassificationTask:
         """Returns the scores, or the most probable classes. Raises TrainingError if one is not finite."""
         if self.objective.regression:
             scores = np.array([prediction["score"] for prediction in predictions])
-            if not np.isfinite(scores).all():
-                index = int(np.argmin(np.isfinite(scores)))
-                raise TrainingError(f"the prediction of example {index} is {scores[index]}; the model has diverged")
+            check_predictions(scores)
             return scores
         return stack_probabilities(predictions, "example").argmax(axis=1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deberta_jax.errors import UserError
+from deberta_jax.strict_json import twin_key
 
 from .text_files import TextFile
 
@@ -182,12 +183,10 @@ class JsonReader:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object. Raises UserError if it has a key twice, of which Python's reader would keep the last."""
+    """Returns an object. Raises UserError if it has a key twice."""
     cells = dict(pairs)
     if len(cells) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twin = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(_twin(twin))
+        raise UserError(_twin(twin_key(pairs)))
     return cells
 
 
