@@ -37,8 +37,8 @@ from rich.table import Table
 from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.configs import FinetuneConfig, PretrainConfig
 
-from .support.configs import finetune_config, pretrain_config
-from .support.recorded_runs import prepare_home
+from .support.configs import finetune_config
+from .support.recorded_runs import home_settings, prepare_home
 
 _PERIOD = 1.0  # seconds between two samples, which take some tenths of a second
 # By how much a figure may grow: memory in megabytes. A leak of one thread or file per save or seed is more.
@@ -178,13 +178,9 @@ def sampling(unit: str, total: int, progress: Callable[[], int]) -> Iterator[Sam
 
 def pretraining(home: Path, output: Path, *, steps: int) -> PretrainConfig:
     """Returns the settings of a run that evaluates 30 times and saves 60 times."""
-    return pretrain_config(
-        output=output,
-        tokenizer=home / "tokenizer",
-        corpus=home / "corpus",
-        model=str(home / "model.json"),
-        sequence_length=32,
-        batch_size=8,
+    return home_settings(
+        home,
+        output,
         steps=steps,
         evaluate_every=max(1, steps // 30),
         save_every=max(1, steps // 60),

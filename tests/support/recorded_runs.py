@@ -4,12 +4,15 @@ import collections
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deberta_jax import DebertaConfig
 from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.train.configs import PretrainConfig
 from deberta_jax.train.data import prepare
 from deberta_jax.train.reporting.jsonl import read_records
 
+from .configs import pretrain_config
 from .novel import small_tokenizer
 from .small_models import TINY
 
@@ -26,6 +29,19 @@ def prepare_home(folder: Path, model: DebertaConfig = TINY) -> None:
     settings = {"sequence_length": 32, "boundary": "blank_line", "held_out_fraction": 0.05, "seed": 0}
     prepare.prepare((text,), tokenizer, folder / "corpus", **settings)
     (folder / "model.json").write_text(json.dumps(model.to_json()), encoding="utf-8")
+
+
+def home_settings(home: Path, output: Path, **options: Any) -> PretrainConfig:
+    """Returns the settings of a run in this process with what `prepare_home` wrote, and other options."""
+    return pretrain_config(
+        output=output,
+        tokenizer=home / "tokenizer",
+        corpus=home / "corpus",
+        model=str(home / "model.json"),
+        sequence_length=32,
+        batch_size=BATCH,
+        **options,
+    )
 
 
 def arguments(

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from deberta_jax import save_pretrained
 from deberta_jax.__main__ import main
 from deberta_jax.convert.commands.detect import _style
-from deberta_jax.predict.loaded_model import LoadedModel
+
+from .conftest import assert_nan_is_named
 
 
 def test_tokens_are_listed_and_markup_in_the_text_is_kept(
@@ -31,15 +30,5 @@ def test_more_probable_tokens_have_stronger_colors() -> None:
     assert [_style(probability) for probability in (0.0, 0.1, 0.3, 0.9)] == ["", "yellow", "dark_orange", "bold red"]
 
 
-def test_a_model_with_nan_is_an_error(
-    model_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = LoadedModel.from_folder(model_folders["pretrained"])
-    kernel = np.array(model.params["deberta"]["encoder"]["layer_1"]["feed_forward"]["output"]["kernel"])
-    kernel[0, 0] = np.nan
-    model.params["deberta"]["encoder"]["layer_1"]["feed_forward"]["output"]["kernel"] = kernel
-    save_pretrained(tmp_path, model.config, model.params, tokenizer=model.tokenizer.files())
-    assert main(["detect", str(tmp_path), "text"]) == 1
-    out, err = capsys.readouterr()
-    assert not out
-    assert "NaN or infinite: deberta/encoder/layer_1/feed_forward/output/kernel; " in err.splitlines()[-1]
+def test_a_model_with_nan_is_an_error(model_with_nan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_nan_is_named(["detect", str(model_with_nan), "text"], capsys)

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from deberta_jax import save_pretrained
 from deberta_jax.__main__ import main
-from deberta_jax.predict.loaded_model import LoadedModel
 
 from ...support.predictor import TEXT
+from .conftest import assert_nan_is_named
 
 
 def test_one_mask_is_shown_with_the_completed_text(
@@ -38,15 +36,5 @@ def test_missing_head_is_one_line(model_folders: dict[str, Path], capsys: pytest
     assert err.count("\n") == 1
 
 
-def test_a_model_with_nan_is_an_error(
-    model_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = LoadedModel.from_folder(model_folders["pretrained"])
-    kernel = np.array(model.params["deberta"]["encoder"]["layer_1"]["feed_forward"]["output"]["kernel"])
-    kernel[0, 0] = np.nan
-    model.params["deberta"]["encoder"]["layer_1"]["feed_forward"]["output"]["kernel"] = kernel
-    save_pretrained(tmp_path, model.config, model.params, tokenizer=model.tokenizer.files())
-    assert main(["fill-mask", str(tmp_path), TEXT]) == 1
-    out, err = capsys.readouterr()
-    assert not out
-    assert "NaN or infinite: deberta/encoder/layer_1/feed_forward/output/kernel; " in err.splitlines()[-1]
+def test_a_model_with_nan_is_an_error(model_with_nan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_nan_is_named(["fill-mask", str(model_with_nan), TEXT], capsys)

@@ -23,6 +23,7 @@ from deberta_jax.train.checkpoints.checkpointer import Checkpointer, CheckpointE
 
 from ...support.checkpoint_states import abstract, make_state, noise
 from ...support.fake_time import fake_time
+from ...support.small_disk import mounted
 
 
 def saved_steps(folder: Path) -> list[str]:
@@ -85,14 +86,8 @@ def test_wrong_use_is_refused(open_run, tmp_path: Path) -> None:
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Callable[[str], object]]:
     """Mounts a file system of 3 MB. Yields a function that mounts it again with other options."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-    try:
+    with mounted(folder, megabytes=3):
         yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fail_with(error: Exception) -> Callable[..., None]:

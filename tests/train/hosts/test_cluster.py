@@ -19,13 +19,14 @@ from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.masking import MaskingConfig
 
 from ...support.cluster import Process, cluster, wait_for_success, wait_until, wait_while_running
-from ...support.configs import finetune_config, pretrain_config
+from ...support.configs import finetune_config
 from ...support.recorded_rows import fingerprints
 from ...support.recorded_runs import (
     BATCH,
     StepRows,
     arguments,
     faulty_rows,
+    home_settings,
     last_step,
     losses,
     prepare_home,
@@ -59,17 +60,7 @@ def one_layer_model(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def settings(home: Path, output: Path, **changes) -> PretrainConfig:
     """Returns the settings of `arguments`, for a run in this process."""
-    return pretrain_config(
-        output=output,
-        tokenizer=home / "tokenizer",
-        corpus=home / "corpus",
-        model=str(home / "model.json"),
-        sequence_length=32,
-        batch_size=BATCH,
-        evaluate_every=0,
-        optimizer=OptimizerConfig(learning_rate=2e-3),
-        **changes,
-    )
+    return home_settings(home, output, evaluate_every=0, optimizer=OptimizerConfig(learning_rate=2e-3), **changes)
 
 
 def stop_after(processes: list[Process], output: Path, *, more: int) -> None:

@@ -1,9 +1,7 @@
 """Real processes that receive SIGTERM where a run spends a long time: an evaluation, predictions, a full disk."""
 
 import json
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from deberta_jax import Deberta, save_pretrained
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...support.cluster import Process, cluster, wait_while_running
+from ...support.small_disk import fill, mounted
 from ...support.small_models import TINY
 
 pytestmark = pytest.mark.slow
@@ -79,24 +78,8 @@ def test_predictions_after_the_last_step_are_given_up(home: Path, tmp_path: Path
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> None:
-    with (disk / "filling").open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(1 << 16)) == 1 << 16:
-                pass
-        except OSError:
-            pass
+    with mounted(tmp_path / "disk", megabytes=20):
+        yield tmp_path / "disk"
 
 
 def test_a_full_disk_does_not_make_a_run_deaf_and_space_lets_it_go_on(home: Path, small_disk: Path) -> None:
@@ -104,13 +87,13 @@ def test_a_full_disk_does_not_make_a_run_deaf_and_space_lets_it_go_on(home: Path
     line = command(home, output, "--steps", "1000000")
     with cluster(line, small_disk.with_name("logs"), count=1) as processes:
         wait_while_running(processes, lambda: len(records(output)) > 3, seconds=PATIENCE, purpose="steps")
-        fill(small_disk)
+        fill(small_disk / "filling")
         tries_again = lambda: "the disk is full; trying again" in processes[0].output  # noqa: E731
         wait_while_running(processes, tries_again, seconds=PATIENCE, purpose="a failed save")
         before = len(records(output))
         (small_disk / "filling").unlink()
         wait_while_running(processes, lambda: len(records(output)) > before + 3, seconds=PATIENCE, purpose="steps")
-        fill(small_disk)
+        fill(small_disk / "filling")
         tries_twice = lambda: processes[0].output.count("the disk is full; trying again") == 2  # noqa: E731
         wait_while_running(processes, tries_twice, seconds=PATIENCE, purpose="a failed save")
         stop(processes)
