@@ -122,7 +122,7 @@ class Samples:
         """Returns the samples of each of `count` equal parts of the progress."""
         parts: list[list[Sample]] = [[] for _ in range(count)]
         for progress, sample in self.taken:
-            if progress < self.total:  # what follows the last step is a part of its own, such as saving the model
+            if progress < self.total:  # what follows the last step, such as saving the model, is a separate part
                 parts[progress * count // self.total].append(sample)
         return parts
 

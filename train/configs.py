@@ -313,7 +313,7 @@ class SweepConfig(Settings):
 
     seeds: tuple[Seed, ...] = ()
     """one run per seed, in seed-N/ of the output folder; reports the mean with its 95 % interval, and the best run. A
-    run that diverges is marked in summary.json and left out of the mean, and the others go on; the exit code is 0
+    run that diverges is marked in summary.json and left out of the mean, and the others continue; the exit code is 0
     unless all diverge. The same command trains no finished run again, and repeats diverged ones"""
     grid: GridConfig = GridConfig()
 

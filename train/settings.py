@@ -52,7 +52,7 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed is {shown_number(seed)}; it must not be negative, and at most {LARGEST_SEED}")
 
 
-# JAX computes in 32 bits. Numbers whose range has no upper bound of its own must not exceed these.
+# JAX computes in 32 bits. These are the upper bounds of numbers whose range has none.
 LARGEST_INT = 2**31 - 1
 _LARGEST = {int: LARGEST_INT, float: float(np.finfo(np.float32).max)}
 _SMALLEST = float(np.finfo(np.float32).tiny)

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.finetune_memory [--kind classification] [--megabytes 50] [--tokenizer FOLDER]
 
-Writes a file of each kind, with sentences of the embedded novels, and reads it in a process of its own, from the file
-to the first batches of training: reading, token ids, digests, shuffled batches. The figure is the largest resident
+Writes a file of each kind, with sentences of the embedded novels, and reads it in a separate process, from the file to
+the first batches of training: reading, token ids, digests, shuffled batches. The figure is the largest resident
 memory of that process in this time (VmHWM) minus its resident memory before, with everything imported and the
 tokenizer loaded. The model is not loaded, because its memory does not depend on the file. Runs on Linux only.
 """

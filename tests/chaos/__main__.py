@@ -8,7 +8,7 @@ One run of pre-training on real text is left alone. In every round another run, 
   Every other process has to end by itself, with an exit code that asks for a restart and a message that names the lost
   process. Then all four are started again.
 * The newest checkpoint is truncated or has flipped bits. The next start has to say so and to use an older one.
-* The disk fills up, and is freed after some seconds. The run has to go on without a restart. If SIGTERM arrives
+* The disk fills up, and is freed after some seconds. The run has to continue without a restart. If SIGTERM arrives
   meanwhile, it has to end although nothing can be saved.
 * The thread that writes TensorBoard's file hangs. No step may wait for it, nor may the end of the run for long.
 * Four other processes are started in the same folder, or the four processes are started with output folders of their

@@ -109,7 +109,7 @@ class BrokenRun:
     def other_start(
         self, name: str, command: Sequence[str], working_folders: dict[int, Path] | None = None
     ) -> Iterator[list[Process]]:
-        """Starts processes that are not those of the run, with logs of their own."""
+        """Starts processes that are not those of the run, with separate logs."""
         path = os.pathsep.join(filter(None, [str(_REPOSITORY), os.environ.get("PYTHONPATH")]))
         with cluster(
             command,

@@ -104,7 +104,7 @@ def _array_files(scene: Scene, step: int) -> list[Path]:
 
 
 def fill_disk(scene: Scene) -> None:
-    """The run must go on once there is room again, without a restart and with every line of its logs."""
+    """The run must continue once there is room again, without a restart and with every line of its logs."""
     filler = _fill_until_noticed(scene)
     time.sleep(scene.chance.uniform(0, 4))
     filler.unlink()
@@ -156,7 +156,7 @@ def _fill_until_noticed(scene: Scene) -> Path:
 
 
 def start_second_run(scene: Scene) -> None:
-    """The second run must end at once and name the first one, which goes on."""
+    """The second run must end at once and name the first one, which must continue."""
     _at_some_moment(scene)
     owner = scene.run.processes[0].popen.pid
     with (

@@ -107,7 +107,7 @@ class Scene:
         missing = set(range(start[0]["from_step"] + 1, start[-1]["step"])) - {line["step"] for line in start}
         self.expect(not missing, f"goodput.jsonl has no lines of the steps {sorted(missing)}")
         self.expect(self.run.starts == starts, "the run was started again")
-        self.seen.append(f"went on to step {reached}")
+        self.seen.append(f"continued to step {reached}")
 
     def saw_codes(self, codes: list[int]) -> None:
         counts = collections.Counter(codes)
@@ -159,6 +159,6 @@ def run_round(run: BrokenRun, fault: Fault, chance: random.Random) -> Round:
     except AssertionError as error:
         seconds = time.monotonic() - scene.began
         scene.complaints.append(str(error))
-    if scene.complaints:  # the next round has a start of its own
+    if scene.complaints:  # the next round starts the run again
         run.kill()
     return Round(fault, scene.step, ", ".join(scene.seen), seconds, tuple(scene.complaints))

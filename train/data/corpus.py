@@ -1,7 +1,7 @@
 """A prepared corpus on disk: files of rows, and a manifest that describes them.
 
 What protects the rows: ArrayRecord verifies a checksum of every row that it reads. Digests in the manifest show files
-that were exchanged, and the manifest has a digest of its own. No step reads whole files, because a host reads only a
+that were exchanged, and the manifest has a digest too. No step reads whole files, because a host reads only a
 part of a large corpus.
 """
 

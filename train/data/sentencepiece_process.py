@@ -1,4 +1,4 @@
-"""Trains a SentencePiece model in a process of its own: a script that `train_tokenizer` runs.
+"""Trains a SentencePiece model in a separate process: a script that `train_tokenizer` runs.
 
 Training is C++ code that reacts to no signal for minutes, and that ends the process for some faults. The caller can end
 this process at any moment. Arguments of the trainer are the first argument, as JSON. Each line of standard input is a

@@ -207,7 +207,7 @@ def _run_trainer(settings: dict[str, Any], lines: list[str]) -> tuple[int, bytes
     # -P: the script's folder, which has modules of common names, is not searched.
     command = [sys.executable, "-P", sentencepiece_process.__file__, json.dumps(settings)]
     pipe = subprocess.PIPE
-    # A session of its own, because Ctrl-C goes to all processes of the terminal's.
+    # In a separate session, because the terminal sends Ctrl-C to all processes of its session.
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
         try:
             assert process.stdin is not None

@@ -34,7 +34,7 @@ class Blocks:
             self._blocks += [block] * count
         offset = start & (_BLOCK - 1)
         self._blocks[start >> _SHIFT][offset : offset + len(row)] = row
-        # The row after one of several blocks begins a block of its own.
+        # The row after one of several blocks begins a new block.
         self._next = start + len(row) if len(row) <= _BLOCK else len(self._blocks) << _SHIFT
         return start
 

@@ -55,7 +55,7 @@ def names(folder: Path) -> list[str]:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """Starts a command in a session of its own, as a terminal does."""
+    """Starts a command in a new session, as a terminal does."""
     command = [sys.executable, "-m", "deberta_jax", *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT

@@ -16,7 +16,7 @@ def test_training_is_deterministic_and_silent(capfd, input_sentence_size):
     models = [
         train_tokenizer(corpus(100_000), vocab_size=500, input_sentence_size=input_sentence_size) for _ in range(2)
     ]
-    assert models[0] == models[1]  # each is trained in a process of its own
+    assert models[0] == models[1]  # each is trained in a separate process
     assert capfd.readouterr() == ("", "")
 
 
