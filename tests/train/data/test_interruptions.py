@@ -1,6 +1,7 @@
 """`prepare` and `tokenizer` as commands that are interrupted, killed, started twice, or meet a full disk."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,8 +66,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def stop(process: subprocess.Popen[str], number: int, *, when: Callable[[], bool]) -> tuple[int, str]:
     """Sends a signal as soon as a condition holds. Returns the exit code and standard error."""
     deadline = time.monotonic() + 120
-    while not when():
-        assert process.poll() is None, process.communicate()
+    while process.poll() is None and not when():
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(number)
@@ -90,7 +90,11 @@ def prepare_options(novel: Path, output: Path) -> list[object]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_prepare_and_leaves_no_files(novel, tmp_path, number):
     options = prepare_options(novel, tmp_path / "c")
-    code, errors = stop(start(*options), number, when=lambda: any(tmp_path.glob(".c.*.tmp/corpus")))
+    for _ in range(5):  # on a busy machine the command may finish before the signal arrives
+        code, errors = stop(start(*options), number, when=lambda: any(tmp_path.glob(".c.*.tmp/corpus")))
+        if code != 0:
+            break
+        shutil.rmtree(tmp_path / "c")
     assert code == 128 + number
     assert errors == ("\ndeberta-jax prepare: interrupted\n" if number == signal.SIGINT else "")
     assert names(tmp_path) == []
