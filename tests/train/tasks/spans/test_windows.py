@@ -107,6 +107,7 @@ def test_batches_have_windows_for_examples(tokenizer):
         "attention_mask": (4, 40),
         "token_type_ids": (4, 40),
         "choosable": (4, 40),
+        "cls_position": (4,),
         "ends": (4, 2),
     }
     seen = [index for indices, _ in evaluation_batches(encoded, batch_size=3, max_length=40) for index in indices]
