@@ -127,7 +127,7 @@ XLNET_TABLE = (
     (
         ("deberta.embeddings.", "deberta/embeddings/"),
         ("word_embeddings", "word_embeddings", _LOOKUP, "VD", _always),
-        ("mask_embedding", "mask_embedding", _PLAIN, "D", _always),
+        ("mask_embedding", "mask_embedding", _LOOKUP, "1D", _always),
     ),
     (
         ("deberta.encoder.layer.{i}.", "deberta/encoder/layer_{i}/"),

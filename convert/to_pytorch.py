@@ -141,7 +141,7 @@ def _config_fields(config: DebertaConfig, params: Params) -> dict[str, Any]:
     for name in ("hidden_act", "conv_act", "pooler_hidden_act", "ff_activation"):
         if name in fields:
             fields[name] = _ACTIVATIONS.get(fields[name], fields[name])
-    if "layer_norm" not in params["deberta"]["encoder"]:
+    if "layer_norm" not in params["deberta"]["encoder"] and "norm_rel_ebd" in fields:
         fields["norm_rel_ebd"] = "none"  # optional here without relative attention, but not in transformers
     return fields
 

@@ -23,7 +23,7 @@ Reader = Callable[[], Any]  # returns a tensor
 _PREFIXES = {
     "transformer.": "deberta.",
     "word_embedding.": "deberta.embeddings.word_embeddings.",
-    "mask_emb": "deberta.embeddings.mask_embedding",
+    "mask_emb": "deberta.embeddings.mask_embedding.weight",
     "layer.": "deberta.encoder.layer.",
     "sequence_summary.summary.": "pooler.dense.",
     "logits_proj.": "classifier.",
@@ -120,8 +120,10 @@ def _as_linear(read: Reader, key: str, name: str, config: DebertaConfig) -> Any:
         return array
     if tuple(np.shape(array)) != shape:
         raise ConversionError(f"{key} has shape {tuple(np.shape(array))}, but the configuration requires {shape}")
+    if name == _MASK:
+        return array.reshape(1, -1)
     flat = array.reshape(config.hidden_size, -1)
-    return flat.T if is_input else flat if is_output else flat[:, 0]
+    return flat.T if is_input else flat
 
 
 def _as_published(array: Float[np.ndarray, "..."], name: str, config: DebertaConfig) -> Float[np.ndarray, "..."]:

@@ -40,6 +40,13 @@ FIXED_FIELDS: dict[str, dict[str, Any]] = {
         "type_vocab_size": 0,
         "pooler_hidden_act": "tanh",
         "pooler_dropout": 0.0,
+        "pos_att_type": (),
+        "max_relative_positions": -1,
+        "position_buckets": -1,
+        "norm_rel_ebd": "none",
+        "share_att_key": False,
+        "conv_act": "tanh",
+        "conv_groups": 1,
     },
 }
 # Defaults of transformers for the baselines, where they differ from those of DebertaConfig.

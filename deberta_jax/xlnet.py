@@ -27,6 +27,9 @@ from .sharding import constrain_batch
 
 _MASKED = -1e30  # below every real score: its exponential is exactly 0
 _IMPLEMENTATIONS = ("auto", "xla")
+NO_SIFT = (
+    "SiFT perturbs normalized embeddings, which XLNet does not have; fine-tune it without SiFT, or choose another model"
+)
 
 
 def sinusoids(length: int, width: int) -> Float[Array, "distances D"]:
@@ -213,17 +216,14 @@ class XLNetEmbeddings(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.word_embeddings = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, self.dtype)
-        init = nn.initializers.normal(config.initializer_range)
-        self.mask_embedding = self.param("mask_embedding", init, (config.hidden_size,), jnp.float32)
+        self.mask_embedding = Embedding(1, config.hidden_size, config.initializer_range, self.dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        refuse_unread(self, "mask_embedding")
+        refuse_unread(self)
 
     def __call__(self, input_ids: Int[Array | np.ndarray, "B S"], train: bool) -> Float[Array, "B S D"]:
         if self.has_variable("perturbation", "delta"):
-            raise UserError(
-                "SiFT perturbs normalized embeddings, which XLNet does not have; fine-tune it without SiFT, or choose "
-                "another model"
-            )
+            raise UserError(NO_SIFT)
+        _ = self.mask_embedding.embedding  # makes the parameter, which nothing reads
         return constrain_batch(self.dropout(self.word_embeddings(input_ids), train))
 
 

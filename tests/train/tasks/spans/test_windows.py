@@ -40,7 +40,8 @@ def test_a_context_that_fits_gives_the_pair_of_the_tokenizer(tokenizer):
     first, last = batch["ends"][0]
     assert CONTEXT[pair.offsets[first][0] : pair.offsets[last][1]] == "Emma was"
     names = ("input_ids", "attention_mask", "token_type_ids", "choosable", "ends")
-    assert {name: (array.dtype.name, array.ndim) for name, array in batch.items()} == dict.fromkeys(names, ("int32", 2))
+    expected = {**dict.fromkeys(names, ("int32", 2)), "cls_position": ("int32", 1)}
+    assert {name: (array.dtype.name, array.ndim) for name, array in batch.items()} == expected
 
 
 @pytest.mark.parametrize("seed", range(60))
