@@ -39,8 +39,8 @@ class _Model(nn.Module):
 
     def _classified(
         self, out: EncoderOutput, attention_mask: TokenMask | None, segment_ids: TokenIds | None
-    ) -> Float[Array, "B S D"]:
-        """Returns the hidden states, of which a classifier of texts reads the first token (XLNet: [B, 1, D])."""
+    ) -> Float[Array, "B tokens D"]:
+        """Returns the hidden states whose first token a classifier of texts reads; in XLNet, the last token alone."""
         if not self.config.classifies_last_token:
             return out.last_hidden_state
         return last_tokens(out.last_hidden_state, attention_mask if segment_ids is None else segment_ids)

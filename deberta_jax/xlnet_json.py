@@ -77,7 +77,7 @@ def from_xlnet_fields(published: Mapping[str, Any], where: str) -> dict[str, Any
             )
         names.setdefault(known, name)
     last_dropout = values.pop("summary_last_dropout", 0.1)
-    values = {**_DEFAULTS, "cls_dropout": last_dropout, **values}
+    values = {**_DEFAULTS, **values, "cls_dropout": published.get("cls_dropout", last_dropout)}
     return {"attention_probs_dropout_prob": values["hidden_dropout_prob"], **values}
 
 

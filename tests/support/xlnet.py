@@ -73,7 +73,7 @@ def pieces_model(*, plain: bool = False) -> bytes:
         split_by_number=False,
         split_by_unicode_script=False,
         control_symbols=["<cls>", "<sep>", "<pad>", "<mask>", "<eod>"],
-        user_defined_symbols=["<eop>", *([] if plain else [".", "(", ")", '"', "-", "–", "£", "€"])],
+        user_defined_symbols=["<eop>", *([] if plain else [".", "(", ")", '"', "-", "\u2013", "£", "€"])],
     )
     return output.getvalue()
 

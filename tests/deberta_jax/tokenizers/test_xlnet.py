@@ -120,7 +120,7 @@ def test_a_folder_is_read_and_saved(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="give the spiece.model of an XLNet"):
+    with pytest.raises(MissingFileError, match=r"give the spiece\.model of an XLNet"):
         XLNetPieces.from_folder(tmp_path)
     (tmp_path / "spiece.model").write_bytes(pieces_model()[:500])
     with pytest.raises(UserError, match="is not a SentencePiece model"):
