@@ -150,7 +150,7 @@ XLNET_TABLE = (
         ("pooler.dense", "pooler/dense", _LINEAR, "DD", _always),
         ("classifier", "classifier", _LINEAR, "CD", _always),
         ("qa_outputs", "span_classifier", _LINEAR, "2D", _always),
-        ("lm_head", "lm_head", _BIAS, "V", _always),
+        ("lm_head", "permutation_lm_head", _BIAS, "V", _always),
     ),
 )
 PARTS = (
@@ -162,7 +162,7 @@ PARTS = (
     "token_proj",
     "span_classifier",
     "next_sentence_head",  # BERT's; no model of this library uses it, but export writes it back
-    "lm_head",  # XLNet's, likewise
+    "permutation_lm_head",  # XLNet's, likewise
 )
 
 

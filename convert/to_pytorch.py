@@ -56,7 +56,7 @@ _BASELINE_ARCHITECTURES = {
 }
 _XLNET_ARCHITECTURES = {
     **_ARCHITECTURES,
-    frozenset({"lm_head"}): "LMHeadModel",
+    frozenset({"permutation_lm_head"}): "LMHeadModel",
     frozenset({"span_classifier"}): "ForQuestionAnsweringSimple",
 }
 
