@@ -33,9 +33,13 @@ NO_SIFT = (
 
 
 def sinusoids(length: int, width: int) -> Float[Array, "distances D"]:
-    """Returns an encoding of each distance from length - 1 down to 1 - length: sines, then cosines."""
+    """Returns an encoding of each distance from length - 1 down to -length: sines, then cosines.
+
+    The last distance occurs in no sequence. With it there are 2 * length rows, a number that `jax.export` can compare
+    where the length is a variable.
+    """
     frequency = 1 / np.float32(10000) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
-    distance = (length - 1 - jnp.arange(2 * length - 1)).astype(jnp.float32)
+    distance = (length - 1 - jnp.arange(2 * length)).astype(jnp.float32)
     angle = distance[:, None] * frequency
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
@@ -82,7 +86,7 @@ def xlnet_attention(
       queries: projected queries with their biases.
       key: projected keys.
       value: projected values.
-      position_keys: a key for each distance from S - 1 down to 1 - S.
+      position_keys: a key for each distance from S - 1 down to -S; the last one is not read.
       type_keys: the key of a token of the same type, and of a token of another.
       inputs: segments and types.
       dropout_rate: share of the probabilities that dropout zeroes.

@@ -29,10 +29,10 @@ def params_of(model: Any) -> dict[str, Any]:
 def test_scores_are_the_sums_of_the_papers_terms() -> None:
     rng, (B, S, N, H) = np.random.default_rng(0), (2, 5, 2, 4)
     content, position, segment, key, value = rng.normal(size=(5, B, S, N, H)).astype(np.float32)
-    position_keys, type_keys = rng.normal(size=(2 * S - 1, N, H)), rng.normal(size=(2, N, H))
+    position_keys, type_keys = rng.normal(size=(2 * S, N, H)), rng.normal(size=(2, N, H))
     types = np.array([[0, 0, 1, 1, 2], [0, 0, 0, 2, 3]])
     mask = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
-    inputs = LayerInputs(jnp.asarray(mask), jnp.asarray(types), jnp.zeros((2 * S - 1, N * H)))
+    inputs = LayerInputs(jnp.asarray(mask), jnp.asarray(types), jnp.zeros((2 * S, N * H)))
     arrays = (jnp.asarray(array, jnp.float32) for array in (key, value, position_keys, type_keys))
     out = xlnet_attention(Queries(*map(jnp.asarray, (content, position, segment))), *arrays, inputs)
     want = np.zeros((B, N, S, S))
@@ -51,7 +51,7 @@ def test_scores_are_the_sums_of_the_papers_terms() -> None:
 
 def test_sinusoids_are_exact_over_long_distances() -> None:
     table = np.asarray(sinusoids(1500, 8))
-    distance = np.arange(1499, -1500, -1)[:, None] / 10000 ** (np.arange(0, 8, 2) / 8)
+    distance = np.arange(1499, -1501, -1)[:, None] / 10000 ** (np.arange(0, 8, 2) / 8)
     np.testing.assert_allclose(table, np.concatenate([np.sin(distance), np.cos(distance)], axis=1), atol=2e-4)
 
 
