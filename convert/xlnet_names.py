@@ -1,7 +1,7 @@
-"""XLNet's parameters: their table, and the published names and layouts, which differ from those of all other models.
+"""Renames the parameters of XLNet to the names in `mapping.XLNET_TABLE`, in the layout of linear layers, and back.
 
 Projections are [D, heads, head size] in the published files, for queries, keys, values and positions as well as for the
-output. Here they are renamed, and reshaped to the [out, in] of PyTorch's linear layers, which `mapping` expects.
+output. `mapping` expects the [out, in] of PyTorch's linear layers.
 Source: `XLNetModel` of transformers and its heads.
 """
 
@@ -56,9 +56,7 @@ _MASK = _PREFIXES["mask_emb"]
 _BEAM_SEARCH = ("start_logits.", "end_logits.", "answer_class.")
 
 
-def to_deberta_layout(
-    state: Mapping[str, Callable[[], Any]], config: DebertaConfig
-) -> list[tuple[str, Callable[[], Any]]]:
+def to_deberta_layout(state: Mapping[str, Reader], config: DebertaConfig) -> list[tuple[str, Reader]]:
     """Returns each tensor's reader with its name in `mapping`, in the layout of a linear layer.
 
     Unknown keys are unchanged, and `mapping` reports them.

@@ -265,7 +265,13 @@ class XLNetEncoder(nn.Module):
         *,
         train: bool,
     ) -> EncoderStates:
-        """Runs all layers. Without types, every token has the same."""
+        """Runs all layers. Without types, every token has the same.
+
+        Raises:
+          ValueError: types have another shape than segments.
+        """
+        if types is not None and types.shape != segments.shape:
+            raise ValueError(f"token_type_ids has shape {types.shape}; it must be that of input_ids, {segments.shape}")
         table = sinusoids(embeddings.shape[1], self.config.hidden_size)
         inputs = LayerInputs(segments, types, self.dropout(table, train), train=train)
         hidden_states, attentions = [embeddings], []

@@ -199,3 +199,20 @@ def test_it_learns_a_toy_task() -> None:
     _, losses = jax.lax.scan(step, (params, optimizer.init(params)), length=40)
     assert losses[0] > 0.6
     assert losses[-1] < 0.1
+
+
+def test_batch_and_length_may_be_variables_of_jax_export() -> None:
+    model = models.DebertaForSequenceClassification(CONFIG)
+    params = params_of(model)
+
+    @jax.jit
+    def logits(params: Any, *arrays: Any) -> jax.Array:
+        ids, mask, types = arrays
+        return model.apply({"params": params}, ids, mask, token_type_ids=types).logits  # type: ignore[union-attr]
+
+    argument = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, length"), jnp.int32)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    program = jax.export.export(logits)(shapes, argument, argument, argument)
+    for length in (1, 12):
+        batch = padded_batch(length).values()
+        assert_close(program.call(params, *batch), logits(params, *batch), 1e-6)
