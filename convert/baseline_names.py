@@ -17,6 +17,7 @@ TRANSFORMERS_CLASSES = {
     "bert": "Bert",
     "roberta": "Roberta",
     "electra": "Electra",
+    "xlnet": "XLNet",
 }
 
 _PROJECTIONS = {f".attention.self.{name}.": f".attention.self.{name}_proj." for name in ("query", "key", "value")}

@@ -14,7 +14,8 @@ _LOG = logging.getLogger("deberta_jax")
 _WRAPPERS = frozenset("_orig_mod module _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split())
 # A name of the first layer; everything before the name of the family is a prefix. Every model has it, a word table not.
 _FIRST_LAYER = re.compile(
-    r"(?P<prefix>(?:.*?\.)??)(?:(?:deberta|bert|roberta|electra)\.)?encoder\.layer\.0\.attention\."
+    r"(?P<prefix>(?:.*?\.)??)(?:(?:(?:deberta|bert|roberta|electra)\.)?encoder\.layer\.0\.attention\."
+    r"|(?:transformer\.)?layer\.0\.rel_attn\.)"  # XLNet's
 )
 _ADAPTERS = re.compile(r"(^|\.)(lora_\w+|ia3_l|base_layer|modules_to_save|original_module|adapters|prompt_encoder)\.")
 _QUANTIZED = re.compile(

@@ -48,7 +48,7 @@ def load_pytorch(
 ) -> tuple[DebertaConfig, Params]:
     """Reads a published or self-made PyTorch model; PyTorch itself is not needed.
 
-    The model is a DeBERTa, or a BERT, RoBERTa or ELECTRA if the `model_type` in its config.json says so.
+    The model is a DeBERTa, or a BERT, RoBERTa, ELECTRA or XLNet if the `model_type` in its config.json says so.
 
     Args:
       source: A folder with a configuration and weights (`*.safetensors` or `*.bin`, one file, or shards with an index),

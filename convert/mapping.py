@@ -1,7 +1,8 @@
 """One bijective table of parameter names: PyTorch's and deberta-jax's. The only transform reverses a kernel's axes.
 
 PyTorch's names are those of the official code and of transformers. `quirks` removes what published files do
-differently, and `baseline_names` renames the parameters of BERT, RoBERTa and ELECTRA, before the table is used.
+differently, and `baseline_names` renames the parameters of BERT, RoBERTa and ELECTRA, before the table is used. XLNet
+has a table of its own, and `xlnet_names` renames its parameters.
 """
 
 import functools
@@ -119,6 +120,39 @@ TABLE = (
         ("cls.seq_relationship", "next_sentence_head/classifier", _LINEAR, "2D", _next_sentence),
     ),
 )
+# XLNet's. Further sizes: Y heads, H head size.
+_PLAIN = (("", ""),)  # an array that is no part of a module
+_WEIGHT_AS_BIAS = (("weight", "bias"),)
+XLNET_TABLE = (
+    (
+        ("deberta.embeddings.", "deberta/embeddings/"),
+        ("word_embeddings", "word_embeddings", _LOOKUP, "VD", _always),
+        ("mask_embedding", "mask_embedding", _LOOKUP, "1D", _always),
+    ),
+    (
+        ("deberta.encoder.layer.{i}.", "deberta/encoder/layer_{i}/"),
+        ("attention.self.query_proj", "attention/query_proj", _KERNEL, "AD", _always),
+        ("attention.self.key_proj", "attention/key_proj", _KERNEL, "AD", _always),
+        ("attention.self.value_proj", "attention/value_proj", _KERNEL, "AD", _always),
+        ("attention.self.pos_key_proj", "attention/pos_key_proj", _KERNEL, "AD", _always),
+        ("attention.self.content_bias", "attention/content_bias", _WEIGHT_AS_BIAS, "YH", _always),
+        ("attention.self.position_bias", "attention/position_bias", _WEIGHT_AS_BIAS, "YH", _always),
+        ("attention.self.segment_bias", "attention/segment_bias", _WEIGHT_AS_BIAS, "YH", _always),
+        ("attention.self.segment_keys", "attention/segment_keys", _PLAIN, "2YH", _always),
+        ("attention.output.dense", "attention/output", _KERNEL, "DA", _always),
+        ("attention.output.LayerNorm", "attention/layer_norm", _NORM, "D", _always),
+        ("intermediate.dense", "feed_forward/intermediate", _LINEAR, "FD", _always),
+        ("output.dense", "feed_forward/output", _LINEAR, "DF", _always),
+        ("output.LayerNorm", "feed_forward/layer_norm", _NORM, "D", _always),
+    ),
+    (
+        ("", ""),
+        ("pooler.dense", "pooler/dense", _LINEAR, "DD", _always),
+        ("classifier", "classifier", _LINEAR, "CD", _always),
+        ("qa_outputs", "span_classifier", _LINEAR, "2D", _always),
+        ("lm_head", "permutation_lm_head", _BIAS, "V", _always),
+    ),
+)
 PARTS = (
     "deberta",
     "mlm_head",
@@ -128,6 +162,7 @@ PARTS = (
     "token_proj",
     "span_classifier",
     "next_sentence_head",  # BERT's; no model of this library uses it, but export writes it back
+    "permutation_lm_head",  # XLNet's, likewise
 )
 
 
@@ -176,17 +211,19 @@ def entries(config: DebertaConfig) -> list[Entry]:
         "G": config.hidden_size // config.conv_groups,
         "K": config.conv_kernel_size,
         "C": None,
+        "Y": config.num_attention_heads,
+        "H": config.attention_head_size,
         "1": 1,
         "2": 2,
     }
     table = []
-    for (key_prefix, path_prefix), *rows in TABLE:
+    for (key_prefix, path_prefix), *rows in XLNET_TABLE if config.model_type == "xlnet" else TABLE:
         for i in range(config.num_hidden_layers) if "{i}" in key_prefix else (0,):
             for key, path, leaves, letters, need in rows:
                 for torch_leaf, flax_leaf in leaves:
                     shape = tuple(sizes[letter] for letter in (letters[:1] if torch_leaf == "bias" else letters))
-                    full_key = f"{key_prefix}{key}.{torch_leaf}".replace("{i}", str(i))
-                    full_path = f"{path_prefix}{path}/{flax_leaf}".replace("{i}", str(i))
+                    full_key = f"{key_prefix}{key}.{torch_leaf}".removesuffix(".").replace("{i}", str(i))
+                    full_path = f"{path_prefix}{path}/{flax_leaf}".removesuffix("/").replace("{i}", str(i))
                     table.append(Entry(full_key, full_path, shape, need(config)))
     return [entry for entry in table if entry.need != "absent"]
 

@@ -17,6 +17,7 @@ from deberta_jax.config import DebertaConfig
 
 from .baseline_names import to_deberta_names
 from .errors import ConversionError, shorten
+from .xlnet_names import check_heads, to_deberta_layout
 
 LazyState = dict[str, Callable[[], Any]]  # name -> function that reads the tensor: a file is never in memory twice
 
@@ -71,7 +72,11 @@ def remove_quirks(state: LazyState, config: DebertaConfig, *, encoder_only: bool
         word embeddings.
     """
     state = _drop_bookkeeping(state)
-    if config.model_type != "deberta":
+    if config.model_type == "xlnet":
+        if not encoder_only:
+            check_heads(state)
+        state = _as_dict(to_deberta_layout(state, config))
+    elif config.model_type != "deberta":
         state = _as_dict(to_deberta_names(state, config))
     state = _split_v1_projections(state, config)
     state = _rename_old_keys(state)

@@ -29,6 +29,7 @@ from .folders import check_destination
 from .from_pytorch import describe, read_tokenizer, with_classes_of
 from .mapping import Params, to_state_dict
 from .quirks import LEGACY_MLM_HEAD, V1_NAMES
+from .xlnet_names import from_deberta_layout
 
 State = dict[str, np.ndarray]  # PyTorch's state dict
 
@@ -53,6 +54,11 @@ _BASELINE_ARCHITECTURES = {
     frozenset({"mlm_head", "pooler", "next_sentence_head"}): "ForPreTraining",
     frozenset({"rtd_head"}): "ForPreTraining",
 }
+_XLNET_ARCHITECTURES = {
+    **_ARCHITECTURES,
+    frozenset({"permutation_lm_head"}): "LMHeadModel",
+    frozenset({"span_classifier"}): "ForQuestionAnsweringSimple",
+}
 
 
 def save_pytorch(
@@ -72,9 +78,9 @@ def save_pytorch(
     in the form that `config.mlm_head` names: "legacy" with `legacy: true`, the others under the official names with
     `legacy: false`. transformers has no enhanced mask decoder and runs both forms on the last hidden state.
 
-    A BERT, RoBERTa or ELECTRA is written in its own layout. transformers' base classes of the first two have a pooler,
-    which is initialized at random if `params` has none. A pooler and a classifier of RoBERTa or ELECTRA are written as
-    a sequence classification head; transformers' multiple choice head has other names.
+    A BERT, RoBERTa, ELECTRA or XLNet is written in its own layout. transformers' base classes of the first two have a
+    pooler, which is initialized at random if `params` has none. A pooler and a classifier of RoBERTa or ELECTRA are
+    written as a sequence classification head; transformers' multiple choice head has other names.
 
     Args:
       folder: Folder to write to; it is created if necessary. Files of these names are replaced together: a process
@@ -99,6 +105,8 @@ def save_pytorch(
     fields = _config_fields(config, params)
     if config.model_type == "deberta":
         state, fields = _deberta_layout(config, params, state, fields)
+    elif config.model_type == "xlnet":
+        state = from_deberta_layout(state, config)
     else:
         state = from_deberta_names(state, config)
     fields |= _architectures(fields["model_type"], params)
@@ -130,9 +138,10 @@ def _config_fields(config: DebertaConfig, params: Params) -> dict[str, Any]:
     config = with_classes_of(params, config)  # transformers counts a span's start and end as labels
     fields = {**config.to_json(), "pad_token_id": config.pad_token_id}
     fields.pop("token_projection", None)  # the weights say so
-    for name in ("hidden_act", "conv_act", "pooler_hidden_act"):
-        fields[name] = _ACTIVATIONS.get(fields[name], fields[name])
-    if "layer_norm" not in params["deberta"]["encoder"]:
+    for name in ("hidden_act", "conv_act", "pooler_hidden_act", "ff_activation"):
+        if name in fields:
+            fields[name] = _ACTIVATIONS.get(fields[name], fields[name])
+    if "layer_norm" not in params["deberta"]["encoder"] and "norm_rel_ebd" in fields:
         fields["norm_rel_ebd"] = "none"  # optional here without relative attention, but not in transformers
     return fields
 
@@ -140,6 +149,7 @@ def _config_fields(config: DebertaConfig, params: Params) -> dict[str, Any]:
 def _architectures(model_type: str, params: Params) -> dict[str, list[str]]:
     heads = frozenset(params) - {"deberta"}
     suffixes = _ARCHITECTURES if model_type.startswith("deberta") else _BASELINE_ARCHITECTURES
+    suffixes = _XLNET_ARCHITECTURES if model_type == "xlnet" else suffixes
     ambiguous = "classifier" in heads and params["classifier"]["bias"].shape[0] == 1
     if ambiguous or heads not in suffixes:
         return {}

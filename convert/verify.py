@@ -75,6 +75,7 @@ _HEADS = (
     Head(("span_classifier",), "start and end logits", "ForQuestionAnswering", "ForQuestionAnswering"),
     _ENCODER_ONLY,
 )
+_XLNET_SPANS = Head(("span_classifier",), "start and end logits", "ForQuestionAnsweringSimple", "ForQuestionAnswering")
 _ELECTRA_DISCRIMINATOR = Head(("rtd_head",), "replaced token logits", "ForPreTraining", "ForReplacedTokenDetection")
 
 
@@ -158,7 +159,8 @@ def compare(folder: Path, config: DebertaConfig, params: Params) -> list[Differe
       ConversionError: transformers cannot load the folder, or finds no weights for a part of the model.
       MissingPackageError: PyTorch or transformers is not installed.
     """
-    heads = (_ELECTRA_DISCRIMINATOR, *_HEADS) if config.model_type == "electra" else _HEADS
+    own = {"electra": (_ELECTRA_DISCRIMINATOR,), "xlnet": (_XLNET_SPANS,)}
+    heads = (*own.get(config.model_type, ()), *_HEADS)
     head = next(head for head in heads if set(head.parts) <= params.keys())
     inputs = make_inputs(config)
     expected = run_transformers(folder, config, head, inputs)
@@ -167,7 +169,8 @@ def compare(folder: Path, config: DebertaConfig, params: Params) -> list[Differe
     names[-1] += " (last hidden state)"
     names += [head.row] if head.row else []
     is_real = inputs.attention_mask.astype(bool)
-    return [_difference(*arrays, is_real) for arrays in zip(names, expected, actual, strict=True)]
+    reads = -1 if config.classifies_last_token else 0
+    return [_difference(*arrays, is_real, reads) for arrays in zip(names, expected, actual, strict=True)]
 
 
 def make_inputs(config: DebertaConfig) -> Inputs:
@@ -184,7 +187,8 @@ def make_inputs(config: DebertaConfig) -> Inputs:
     ).astype(np.int32)
     padding = config.pad_token_id  # RoBERTa in transformers recognizes padding by its id
     ids = np.where(mask, rng.integers(padding + 1, config.vocab_size, shape, np.int32), padding)
-    types = rng.integers(0, max(config.type_vocab_size, 1), shape, np.int32)
+    kinds = 3 if config.model_type == "xlnet" else max(config.type_vocab_size, 1)  # XLNet has no table of types
+    types = rng.integers(0, kinds, shape, np.int32)
     return Inputs(ids, mask, types)
 
 
@@ -285,9 +289,11 @@ def _difference(
     expected: Float[np.ndarray, "B *shape"],
     actual: Float[np.ndarray, "B *shape"],
     is_real: Bool[np.ndarray, "B S"],
+    reads: int,
 ) -> Difference:
-    # A head that reads the first token has no meaningful logits for an example that begins with padding.
-    compared = is_real if expected.ndim == 3 else is_real[:, 0]
+    # A head that reads the first token has no meaningful logits for an example that begins with padding. transformers'
+    # XLNet reads the last one.
+    compared = is_real if expected.ndim == 3 else is_real[:, reads]
     expected, actual = expected[compared], actual[compared]
     return Difference(name, float(np.abs(expected).max()), float(np.abs(expected - actual).max()))
 

@@ -283,10 +283,11 @@ def relative_shift(x: Shaped[Array, "*lead S distances"]) -> Shaped[Array, "*lea
     flattened matrix, rows of 2S - 2 elements line up: the shift is a reshape. A gather would be slow on a TPU.
 
     Args:
-      x: [..., S, 2S - 1]; column c of row i belongs to position i - (S - 1) + c: a key for c2p, a query for p2c.
+      x: [..., S, 2S - 1]; column c of row i belongs to position i - (S - 1) + c: a key for c2p, a query for p2c. More
+        columns are dropped.
     """
     *lead, length, width = x.shape
-    if length == 1:
+    if width == 1:
         return x
     flat = x.reshape(*lead, length * width)[..., length - 1 : length - 1 + length * (width - 1)]
     return flat.reshape(*lead, length, width - 1)[..., :length]

@@ -12,6 +12,7 @@ from .file_digests import DIGESTS_FILE, check_file, read_digests
 from .released import RELEASED
 from .terminal import list_names
 from .unknown_fields import nearest
+from .xlnet_json import to_xlnet_fields
 
 PositionTerm = Literal["c2p", "p2c"]
 # Forms of the masked LM head. emd: after the enhanced mask decoder, the official form of every DeBERTa. bert: on the
@@ -32,8 +33,8 @@ class DebertaConfig:
 
     Build a released model with `DebertaConfig.named("deberta-v3-small")`, or read a published file with
     `DebertaConfig.from_json`. Defaults are those of the original code for keys missing in a `config.json`, except
-    that `pos_att_type` is required with `relative_attention`. With `model_type` "bert", "roberta" or "electra" it
-    describes one of the papers' baselines; `config_json.FIXED_FIELDS` lists the fields which that fixes.
+    that `pos_att_type` is required with `relative_attention`. With `model_type` "bert", "roberta", "electra" or "xlnet"
+    it describes one of the papers' baselines; `config_json.FIXED_FIELDS` lists the fields which that fixes.
 
     Raises:
       UserError: values that do not fit together; the message has the field, what is allowed and what to do.
@@ -130,8 +131,15 @@ class DebertaConfig:
 
     def _validate_baseline(self) -> None:
         fixed = FIXED_FIELDS.get(self.model_type, {})
-        if self.model_type in ("bert", "roberta"):
+        if self.model_type in ("bert", "roberta", "xlnet"):
             fixed = {**fixed, "embedding_size": self.hidden_size}
+        if self.model_type == "xlnet":
+            fixed = {**fixed, "attention_probs_dropout_prob": self.hidden_dropout_prob}  # it has one rate
+            if self.hidden_size % 2:
+                raise UserError(
+                    f"hidden_size is {self.hidden_size}; XLNet needs an even number, for a sine and a cosine of each "
+                    "frequency"
+                )
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise UserError(
@@ -177,7 +185,7 @@ class DebertaConfig:
     @property
     def pad_token_id(self) -> int:
         """Id of the padding token."""
-        return 1 if self.model_type == "roberta" else 0
+        return {"roberta": 1, "xlnet": 5}.get(self.model_type, 0)
 
     @property
     def position_offset(self) -> int:
@@ -214,6 +222,16 @@ class DebertaConfig:
         return self.embedding_size if self.projects_normalized_embeddings else self.hidden_size
 
     @property
+    def classifies_last_token(self) -> bool:
+        """Whether the classifier of a text reads its last token, as XLNet's does, and not its first."""
+        return self.model_type == "xlnet"
+
+    @property
+    def token_dropout(self) -> float:
+        """Dropout rate in front of a classifier of tokens. The encoder of XLNet has one at its end instead."""
+        return 0.0 if self.model_type == "xlnet" else self.classifier_dropout
+
+    @property
     def rtd_reads_first_token(self) -> bool:
         """Whether the replaced-token head normalizes the sum of a token and the first token.
 
@@ -241,8 +259,8 @@ class DebertaConfig:
 
         Args:
           source: a file, a folder with a config.json, or the parsed dict. Its `model_type` is deberta, deberta-v2,
-            bert, roberta or electra (default: deberta). Other unknown fields are listed in one warning of the logger
-            "deberta_jax" and not kept.
+            bert, roberta, electra or xlnet (default: deberta). Other unknown fields are listed in one warning of the
+            logger "deberta_jax" and not kept.
 
         Raises:
           FileNotFoundError: there is no such file.
@@ -271,6 +289,9 @@ class DebertaConfig:
             }
         if self.model_type == "deberta":
             fields["model_type"] = "deberta-v2"
+        elif self.model_type == "xlnet":
+            fixed = FIXED_FIELDS[self.model_type]
+            fields = to_xlnet_fields(fields, fixed=fixed, classifier_dropout=self.classifier_dropout)
         else:
             fields["classifier_dropout"] = self.cls_dropout  # transformers' name for it
         return fields

@@ -14,10 +14,12 @@ from typing import Any, Literal, get_args
 from .errors import UserError
 from .terminal import quote_names, shorten
 from .unknown_fields import set_aside
+from .xlnet_json import from_xlnet_fields
 
 # The family whose parameter names and config.json a model has. "deberta" covers transformers' "deberta" and
-# "deberta-v2". The others are baselines of the papers: the same encoder without relative attention.
-ModelType = Literal["deberta", "bert", "roberta", "electra"]
+# "deberta-v2". The others are baselines of the papers: the same encoder without relative attention, and XLNet, whose
+# encoder is in `xlnet`.
+ModelType = Literal["deberta", "bert", "roberta", "electra", "xlnet"]
 
 # Fields that a baseline's model_type fixes. RoBERTa and ELECTRA fix hidden_act, because the activation of their
 # masked LM head is always gelu.
@@ -31,6 +33,21 @@ FIXED_FIELDS: dict[str, dict[str, Any]] = {
     "bert": {**_PLAIN_ATTENTION, "pooler_hidden_act": "tanh"},
     "roberta": {**_PLAIN_ATTENTION, "pooler_hidden_act": "tanh", "hidden_act": "gelu"},
     "electra": {**_PLAIN_ATTENTION, "pooler_hidden_act": "gelu", "hidden_act": "gelu"},
+    "xlnet": {
+        **_PLAIN_ATTENTION,
+        "position_biased_input": False,
+        "max_position_embeddings": 512,  # of a table that XLNet does not have
+        "type_vocab_size": 0,
+        "pooler_hidden_act": "tanh",
+        "pooler_dropout": 0.0,
+        "pos_att_type": (),
+        "max_relative_positions": -1,
+        "position_buckets": -1,
+        "norm_rel_ebd": "none",
+        "share_att_key": False,
+        "conv_act": "tanh",
+        "conv_groups": 1,
+    },
 }
 # Defaults of transformers for the baselines, where they differ from those of DebertaConfig.
 _BASELINE_DEFAULTS = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1}
@@ -110,9 +127,11 @@ def _with_model_type(values: dict[str, Any], where: str) -> dict[str, Any]:
         model_type = "deberta"
     if model_type not in get_args(ModelType):
         raise UserError(
-            f"{where}: model_type is {model_type!r}; it must be one of deberta, deberta-v2, bert, roberta, electra"
+            f"{where}: model_type is {model_type!r}; it must be one of deberta, deberta-v2, bert, roberta, electra, "
+            "xlnet"
         )
-    family, padding = {"deberta": ("DeBERTa", 0), "roberta": ("RoBERTa", 1)}.get(model_type, (model_type.upper(), 0))
+    families = {"deberta": ("DeBERTa", 0), "roberta": ("RoBERTa", 1), "xlnet": ("XLNet", 5)}
+    family, padding = families.get(model_type, (model_type.upper(), 0))
     for field in ("padding_idx", "pad_token_id"):
         value = values.pop(field, None)
         if value not in (None, padding):
@@ -121,6 +140,8 @@ def _with_model_type(values: dict[str, Any], where: str) -> dict[str, Any]:
         return values | {"model_type": model_type}
     if values.get("is_decoder"):
         raise UserError(f"{where}: is_decoder is {values['is_decoder']!r}; for {family} only False is supported")
+    if model_type == "xlnet":
+        return {**FIXED_FIELDS[model_type], **from_xlnet_fields(values, where)}
     dropout = values.pop("classifier_dropout", None)
     values.setdefault("cls_dropout", dropout)
     family_defaults = _ELECTRA_DEFAULTS if model_type == "electra" else {}

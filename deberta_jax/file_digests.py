@@ -16,7 +16,7 @@ from .errors import UserError
 
 DIGESTS_FILE = "model.sha256"
 TOKENIZER_FILES = (
-    *("spm.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer.json"),
+    *("spm.model", "spiece.model", "vocab.json", "merges.txt", "bpe_encoder.bin", "vocab.txt", "tokenizer.json"),
     *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
 )
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")

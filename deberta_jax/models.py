@@ -15,6 +15,7 @@ from .heads import ContextPooler, LogitFactors, MaskedLMHead, ReplacedTokenHead,
 from .inputs import EncoderOptions, TokenIds, TokenMask, check_ids, clip_padding, locate_tokens, segment_starts
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, refuse_unread
 from .outputs import DecoderOutput, EncoderOutput, HeadOutput, SpanOutput
+from .xlnet import XLNetEmbeddings, XLNetEncoder, last_tokens, refuse_xlnet
 
 
 class _Model(nn.Module):
@@ -36,6 +37,14 @@ class _Model(nn.Module):
     def _encoder(self) -> "Deberta":
         return Deberta(self.config, self.dtype, self.attention_implementation, self.remat)
 
+    def _classified(
+        self, out: EncoderOutput, attention_mask: TokenMask | None, segment_ids: TokenIds | None
+    ) -> Float[Array, "B tokens D"]:
+        """Returns the hidden states whose first token a classifier of texts reads; in XLNet, the last token alone."""
+        if not self.config.classifies_last_token:
+            return out.last_hidden_state
+        return last_tokens(out.last_hidden_state, attention_mask if segment_ids is None else segment_ids)
+
 
 class Deberta(_Model):
     """The encoder.
@@ -48,9 +57,11 @@ class Deberta(_Model):
       attention_mask: [B, S], nonzero for real tokens (default: all are real). Padding gets zero context.
       segment_ids: [B, S], in place of attention_mask for packed rows: a run of equal numbers is a segment and 0 is
         padding. Attention, absolute positions and the convolution stay inside a segment. A head with one result per
-        row (sequence classification, multiple choice) reads the first token of the row, thus its first segment.
-      token_type_ids: [B, S], read only by configurations whose type_vocab_size is above 1. RoBERTa's table has one row,
-        which every token reads, so the types of a pair do no harm.
+        row (sequence classification, multiple choice) reads the first token of the row, thus its first segment; that
+        of XLNet reads the last token that is not padding, thus the last segment.
+      token_type_ids: [B, S], read only by configurations whose type_vocab_size is above 1, and by XLNet, which has no
+        table: it only asks whether two tokens have the same type. RoBERTa's table has one row, which every token reads,
+        so the types of a pair do no harm.
       position_ids: [B, S], rows of the position table (default: from config.position_offset on, anew in every
         segment). Relative positions never depend on them.
       output_hidden_states: return `hidden_states`, the embeddings and the output of every layer [B, S, D].
@@ -66,8 +77,13 @@ class Deberta(_Model):
     """
 
     def setup(self) -> None:
-        self.embeddings = Embeddings(self.config, self.dtype)
-        self.encoder = Encoder(self.config, self.dtype, self.attention_implementation, self.remat)
+        if self.config.model_type == "xlnet":
+            self.embeddings: Any = XLNetEmbeddings(self.config, self.dtype)
+            self.encoder: Any = XLNetEncoder(self.config, self.dtype, self.attention_implementation, self.remat)
+            self.output_dropout = Dropout(self.config.hidden_dropout_prob)
+        else:
+            self.embeddings = Embeddings(self.config, self.dtype)
+            self.encoder = Encoder(self.config, self.dtype, self.attention_implementation, self.remat)
         refuse_unread(self)
 
     def __call__(
@@ -83,10 +99,18 @@ class Deberta(_Model):
         train: bool = False,
     ) -> EncoderOutput:
         tokens = self._locate(input_ids, attention_mask, segment_ids, position_ids)
-        embeddings = self._embed(input_ids, tokens, token_type_ids, train)
-        hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train)
+        if self.config.model_type == "xlnet":
+            ids = clip_padding(jnp.asarray(input_ids), self.config.vocab_size, tokens.segments)
+            hidden_states, attentions = self.encoder(
+                self.embeddings(ids, train), tokens.segments, token_type_ids, train=train
+            )
+            last = self.output_dropout(hidden_states[-1], train)
+        else:
+            embeddings = self._embed(input_ids, tokens, token_type_ids, train)
+            hidden_states, attentions = self.encoder(embeddings, tokens.segments, train=train)
+            last = hidden_states[-1]
         return EncoderOutput(
-            last_hidden_state=hidden_states[-1],
+            last_hidden_state=last,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -167,6 +191,7 @@ class DebertaForMaskedLM(_Model):
     """
 
     def setup(self) -> None:
+        refuse_xlnet(self.config, "masked tokens")
         if self.config.uses_enhanced_mask_decoder and self.config.num_hidden_layers < 2:
             raise UserError(
                 f"num_hidden_layers is {self.config.num_hidden_layers}; the enhanced mask decoder needs at least 2. "
@@ -212,6 +237,7 @@ class DebertaForReplacedTokenDetection(_Model):
     """The discriminator. Returns logits [B, S], positive where it predicts that a token was replaced."""
 
     def setup(self) -> None:
+        refuse_xlnet(self.config, "replaced tokens")
         self.deberta = self._encoder()
         self.rtd_head = ReplacedTokenHead(self.config, self.dtype)
         refuse_unread(self)
@@ -233,7 +259,10 @@ class DebertaForReplacedTokenDetection(_Model):
 
 
 class DebertaForSequenceClassification(_Model):
-    """Pooler and classifier on the first token of the row. Returns logits [B, C]; [B, 1] for regression."""
+    """Pooler and classifier on the first token of the row, in XLNet the last. Returns logits [B, C].
+
+    They are [B, 1] for regression.
+    """
 
     def setup(self) -> None:
         self.deberta = self._encoder()
@@ -251,12 +280,13 @@ class DebertaForSequenceClassification(_Model):
         **options: Unpack[EncoderOptions],
     ) -> HeadOutput:
         out = self.deberta(input_ids, attention_mask, train=train, **options)
-        pooled = self.dropout(self.pooler(out.last_hidden_state, train), train)
+        hidden = self._classified(out, attention_mask, options.get("segment_ids"))
+        pooled = self.dropout(self.pooler(hidden, train), train)
         return HeadOutput(self.classifier(pooled), out.hidden_states, out.attentions)
 
 
 class DebertaForMultipleChoice(_Model):
-    """Scores each of several texts by the first token of its row. Returns logits [B, C].
+    """Scores each of several texts by the first token of its row, in XLNet the last. Returns logits [B, C].
 
     Every argument has an axis for the choices, [B, C, S], and so have hidden_states [B, C, S, D] and attentions
     [B, C, N, S, S].
@@ -284,7 +314,8 @@ class DebertaForMultipleChoice(_Model):
         choices = input_ids.shape[:2]
         flat: Any = {name: flatten(argument) for name, argument in options.items()}
         out = self.deberta(flatten(input_ids), flatten(attention_mask), train=train, **flat)
-        pooled = self.dropout(self.pooler(out.last_hidden_state, train), train)
+        hidden = self._classified(out, flatten(attention_mask), flat.get("segment_ids"))
+        pooled = self.dropout(self.pooler(hidden, train), train)
         logits = self.classifier(pooled).reshape(choices)
         hidden_states, attentions = jax.tree.map(
             lambda array: array.reshape(*choices, *array.shape[1:]), (out.hidden_states, out.attentions)
@@ -303,7 +334,7 @@ class DebertaForTokenClassification(_Model):
         self.deberta = self._encoder()
         if self.config.token_projection:
             self.token_proj = Dense(self.config, self.config.hidden_size, self.dtype)
-        self.dropout = Dropout(self.config.classifier_dropout)
+        self.dropout = Dropout(self.config.token_dropout)
         self.classifier = Dense(self.config, self.config.num_labels, jnp.float32)
         refuse_unread(self)
 

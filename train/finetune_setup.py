@@ -12,6 +12,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.xlnet import NO_SIFT
 
 from .checkpoints.checksums import tree_digest
 from .checkpoints.manifest import DIGESTS, join_names
@@ -139,6 +140,14 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tok
     needs_validation = config.selection.patience or config.selection.select == "best" or config.sweep.several_runs
     if needs_validation and "validation" not in task.splits:
         raise UserError("patience, select 'best', seeds and grid need the validation split; give --validation")
+    if tokenizer.cls_last != model.classifies_last_token:
+        places = {True: "at the end, as in XLNet", False: "at the beginning"}
+        raise UserError(
+            f"the tokenizer puts [CLS] {places[tokenizer.cls_last]}, but the model, a {model.model_type}, reads it "
+            f"{places[model.classifies_last_token]}; give the tokenizer that the model was trained with"
+        )
+    if config.sift.weight and model.model_type == "xlnet":
+        raise UserError(NO_SIFT)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size {model.vocab_size}; "

@@ -16,10 +16,13 @@ LOGICAL_AXES = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": 
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"word_embeddings/(embedding|delta)", ("vocab", "embed")),
     (r"(position|token_type|rel)_embeddings/(embedding|delta)", (None, "embed")),
+    (r"mask_embedding/embedding", (None, "embed")),
     (r"embed_proj/kernel", (None, "embed")),
     (r"attention/(query|key|value|pos_key|pos_query)_proj/kernel", ("embed", "heads")),
     (r"attention/(query|key|value|pos_key|pos_query)_proj/bias", ("heads",)),
     (r"attention/output/kernel", ("heads", "embed")),
+    (r"attention/(content|position|segment)_bias/bias", (None, None)),
+    (r"attention/segment_keys", (None, None, None)),
     (r"feed_forward/intermediate/kernel", ("embed", "mlp")),
     (r"feed_forward/intermediate/bias", ("mlp",)),
     (r"feed_forward/output/kernel", ("mlp", "embed")),

@@ -63,6 +63,7 @@ class ExtendedVocabulary:
         self.hidden_ids = frozenset(special) | {i for i, token in self._added.items() if token.special}
         self.size = max(base.size, max([*special, *self._added]) + 1)
         self.vocab_type, self.pair_separators = base.vocab_type, base.pair_separators
+        self.cls_last = base.cls_last
         self.keeps_spaces, self.space_id = base.keeps_spaces, base.space_id
         declared = {
             # transformers has the mask of a byte-level BPE replace the space before it.

@@ -19,9 +19,9 @@ class PaddedBatch:
     """Texts or pairs of the same length, as the models take them.
 
     Attributes:
-      input_ids: The ids, with [PAD] after the end of shorter ones.
+      input_ids: The ids, with [PAD] after the end of shorter ones; in XLNet before their beginning.
       attention_mask: 1 for ids of the text and its special tokens, 0 for padding.
-      token_type_ids: 1 from the first id of text B to the last [SEP], otherwise 0.
+      token_type_ids: 1 from the first id of text B to the last [SEP], otherwise 0; in XLNet 2 for [CLS], 3 for [PAD].
     """
 
     input_ids: Int32[np.ndarray, "B S"]
@@ -79,7 +79,12 @@ def check_text(text: Any, name: str) -> str:
 
 
 def pad(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, padding: Padding, max_length: int | None, pad_id: int
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    padding: Padding,
+    max_length: int | None,
+    pad_id: int,
+    on_left: bool = False,
 ) -> PaddedBatch:
     """Returns arrays of ids and token types, padded at the end.
 
@@ -88,6 +93,7 @@ def pad(
       padding: True or "longest" pads to the longest row, "max_length" to `max_length`.
       max_length: Length of the rows for "max_length".
       pad_id: The id of [PAD].
+      on_left: Pad at the beginning, with token type 3, as XLNet.
 
     Raises:
       UserError: `padding` is something else, or `max_length` is missing.
@@ -99,9 +105,11 @@ def pad(
     longest = max((len(ids) for ids, _ in rows), default=0)
     length = max_length if padding == "max_length" and max_length is not None else longest
     shape = len(rows), length
-    input_ids, mask, types = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    input_ids, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
+    types = np.full(shape, 3 if on_left else 0, np.int32)
     for i, (ids, kinds) in enumerate(rows):
-        input_ids[i, : len(ids)], mask[i, : len(ids)], types[i, : len(ids)] = ids, 1, kinds
+        place = slice(length - len(ids), None) if on_left else slice(len(ids))
+        input_ids[i, place], mask[i, place], types[i, place] = ids, 1, kinds
     return PaddedBatch(input_ids, mask, types)
 
 

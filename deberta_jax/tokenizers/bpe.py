@@ -48,6 +48,7 @@ class ByteLevelBPE:
     pair. Source: `deberta/gpt2_tokenizer.py`, GPT2Tokenizer; fairseq's `models/roberta/hub_interface.py`.
     """
 
+    cls_last = False
     keeps_spaces = True
     space_id: int | None = None
 

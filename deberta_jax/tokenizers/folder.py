@@ -16,6 +16,7 @@ from .spm import MODEL_FILE, SentencePiece
 from .tokenizer_json import TokenizerJson, model_pieces
 from .vocabulary import CONFIG_FILE, MASK, Vocabulary, read_tokenizer_config
 from .wordpiece import VOCAB_FILE, WordPiece
+from .xlnet import XLNET_FILE, XLNetPieces
 
 
 class _Kind(NamedTuple):
@@ -43,6 +44,7 @@ _KINDS = (
     _Kind(MODEL_FILE, ((MODEL_FILE,),), ("spm",), CLASSES["spm"], SentencePiece.from_folder),
     _Kind("byte-level BPE", FORMS, ("gpt2", "roberta"), CLASSES["bpe"], ByteLevelBPE.from_folder),
     _Kind(f"WordPiece's {VOCAB_FILE}", ((VOCAB_FILE,),), ("wordpiece",), CLASSES["wordpiece"], WordPiece.from_folder),
+    _Kind(XLNET_FILE, ((XLNET_FILE,),), ("xlnet",), CLASSES["xlnet"], XLNetPieces.from_folder),
 )
 
 
@@ -113,7 +115,7 @@ def _extended(vocabulary: Vocabulary, folder: Path, config: Mapping[str, Any]) -
     """Returns the vocabulary with the added tokens of its folder, if there are any."""
     check_special_names(folder, config, vocabulary)
     tokens = read_added_tokens(folder, config, vocabulary)
-    special = {vocabulary.piece(i): i for i in vocabulary.special_ids.values()}
+    special = {vocabulary.piece(i): i for i in vocabulary.hidden_ids}
     if isinstance(vocabulary, TokenizerJson):
         tokens = {i: token for i, token in tokens.items() if vocabulary.id_of(token.content) is None}
     if all(special.get(token.content) == i for i, token in tokens.items()):

@@ -13,6 +13,7 @@ CLASSES = {
     "spm": ("DebertaV2Tokenizer", "DebertaV2TokenizerFast"),
     "bpe": ("DebertaTokenizer", "DebertaTokenizerFast", "RobertaTokenizer", "RobertaTokenizerFast"),
     "wordpiece": ("BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast"),
+    "xlnet": ("XLNetTokenizer", "XLNetTokenizerFast"),
 }
 
 # Setting -> the values that change nothing. Others change ids in a way that this library does not implement.

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,6 +52,7 @@ class SentencePiece:
 
     vocab_type = "spm"
     pair_separators = 1
+    cls_last = False
     keeps_spaces = False
 
     def __init__(self, model: bytes, *, do_lower_case: bool = False, split_by_punct: bool = False, source: str) -> None:
@@ -67,7 +68,7 @@ class SentencePiece:
           UserError: The bytes are not a SentencePiece model, are only a part of one, or lack DeBERTa's special pieces.
         """
         self._model = model
-        self._spm = _load(model, source)
+        self._spm = load_model(model, source)
         self._pieces = self._spm.get_piece_size()
         ids = {name: self.id_of(name) for name in (PAD, CLS, SEP, UNK, MASK)}
         special_ids = {name: i for name, i in ids.items() if i is not None}
@@ -165,30 +166,9 @@ class SentencePiece:
         return [(origin[start], origin[end - 1] + 1 if end > start else origin[start]) for start, end in offsets]
 
     def _word_offsets(self, text: str, after_mask: bool) -> list[Offset]:
-        """Returns the place in the text that each piece comes from.
-
-        If SentencePiece rewrites or splits a character, its own `begin` and `end` assign the character to the last of
-        its pieces only. Here every piece gets all characters that it has a part in: the pieces are matched to the
-        normalized text one after the other, and `starts` maps each normalized character to the original text.
-        """
         processor = self._processor(text, after_mask)
-        normalized, starts = processor.normalize(text, with_offsets=True)  # len(normalized) + 1 starts
-        offsets, position, bytes_done = [], 0, 0
-        for token, piece in zip(processor.encode(text), processor.encode(text, out_type=str), strict=True):
-            if processor.is_byte(token):  # the position advances only after the last byte of its character
-                first, stop, bytes_done = position, position + 1, bytes_done + 1
-                if bytes_done == len(normalized[position].encode()):
-                    position, bytes_done = stop, 0
-            else:
-                first = position + len(piece) - len(piece.lstrip(_SPACES))
-                stop = max(first, position + len(piece.rstrip(_SPACES)))
-                position += len(piece)
-            end = stop
-            # Normalization made several characters of one: the piece ends where the last of them ends.
-            while stop > first and starts[end] == starts[stop - 1]:
-                end += 1
-            offsets.append((starts[first], starts[end]))
-        return offsets
+        pieces = zip(processor.encode(text), processor.encode(text, out_type=str), strict=True)
+        return piece_offsets(processor, text, pieces)
 
     def decode(self, ids: Sequence[int], *, after_special: bool = False) -> str:
         ids = list(ids)
@@ -233,12 +213,46 @@ class SentencePiece:
         return sentencepiece.SentencePieceProcessor(model_proto=self._model + _NO_WORD_START)
 
 
+def piece_offsets(
+    processor: sentencepiece.SentencePieceProcessor, text: str, pieces: Iterable[tuple[int, str]]
+) -> list[Offset]:
+    """Returns the place in the text that each piece comes from.
+
+    If SentencePiece rewrites or splits a character, its own `begin` and `end` assign the character to the last of its
+    pieces only. Here every piece gets all characters that it has a part in: the pieces are matched to the normalized
+    text one after the other, and `starts` maps each normalized character to the original text.
+
+    Args:
+      processor: The model.
+      text: The text.
+      pieces: The ids and pieces of the text.
+    """
+    normalized, starts = processor.normalize(text, with_offsets=True)  # len(normalized) + 1 starts
+    offsets, position, bytes_done = [], 0, 0
+    for token, piece in pieces:
+        if token >= 0 and processor.is_byte(token):  # the position advances only after the last byte of its character
+            first, stop, bytes_done = position, position + 1, bytes_done + 1
+            if bytes_done == len(normalized[position].encode()):
+                position, bytes_done = stop, 0
+        else:
+            first = position + len(piece) - len(piece.lstrip(_SPACES))
+            stop = max(first, position + len(piece.rstrip(_SPACES)))
+            position += len(piece)
+        end = stop
+        # Normalization made several characters of one: the piece ends where the last of them ends.
+        while stop > first and starts[end] == starts[stop - 1]:
+            end += 1
+        offsets.append((starts[first], starts[end]))
+    return offsets
+
+
 def _is_punctuation(character: str) -> bool:
     """Returns whether a character is ASCII other than letters, digits, spaces and control, or Unicode punctuation."""
     return ("!" <= character <= "~" and not character.isalnum()) or unicodedata.category(character)[0] == "P"
 
 
-def _load(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+def load_model(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+    """Returns the processor of a model, or raises UserError if the bytes are not one or only a part of one."""
     damaged = UserError(
         f"{source} is not a SentencePiece model ({len(model)} bytes); it may be damaged or cut short, "
         "or a Git LFS pointer in place of the file; download it again"

@@ -1,5 +1,5 @@
 """Converts text to ids and back, exactly as for the released models: with SentencePiece for v2, v3 and mDeBERTa,
-byte-level BPE for v1 and RoBERTa, WordPiece for BERT and ELECTRA.
+byte-level BPE for v1 and RoBERTa, WordPiece for BERT and ELECTRA, SentencePiece with other rules for XLNet.
 
 Why not transformers' tokenizers: that of v2 and v3 drops byte fallback and SentencePiece's own normalization, so that
 text the released models were trained on ("ﬁ", "①", full-width letters, no-break spaces, emoji) becomes [UNK]; that of
@@ -32,9 +32,12 @@ from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SENTENCE_FIELDS, SEP, SPECI
 class Encoding:
     """One input of a model without padding: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`; RoBERTa has two [SEP] before B.
 
+    XLNet has [CLS] at the end: `A [SEP] [CLS]` or `A [SEP] B [SEP] [CLS]`.
+
     Attributes:
       input_ids: The ids.
-      token_type_ids: For each id, 0 up to the first [SEP] and 1 after it. Released DeBERTas and RoBERTa ignore them.
+      token_type_ids: For each id, 0 up to the first [SEP] and 1 after it, and 2 for a [CLS] at the end. Released
+        DeBERTas and RoBERTa ignore them.
       offsets: For each id, the (start, end) of the text that the piece comes from, so that it is `text[start:end]`;
         None for [CLS] and [SEP]. None as a whole unless `return_offsets` was set. Offsets count characters of the
         original text, of B where token_type_ids is 1. They leave out white space around a piece; a piece of nothing
@@ -55,8 +58,8 @@ class JoinedIds(NamedTuple):
 
 
 class Tokenizer:
-    """A vocabulary with its special tokens: SentencePiece (DeBERTa v2, v3, mDeBERTa), byte-level BPE (v1, RoBERTa) or
-    WordPiece (BERT, ELECTRA).
+    """A vocabulary with its special tokens: SentencePiece (DeBERTa v2, v3, mDeBERTa, XLNet), byte-level BPE (v1,
+    RoBERTa) or WordPiece (BERT, ELECTRA).
 
     It can be pickled. The ids of the special tokens are those of the released models; see `SentencePiece`,
     `ByteLevelBPE` and `WordPiece`. They are called [PAD], [CLS], [SEP], [UNK] and [MASK] here, whatever their pieces
@@ -66,6 +69,7 @@ class Tokenizer:
       vocab_size: The highest id + 1, [MASK] included. The tables of released models have spare rows beyond it.
       pad_id, cls_id, sep_id, unk_id, mask_id: Ids of the special tokens.
       pair_separators: Number of [SEP] between the two texts of a pair: 2 for RoBERTa, otherwise 1.
+      cls_last: Whether [CLS] is the last token, as in XLNet, whose padding is on the left; otherwise it is the first.
       fingerprint: SHA-256 of the model file or, for the other kinds, of the content of their files, in hexadecimal.
     """
 
@@ -76,7 +80,7 @@ class Tokenizer:
         self.pad_id, self.cls_id, self.sep_id, self.unk_id, self.mask_id = (
             special[name] for name in (PAD, CLS, SEP, UNK, MASK)
         )
-        self.pair_separators = vocabulary.pair_separators
+        self.pair_separators, self.cls_last = vocabulary.pair_separators, vocabulary.cls_last
         self.vocab_size = vocabulary.size
         self.fingerprint = vocabulary.fingerprint
 
@@ -110,11 +114,12 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Reads the vocabulary of a folder: `spm.model`, `vocab.json` and `merges.txt`, `bpe_encoder.bin`,
-        `vocab.txt`, or `tokenizer.json`; and the tokens that were added to it.
+        `vocab.txt`, `spiece.model`, or `tokenizer.json`; and the tokens that were added to it.
 
         tokenizer.json is used if the folder has nothing else, or other pieces in it than in the other files. If the
-        folder has several kinds, `vocab_type` ("spm", "gpt2", "roberta" or "wordpiece") in its tokenizer_config.json
-        selects one. That file also defines capitals and accents, punctuation, and the tokens that were added.
+        folder has several kinds, `vocab_type` ("spm", "gpt2", "roberta", "wordpiece" or "xlnet") in its
+        tokenizer_config.json selects one. That file also defines capitals and accents, punctuation, and the tokens
+        that were added.
 
         Raises:
           MissingFileError: The folder has no vocabulary.
@@ -129,9 +134,10 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files of the vocabulary, and the tokenizer_config.json that transformers reads.
 
-        The files are spm.model or tokenizer.json, byte for byte as it was read; or vocab.json and merges.txt; or
-        vocab.txt. Added tokens are in tokenizer_config.json. The folder is created if it does not exist, and files of
-        these names are replaced together: a process that is killed leaves the old tokenizer or the new one.
+        The files are spm.model, spiece.model or tokenizer.json, byte for byte as it was read; or vocab.json and
+        merges.txt; or vocab.txt. Added tokens are in tokenizer_config.json. The folder is created if it does not exist,
+        and files of these names are replaced together: a process that is killed leaves the old tokenizer or the new
+        one.
         tokenizer.json, added_tokens.json and special_tokens_map.json of another tokenizer are removed, because they
         would be read too. In the folder of a model, the digests in model.sha256 are updated.
 
@@ -155,6 +161,7 @@ class Tokenizer:
         vocabulary = self._vocabulary
         fields = {**SENTENCE_FIELDS, **SPECIAL_FIELDS}
         tokens = {field: vocabulary.piece(vocabulary.special_ids[name]) for field, name in fields.items()}
+        tokens |= {field: vocabulary.settings[field] for field in SENTENCE_FIELDS if field in vocabulary.settings}
         config = {**vocabulary.settings, "vocab_type": vocabulary.vocab_type, **tokens}
         return vocabulary.files() | {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
 
@@ -298,7 +305,7 @@ class Tokenizer:
             if return_offsets:
                 raise UserError("return_offsets has no arrays; call without padding to get the offsets of each text")
             rows = [(encoding.input_ids, encoding.token_type_ids) for encoding in encodings]
-            return pad(rows, padding=padding, max_length=max_length, pad_id=self.pad_id)
+            return pad(rows, padding=padding, max_length=max_length, pad_id=self.pad_id, on_left=self.cls_last)
         if padding is not False:
             raise UserError(f"padding is {padding!r} for a single text; give a list, such as [text]")
         second = None if pair is None else check_text(pair, "the pair")
@@ -322,15 +329,19 @@ class Tokenizer:
         input_ids, token_type_ids = self.with_special_tokens(a, None if pair is None else b)
         offsets = None
         if return_offsets:
-            offsets = [None, *a_offsets[: len(a)], None]
+            offsets = [*a_offsets[: len(a)], None]
             offsets += [] if pair is None else [*[None] * (self.pair_separators - 1), *b_offsets[: len(b)], None]
+            offsets = [*offsets, None] if self.cls_last else [None, *offsets]
         return Encoding(input_ids, token_type_ids, offsets)
 
     def with_special_tokens(self, a: Iterable[int], b: Iterable[int] | None = None) -> JoinedIds:
         """Returns the ids of a text, or of a pair of texts, with [CLS] and [SEP] around them."""
-        head = [self.cls_id, *a, self.sep_id]
+        head = [*a, self.sep_id]
         tail = [] if b is None else [*[self.sep_id] * (self.pair_separators - 1), *b, self.sep_id]
-        return JoinedIds(head + tail, [0] * len(head) + [1] * len(tail))
+        ids, types = head + tail, [0] * len(head) + [1] * len(tail)
+        if self.cls_last:
+            return JoinedIds([*ids, self.cls_id], [*types, 2])
+        return JoinedIds([self.cls_id, *ids], [0, *types])
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Returns the text of ids. Normalization is not reverted: "ﬁ" becomes "fi".

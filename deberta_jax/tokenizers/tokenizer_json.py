@@ -19,6 +19,7 @@ from .vocabulary import (
     SEP,
     SPECIAL_FIELDS,
     UNK,
+    XLNET_PIECES,
     Offset,
     import_tokenizers,
     is_space_or_punctuation,
@@ -55,7 +56,8 @@ class TokenizerJson:
         self._content, self._config, self._names = content, dict(config), dict(names)
         description = _parse(content, source)
         tokens = tokens_of_json(description, source)
-        separators = _count_separators(description.get("post_processor"))
+        processor = description.get("post_processor")
+        separators = _count_separators(processor)
         special = _special_pieces(description, tokens, names, source)
         hidden_names = _hide_special_pieces(description, set(special.values()))
         self._tokenizer = _load(description, set(hidden_names.values()), source)
@@ -79,6 +81,7 @@ class TokenizerJson:
         is_roberta = special[CLS] == ROBERTA_PIECES[CLS]
         self.pair_separators = separators or (2 if is_roberta else 1)
         self.vocab_type = {"Unigram": "spm", "WordPiece": "wordpiece"}.get(kind, "roberta" if is_roberta else "gpt2")
+        self.cls_last = _puts_last(processor, special[CLS])
         self.keeps_spaces = kind == "BPE"
         self.settings: Mapping[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
         identity = json.dumps(self.special_ids, sort_keys=True)
@@ -182,7 +185,8 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
         description = json.loads(content)
         kind = description["model"].get("type")
         if kind is None:  # files of early releases do not name it
-            kind = "BPE" if "merges" in description["model"] else "WordPiece"
+            model = description["model"]
+            kind = "Unigram" if isinstance(model["vocab"], list) else "BPE" if "merges" in model else "WordPiece"
             description["model"]["type"] = kind
         pieces = model_pieces(description)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
@@ -193,7 +197,7 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
     if kind not in ("Unigram", "BPE", "WordPiece") or not pieces:
         raise UserError(
             f"{source} has a tokenizer of the kind {kind!r} with {len(pieces)} pieces; supported are Unigram (DeBERTa "
-            "v2, v3), BPE (DeBERTa v1, RoBERTa) and WordPiece (BERT, ELECTRA)"
+            "v2, v3, XLNet), BPE (DeBERTa v1, RoBERTa) and WordPiece (BERT, ELECTRA)"
         )
     if description["model"].get("dropout"):
         raise UserError(
@@ -208,13 +212,14 @@ def _special_pieces(
 ) -> dict[str, str]:
     """Returns the pieces of the special tokens by DeBERTa's names, or raises UserError if one is missing."""
     pieces = model_pieces(description).keys() | {token.content for token in tokens.values()}
-    family = _DEBERTA if CLS in pieces else ROBERTA_PIECES
+    family = _DEBERTA if CLS in pieces else XLNET_PIECES if XLNET_PIECES[CLS] in pieces else ROBERTA_PIECES
     fields = {field: names.get(field, family[name]) for field, name in SPECIAL_FIELDS.items()}
     missing = [f"{field} {piece!r}" for field, piece in fields.items() if piece not in pieces]
     if missing:
         raise UserError(
             f"{source} has no {', '.join(missing)}; DeBERTa, BERT and ELECTRA need {', '.join(_DEBERTA)}, RoBERTa "
-            f"{', '.join(ROBERTA_PIECES.values())}, or other names in tokenizer_config.json"
+            f"{', '.join(ROBERTA_PIECES.values())}, XLNet {', '.join(XLNET_PIECES.values())}, or other names in "
+            "tokenizer_config.json"
         )
     return {SPECIAL_FIELDS[field]: piece for field, piece in fields.items()}
 
@@ -231,6 +236,12 @@ def _count_separators(processor: Any) -> int | None:
         if kinds.count("T") == 2 and "TT" not in kinds:
             return kinds.rindex("T") - kinds.index("T") - 1
     return None
+
+
+def _puts_last(processor: Any, cls: str) -> bool:
+    """Returns whether a post-processor puts [CLS] after the text, as XLNet's does."""
+    templates = [step["single"] for step in _steps(processor, "processors") if step.get("single")]
+    return any(template[-1].get("SpecialToken", {}).get("id") == cls for template in templates)
 
 
 def _hide_special_pieces(description: dict[str, Any], special: set[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ PAD, CLS, SEP, UNK, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
 # What transformers calls the special tokens in its files; the sentence marks are other names of two of them.
 SPECIAL_FIELDS = {"cls_token": CLS, "sep_token": SEP, "pad_token": PAD, "unk_token": UNK, "mask_token": MASK}
 SENTENCE_FIELDS = {"bos_token": CLS, "eos_token": SEP}
+XLNET_PIECES = {PAD: "<pad>", CLS: "<cls>", SEP: "<sep>", UNK: "<unk>", MASK: "<mask>"}
 ROBERTA_PIECES = {PAD: "<pad>", CLS: "<s>", SEP: "</s>", UNK: "<unk>", MASK: "<mask>"}
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -27,8 +28,9 @@ class Vocabulary(Protocol):
         declared as special.
       size: The highest id + 1.
       fingerprint: SHA-256 of the content of the files, in hexadecimal.
-      vocab_type: "spm" or "gpt2", as in the official configurations; "roberta" or "wordpiece".
+      vocab_type: "spm" or "gpt2", as in the official configurations; "roberta", "wordpiece" or "xlnet".
       pair_separators: Number of separators between the two texts of a pair.
+      cls_last: Whether [CLS] is the last token, as in XLNet, and not the first.
       settings: Fields of transformers' tokenizer_config.json other than the special tokens.
       keeps_spaces: Whether pieces contain the spaces of the text, so that decoding adds none.
       space_id: The piece for a space before an added token, if the vocabulary has one.
@@ -40,6 +42,7 @@ class Vocabulary(Protocol):
     fingerprint: str
     vocab_type: str
     pair_separators: int
+    cls_last: bool
     settings: Mapping[str, object]
     keeps_spaces: bool
     space_id: int | None

@@ -38,6 +38,7 @@ class WordPiece:
 
     vocab_type = "wordpiece"
     pair_separators = 1
+    cls_last = False
     keeps_spaces = False
     space_id: int | None = None
 

@@ -125,7 +125,7 @@ def test_baselines_have_the_defaults_of_their_family() -> None:
         ({"pooling": 0.1}, "pooling is 0.1; it must be an object"),
         ({"pos_att_type": 3}, "pos_att_type is 3; it must be a string such as 'c2p|p2c'"),
         ({"discriminator": {}}, "RTDConfig.from_json"),
-        ({"model_type": "xlnet"}, "model_type is 'xlnet'; it must be one of deberta, deberta-v2, bert, roberta, ele"),
+        ({"model_type": "albert"}, "model_type is 'albert'; it must be one of deberta, deberta-v2, bert, roberta, ele"),
         ({"model_type": "roberta", "pad_token_id": 0}, "pad_token_id is 0; it must be 1, as in every RoBERTa model"),
         ({"model_type": "electra", "pad_token_id": 1}, "pad_token_id is 1; it must be 0, as in every ELECTRA model"),
         ({"model_type": "bert", "position_embedding_type": "relative_key"}, "only 'absolute' is supported"),

@@ -11,7 +11,7 @@ from ..support.paths import REPOSITORY
 FLOORS = (
     {"terminal", "standard_streams"},
     {"console", "errors", "options", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
-    {"unknown_fields", "path_names", "atomic_folder", "file_digests", "orbax_messages"},
+    {"unknown_fields", "xlnet_json", "path_names", "atomic_folder", "file_digests", "orbax_messages"},
     {"orbax_path"},
     {"config_json"},
     {"config"},
@@ -21,7 +21,7 @@ FLOORS = (
     {"kernels", "layers"},
     {"attention"},
     {"encoder"},
-    {"heads", "inputs", "outputs"},
+    {"heads", "inputs", "outputs", "xlnet"},
     {"models"},
     {"losses", "parameter_check", "warm_start"},
     {"checkpoint"},

@@ -14,7 +14,7 @@ from .configs import finetune_config
 class Letters:
     """A tokenizer with one piece per letter, whose id is the letter's code. The `silent` letters have no piece."""
 
-    cls_id, sep_id, pair_separators = 1, 2, 1
+    cls_id, sep_id, pair_separators, cls_last = 1, 2, 1, False
     with_special_tokens = Tokenizer.with_special_tokens
 
     def __init__(self, silent: str = " ") -> None:

@@ -1,18 +1,25 @@
 """What identifies a fine-tuning run: digests of what it reads."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deberta_jax import DebertaConfig
+from deberta_jax.errors import UserError
+from deberta_jax.sift import SiftConfig
 from deberta_jax.tokenizers.tokenizer import Encoding
 from deberta_jax.train import finetune_setup
-from deberta_jax.train.finetune_setup import input_digests
+from deberta_jax.train.finetune_setup import check_settings, input_digests
 from deberta_jax.train.tasks.classification.encoding import encode_examples
 from deberta_jax.train.tasks.classification.examples import Example
 
 from ..support.configs import finetune_config
+from ..support.small_models import SMALL
+from ..support.xlnet import SMALL as XLNET
+from ..support.xlnet import xlnet_tokenizer
 
 
 class CharacterTokenizer:
@@ -55,3 +62,14 @@ def test_hosts_with_different_files_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(finetune_setup, "gather_json", lambda mine: [mine, {**mine, "training examples": "ab"}])
     with pytest.raises(ValueError, match="hosts have read different training examples; give all hosts the same files"):
         digests()
+
+
+def test_a_tokenizer_of_another_layout_and_sift_are_refused_for_xlnet() -> None:
+    model = DebertaConfig.from_json({**XLNET, "vocab_size": 600})
+    task: Any = SimpleNamespace(splits={"train": None})
+    check_settings(finetune_config(), model, task, xlnet_tokenizer())
+    sift = dataclasses.replace(finetune_config(), sift=SiftConfig(weight=1.0))
+    with pytest.raises(UserError, match="SiFT perturbs normalized embeddings, which XLNet does not have"):
+        check_settings(sift, model, task, xlnet_tokenizer())
+    with pytest.raises(UserError, match=r"puts \[CLS\] at the end, as in XLNet, but the model, a deberta, reads it at"):
+        check_settings(finetune_config(), SMALL.replace(vocab_size=600), task, xlnet_tokenizer())

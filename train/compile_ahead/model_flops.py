@@ -26,6 +26,8 @@ def attention_flops(config: DebertaConfig, length: int, queries: int | None = No
         table_rows = min(2 * config.att_span, 2 * length - 1)
         vectors = {"c2p": queries, "p2c": length}  # c2p multiplies each query with the table, p2c each key
         flops += sum(2 * vectors[term] * table_rows * width for term in config.pos_att_type)
+    if config.model_type == "xlnet":  # each query with every distance, and with the keys of two types
+        flops += 2 * queries * (2 * length + 2) * width
     return flops
 
 

@@ -29,11 +29,13 @@ def every_parameter_path() -> set[str]:
     """Returns the parameter paths of every kind of model."""
     wide = SMALL.replace(conv_kernel_size=3, type_vocab_size=2, share_att_key=False, embedding_size=16)
     electra = DebertaConfig.from_json({"model_type": "electra", "vocab_size": 30})
+    xlnet = DebertaConfig.from_json({"model_type": "xlnet", "vocab_size": 30})
     key, ids = jax.random.key(0), jnp.ones((1, 8), jnp.int32)
     trees = [
         jax.eval_shape(lambda: init_params(RTDConfig.half_depth(SMALL), key)),
         jax.eval_shape(DebertaForSequenceClassification(wide).init, key, ids),
         jax.eval_shape(DebertaForSequenceClassification(electra).init, key, ids),
+        jax.eval_shape(DebertaForSequenceClassification(xlnet).init, key, ids),
         jax.eval_shape(DebertaForTokenClassification(SMALL.replace(token_projection=True)).init, key, ids),
         jax.eval_shape(DebertaForQuestionAnswering(SMALL).init, key, ids),
     ]

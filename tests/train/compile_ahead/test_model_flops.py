@@ -4,11 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.train.compile_ahead.model_flops import attention_flops, encoder_flops, layer_flops, masked_lm_flops
 
 from ...support.small_models import SMALL
+from ...support.xlnet import SMALL as XLNET
 
 
 def test_attention_of_v3_base() -> None:
@@ -21,11 +23,18 @@ def test_attention_of_v3_base() -> None:
     assert decoder == keys_and_values + 2 * layer_flops(config, 512, 77) + head
 
 
-def test_count_equals_the_products_of_a_traced_encoder() -> None:
+@pytest.mark.parametrize("family", ["deberta", "xlnet"])
+def test_count_equals_the_products_of_a_traced_encoder(family: str) -> None:
     config = SMALL.replace(relative_attention=False, pos_att_type=(), position_buckets=-1, conv_kernel_size=0)
+    shared = 0
+    if family == "xlnet":
+        config = DebertaConfig.from_json(XLNET)
+        shared = config.num_hidden_layers * 2 * 32 * config.hidden_size**2  # the projection of positions
     ids = jnp.ones((1, 16), jnp.int32)
     params = jax.eval_shape(Deberta(config).init, jax.random.key(0), ids)
-    jaxpr = jax.make_jaxpr(lambda params: Deberta(config).apply(params, ids).last_hidden_state)(params)
+    jaxpr = jax.make_jaxpr(lambda params: Deberta(config).apply(params, ids, token_type_ids=ids).last_hidden_state)(
+        params
+    )
 
     def products(jaxpr: Any) -> int:
         total = 0
@@ -38,4 +47,4 @@ def test_count_equals_the_products_of_a_traced_encoder() -> None:
             total += sum(products(value) for value in inner if hasattr(value, "eqns"))
         return total
 
-    assert products(jaxpr.jaxpr) == encoder_flops(config, 16)
+    assert products(jaxpr.jaxpr) == encoder_flops(config, 16) + shared

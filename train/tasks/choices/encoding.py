@@ -1,6 +1,6 @@
 """Tokenizes multiple-choice questions: `[CLS] context [SEP] question choice [SEP]` for each choice.
 
-RoBERTa has two separators in the middle. A context that is too long is cut at its end.
+RoBERTa has two separators in the middle, and XLNet has [CLS] at the end. A context that is too long is cut at its end.
 """
 
 import dataclasses

@@ -31,12 +31,14 @@ class EncodedExamples:
         `None` if all tokens have type 0.
       labels: int32 class indices or float32 scores; `None` for unlabeled examples.
       notes: messages to the user.
+      last_type: type of the last token of each example, where it has one of its own: 2 for the [CLS] of XLNet.
     """
 
     ids: Ragged
     second: Int32[np.ndarray, "E"] | None
     labels: Num[np.ndarray, "E"] | None
     notes: tuple[str, ...] = ()
+    last_type: int | None = None
 
     @property
     def lengths(self) -> Int32[np.ndarray, "E"]:
@@ -55,11 +57,10 @@ class EncodedExamples:
         position = np.arange(length)
         is_token = position < self.lengths[indices, None]
         is_second = np.zeros_like(is_token) if self.second is None else position >= self.second[indices, None]
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": is_token.astype(np.int32),
-            "token_type_ids": (is_token & is_second).astype(np.int32),
-        }
+        types = (is_token & is_second).astype(np.int32)
+        if self.last_type is not None:
+            types[np.arange(len(indices)), self.lengths[indices] - 1] = self.last_type
+        batch = {"input_ids": input_ids, "attention_mask": is_token.astype(np.int32), "token_type_ids": types}
         return batch if self.labels is None else batch | {"labels": self.labels[indices]}
 
 
@@ -70,6 +71,7 @@ def encode_examples(
     ids, second, truncated = RaggedBuilder(), array("i"), 0
     has_pairs = examples[0].pair is not None  # as the others, because the column is the same
     labels = array("f" if isinstance(examples[0].label, float) else "i")
+    last_type = None
     for example in examples:
         encoding = tokenizer(example.text, example.pair, max_length=max_length + 1)
         if len(encoding.input_ids) > max_length:
@@ -77,7 +79,9 @@ def encode_examples(
             encoding = tokenizer(example.text, example.pair, max_length=max_length)
         ids.append(encoding.input_ids)
         if has_pairs:
-            second.append(len(encoding.token_type_ids) - sum(encoding.token_type_ids))
+            second.append(encoding.token_type_ids.count(0))
+        if encoding.token_type_ids[-1:] == [2]:
+            last_type = 2
         if example.label is not None:
             labels.append(example.label)
     return EncodedExamples(
@@ -85,4 +89,5 @@ def encode_examples(
         as_numpy(second) if second else None,
         as_numpy(labels) if labels else None,
         (*notes, *((f"{truncated} cut to {max_length} tokens",) if truncated else ())),
+        last_type,
     )

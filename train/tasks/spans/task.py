@@ -101,16 +101,17 @@ class Spans:
 
     def predict(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
         """Returns the fields of `BestSpans`, the score of "no answer" as `null_score` [B], and `finite` [B]."""
-        choosable = batch["choosable"] != 0
+        choosable, rows = batch["choosable"] != 0, jnp.arange(batch["choosable"].shape[0])
+        cls = rows, batch["cls_position"]
         sums = jnp.where(choosable, out.start_logits, 0.0) + jnp.where(choosable, out.end_logits, 0.0)
         spans = best_spans(
             out.start_logits,
             out.end_logits,
-            choosable.at[:, 0].set(False),
+            choosable.at[cls].set(False),
             n_best=self.n_best,
             max_answer_length=self.max_answer_length,
         )
-        return {**spans._asdict(), "null_score": sums[:, 0], "finite": jnp.isfinite(sums).all(axis=1)}
+        return {**spans._asdict(), "null_score": sums[cls], "finite": jnp.isfinite(sums).all(axis=1)}
 
 
 @dataclasses.dataclass(frozen=True)

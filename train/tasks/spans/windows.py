@@ -1,9 +1,10 @@
 """Tokenizes questions and contexts into windows: `[CLS] question [SEP] part of the context [SEP]`.
 
-RoBERTa has two separators in the middle. A context that is too long for one row is read in overlapping windows, each a
-row. In a window that does not contain the whole answer the answer is [CLS], as if there were none. Source: BERT's
-run_squad.py (`doc_spans`). Deliberate difference: windows overlap by at least as many tokens as an answer may have, so
-that every answer is whole in one of them.
+RoBERTa has two separators in the middle. XLNet has `part of the context [SEP] question [SEP] [CLS]`: transformers, too,
+puts the context first where padding is on the left. A context that is too long for one row is read in overlapping
+windows, each a row. In a window that does not contain the whole answer the answer is [CLS], as if there were none.
+Source: BERT's run_squad.py (`doc_spans`). Deliberate difference: windows overlap by at least as many tokens as an
+answer may have, so that every answer is whole in one of them.
 """
 
 import dataclasses
@@ -56,8 +57,8 @@ class Windows:
       owner: index of the question of each window, ascending.
       first: index in its context of the first token in each window.
       lengths: number of tokens of each window.
-      ends: positions in the row of the first and the last token of the answer, 0 if the window does not contain it;
-        `None` if the answers are not published.
+      ends: positions in the row of the first and the last token of the answer, those of [CLS] if the window does not
+        contain it; `None` if the answers are not published.
       notes: messages to the user.
     """
 
@@ -78,7 +79,13 @@ class Windows:
 
     def context_start(self, index: int) -> int:
         """Returns the position in the row of a window at which the context begins."""
+        if self.tokenizer.cls_last:
+            return 0
         return len(self.questions[self.owner[index]]) + 1 + self.tokenizer.pair_separators
+
+    def cls_position(self, index: int) -> int:
+        """Returns the position of [CLS] in the row of a window."""
+        return int(self.lengths[index]) - 1 if self.tokenizer.cls_last else 0
 
     def characters(self, index: int, first: int, last: int) -> tuple[int, int]:
         """Returns the start and the end in the context of the characters that tokens of a window cover.
@@ -103,24 +110,29 @@ class Windows:
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 arrays for the windows at `indices`.
 
-        These are `input_ids`, `attention_mask`, `token_type_ids` and `choosable` [B, length], and `ends` [B, 2] if the
-        answers are known. `choosable` is 1 for [CLS] and for the tokens of the context.
+        These are `input_ids`, `attention_mask`, `token_type_ids` and `choosable` [B, length], `cls_position` [B], and
+        `ends` [B, 2] if the answers are known. `choosable` is 1 for [CLS] and for the tokens of the context.
         """
         shape = (len(indices), length)
         input_ids, types, choosable = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        cls_position = np.array([self.cls_position(index) for index in indices.tolist()], np.int32)
+        special = 2 + self.tokenizer.pair_separators
         for row, index in enumerate(indices.tolist()):
             owner = int(self.owner[index])
             question, context = self.questions[owner], self.contexts[self.context[owner]]
-            begin, end = self.context_start(index), int(self.lengths[index]) - 1
-            window = context[self.first[index] : self.first[index] + end - begin]
-            input_ids[row, : end + 1], types[row, : end + 1] = self.tokenizer.with_special_tokens(question, window)
-            choosable[row, 0] = choosable[row, begin:end] = 1
+            begin, used = self.context_start(index), int(self.lengths[index])
+            size = used - special - len(question)
+            window = context[self.first[index] : self.first[index] + size]
+            texts = (window, question) if self.tokenizer.cls_last else (question, window)
+            input_ids[row, :used], types[row, :used] = self.tokenizer.with_special_tokens(*texts)
+            choosable[row, cls_position[row]] = choosable[row, begin : begin + size] = 1
         is_token = np.arange(length) < self.lengths[indices, None]
         batch = {
             "input_ids": input_ids,
             "attention_mask": is_token.astype(np.int32),
             "token_type_ids": types,
             "choosable": choosable,
+            "cls_position": cls_position,
         }
         return batch if self.ends is None else batch | {"ends": self.ends[indices]}
 
@@ -214,14 +226,16 @@ def encode_span_questions(
         context_of.append(index)
         labeled = labeled and question.answers is not None
         answer = _answer_tokens(context, question.answers or (), max_answer_length, counts)
-        context_start = min(len(ids), max_question_length) + special - 1
-        room = max_length - context_start - 1
+        other = min(len(ids), max_question_length) + special  # tokens that are not of the context
+        context_start = 0 if tokenizer.cls_last else other - 1
+        room = max_length - other
         stride = min(doc_stride, room - max_answer_length)
         in_a_window = False
         for first, size in cut_windows(len(context.ids), room=room, stride=stride):
             ends = _ends_in_window(answer, first, size, context_start)
-            in_a_window = in_a_window or ends[1] > 0
-            rows.extend((owner, first, context_start + size + 1, *ends))
+            in_a_window = in_a_window or ends is not None
+            cls_position = size + other - 1 if tokenizer.cls_last else 0
+            rows.extend((owner, first, size + other, *(ends or (cls_position, cls_position))))
         counts.lost_answers += bool(question.answers) and not in_a_window
     table = as_numpy(rows).reshape(-1, 5)
     window_note = (f"windows over {len(questions)} questions",) if len(table) > len(questions) else ()
@@ -273,8 +287,10 @@ def _answer_tokens(
     return tokens
 
 
-def _ends_in_window(answer: tuple[int, int] | None, first: int, size: int, context_start: int) -> tuple[int, int]:
-    """Returns the positions in the row of an answer's tokens, or 0, that of [CLS], if it is not whole in the window.
+def _ends_in_window(
+    answer: tuple[int, int] | None, first: int, size: int, context_start: int
+) -> tuple[int, int] | None:
+    """Returns the positions in the row of an answer's tokens, or None if it is not whole in the window.
 
     Args:
       answer: the first and the last token of the answer in the context.
@@ -283,7 +299,7 @@ def _ends_in_window(answer: tuple[int, int] | None, first: int, size: int, conte
       context_start: position in the row at which the context begins.
     """
     if answer is None or answer[0] < first or answer[1] >= first + size:
-        return 0, 0
+        return None
     return answer[0] - first + context_start, answer[1] - first + context_start
 
 
@@ -293,7 +309,9 @@ def _tokenizing(tokenizer: Tokenizer) -> Callable[[str], Context]:
     @functools.lru_cache(maxsize=_KEPT)
     def tokenize(text: str) -> Context:
         encoding = tokenizer(text, return_offsets=True)
-        offsets = [offset for offset in encoding.offsets or () if offset is not None]
-        return Context(np.array(encoding.input_ids[1:-1], np.int32), np.array(offsets, np.int32).reshape(-1, 2))
+        places = zip(encoding.input_ids, encoding.offsets or (), strict=True)
+        pieces = [(token, *offset) for token, offset in places if offset is not None]  # without [CLS] and [SEP]
+        table = np.array(pieces, np.int32).reshape(-1, 3)
+        return Context(np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:]))
 
     return tokenize

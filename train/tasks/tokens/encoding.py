@@ -7,7 +7,7 @@ on both sides of it where the sentence has any.
 
 import dataclasses
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,9 +28,8 @@ class WordTokenizer(Protocol):
     """The part of a tokenizer that is used here."""
 
     @property
-    def cls_id(self) -> int: ...
-    @property
-    def sep_id(self) -> int: ...
+    def cls_last(self) -> bool: ...
+    def with_special_tokens(self, a: Iterable[int]) -> tuple[list[int], list[int]]: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
@@ -98,11 +97,13 @@ class WindowTable(OnDemand[Window]):
 class EncodedWords:
     """The E windows of the sentences of a split. Implements `base.Encoded`, whose examples are windows.
 
-    Each word that has pieces is predicted in exactly one window.
+    Each word that has pieces is predicted in exactly one window. `last_type` is the type of the last token of a window,
+    2 for the [CLS] of XLNet; the others have type 0.
     """
 
     windows: WindowTable
     notes: tuple[str, ...]
+    last_type: int = 0
 
     @property
     def lengths(self) -> Int32[np.ndarray, "E"]:
@@ -125,6 +126,7 @@ class EncodedWords:
             ids = self.windows.ids[index]
             batch["input_ids"][row, : len(ids)] = ids
             batch["attention_mask"][row, : len(ids)] = 1
+            batch["token_type_ids"][row, len(ids) - 1] = self.last_type
             if self.labeled:
                 batch["labels"][row, : len(ids)] = np.maximum(self.windows.marks_of(index), NO_LABEL)
         return batch
@@ -200,7 +202,8 @@ def encode_sentences(
         f"{cut_words} words cut to {budget} pieces": cut_words,
         f"{without_label} words without a label": without_label,
     }
-    return EncodedWords(table, (*notes, *(note for note, count in counts.items() if count)))
+    last_type = tokenizer.with_special_tokens([])[1][-1]
+    return EncodedWords(table, (*notes, *(note for note, count in counts.items() if count)), last_type)
 
 
 class _WindowBuilder:
@@ -222,13 +225,14 @@ class _WindowBuilder:
         kept = [pieces[index][: self._budget] for index in words]
         before = len(self._ids)
         for contained, predicted in sentence_windows([len(ids) for ids in kept], self._budget):
-            ids, marks = [self._tokenizer.cls_id], [NO_WORD]
+            ids: list[int] = []
+            marks: list[int] = [] if self._tokenizer.cls_last else [NO_WORD]
             for place in contained:
                 ids += kept[place]
                 marks.append(NO_WORD if place not in predicted else labels[words[place]] if labels else NO_LABEL)
                 marks += [NO_WORD] * (len(kept[place]) - 1)
-            ids.append(self._tokenizer.sep_id)
-            marks.append(NO_WORD)
+            ids = list(self._tokenizer.with_special_tokens(ids)[0])
+            marks += [NO_WORD] * (len(ids) - len(marks))
             first, last = words[predicted[0]], words[predicted[-1]]
             if last - first >= len(predicted):
                 self._words[len(self._ids)] = np.array([words[place] for place in predicted], np.int32)

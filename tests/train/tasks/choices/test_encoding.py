@@ -7,6 +7,7 @@ from deberta_jax.train.tasks.choices.encoding import encode_choice_questions
 from deberta_jax.train.tasks.choices.questions import ChoiceQuestion
 
 from ....support.letters import Letters
+from ....support.xlnet import xlnet_tokenizer
 
 
 def test_each_choice_is_a_row():
@@ -50,3 +51,14 @@ def test_batches_have_choices_as_an_axis():
     assert batch["input_ids"].shape == (4, 3, 16)
     seen = [indices for indices, _ in evaluation_batches(encoded, batch_size=2, max_length=16)]
     assert sorted(np.concatenate(seen).tolist()) == list(range(5))
+
+
+def test_the_cls_of_xlnet_is_last():
+    tokenizer = xlnet_tokenizer()
+    encoded = encode_choice_questions([ChoiceQuestion("she was", "who", ("she", "he"), 1)], tokenizer, max_length=30)
+    batch = encoded.batch(np.array([0]), length=30)
+    alone = tokenizer("she was", "who he")
+    size = len(alone.input_ids)
+    assert batch["input_ids"][0, 1, :size].tolist() == alone.input_ids
+    assert batch["token_type_ids"][0, 1, :size].tolist() == alone.token_type_ids
+    assert batch["attention_mask"][0, 1].sum() == size

@@ -6,6 +6,8 @@ from deberta_jax.tokenizers.tokenizer import Encoding
 from deberta_jax.train.tasks.classification.encoding import encode_examples
 from deberta_jax.train.tasks.classification.examples import Example
 
+from ....support.xlnet import xlnet_tokenizer
+
 
 class WordLengths:
     """A tokenizer of `[CLS] a [SEP] b [SEP]`, cut at its end. The id of a word is its length plus 10."""
@@ -40,3 +42,16 @@ def test_unlabeled_examples_have_batches_without_labels():
     encoded = encode_examples([Example("a", None, None)], WordLengths(), max_length=4)
     assert not encoded.labeled
     assert "labels" not in encoded.batch(np.array([0]), length=4)
+
+
+def test_the_cls_of_xlnet_is_last_and_has_a_type_of_its_own():
+    tokenizer = xlnet_tokenizer()
+    for examples in ([Example("she was", "happy", 1), Example("he", "a man", 0)], [Example("she", None, 1)]):
+        encoded = encode_examples(examples, tokenizer, max_length=20)
+        batch = encoded.batch(np.arange(len(examples)), length=20)
+        for row, example in enumerate(examples):
+            alone = tokenizer(example.text, example.pair)
+            size = len(alone.input_ids)
+            assert batch["input_ids"][row].tolist() == alone.input_ids + [0] * (20 - size)
+            assert batch["token_type_ids"][row].tolist() == alone.token_type_ids + [0] * (20 - size)
+            assert batch["attention_mask"][row].tolist() == [1] * size + [0] * (20 - size)

@@ -34,7 +34,7 @@ def test_best_spans_equal_an_exhaustive_search(n_best, most):
 class PiecesOfSpaces:
     """The offsets resemble those of v1's tokenizer, for which one of two spaces may be a piece."""
 
-    pair_separators = 1
+    pair_separators, cls_last = 1, False
 
     def __call__(self, text, *, return_offsets):
         return Encoding([1, 5, 6, 7, 5, 2], [0] * 6, [None, (0, 1), (2, 2), (3, 4), (5, 6), None])

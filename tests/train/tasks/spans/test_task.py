@@ -25,6 +25,7 @@ from deberta_jax.train.tasks.spans.windows import encode_span_questions
 from ....support.configs import finetune_config
 from ....support.published_archives import CONTEXT, json_lines
 from ....support.span_questions import SETTINGS, random_question
+from ....support.xlnet import xlnet_tokenizer
 
 # --------------------------------------------------------------------------------------------------------------- loss
 
@@ -145,6 +146,18 @@ def test_perfect_logits_give_the_answers_themselves(tokenizer, no_answer):
     assert figures["exact_match"] == 1
     assert figures["f1"] == pytest.approx(1 if no_answer else with_words / len(questions))
     assert ("NoAns_f1" in figures, "best_f1_thresh" in figures) == (no_answer, no_answer)
+
+
+def test_perfect_logits_give_the_answers_of_xlnet():
+    """Its context comes first, and [CLS], which means "no answer", last."""
+    tokenizer = xlnet_tokenizer()
+    questions = [on_token_boundaries(random_question(seed), tokenizer, seed) for seed in range(30)]
+    questions += [random_question(seed, answered=False) for seed in range(60, 65)]
+    task = span_task(tokenizer, questions, no_answer=True)
+    assert len(task.splits["validation"].lengths) > 1.5 * len(questions)
+    records = list(task.records("validation", predict(task, perfect)))
+    texts = [question.answers[0].text if question.answers else "" for question in questions]
+    assert [record["prediction_text"] for record in records] == texts
 
 
 def test_no_answer_is_never_predicted_if_every_training_question_has_one(tokenizer):

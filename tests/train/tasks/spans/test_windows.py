@@ -10,6 +10,7 @@ from deberta_jax.train.tasks.spans.windows import cut_windows, encode_span_quest
 
 from ....support.published_archives import CONTEXT
 from ....support.span_questions import SETTINGS, random_question
+from ....support.xlnet import xlnet_tokenizer
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 9, 10, 11, 57])
@@ -40,7 +41,8 @@ def test_a_context_that_fits_gives_the_pair_of_the_tokenizer(tokenizer):
     first, last = batch["ends"][0]
     assert CONTEXT[pair.offsets[first][0] : pair.offsets[last][1]] == "Emma was"
     names = ("input_ids", "attention_mask", "token_type_ids", "choosable", "ends")
-    assert {name: (array.dtype.name, array.ndim) for name, array in batch.items()} == dict.fromkeys(names, ("int32", 2))
+    expected = {**dict.fromkeys(names, ("int32", 2)), "cls_position": ("int32", 1)}
+    assert {name: (array.dtype.name, array.ndim) for name, array in batch.items()} == expected
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -107,6 +109,7 @@ def test_batches_have_windows_for_examples(tokenizer):
         "attention_mask": (4, 40),
         "token_type_ids": (4, 40),
         "choosable": (4, 40),
+        "cls_position": (4,),
         "ends": (4, 2),
     }
     seen = [index for indices, _ in evaluation_batches(encoded, batch_size=3, max_length=40) for index in indices]
@@ -116,3 +119,30 @@ def test_batches_have_windows_for_examples(tokenizer):
 def test_too_little_room_for_a_context_is_refused(tokenizer):
     with pytest.raises(UserError, match="max_length 27 leaves 14 tokens for the context"):
         encode_span_questions([random_question(0)], tokenizer, **SETTINGS | {"max_length": 27})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_xlnet_has_the_context_first_and_cls_at_the_end(seed):
+    tokenizer, question = xlnet_tokenizer(), random_question(seed)
+    (answer,) = question.answers
+    encoded = encode_span_questions([question], tokenizer, **SETTINGS)
+    batch = encoded.batch(np.arange(len(encoded.lengths)), length=40)
+    asked = tokenizer.encode(question.question)[: SETTINGS["max_question_length"]]
+    context = tokenizer.encode(question.context)
+    found = 0
+    for row, size in enumerate(encoded.lengths.tolist()):
+        first, kept = int(encoded.first[row]), size - len(asked) - 3
+        joined = tokenizer.with_special_tokens(context[first : first + kept], asked)
+        assert batch["input_ids"][row].tolist() == [*joined.input_ids, *[0] * (40 - size)]
+        assert batch["token_type_ids"][row].tolist() == [*joined.token_type_ids, *[0] * (40 - size)]
+        assert batch["cls_position"][row] == size - 1
+        assert batch["choosable"][row].tolist() == [1] * kept + [0] * (size - kept - 1) + [1] + [0] * (40 - size)
+        begin, end = batch["ends"][row].tolist()
+        if begin == size - 1:  # no answer in this window
+            assert end == begin
+            continue
+        found += 1
+        start, stop = encoded.characters(row, begin, end)
+        assert start <= answer.start
+        assert answer.start + len(answer.text) <= stop
+    assert found > 0 or any("in no window" in note or "cannot be predicted" in note for note in encoded.notes)

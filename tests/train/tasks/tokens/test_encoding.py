@@ -7,6 +7,7 @@ from deberta_jax.train.tasks.tokens.encoding import encode_sentences, sentence_w
 from deberta_jax.train.tasks.tokens.sentences import Sentence
 
 from ....support.letters import Letters
+from ....support.xlnet import xlnet_tokenizer
 
 SILENT = " ."  # spaces and dots have no piece
 
@@ -76,3 +77,16 @@ def test_batches_have_windows_for_examples():
     assert batch["labels"].shape == batch["input_ids"].shape == (4, 8)
     seen = [indices for indices, _ in evaluation_batches(encoded, batch_size=4, max_length=8)]
     assert sorted(np.concatenate(seen).tolist()) == list(range(7))
+
+
+def test_the_cls_of_xlnet_is_last():
+    tokenizer = xlnet_tokenizer()
+    encoded = encode_sentences([Sentence(("she", "was"), (1, 2))], tokenizer, max_length=16)
+    batch = encoded.batch(np.array([0]), length=16)
+    words = tokenizer.encode("she"), tokenizer.encode(" was")
+    alone = tokenizer.with_special_tokens([*words[0], *words[1]])
+    size = len(alone.input_ids)
+    assert batch["input_ids"][0].tolist() == [*alone.input_ids, *[0] * (16 - size)]
+    assert batch["token_type_ids"][0, :size].tolist() == alone.token_type_ids
+    labels = [1, *[-1] * (len(words[0]) - 1), 2, *[-1] * (len(words[1]) - 1)]
+    assert batch["labels"][0].tolist() == labels + [-1] * (16 - len(labels))
