@@ -1,0 +1,232 @@
+"""`Predictor`: a model that is put to use, from text to results."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import UserError
+from ..tokenizers.batch import as_list, check_text, texts_and_pairs
+from .classification import Classification, ClassifyTexts, ScoreTexts
+from .embeddings import EmbedTexts, Pooling
+from .fill_mask import FillMask, TokenCandidate
+from .open_model import open_model
+from .pipeline import Pipeline, TextPair
+from .ranking import RankedDocument, ranked
+from .replaced_tokens import DetectReplacedTokens, TokenScore
+from .runner import Runner
+from .windows import Combination, Windows
+from .zero_shot import DEFAULT_TEMPLATE, ClassifyZeroShot
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor(Runner):
+    """A model and its uses: each takes a list of texts; `run` takes a pipeline and any number of items.
+
+    Example:
+      Predictor.load("runs/sst2").classify(["a gripping film"])
+    """
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        *,
+        filename: str | None = None,
+        tokenizer: Any = None,
+        dtype: str = "float32",
+        batch_size: int | None = None,
+    ) -> Self:
+        """Opens a model.
+
+        Args:
+          source: A folder of this library or of PyTorch files, or a hub name such as "microsoft/deberta-v3-base";
+            NAME@REVISION names a branch, tag or commit.
+          filename: Name of the PyTorch weight file, if it is not one of the usual names.
+          tokenizer: A `Tokenizer`, or a folder or hub name that has one (default: that of the model).
+          dtype: As for `Runner`.
+          batch_size: As for `Runner`.
+
+        Raises:
+          Exception: As `open_model`, or as the class.
+        """
+        model = open_model(source, filename=filename, tokenizer=tokenizer)
+        return cls(model.source, model.config, model.params, model.tokenizer, dtype, batch_size)
+
+    def _results(self, pipeline: Pipeline[Item, Result], items: Sequence[Item]) -> list[Result]:
+        """Returns the results of a list. An error names the item if there are several."""
+
+        def fail(index: int, error: UserError) -> None:
+            raise error if len(items) == 1 else type(error)(f"text {index}: {error}")
+
+        return list(self.run(pipeline, items, skip=fail))
+
+    # ----------------------------------------------------------------------------------------------- the uses
+
+    def classify(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        pairs: Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        max_length: int | None = None,
+        windows: Combination = "mean",
+        stride: int | None = None,
+    ) -> list[Classification]:
+        """Returns the class and the probabilities of each text or pair; see `ClassifyTexts`.
+
+        Args:
+          texts: The texts, or pairs of texts.
+          pairs: The second text of each pair.
+          top_k: Number of classes in the results (default: all).
+          max_length: Largest number of tokens of a row; a longer text is read in windows. See `Windows`.
+          windows: "mean" or "max" of the probabilities of the windows, "truncate" or "error".
+          stride: Number of tokens between the starts of two windows (default: half of a window).
+
+        Raises:
+          UserError: Something is not text, the model has no such head, or a value is out of range.
+        """
+        pipeline = ClassifyTexts(Windows(max_length, windows, stride), top_k)
+        return self._results(pipeline, _pairs(texts, pairs))
+
+    def score(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        pairs: Sequence[str] | None = None,
+        *,
+        raw: bool | None = None,
+        max_length: int | None = None,
+        windows: Combination = "mean",
+        stride: int | None = None,
+    ) -> list[float]:
+        """Returns the score that a model of one logit gives to each text or pair; see `ScoreTexts`.
+
+        Args:
+          texts: The texts, or pairs of texts.
+          pairs: The second text of each pair.
+          raw: Return the logits (default: for regression; otherwise their sigmoid).
+          max_length: As for `classify`.
+          windows: As for `classify`.
+          stride: As for `classify`.
+
+        Raises:
+          UserError: As `classify`.
+        """
+        pipeline = ScoreTexts(Windows(max_length, windows, stride), raw)
+        return self._results(pipeline, _pairs(texts, pairs))
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_k: int | None = None,
+        raw: bool | None = None,
+        max_length: int | None = None,
+        windows: Combination = "max",
+        stride: int | None = None,
+    ) -> list[RankedDocument]:
+        """Returns documents in the order of their relevance to a query, scored with a reranker; see `ScoreTexts`.
+
+        Args:
+          query: The query, the first text of every pair.
+          documents: The documents.
+          top_k: Number of documents in the result (default: all).
+          raw: As for `score`.
+          max_length: As for `classify`.
+          windows: As for `classify`; "max", the default, scores a long document by its best window.
+          stride: As for `classify`.
+
+        Raises:
+          UserError: As `classify`.
+        """
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k is {top_k}; it must be at least 1")
+        texts = _texts(documents, "documents")
+        pairs = [TextPair(check_text(query, "the query"), text) for text in texts]
+        return ranked(texts, self._results(ScoreTexts(Windows(max_length, windows, stride), raw), pairs), top_k=top_k)
+
+    def zero_shot(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        *,
+        template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        max_length: int | None = None,
+        windows: Combination = "mean",
+        stride: int | None = None,
+    ) -> list[Classification]:
+        """Returns which of the labels each text has, by a model of natural language inference; see `ClassifyZeroShot`.
+
+        Args:
+          texts: The texts.
+          labels: The classes.
+          template: The hypothesis, with {} in place of a class.
+          multi_label: Judge each class by itself, so that several may apply.
+          max_length: As for `classify`.
+          windows: As for `classify`.
+          stride: As for `classify`.
+
+        Raises:
+          UserError: As `classify`; or the model has no class entailment, or there are no labels.
+        """
+        names = tuple(_texts(labels, "labels"))
+        pipeline = ClassifyZeroShot(names, template, multi_label, Windows(max_length, windows, stride))
+        return self._results(pipeline, _texts(texts))
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        max_length: int | None = None,
+        windows: Combination = "mean",
+        stride: int | None = None,
+    ) -> Float[np.ndarray, "E D"]:
+        """Returns the vector of each text, float32; see `EmbedTexts`.
+
+        Args:
+          texts: The texts.
+          pooling: "mean", "cls" or "max".
+          normalize: Divide each vector by its length.
+          max_length: As for `classify`.
+          windows: As for `classify`.
+          stride: As for `classify`.
+
+        Raises:
+          UserError: Something is not text, or a value is out of range.
+        """
+        pipeline = EmbedTexts(pooling, normalize, Windows(max_length, windows, stride))
+        vectors = [result.vector for result in self._results(pipeline, _texts(texts))]
+        return np.array(vectors, np.float32).reshape(-1, self.config.hidden_size)
+
+    def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[TokenCandidate]]]:
+        """Returns the `top_k` most probable tokens for each [MASK] of each text; see `FillMask`.
+
+        Raises:
+          UserError: Something is not text or has no [MASK], the model has no masked LM head, or `top_k` is too large.
+        """
+        return self._results(FillMask(self.tokenizer.vocab_size, top_k), _texts(texts))
+
+    def replaced_tokens(self, texts: Sequence[str]) -> list[list[TokenScore]]:
+        """Returns for each token of each text how likely it is that it was replaced; see `DetectReplacedTokens`.
+
+        Raises:
+          UserError: Something is not text or has no tokens, or the model has no replaced token head.
+        """
+        return self._results(DetectReplacedTokens(), _texts(texts))
+
+
+def _texts(texts: Sequence[str], name: str = "texts") -> list[str]:
+    return [check_text(text, f"{name.removesuffix('s')} {i}") for i, text in enumerate(as_list(texts, name))]
+
+
+def _pairs(texts: Sequence[Any], pairs: Sequence[str] | None) -> list[TextPair]:
+    return [TextPair(*pair) for pair in texts_and_pairs(texts, pairs)]
