@@ -10,7 +10,9 @@ from ..support.paths import REPOSITORY
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
     {"terminal", "standard_streams"},
-    {"console", "errors", "options", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
+    {"console", "errors", "released", "safe_pickle", "atomic_files", "strict_json", "random", "option_list"},
+    {"help_text", "config_file", "completion"},
+    {"options"},
     {"unknown_fields", "path_names", "atomic_folder", "file_digests", "orbax_messages"},
     {"orbax_path"},
     {"config_json"},
@@ -32,7 +34,7 @@ FLOORS = (
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (
     {"settings", "model_folders"},
-    {"task_configs"},
+    {"task_configs", "host_configs", "published_settings"},
     {"configs"},
     {"hosts", "data"},
     {"checkpoints", "reporting"},
