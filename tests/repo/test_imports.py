@@ -40,18 +40,19 @@ TRAIN_FLOORS = (
     {"checkpoints", "reporting"},
     {"engine"},
     {"tasks"},
-    {"pretrain_setup", "finetune_setup", "sweep"},
+    {"pretrain_setup", "finetune_setup", "sweep", "run_settings"},
     {"finetune_evaluation"},
     {"pretrain", "finetune"},
     {"recipes", "demo", "compile_ahead"},
 )
 CALLS_CONVERT = "train/model_folders.py"  # for the commands, which stand above both
 TORCH = {"torch", "transformers", "safetensors"}
-DATA = {"grain", "tensorflow_datasets", "array_record"}
+DATA = {"grain", "tensorflow_datasets", "array_record", "datasets"}
 READS_DATA = {
     "train/data/batches.py",
     "train/data/row_files.py",
     "train/tasks/batches.py",
+    "train/tasks/sources/hub_sets.py",
     "train/tasks/sources/source.py",
     "train/tasks/sources/tfds_builder.py",
 }
