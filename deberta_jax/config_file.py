@@ -85,7 +85,7 @@ def write_settings(path: Path, settings: Any, *, command: str, version: str) -> 
         for group in groups:
             inside = inside.setdefault(group, {})
         inside[name] = _plain_value(option.default)
-    head = f"# Settings of a run. `deberta-jax {command} --config {FILE} --output OTHER` repeats it.\n"
+    head = f"# Settings of a run. `deberta-jax {command} --config THIS_FILE --output OTHER_FOLDER` repeats it.\n"
     write_file(path, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000))
 
 

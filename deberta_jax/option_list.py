@@ -78,7 +78,8 @@ class Option:
     def value(self) -> str:
         """The form of the value, such as INT or {a,b}; empty for a flag."""
         if self.is_positional:
-            return self.path[-1].replace("_", "-").upper()
+            name = self.path[-1].replace("_", "-").upper() + (" ..." if self.is_list else "")
+            return name if self.is_required else f"[{name}]"
         return _form(self.annotation)
 
 
@@ -142,7 +143,7 @@ def _walk(settings: type, default: Any, *, prefix: str, path: tuple[str, ...], g
             annotation=annotation,
             help=helps.get(field.name, ""),
             default=dataclasses.MISSING if _is_missing(value) else value,
-            is_positional=any("Positional" in repr(part) for part in added),
+            is_positional=any(repr(part) == "Positional" for part in added),  # tyro's mark
             aliases=tuple(alias.removeprefix("--") for part in added for alias in getattr(part, "aliases", None) or ()),
         )
 

@@ -84,7 +84,7 @@ def test_all_options_are_listed_and_say_their_default(command: str, monkeypatch,
     assert "None" not in text
     words = set(text.replace(",", " ").split())
     for option in options:
-        assert option.value in words if option.is_positional else set(option.names) & words, option.name
+        assert option.value in text if option.is_positional else set(option.names) & words, option.name
         assert option.help, f"{option.name} has no help"
         if option.default in (None, ()) and not option.is_positional:
             assert "(default:" in option.help, f"{option.name}: the help says what happens without it"
