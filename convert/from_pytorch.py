@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -298,14 +298,19 @@ def _open_safetensors(path: Path) -> Mapping[str, Any]:
 class ConvertConfig:
     """Convert PyTorch weights to a deberta-jax folder."""
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "microsoft/deberta-v3-small v3-small",
+        "downloads/v3-large v3-large-generator --filename pytorch_model.generator.bin",
+    )
+
     source: tyro.conf.Positional[str]
     """Folder or hub name with config.json and *.safetensors or *.bin"""
     destination: tyro.conf.Positional[Path]
     """Folder to write"""
     filename: str | None = None
-    """Weight file, e.g. pytorch_model.generator.bin (None: the usual names)"""
+    """Weight file, e.g. pytorch_model.generator.bin (default: the usual names)"""
     include: tuple[str, ...] | None = None
-    """Parts to convert, e.g. deberta for the encoder in a model of another library (None: all of them)"""
+    """Parts to convert, e.g. deberta for the encoder in a model of another library (default: all of them)"""
 
 
 def main(config: ConvertConfig) -> None:

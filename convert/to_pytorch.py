@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -245,6 +245,8 @@ def _write(folder: Path, tensors: State, fields: dict[str, Any], tokenizer: Mapp
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """Export a deberta-jax folder as PyTorch files that transformers loads."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("runs/sst2/model for-transformers",)
 
     source: tyro.conf.Positional[str]
     """Folder that deberta-jax wrote, or a folder or hub name with PyTorch files"""

@@ -6,7 +6,7 @@ Only weights that it cannot find, under a prefix or in a file of another name, a
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -102,10 +102,15 @@ class Difference(NamedTuple):
 class VerifyConfig:
     """Compare a PyTorch model in transformers with the same model in deberta-jax, layer by layer."""
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "microsoft/deberta-v3-small",
+        "microsoft/deberta-v3-small --converted v3-small",
+    )
+
     source: tyro.conf.Positional[str]
     """Folder or hub name with config.json and *.safetensors or *.bin that transformers can load"""
     converted: Path | None = None
-    """Folder that `deberta-jax convert` wrote from it (None: convert it in memory)"""
+    """Folder that `deberta-jax convert` wrote from it (default: convert it in memory)"""
 
 
 def main(config: VerifyConfig) -> None:

@@ -1,14 +1,12 @@
 """The entry point of every command: `deberta-jax COMMAND ...`, also `python -m deberta_jax COMMAND ...`.
 
-Commands live in deberta_jax.train and deberta_jax.convert; a command's module is imported only when it runs. A command
-consists of a configuration dataclass, which tyro turns into options with help and typo hints, and a `main` that takes
-it.
+A command's module is imported only when it runs. A command consists of a configuration dataclass, which `options` turns
+into options with help and typo hints, and a `main` that takes it. `help_text` says how a command has a short help.
 """
 
 import contextlib
 import difflib
 import importlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -18,7 +16,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from .errors import UserError, as_expected, is_expected, one_line
-from .options import parse_options
+from .options import parse_options, version_line
 from .standard_streams import make_standard_streams_safe
 from .terminal import guarded_output, say
 
@@ -56,7 +54,16 @@ COMMANDS = {
         "DemoConfig",
         "go from six novels to a classifier in about 7 minutes",
     ),
+    "completion": ("deberta_jax.completion", None, "print a script for the completion of bash, zsh or fish"),
 }
+# The groups of `deberta-jax --help`. A command in none of them stands in that of its package.
+_GROUPS = {
+    "Use a model": ("fill-mask", "detect"),
+    "Train a model": ("tokenizer", "prepare", "pretrain", "finetune", "recipe", "demo"),
+    "Convert, export and share": ("convert", "export", "verify"),
+    "Plan, and this program": ("compile-ahead", "completion"),
+}
+_PACKAGES = {".train.": "Train a model", ".convert.": "Convert, export and share"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         say(usage())
         return 0 if arguments else 2
-    if arguments[0] == "--version":
-        say(f"deberta-jax {importlib.metadata.version('deberta-jax')}")
+    if arguments[0] in ("-V", "--version") or (arguments[0] in COMMANDS and arguments[1:] in (["-V"], ["--version"])):
+        say(version_line())
         return 0
     command, *options = arguments
     if command not in COMMANDS:
@@ -155,16 +162,26 @@ def _interrupts_end_at_once(command: str) -> Iterator[None]:
 
 def usage() -> str:
     """Returns the list of commands."""
-    lines = [f"  {name:13} {text}" for name, (_, _, text) in COMMANDS.items()]
+    lines = ["usage: deberta-jax COMMAND [OPTIONS]", ""]
+    for title, names in command_groups().items():
+        lines += [title, *(f"  {name:15} {COMMANDS[name][2]}" for name in names), ""]
     return "\n".join(
         [
-            "usage: deberta-jax COMMAND [OPTIONS]     deberta-jax COMMAND --help for the options",
-            "",
             *lines,
-            "",
-            "Set DEBERTA_JAX_TRACEBACK=1 to see the traceback of every error.",
+            "`deberta-jax COMMAND --help` shows the common options of a command and examples, --help-all every option.",
+            "`deberta-jax --version` shows the version. DEBERTA_JAX_TRACEBACK=1 shows the traceback of every error.",
         ]
     )
+
+
+def command_groups() -> dict[str, list[str]]:
+    """Returns the names of all commands by the title of their group."""
+    groups: dict[str, list[str]] = {title: [] for title in _GROUPS}
+    first = next(iter(groups))
+    for name, (module, _, _) in COMMANDS.items():
+        of_package = next((title for part, title in _PACKAGES.items() if part in module), first)
+        groups[next((title for title, names in _GROUPS.items() if name in names), of_package)].append(name)
+    return groups
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ option --text, whereas `optimizer.warmup` is --optimizer.warmup. Every value is 
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
+from .host_configs import HostsConfig, MeshConfig
 from .settings import (
     LONGEST_ROW,
     SHORTEST_ROW,
@@ -47,7 +48,7 @@ ScheduleName = Literal[
 class OptimizerConfig(Settings):
     """AdamW as in the official code: no bias correction, decay scaled by the learning rate, global-norm clipping"""
 
-    learning_rate: NotNegativeNumber = 1e-4
+    learning_rate: Annotated[NotNegativeNumber, tyro.conf.arg(aliases=("--learning-rate",))] = 1e-4
     """learning rate at the end of the warmup"""
     schedule: ScheduleName = "warmup_linear_shift"
     """learning-rate schedule; warmup_linear is the official one, which drops where the warmup ends"""
@@ -72,72 +73,6 @@ class OptimizerConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig(Settings):
-    """Number of devices along each axis of the mesh; data parallelism uses the remaining ones"""
-
-    PREFIX = "mesh."
-
-    zero: Positive = 1
-    """devices that shard the optimizer's moments (ZeRO-1) and the batch"""
-    fsdp: Positive = 1
-    """devices that shard the parameters and the batch"""
-    tensor: Positive = 1
-    """devices that shard attention heads, feed-forward and vocabulary"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HostsConfig(Settings):
-    """The processes of a run, one per host; detected automatically on Cloud TPU and under Slurm or Open MPI"""
-
-    PREFIX = "hosts."
-
-    coordinator: str | None = None
-    """ADDRESS:PORT of process 0, where JAX cannot detect it; needs count and index"""
-    count: Positive | None = None
-    """number of processes"""
-    index: NotNegative | None = None
-    """number of this process, from 0"""
-    start_within: Annotated[int, Range(at_least=1, at_most=10**6)] = 600
-    """seconds to wait at the start until all processes have joined"""
-    dead_after: Annotated[float, Range(above=0, at_most=10**6)] = 30.0
-    """seconds without a heartbeat after which a process counts as lost and the others exit with code 42"""
-    stall_after: Seconds = 120.0
-    """seconds in one step, or waiting for one batch, after which all processes exit with code 42 (at least ten times
-    the fastest step)"""
-    slow_after: Seconds = 1800.0
-    """the same limit for compiling, restoring, evaluating and saving"""
-    clock_within: Seconds = 10.0
-    """largest difference in seconds between the clocks of the hosts"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
-        if len(given) not in (0, 3):
-            raise UserError(f"hosts: {' and '.join(given)} given; give coordinator, count and index, or none of them")
-        if self.coordinator is not None:
-            split_address(self.coordinator)
-        if self.count is not None and self.index is not None and self.index >= self.count:
-            raise UserError(f"hosts: index is {self.index}; it must be 0 to {self.count - 1}, count being {self.count}")
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Returns the host and the port of ADDRESS:PORT; an IPv6 address is in brackets, which are removed.
-
-    Raises:
-      UserError: it has another form.
-    """
-    host, _, port = address.rpartition(":")
-    is_bracketed = host.startswith("[") and host.endswith("]")
-    if not (port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535) or not host.strip("[]"):
-        fault = "it must be ADDRESS:PORT with a port from 1 to 65535, such as 10.0.0.1:1234"
-    elif ":" in host and not is_bracketed:
-        fault = "write an IPv6 address in brackets, such as [::1]:1234"
-    else:
-        return host[1:-1] if is_bracketed else host, int(port)
-    raise UserError(f"hosts.coordinator is {address!r}; {fault}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
     """The settings that pre-training and fine-tuning share"""
 
@@ -155,10 +90,17 @@ class RunConfig(Settings):
     """seed of initial weights, data order, masking and dropout"""
     log_every: Positive = 10
     """steps between two lines of the log"""
+    log: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """services that receive the metrics too; wandb is Weights & Biases. Their own variables, such as WANDB_PROJECT and
+    MLFLOW_TRACKING_URI, configure them (default: no service)"""
+    run_name: str | None = None
+    """name of the run in wandb and mlflow (default: that of the output folder)"""
     max_seconds: Seconds | None = None
-    """time after which the run saves a checkpoint and exits with code 0; the same command resumes it"""
+    """time after which the run saves a checkpoint and exits with code 0; the same command resumes it (default:
+    no limit)"""
     profile: tuple[int, int] | None = None
-    """first and last step to record with JAX's profiler, into profile/ of the run's folder"""
+    """first and last step to record with JAX's profiler, into profile/ of the run's folder (default: records
+    nothing)"""
     compilation_cache: Path | None = None
     """folder that keeps compiled programs for the next start (default: compiled/ of the run's folder on a TPU,
     elsewhere JAX_COMPILATION_CACHE_DIR if it is set)"""
@@ -181,7 +123,7 @@ class TextConfig(Settings):
     boundary: Literal["blank_line", "line", "file", "chapter"] | None = None
     """what separates documents (default: blank_line, for the embedded corpus chapter)"""
     corpus: Path | None = None
-    """folder written by `deberta-jax prepare`, instead of text"""
+    """folder written by `deberta-jax prepare`, instead of text (default: text is read)"""
     held_out_fraction: ShareBelowOne = 0.02
     """share of the documents that is held out for evaluation"""
     sequence_length: Annotated[int, Range(at_least=SHORTEST_ROW, at_most=LONGEST_ROW)] = 512
@@ -201,7 +143,8 @@ class ModelsConfig(Settings):
     """a released size, or a JSON file with the configuration of one model or of generator and discriminator (default:
     deberta-v3-small, or the size that goes with init_discriminator)"""
     init_discriminator: Path | None = None
-    """folder of a model to initialize the discriminator from, such as discriminator/ of a run, or a hub name"""
+    """folder of a model to initialize the discriminator from, such as discriminator/ of a run, or a hub name
+    (default: random weights)"""
     init_generator: Path | None = None
     """folder or hub name of a model to initialize the generator from, or the only model of mlm (default: random
     weights)"""
@@ -236,6 +179,15 @@ class ObjectiveConfig(Settings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
     """Pre-train a DeBERTa on text. Repeat the same command to resume an interrupted run."""
+
+    COMMON: ClassVar[tuple[str, ...]] = tuple(
+        "output tokenizer text corpus model objective sequence-length "
+        "batch-size steps optimizer.learning-rate dtype seed max-seconds log".split()
+    )
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "--output runs/base --tokenizer tok --text corpus/ --model deberta-v3-base --vocab-size 32064",
+        "--output runs/more --tokenizer v3-small --corpus rows/ --init-discriminator v3-small --steps 10000",
+    )
 
     tokenizer: Path
     """folder of a tokenizer, for instance from `deberta-jax tokenizer`, or a hub name such as
@@ -287,7 +239,7 @@ class SelectionConfig(Settings):
     evaluate_every: NotNegative = 0
     """steps between evaluations (0: once per epoch)"""
     select: Literal["last", "best"] = "last"
-    """which model is the result: that of the last step or that of the best evaluation on the validation split"""
+    """whether the model of the last step is the result, or that of the best evaluation on the validation split"""
     patience: NotNegative = 0
     """number of evaluations without improvement after which training stops (0 disables early stopping)"""
 
@@ -300,11 +252,11 @@ class GridConfig(Settings):
     PREFIX = "grid."
 
     learning_rate: tuple[NotNegativeNumber, ...] = ()
-    """learning rates to try"""
+    """learning rates to try (default: optimizer.learning_rate)"""
     batch_size: tuple[BatchSize, ...] = ()
-    """batch sizes to try"""
+    """batch sizes to try (default: batch_size)"""
     epochs: tuple[NotNegativeNumber, ...] = ()
-    """numbers of epochs to try"""
+    """numbers of epochs to try (default: epochs)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -312,9 +264,10 @@ class SweepConfig(Settings):
     """Several runs from one command"""
 
     seeds: tuple[Seed, ...] = ()
-    """one run per seed, in seed-N/ of the output folder; reports the mean with its 95 % interval, and the best run. A
+    """one run per seed, in seed-N/ of the output folder. Reports the mean with its 95 % interval, and the best run. A
     run that diverges is marked in summary.json and left out of the mean, and the others continue; the exit code is 0
-    unless all diverge. The same command trains no finished run again, and repeats diverged ones"""
+    unless all diverge. The same command trains no finished run again, and repeats diverged ones
+    (default: one run, with seed)"""
     grid: GridConfig = GridConfig()
 
     @property
@@ -332,9 +285,18 @@ class SweepConfig(Settings):
 class FinetuneConfig(RunConfig):
     """Fine-tune a model: classify or score texts, choose among answers, label words, answer questions."""
 
+    COMMON: ClassVar[tuple[str, ...]] = tuple(
+        "output model train validation test kind text-column label-column max-length "
+        "batch-size epochs optimizer.learning-rate select seeds log".split()
+    )
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "--output runs/sst2 --model microsoft/deberta-v3-small --train tfds:glue/sst2",
+        "--output runs/mine --model v3-small --train train.csv --validation dev.csv --text-column sentence",
+    )
+
     model: Path
-    """folder of a model, for instance discriminator/ of a pre-training run, or of PyTorch files; or a hub name such as
-    microsoft/deberta-v3-small, also NAME@REVISION"""
+    """folder of a model of ours or of PyTorch files, or a hub name such as microsoft/deberta-v3-small, also
+    NAME@REVISION; discriminator/ of a pre-training run is one"""
     random_weights: bool = False
     """start from random weights, with the configuration of the model alone, as a baseline for pre-training"""
     tokenizer: Path | None = None
@@ -346,7 +308,8 @@ class FinetuneConfig(RunConfig):
     epochs: NotNegativeNumber = 3.0
     """number of passes over the training examples"""
     steps: NotNegative | None = None
-    """number of optimizer steps, instead of epochs (0 trains nothing: the model is evaluated, predicts and is saved)"""
+    """number of optimizer steps, instead of epochs (0 trains nothing: the model is evaluated, predicts and is saved)
+    (default: as many as the epochs have)"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
     regularization: Annotated[RegularizationConfig, Flat] = RegularizationConfig()
     sift: SiftConfig = SiftConfig()

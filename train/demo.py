@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from rich.table import Table
 
@@ -58,6 +59,8 @@ SMALL = DebertaConfig(
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig(Settings):
     """Train a classifier from six novels, in about 7 minutes on two cores. Repeat the same command to resume it."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("--output runs/demo",)
 
     output: Path = Path("runs/demo")
     """folder for all files of the demo"""

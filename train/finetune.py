@@ -24,12 +24,12 @@ from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.parameter_check import check_finite
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
-from deberta_jax.terminal import list_names
+from deberta_jax.terminal import list_names, say
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.warm_start import left_out, merge_pretrained
 
 from .checkpoints.checkpointer import Checkpointer
-from .configs import FinetuneConfig
+from .configs import FinetuneConfig, SweepConfig
 from .engine.accumulation import accumulate, check_batch_size
 from .engine.layerwise import layerwise_learning_rates, stop_frozen_gradients
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
@@ -57,6 +57,8 @@ from .finetune_setup import (
 from .hosts.join import Hosts, join_run
 from .model_folders import check_not_overwritten, model_folder, tokenizer_folder
 from .reporting.reporter import open_reporter
+from .reporting.services import check_services
+from .run_settings import describe_run, record_settings
 from .sweep import Results, RunOutcome, grid_points, run_all
 from .tasks.base import Encoded, Objective
 from .tasks.batches import FinetuneBatches
@@ -75,6 +77,7 @@ def main(config: FinetuneConfig) -> Results:
       StoppedError: if the run was preempted or ran out of time. Everything is saved.
       UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
+    check_services(config.log)
     points = grid_points(config)
     for point in points:
         for single in point.runs:
@@ -85,6 +88,8 @@ def main(config: FinetuneConfig) -> Results:
         devices = batch_devices(make_mesh(**dataclasses.asdict(config.mesh)))
         for point in points:  # all of them before the first one trains for hours
             check_batch_size(point.runs[0].batch_size, accumulation=config.accumulation, devices=devices)
+        if hosts.first:
+            record_settings(config, log=say)
         return run_all(config, lambda single: run(single, hosts), report=hosts.first)
 
 
@@ -145,8 +150,11 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             total_steps=steps,
             tokens_per_step=max(1, round(config.batch_size * tokens_per_example(examples))),
             every=config.log_every,
+            run=describe_run(config),
         ) as reporter,
     ):
+        if hosts.first:
+            record_settings(dataclasses.replace(config, sweep=SweepConfig()), log=reporter.message)
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
         if hosts.first:

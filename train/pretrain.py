@@ -62,6 +62,8 @@ from .reporting.curves import plot_curves
 from .reporting.pictures import draw_or_report
 from .reporting.pretraining_metrics import discriminator_sums, generator_sums, pretraining_figures
 from .reporting.reporter import Reporter, open_reporter
+from .reporting.services import check_services
+from .run_settings import describe_run, record_settings
 
 Optimizers = dict[str, optax.GradientTransformation]
 
@@ -75,6 +77,7 @@ def main(config: PretrainConfig) -> None:
       StoppedError: if the run was preempted or ran out of time. Everything is saved.
       UserError, OSError: if something is wrong with the settings, the data or the machine.
     """
+    check_services(config.log)
     initial = [config.models.init_generator, config.models.init_discriminator]
     check_not_overwritten(initial, config.output, ("model", "generator", "discriminator"))
     with join_run(config) as hosts:
@@ -124,8 +127,11 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             total_steps=config.steps,
             tokens_per_step=config.batch_size * config.data.sequence_length,
             every=config.log_every,
+            run=describe_run(config),
         ) as reporter,
     ):
+        if hosts.first:
+            record_settings(config, log=reporter.message)
         for name, params in state.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(params))
             reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'random weights')}")

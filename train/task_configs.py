@@ -14,15 +14,16 @@ class ColumnsConfig(Settings):
     """Names of the columns of the data; the defaults depend on the kind of the task"""
 
     text_column: str | None = None
-    """the text (default: text), the question of a span (default: question), the list of words of tokens (default:
-    words; in CoNLL files 0, the first)"""
+    """the text, the question of a span, the list of words of tokens (default: text, question, words; in CoNLL files 0,
+    the first)"""
     pair_column: str | None = None
-    """the second text of a pair, the question of a choice, the context of a span (default: context)"""
+    """the second text of a pair, the question of a choice, the context of a span (default: no second text; for a span
+    context)"""
     choices_columns: tuple[str, ...] = ()
     """the choices: one column of lists, or one column per choice (default: choices)"""
     label_column: str | None = None
-    """the label (default: label), the answers of a span (default: answers), the list of labels of tokens (default:
-    labels; in CoNLL files -1, the last)"""
+    """the label, the answers of a span, the list of labels of tokens (default: label, answers, labels; in CoNLL files
+    -1, the last)"""
     start_column: str | None = None
     """the position in the context, in characters, at which an answer starts, where answers are plain texts (default:
     answer_start; without such a column the first occurrence is used)"""
@@ -38,13 +39,15 @@ class TaskDataConfig(Settings):
     """The examples to train and evaluate on"""
 
     train: str
-    """a .tsv, .csv, .txt, .json, .jsonl or .parquet file (for tokens also .conll, .conllu, .iob or .bio), a folder of
-    such files, tfds:NAME such as tfds:glue/sst2, or NAME:FILE, a published file or folder of such a set, such as
+    """a .tsv, .csv, .txt, .json, .jsonl or .parquet file or a folder of them, or a set of tensorflow_datasets as
+    tfds:glue/sst2 or of datasets as hf:stanfordnlp/imdb (hf:NAME[/CONFIG][:REVISION][@SPLIT], or hf:FOLDER); for tokens
+    also a .conll, .conllu, .iob or .bio file. NAME:FILE reads a published file or folder of a set, such as
     glue/cola:train.tsv or race/high:RACE/train/high"""
     validation: str | None = None
-    """examples to evaluate on, in the same forms (default: with tfds the set's own validation split)"""
+    """examples to evaluate on, in the same forms (default: with a published set of tfds or hf its own validation
+    split)"""
     test: str | None = None
-    """examples to test the finished model on, in the same forms; they need no labels"""
+    """examples to test the finished model on, in the same forms; they need no labels (default: no test)"""
     kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
     """kind of the task (default: that of a published set, else classification)"""
     labels: tuple[str, ...] = ()
@@ -52,9 +55,10 @@ class TaskDataConfig(Settings):
     an error (default: the classes of the model if they include those of training, else those of the data)"""
     columns: Annotated[ColumnsConfig, Flat] = ColumnsConfig()
     data_dir: Path | None = None
-    """folder in which tensorflow_datasets keeps prepared sets"""
+    """folder in which tensorflow_datasets, or datasets, keeps prepared sets (default: that of the package)"""
     manual_dir: Path | None = None
-    """folder of archives that were downloaded by hand, for a machine without internet access"""
+    """folder of archives that were downloaded by hand, for a machine without internet access (default: downloads/manual
+    of data_dir)"""
     max_length: Positive = 128
     """largest number of tokens per row; longer texts are cut. Batches are padded to 64, 128, 256, ... tokens"""
     group_by_length: bool = False

@@ -1,6 +1,7 @@
 """The command `deberta-jax detect MODEL TEXT`."""
 
 import dataclasses
+from typing import ClassVar
 
 from rich.table import Table
 
@@ -18,6 +19,8 @@ _STYLES = ((0.5, "bold red"), (0.2, "dark_orange"), (0.05, "yellow"))
 @dataclasses.dataclass(frozen=True)
 class DetectConfig(ModelAndText):
     """Show which tokens of a text look replaced, with the discriminator of replaced token detection."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("microsoft/deberta-v3-small 'The capital of France is banana.'",)
 
 
 def main(config: DetectConfig) -> None:

@@ -1,6 +1,7 @@
 """The command `deberta-jax fill-mask MODEL TEXT`."""
 
 import dataclasses
+from typing import ClassVar
 
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +17,10 @@ from .model_and_text import ModelAndText
 @dataclasses.dataclass(frozen=True)
 class FillMaskConfig(ModelAndText):
     """Predict the token behind each [MASK] of a text with a masked language model."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "microsoft/deberta-v3-small 'Paris is the [MASK] of France.' --filename pytorch_model.generator.bin",
+    )
 
     top_k: int = 5
     """Number of tokens shown for each mask"""

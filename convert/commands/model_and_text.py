@@ -14,4 +14,4 @@ class ModelAndText:
     text: tyro.conf.Positional[str]
     """The text"""
     filename: str | None = None
-    """PyTorch weight file, e.g. pytorch_model.generator.bin (None: the usual names)"""
+    """PyTorch weight file, e.g. pytorch_model.generator.bin (default: the usual names)"""

@@ -10,7 +10,9 @@ from ..support.paths import REPOSITORY
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
     {"terminal", "standard_streams"},
-    {"console", "errors", "options", "released", "safe_pickle", "atomic_files", "strict_json", "random"},
+    {"console", "errors", "released", "safe_pickle", "atomic_files", "strict_json", "random", "option_list"},
+    {"help_text", "config_file", "completion"},
+    {"options"},
     {"unknown_fields", "xlnet_json", "path_names", "atomic_folder", "file_digests", "orbax_messages"},
     {"orbax_path"},
     {"config_json"},
@@ -32,13 +34,13 @@ FLOORS = (
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (
     {"settings", "model_folders"},
-    {"task_configs"},
+    {"task_configs", "host_configs", "published_settings"},
     {"configs"},
     {"hosts", "data"},
     {"checkpoints", "reporting"},
     {"engine"},
     {"tasks"},
-    {"pretrain_setup", "finetune_setup", "sweep"},
+    {"pretrain_setup", "finetune_setup", "sweep", "run_settings"},
     {"finetune_evaluation"},
     {"pretrain", "finetune"},
     {"recipes", "demo", "compile_ahead"},
@@ -46,11 +48,12 @@ TRAIN_FLOORS = (
 CALLS_CONVERT = "train/model_folders.py"  # for the commands, which stand above both
 OPENS_PYTORCH_FILES = "deberta_jax/predict/open_model.py"  # for the predictor, inside a function
 TORCH = {"torch", "transformers", "safetensors"}
-DATA = {"grain", "tensorflow_datasets", "array_record"}
+DATA = {"grain", "tensorflow_datasets", "array_record", "datasets"}
 READS_DATA = {
     "train/data/batches.py",
     "train/data/row_files.py",
     "train/tasks/batches.py",
+    "train/tasks/sources/hub_sets.py",
     "train/tasks/sources/source.py",
     "train/tasks/sources/tfds_builder.py",
 }

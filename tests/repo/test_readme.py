@@ -61,7 +61,7 @@ def test_documented_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for command, options in documented.items():
         if options and COMMANDS[command][1] is not None:
             with pytest.raises(SystemExit):
-                main([command, "--help"])
+                main([command, "--help-all"])
             known = set(re.findall(r"--[a-z0-9.-]+", capsys.readouterr().out))
             assert options <= known, f"{command} has no {', '.join(sorted(options - known))}"
 

@@ -23,9 +23,9 @@ ADMITTED = (
     *("tokenizers==0.22.0", "tokenizers==0.24.0", "huggingface_hub==0.34.0", "huggingface_hub==1.31.0"),
     *("rich==14.0.0", "rich==17.0.0", "safetensors==0.4.3", "safetensors==0.9.0"),
 )
-MODULE_OF = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
+MODULE_OF = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
 # Optional in the code, which says what to install: the TPU compiler, and what `verify` compares with.
-OPTIONAL = {"libtpu", "torch", "transformers", "tensorflow"}
+OPTIONAL = {"libtpu", "torch", "transformers", "tensorflow", "wandb", "mlflow", "datasets"}
 
 
 def pins(path) -> dict[str, Version]:
@@ -69,7 +69,8 @@ def test_every_imported_package_is_a_dependency(part: str) -> None:
         if path.relative_to(REPOSITORY).parts[0] == part:
             tops = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
             packages = {canonicalize_name(MODULE_OF.get(top, top)) for top in tops} - {"deberta-jax", *OPTIONAL}
-            optional = {"tokenizers", "tyro"} if part == "deberta_jax" else set()  # their errors name the extra
+            # Their errors name the extra.
+            optional = {"tokenizers", "tyro", "pyyaml"} if part == "deberta_jax" else set()
             if path.name == "console.py":  # of the commands, whose extras have it
                 optional |= {"rich"}
             assert packages <= declared | optional, path

@@ -15,6 +15,7 @@ import pytest
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 from deberta_jax.errors import UserError
+from deberta_jax.options import parse_options
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, GridConfig, OptimizerConfig
 from deberta_jax.train.engine.best import BestEvaluation
@@ -99,6 +100,9 @@ def test_a_run_writes_model_predictions_and_scores(home: Path, tmp_path: Path, c
     assert all("label" not in prediction for prediction in unlabeled)
     assert (tmp_path / "predictions" / "validation.png").exists()
     assert not (tmp_path / "predictions" / "test.png").exists()
+    from_file = ["--config", str(tmp_path / "config.yaml")]
+    written = parse_options(FinetuneConfig, from_file, prog="deberta-jax finetune")
+    assert written == settings(home, tmp_path, test=str(home / "test.jsonl"))
 
     # The saved model, called by hand, gives the written probabilities.
     config, params = load_pretrained(tmp_path / "model")
@@ -245,6 +249,8 @@ def test_seeds_run_one_after_the_other(home: Path, tmp_path: Path, monkeypatch: 
     results = finetune.main(settings(home, tmp_path, seeds=(0, 3)))
     assert results == {"validation": {"accuracy": 0.8}}
     assert json.loads((tmp_path / "summary.json").read_text())["best"] == str(tmp_path / "seed-3" / "model")
+    repeated = parse_options(FinetuneConfig, ["--config", str(tmp_path / "config.yaml")], prog="deberta-jax finetune")
+    assert repeated == settings(home, tmp_path, seeds=(0, 3))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import pytest
 
 from deberta_jax import DebertaForReplacedTokenDetection, load_pretrained, save_pretrained
 from deberta_jax.__main__ import main as command_line
+from deberta_jax.options import parse_options
 from deberta_jax.rtd import RTDConfig, init_params
 from deberta_jax.sharding import make_mesh
 from deberta_jax.train import finetune, pretrain
@@ -178,8 +179,11 @@ def test_a_run_saves_when_time_is_over_and_resumes(home: Path, finished: Path, t
     assert stopped.value.code == 0
     assert "stopped after --max-seconds 0.01: step 1 is saved" in capsys.readouterr().out
     assert losses(tmp_path).keys() == {1}
-    pretrain.main(settings(home, tmp_path))
+    # From the settings that the run wrote; the command line takes its limit away.
+    assert command_line(["pretrain", "--config", str(tmp_path / "config.yaml"), "--max-seconds", "None"]) == 0
     assert losses(tmp_path) == losses(finished)
+    from_file = ["--config", str(tmp_path / "config.yaml")]
+    assert parse_options(PretrainConfig, from_file, prog="deberta-jax pretrain") == settings(home, tmp_path)
     goodput = read_goodput(tmp_path)
     assert goodput.starts == 2
     assert goodput.lost == 0

@@ -54,7 +54,7 @@ def test_the_list_and_what_is_not_on_it(capsys):
     assert main(["recipe"]) == 0
     listed = capsys.readouterr().out
     assert main(["recipe", "--help"]) == 0
-    assert capsys.readouterr().out == listed
+    assert "usage: deberta-jax recipe TASK/MODEL" in capsys.readouterr().out
     assert "mnli/deberta-v3-large" in listed
     assert "91.8 / 91.9" in listed
     assert main(["recipe", "mnli/deberta-v4"]) == 1

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 
@@ -53,6 +53,27 @@ class CompileAheadConfig(StepConfig):
 
     The TPU compiler compiles the step for the given slice. Needs deberta-jax[tpu].
     """
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        "model",
+        "topology",
+        "slices",
+        "task",
+        "global-batch",
+        "sequence-length",
+        "accumulation",
+        "mesh.zero",
+        "mesh.fsdp",
+        "dtype",
+        "remat",
+        "tokens",
+        "json",
+        "sweep",
+    )
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "--model deberta-v3-large --topology v5e:16x16 --global-batch 8192 --sequence-length 512",
+        "--model deberta-v3-base --topology v5e:2x4 --global-batch 256 --task finetune --remat",
+    )
 
     xla_flags: str | None = None
     """flags of the TPU compiler as in LIBTPU_INIT_ARGS, "" for none (default: those that tpu_scripts set)"""

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Integer
@@ -230,6 +230,8 @@ def _check_splits(corpus: Corpus) -> None:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Tokenize text and pack it into rows of token ids, once for any number of pre-training runs."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("--output rows --tokenizer tok --text corpus/ --sequence-length 512",)
 
     output: Path
     """folder to create"""

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import say
@@ -40,6 +40,8 @@ class TokenizerConfig:
 
     Training takes seconds on the embedded corpus. A million lines take minutes and a few GB of memory.
     """
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("--output tok --text corpus/ --vocab-size 32000",)
 
     output: Path
     """folder for spm.model and tokenizer_config.json; created if it does not exist"""

@@ -38,7 +38,8 @@ from deberta_jax.errors import UserError, is_expected, one_line
 from deberta_jax.orbax_path import orbax_path
 from deberta_jax.terminal import say
 
-from ..configs import FinetuneConfig, HostsConfig, PretrainConfig, split_address
+from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
+from ..host_configs import split_address
 from .agreement import check_agreement, gather_facts
 from .compilation_cache import enable_compilation_cache
 from .death_notice import DeathNotice

@@ -18,7 +18,7 @@ from typing import Any
 
 from deberta_jax.errors import UserError, one_line
 
-from ..configs import HostsConfig, split_address
+from ..host_configs import HostsConfig, split_address
 from .exit_codes import RestartError
 
 _RESOLVE_SECONDS = 20.0  # a name of a new machine may be unknown for some seconds

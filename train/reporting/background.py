@@ -11,6 +11,7 @@ from deberta_jax.errors import one_line
 
 _MOST_WAITING = 100_000  # entries in memory while they cannot be written
 _LONGEST_PAUSE = 30.0  # seconds between two tries
+_SECONDS_TO_CLOSE = 10.0
 _CLOSING_PAUSE = 0.5  # the same while `close` waits
 
 Entry = TypeVar("Entry")
@@ -60,12 +61,12 @@ class LogThread(Generic[Entry]):
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, timeout=seconds)
 
-    def close(self, *, seconds: float = 10.0) -> None:
-        """Waits until all entries are written, at most for `seconds`, and reports how many were lost."""
+    def close(self, *, seconds: float | None = None) -> None:
+        """Waits until all entries are written, at most for `seconds` (10), and reports how many were lost."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout=seconds)
+        self._thread.join(timeout=_SECONDS_TO_CLOSE if seconds is None else seconds)
         if lost := self._dropped + len(self._waiting):
             self._say(f"{self._name}: {lost} entries could not be written")
 

@@ -2,7 +2,7 @@
 
 `metrics.jsonl` holds one JSON object per line: `{"step": 10, "generator_loss": 9.1, ...}` for a training step and
 `{"step": 1000, "eval/generator_loss": 7.2, ...}` for an evaluation. A value that is not finite is written as null,
-because JSON has no NaN. `tensorboard/` holds the same scalars.
+because JSON has no NaN. `tensorboard/` holds the same scalars, and `services` receive them.
 
 No call waits for a device or a disk: all values are plain floats, and threads write the files (see `background`).
 Lines of metrics.jsonl and goodput.jsonl that cannot be written are tried again. After an error the file of TensorBoard
@@ -13,13 +13,16 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
 
 from deberta_jax.console import PlainConsole, plain_text
+from deberta_jax.errors import one_line
 from deberta_jax.strict_json import to_json
 from deberta_jax.terminal import discard, message_text
 
@@ -29,6 +32,7 @@ from .goodput import FILE as GOODPUT_FILE
 from .goodput import GoodputLog, read_goodput
 from .jsonl import read_records, write_records
 from .progress import ProgressLine, Speed, describe_metrics
+from .services import LoggedRun, Service, open_service
 from .tensorboard import EventFile, Scalars
 
 _LINES_PER_HEADER = 20
@@ -47,13 +51,24 @@ class Reporter(Protocol):
     def flush(self) -> None: ...
 
 
-def open_reporter(folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_step: int, every: int) -> Reporter:
-    """Returns a `RunReporter` with goodput on process 0, and a `SilentReporter` on all others."""
+def open_reporter(
+    folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_step: int, every: int, run: LoggedRun | None = None
+) -> Reporter:
+    """Returns a `RunReporter` with goodput on process 0, and a `SilentReporter` on all others.
+
+    `run` has the services that receive the metrics as well (default: none do).
+    """
     if not hosts.first:
         return SilentReporter()
     folder.mkdir(parents=True, exist_ok=True)
-    goodput = GoodputLog(hosts.phases)
-    return RunReporter(folder, total_steps=total_steps, tokens_per_step=tokens_per_step, every=every, goodput=goodput)
+    return RunReporter(
+        folder,
+        total_steps=total_steps,
+        tokens_per_step=tokens_per_step,
+        every=every,
+        goodput=GoodputLog(hosts.phases),
+        services={name: open_service(name, run) for name in run.services} if run else {},
+    )
 
 
 class RunConsole(PlainConsole):
@@ -94,6 +109,7 @@ class RunReporter:
       every: number of steps between two plain lines, at least 1.
       console: where to print (default: standard output).
       goodput: records how this process spends its time; a summary is printed when the log is closed (default: none).
+      services: receive the metrics as well, by name (default: none).
     """
 
     def __init__(
@@ -105,6 +121,7 @@ class RunReporter:
         every: int,
         console: Console | None = None,
         goodput: GoodputLog | None = None,
+        services: Mapping[str, Service] = MappingProxyType({}),
     ) -> None:
         for name, value in (("tokens_per_step", tokens_per_step), ("every", every)):
             if value < 1:
@@ -121,6 +138,7 @@ class RunReporter:
         self._tensorboard = LogThread(
             "tensorboard/", self._events.write, retries=False, say=self.message, finish=self._events.close
         )
+        self._services = [self._open_service(name, service) for name, service in services.items()]
         self._header = ""
         self._lines_since_header = 0
         self._live: Live | None = None  # started with the first step, so that earlier messages stay above it
@@ -185,7 +203,7 @@ class RunReporter:
         has_begun = self._goodput is not None and self._events.first_step is not None
         if has_begun:
             self._write_goodput()
-        for log in (self._metrics, self._goodput_lines, self._tensorboard):
+        for log in (self._metrics, self._goodput_lines, self._tensorboard, *self._services):
             log.close()
         if has_begun:
             with contextlib.suppress(FileNotFoundError):  # nothing could be written
@@ -193,6 +211,15 @@ class RunReporter:
 
     def _open_log(self, name: str) -> LogThread[str]:
         return LogThread(name, LineFile(self._folder / name).write, retries=True, say=self.message)
+
+    def _open_service(self, name: str, service: Service) -> LogThread[Scalars]:
+        def finish() -> None:
+            try:
+                service.close()
+            except Exception as error:  # of the service; the run is over
+                self.message(f"{name} was not closed: {one_line(error)}")
+
+        return LogThread(name, service.write, retries=False, say=self.message, finish=finish)
 
     def _write_goodput(self) -> None:
         if self._goodput is not None:
@@ -202,7 +229,8 @@ class RunReporter:
         self._metrics.put(to_json({"step": step, **metrics}))
         # tensorboardX logs a warning for each value that is not finite.
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        self._tensorboard.put(Scalars(step, finite))
+        for log in (self._tensorboard, *self._services):
+            log.put(Scalars(step, finite))
 
     def _show_live(self, line: ProgressLine, now: float) -> None:
         if self._live is None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deberta_jax.errors import UserError
-from deberta_jax.train.configs import HostsConfig, split_address
+from deberta_jax.train.host_configs import HostsConfig, split_address
 from deberta_jax.train.hosts import rendezvous
 from deberta_jax.train.hosts.exit_codes import RestartError
 from deberta_jax.train.hosts.rendezvous import meet

@@ -1,8 +1,9 @@
-"""The sources of fine-tuning examples: local files, and the sets of tensorflow_datasets without TensorFlow.
+"""The sources of fine-tuning examples: local files, and sets of tensorflow_datasets (without TensorFlow) and datasets.
 
 A source is a local file (`.tsv`, `.csv`, `.txt`, `.jsonl` or `.json`, each also with `.gz`; or `.parquet`) or a folder
-of such files, `tfds:NAME[/CONFIG][@SPLIT]`, or `NAME:FILE`, a file in the form that the authors of a set in `published`
-published. A source yields rows; the kinds of tasks interpret labels.
+of such files, `tfds:NAME[/CONFIG][@SPLIT]`, `hf:NAME[/CONFIG][:REVISION][@SPLIT]` (see `hub_sets`), or `NAME:FILE`, a
+file in the form that the authors of a set in `published` published. A source yields rows; the kinds of tasks interpret
+labels.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from ..base import Kind
 from .cells import Cells
 from .delimited import Reading
 from .files import open_file
+from .hub_sets import open_hub_set, parse_hub_set
 from .published import PUBLISHED, SHORT_NAMES, Columns, PublishedTask
 from .table import Table
 from .tfds_builder import prepare_builder
@@ -31,19 +33,27 @@ class Source:
     Attributes:
       given: the source as the user wrote it.
       tfds_name: the name in tensorflow_datasets, if the source is one of its sets.
-      split: the split of `tfds_name`, if the user gave one.
+      hub_name: the name in datasets, or the path of a folder that it reads.
+      split: the split of `tfds_name` or `hub_name`, if the user gave one.
       format_name: the published set whose file format `path` has.
       path: the path of a local file.
     """
 
     given: str
     tfds_name: str | None = None
+    hub_name: str | None = None
     split: str | None = None
     format_name: str | None = None
     path: str | None = None
 
     @classmethod
     def parse(cls, given: str) -> Self:
+        if given.startswith("hf:"):
+            name, at, split = given.removeprefix("hf:").partition("@")
+            parse_hub_set(name)
+            if at and not split:
+                raise UserError(f"{given!r} is not a source; write hf:NAME, hf:NAME/CONFIG or hf:NAME/CONFIG@SPLIT")
+            return cls(given, hub_name=name, split=split or None)
         if not given.startswith("tfds:"):
             name, colon, path = given.partition(":")
             name = SHORT_NAMES.get(name, name)
@@ -62,13 +72,15 @@ class Source:
     @property
     def name(self) -> str:
         """The name of a task with this training source."""
-        return self.tfds_name or self.format_name or Path(self.given).name.partition(".")[0]
+        return self.tfds_name or self.format_name or self.hub_name or Path(self.given).name.partition(".")[0]
 
     @property
     def published(self) -> PublishedTask | None:
         """The entry in the table of published sets, if there is one."""
         if self.format_name:
             return PUBLISHED[self.format_name]
+        if self.hub_name:
+            return PUBLISHED.get(parse_hub_set(self.hub_name).published or "")
         name = (self.tfds_name or "").partition(":")[0]  # without a version, as in glue/mnli:2.0.0
         family = name.partition("/")[0]
         known = [task for task in PUBLISHED if task.partition("/")[0] == family]
@@ -85,7 +97,7 @@ class Source:
 
     def with_splits(self, role: Role) -> list[Self]:
         """Returns one source for each split that `role` reads."""
-        if self.tfds_name is None or self.split:
+        if (self.tfds_name or self.hub_name) is None or self.split:
             return [self]
         names = (role,)
         if self.published:
@@ -99,12 +111,12 @@ def named_splits(
     """Returns the name, the source and the role of each split that a run reads.
 
     The order is train, validation, further validation splits, test. If `train` is a published set of
-    tensorflow_datasets and there is no `validation`, the validation splits of the set are used.
+    tensorflow_datasets or datasets and there is no `validation`, the validation splits of the set are used.
     """
     source = Source.parse(str(train))
     splits: list[tuple[str, Source, Role]] = [("train", source.with_splits("train")[0], "train")]
-    if validation is None and source.tfds_name and source.published:
-        validation = f"tfds:{source.tfds_name}"
+    if validation is None and source.published and not source.format_name:
+        validation = f"tfds:{source.tfds_name}" if source.tfds_name else f"hf:{source.hub_name}"
     roles: tuple[tuple[str | Path | None, Role], ...] = ((validation, "validation"), (test, "test"))
     for given, role in roles:
         for number, split in enumerate(Source.parse(str(given)).with_splits(role) if given else ()):
@@ -146,7 +158,10 @@ def open_table(
       MissingFileError: if there is no such file.
       UserError: if the source cannot be read or has no such split.
     """
-    if source.path is None:
+    if source.hub_name is not None:
+        split = source.split or "train"
+        table = open_hub_set(source.hub_name, split=split, label_column=label_column, data_dir=data_dir)
+    elif source.path is None:
         table = _open_tfds(source, label_column, data_dir, manual_dir)
     else:
         if source.published:
