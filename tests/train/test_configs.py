@@ -26,7 +26,8 @@ SHARED = """
     optimizer.warmup optimizer.weight-decay output profile remat save-every seed steps tokenizer
 """
 PRETRAIN = """
-    add-tokens add-tokens-file boundary corpus decoupled discriminator-learning-rate embedding-sharing held-out-fraction init-discriminator
+    add-tokens add-tokens-file
+    boundary corpus decoupled discriminator-learning-rate embedding-sharing held-out-fraction init-discriminator
     init-generator mask-rate max-ngram no-decoupled objective rtd-lambda sequence-length text vocab-size
 """
 FINETUNE = """
