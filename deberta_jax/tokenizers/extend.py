@@ -19,12 +19,11 @@ def extend_tokenizer(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenizer
 
     Raises:
       MissingPackageError: The package tokenizers is not installed.
-      UserError: A string is empty, begins or ends with a space, occurs twice, or is a token or piece already.
+      UserError: A string is empty, begins or ends with a space, occurs twice, or is a single piece already.
     """
     vocabulary = tokenizer.vocabulary
     special = {vocabulary.piece(i): i for i in vocabulary.special_ids.values()}
     for number, content in enumerate(contents):
-        known = special.get(content, vocabulary.id_of(content))
         if not content or content != content.strip(" "):
             raise UserError(
                 f"the token to add {content!r} is empty, or begins or ends with a space; give a string without spaces "
@@ -34,6 +33,10 @@ def extend_tokenizer(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenizer
             raise UserError(f"the token to add {content!r} has a NUL character or half a surrogate pair")
         if content in contents[:number]:
             raise UserError(f"the token to add {content!r} is given twice; give it once")
+        known = special.get(content, vocabulary.id_of(content))
+        pieces = tokenizer.encode(content)
+        if known is None and len(pieces) == 1 and pieces[0] != tokenizer.unk_id:  # such as "▁the" for "the"
+            [known] = pieces
         if known is not None:
             raise UserError(
                 f"the token to add {content!r} is in the vocabulary already, with the id {known}; leave it out"

@@ -37,6 +37,7 @@ def test_ids_follow_the_last_one_and_survive_saving(spm, tmp_path):
         ([" a"], "the token to add ' a' is empty, or begins or ends with a space"),
         (["[MASK]"], r"the token to add '\[MASK\]' is in the vocabulary already, with the id 2000"),
         (["[CLS]"], "in the vocabulary already, with the id 1"),
+        (["the"], "the token to add 'the' is in the vocabulary already"),
         (["<x>", "<x>"], "the token to add '<x>' is given twice"),
         (["a\0"], "has a NUL character"),
     ],
@@ -52,7 +53,8 @@ def test_tokens_that_cannot_be_added_are_named(spm, tokens, message):
 @pytest.mark.parametrize("kind", ["spm", "bpe", "bert"])
 def test_ids_are_those_of_transformers(request, kind, tmp_path):
     transformers = pytest.importorskip("transformers")
-    extended = extend_tokenizer(request.getfixturevalue(kind), TOKENS)
+    tokens = [token for token in TOKENS if (kind, token) != ("bpe", "\n")]  # a line break is a piece there
+    extended = extend_tokenizer(request.getfixturevalue(kind), tokens)
     extended.save(tmp_path)
     peer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     assert len(peer) == extended.vocab_size

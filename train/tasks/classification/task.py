@@ -62,6 +62,12 @@ def load(
         manual_dir=config.data.manual_dir,
         reading=Reading.of(config.data.columns),
     )
+    metric = config.selection.metric
+    if metric is not None and metric not in data.metrics:  # raises for a name that is unknown
+        if kind == "regression":
+            chosen_metric(metric, list(REGRESSION_METRICS))
+        else:
+            class_metric(metric, data.label_names, positive=data.positive)
     splits = {
         name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
         for name, examples in data.splits.items()
@@ -74,12 +80,6 @@ def load(
         class_weights=class_weights(config.loss.class_weights, data.label_names, counts),
         focal_gamma=config.loss.focal_gamma,
     )
-    metric = config.selection.metric
-    if metric is not None and metric not in data.metrics:  # raises for a name that is unknown
-        if kind == "regression":
-            chosen_metric(metric, list(REGRESSION_METRICS))
-        else:
-            class_metric(metric, data.label_names, positive=data.positive)
     return ClassificationTask(data, objective, splits, config.top_k, metric)
 
 

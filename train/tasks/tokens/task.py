@@ -77,6 +77,8 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) 
     train = tagged["train"].table
     choice = ClassChoice(config.data.labels, head, official or train.class_names, tag_order)
     classes = choose_classes(observed, choice, table=train.name)
+    known = ("f1", "precision", "recall", "accuracy") if marks_entities(classes.names) else ("accuracy",)
+    metric = chosen_metric(config.selection.metric, known)
     notes = {name: (*split.table.notes, *classes.notes[name]) for name, split in tagged.items()}
     sentences = {name: label_sentences(split, classes) for name, split in tagged.items()}
     del tagged  # its memory is needed
@@ -89,8 +91,6 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) 
         np.add.at(counts, [label for label in sentence.labels or () if label != NO_LABEL], 1)
     weights = class_weights(config.loss.class_weights, classes.names, counts)
     objective = TokenLabels(config.regularization.label_smoothing, weights, config.loss.focal_gamma)
-    known = ("f1", "precision", "recall", "accuracy") if marks_entities(classes.names) else ("accuracy",)
-    metric = chosen_metric(config.selection.metric, known)
     return TokenLabelTask(source.name, objective, classes.names, sentences, splits, classes.unseen, metric)
 
 

@@ -31,10 +31,13 @@ def labels_of(task, split="train"):
 EXPECTED = [["a", "c"], [], ["b"]]
 
 
+LISTS = [{"text": "x", "labels": ["c", "a"]}, {"text": "y", "labels": []}, {"text": "z", "labels": "b"}]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options"),
     [
-        ("t.jsonl", [{"text": "x", "labels": ["c", "a"]}, {"text": "y", "labels": []}, {"text": "", "labels": "b"}], {}),
+        ("t.jsonl", LISTS, {}),
         ("t.tsv", "text\tlabels\nx\ta|c\ny\t\nz\tb\n", {}),
         ("t.csv", 'text,labels\nx,"a, c"\ny,\nz,b\n', {}),
         ("t.csv", "text,labels\nx,a c\ny,\nz,b\n", {"label_separator": " "}),
