@@ -117,9 +117,9 @@ class LossConfig(Settings):
     """The loss of classification, multilabel and tokens"""
 
     class_weights: tuple[str, ...] = ()
-    """weight of each class in the loss: 'balanced', which makes all classes count equally, numbers in the order of
-    --labels, or LABEL=WEIGHT (1 for a class that is not named). Of multilabel: the weight of the examples that have the
-    label (default: all 1)"""
+    """weight of each class in the loss: 'balanced', which makes all classes count equally; a number for each class, in
+    their order; or LABEL=WEIGHT (1 for a class that is not named). Of multilabel: the weight of the examples that have
+    the label (default: all 1)"""
     focal_gamma: Annotated[float, Range(at_least=0, at_most=100)] = 0.0
     """exponent of the focal loss, which gives examples less weight the better the model does on them (0 disables it;
     published: 2)"""
