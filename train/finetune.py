@@ -56,6 +56,7 @@ from .finetune_setup import (
 )
 from .hosts.join import Hosts, join_run
 from .model_folders import check_not_overwritten, model_folder, tokenizer_folder
+from .new_tokens import new_tokens_message, with_new_rows, with_new_tokens
 from .reporting.reporter import open_reporter
 from .reporting.services import check_services
 from .run_settings import describe_run, record_settings
@@ -105,6 +106,8 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     pretrained, weights = load_pretrained(folder, mesh=mesh)
     check_finite(weights, where=str(config.model))
+    plain, tokenizer = tokenizer, with_new_tokens(config.new_tokens, tokenizer)
+    pretrained, weights = with_new_rows(config.new_tokens, plain, {"model": (pretrained, weights)})["model"]
     task = load_task(config, tokenizer, model_head(config, pretrained, weights))
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task, tokenizer)
@@ -157,6 +160,9 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             record_settings(dataclasses.replace(config, sweep=SweepConfig()), log=reporter.message)
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
+        if tokenizer is not plain:
+            added = tokenizer.vocab_size - plain.vocab_size
+            reporter.message(new_tokens_message(tokenizer, added, model_config.vocab_size))
         if hosts.first:
             check_predictions_size(task, config.output, reporter)
         reporter.message(head)

@@ -135,3 +135,15 @@ def test_a_table_that_cannot_be_printed_does_not_end_the_command(tmp_path, monke
             full.close()
     assert results["validation"]["accuracy"] == 0.6
     assert json.loads((tmp_path / "summary.json").read_text())["settings"][0]["values"] == [0.5, 0.6]
+
+
+def test_the_lowest_loss_is_the_best(tmp_path):
+    scores = {(1e-5, 0): 0.5, (1e-5, 1): 0.3, (2e-5, 0): 0.75, (2e-5, 1): 0.2}
+    config = changed(ONE, output=tmp_path, seeds=(0, 1), grid=GridConfig(learning_rate=(1e-5, 2e-5)))
+
+    def run(one):
+        return RunOutcome({"validation": {"log_loss": scores[one.optimizer.learning_rate, one.seed]}}, "log_loss")
+
+    assert run_all(config, run)["validation"]["log_loss"] == 0.3
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"] == str(tmp_path / "learning_rate=1e-05/seed-1/model")

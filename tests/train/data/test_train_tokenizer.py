@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from deberta_jax.errors import UserError
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.data.train_tokenizer import TokenizerConfig, main, train_tokenizer
@@ -135,3 +136,20 @@ def test_command_reads_the_embedded_corpus_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr("deberta_jax.train.data.train_tokenizer.train_tokenizer", train)
     main(TokenizerConfig(output=tmp_path / "out", vocab_size=400))
     assert documents_read == list(read_documents([embedded_corpus()], boundary="line"))
+
+
+def test_symbols_are_single_pieces(text_file, tmp_path):
+    main(TokenizerConfig(output=tmp_path, text=(text_file,), vocab_size=400, symbols=("[E1]", "<a>")))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.vocab_size == 401
+    assert tokenizer.pieces([4, 5]) == ["[E1]", "<a>"]
+    assert [token for token in tokenizer.encode("she [E1]was<a>") if token < 6] == [4, 5]
+    assert tokenizer.decode(tokenizer.encode("she <a> was")) == "she <a> was"
+
+
+@pytest.mark.parametrize("symbol", ["", "a b", "\t", "▁a", "[MASK]", "[CLS]", "a\x07"])
+def test_strings_that_cannot_be_symbols_are_named(symbol):
+    with pytest.raises(UserError, match="symbols have"):
+        train_tokenizer(corpus(1000), vocab_size=400, symbols=(symbol,))
+    with pytest.raises(UserError, match="symbols have '<a>' twice"):
+        train_tokenizer(corpus(1000), vocab_size=400, symbols=("<a>", "<a>"))

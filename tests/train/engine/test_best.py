@@ -39,3 +39,18 @@ def test_a_state_in_percent_of_an_earlier_version_becomes_a_fraction():
     assert not resumed.set_state(json.loads(json.dumps(spans.get_state())))
     assert not BestEvaluation("f1", once_in_percent=True).set_state({"step": None, "value": None, "waited": 0})
     assert resumed == spans
+
+
+def test_the_lowest_loss_is_the_best_also_after_resuming():
+    best = BestEvaluation("log_loss", patience=1, lower_is_better=True)
+    values = (math.nan, 0.7, 0.5, 0.6)
+    recorded = [best.record(step, {"log_loss": value}) for step, value in enumerate(values)]
+    assert recorded == [False, True, True, False]
+    resumed = BestEvaluation("log_loss", patience=1, lower_is_better=True)
+    resumed.set_state(json.loads(json.dumps(best.get_state())))
+    assert (resumed.step, resumed.value, resumed.should_stop) == (2, 0.5, True)
+    assert not resumed.record(4, {"log_loss": 0.5})
+    assert resumed.record(5, {"log_loss": 0.4})
+    fresh = BestEvaluation("log_loss", lower_is_better=True)
+    fresh.set_state(json.loads(json.dumps(BestEvaluation("log_loss", lower_is_better=True).get_state())))
+    assert fresh.record(1, {"log_loss": 9.0})

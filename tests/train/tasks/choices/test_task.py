@@ -144,3 +144,14 @@ def test_finetuning_learns_to_choose(small_model, write, tmp_path):
         label_smoothing=0.1,
     )
     assert finetune.main(config)["validation"]["accuracy"] == 1
+
+
+def test_the_log_loss_may_be_the_metric(tmp_path):
+    read = task_reader(tmp_path, choices.load, Letters(), kind="choice", name="train.jsonl", max_length=32)
+    task = read([row(2), row(0, options=("u", "v"))], metric="log_loss")
+    predictions = [{"probabilities": np.array(shares)} for shares in ([0.1, 0.2, 0.7], [0.25, 0.75, 0.0])]
+    figures = task.score("train", predictions)
+    assert task.main_metric == "log_loss"
+    assert figures == pytest.approx({"accuracy": 0.5, "log_loss": -(np.log(0.7) + np.log(0.25)) / 2})
+    with pytest.raises(ValueError, match="'f1', which this task does not have; it has accuracy, log_loss"):
+        read([row(2)], metric="f1")

@@ -1,10 +1,12 @@
 """Tests of the scores and the records of classification."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, fbeta_score
 
 from deberta_jax.errors import UserError
+from deberta_jax.outputs import HeadOutput
 from deberta_jax.strict_json import to_json
 from deberta_jax.train.tasks.classification import task as classification
 from deberta_jax.train.tasks.sources.classes import NO_HEAD, Head
@@ -117,3 +119,48 @@ def test_a_label_that_only_the_test_has_is_wrong(write, tmp_path):
     task.plot(tmp_path / "plot.png", "test", predictions)
     assert (tmp_path / "plot.png").stat().st_size > 1000
     assert task.splits["test"].notes[-1].startswith("'never' counted as wrongly predicted")
+
+
+def test_any_metric_may_be_the_main_one(write):
+    rows = [{"text": "a", "label": "no"}, {"text": "b", "label": "yes"}, {"text": "c", "label": "yes"}]
+    predictions = predictions_of([0.8, 0.2], [0.6, 0.4], [0.1, 0.9])
+    values = {"f1": 2 / 3, "f1:no": 2 / 3, "auc": 1, "recall_at_precision_0.9": 1, "macro_f1": 2 / 3}
+    for name, value in values.items():
+        task = load(write, rows, metric=name)
+        assert task.main_metric == name
+        assert task.score("train", predictions)[name] == pytest.approx(value)
+    with pytest.raises(UserError, match="metric is 'nonsense', which this task does not have; it has accuracy"):
+        load(write, rows, metric="nonsense")
+    scores = load(write, [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}], kind="regression", metric="rmse")
+    found = scores.score("train", [{"score": np.float32(score)} for score in (1.5, 2)])
+    assert list(found) == ["pearson", "spearman", "rmse"]
+    assert found["rmse"] == pytest.approx(0.5**0.5)
+    with pytest.raises(UserError, match="this task does not have; it has pearson, spearman, mse, rmse, mae"):
+        load(write, [{"text": "a", "label": 0.5}], kind="regression", metric="f1")
+
+
+def test_a_metric_of_a_class_is_that_of_the_models_name(write):
+    head = Head(3, ("TRUE", "other", "FALSE"))
+    task = load(write, [MULTIRC, {**MULTIRC, "idx": 4}], name="super_glue/multirc", head=head, metric="f2:TRUE")
+    shares = [[0.2, 0, 0.8], [0.1, 0, 0.9], [0.8, 0, 0.2], [0.9, 0, 0.1]]
+    labels = task.splits["train"].labels == 0
+    expected = fbeta_score(labels, [0, 0, 1, 1], beta=2)
+    assert task.score("train", predictions_of(*shares))["f2:TRUE"] == pytest.approx(expected)
+
+
+def test_losses_of_chunks_add_up_with_class_weights(write):
+    """Gradient accumulation relies on this: `count` is what the loss of a whole batch is divided by."""
+    rows = [{"text": letter, "label": label} for letter, label in zip("abcd", ("no", "no", "yes", "no"), strict=True)]
+    task = load(write, rows, class_weights=("balanced",), focal_gamma=2.0, label_smoothing=0.1)
+    assert task.objective.class_weights == pytest.approx((2 / 3, 2))
+    logits = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+
+    def loss(indices):
+        batch = task.splits["train"].batch(np.array(indices), length=4)
+        out = HeadOutput(jnp.asarray(logits[indices]))
+        total, count = task.objective.loss(out, batch)
+        assert float(count) == pytest.approx(float(task.objective.count(batch)))
+        assert float(task.objective.answers(out, batch).weight.sum()) == pytest.approx(float(count))
+        return np.array([float(total), float(count)])
+
+    np.testing.assert_allclose(loss([0, 2]) + loss([1, 3]), loss([0, 1, 2, 3]), rtol=1e-6)

@@ -313,3 +313,12 @@ def test_finetuning_learns_to_find_a_name_or_no_answer(small_model, write, tmp_p
     saved, weights = load_pretrained(tmp_path / "run" / "model")
     assert saved.label_names == ()
     assert weights["span_classifier"]["kernel"].shape == (32, 2)
+
+
+@pytest.mark.parametrize("no_answer", [False, True])
+def test_the_metrics_that_may_be_named_are_those_of_the_scores(tokenizer, no_answer):
+    questions = [random_question(2), random_question(3, answered=not no_answer)]
+    task = span_task(tokenizer, questions, no_answer=no_answer)
+    scores = task.score("validation", predict(task, perfect))
+    assert set(task.metrics("validation")) == {name for name in scores if not name.endswith("_thresh")}
+    assert task.main_metric == "f1"

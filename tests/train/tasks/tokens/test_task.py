@@ -227,3 +227,25 @@ def test_finetuning_learns_labels_of_words(small_model, write, tmp_path):
     model, params = load_pretrained(tmp_path / "run" / "model")
     assert model.label_names == ("O", "B-PER", "I-PER")
     assert params["classifier"]["kernel"].shape == (32, 3)
+
+
+def test_words_of_heavier_labels_weigh_more_in_the_loss(read):
+    task = read(TAGGED, class_weights=("O=0.25",), focal_gamma=1.0)
+    objective = task.objective
+    assert dict(zip(task.label_names, objective.class_weights, strict=True))["O"] == 0.25
+    windows = len(task.splits["train"].lengths)
+    batch = task.splits["train"].batch(np.arange(windows), length=20)
+    logits = jnp.zeros((windows, 20, len(task.label_names)))
+    total, count = objective.loss(HeadOutput(logits), batch)
+    assert float(count) == float(objective.count(batch)) == 3.25
+    certainty = 1 / len(task.label_names)
+    assert float(total) == pytest.approx(3.25 * (1 - certainty) * -np.log(certainty), rel=1e-5)
+    none = {**batch, "labels": np.full_like(batch["labels"], -100)}
+    assert float(objective.count(none)) == 1
+    assert read(TAGGED, class_weights=("balanced",)).objective.class_weights == (1,) * 4
+
+
+def test_the_metric_is_one_of_entities_or_of_words(read):
+    assert read(TAGGED, metric="recall").main_metric == "recall"
+    with pytest.raises(UserError, match="'auc', which this task does not have; it has f1, precision, recall, accuracy"):
+        read(TAGGED, metric="auc")
