@@ -50,7 +50,7 @@ class Windows:
             larger than the number of positions of the model.
         """
         item = TextPair.of(item)
-        max_length = self._max_length(model)
+        max_length = self.row_length(model)
         encoding = model.tokenizer(item.text, item.pair)
         count = len(encoding.input_ids)
         if count <= max_length:
@@ -65,10 +65,15 @@ class Windows:
             return [Row(encoding.input_ids, encoding.token_type_ids)]
         return self._windows(model, item, max_length)
 
-    def _max_length(self, model: LoadedModel) -> int:
+    def row_length(self, model: LoadedModel, *, default: int = _DEFAULT_LENGTH) -> int:
+        """Returns the largest number of tokens of a row; by default `default` or the number of absolute positions.
+
+        Raises:
+          UserError: `max_length` is larger than the number of positions of the model.
+        """
         limit = model.max_tokens()
         if self.max_length is None:
-            return min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
+            return min(default, limit or default)
         if limit is not None and self.max_length > limit:
             raise UserError(
                 f"max_length is {self.max_length}, but {model.source} has positions for {limit} tokens; give {limit} "
