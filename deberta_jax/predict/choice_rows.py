@@ -10,7 +10,7 @@ from jaxtyping import Int
 from ..errors import UserError
 from ..tokenizers.tokenizer import JoinedIds
 
-Ids = Sequence[int] | Int[np.ndarray, "tokens"]
+Ids = Sequence[int] | Int[np.ndarray, "_"]
 
 _BLANK = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # does not match the underscore inside a name_like_this
 
