@@ -90,7 +90,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
         return DebertaForSequenceClassification(config.replace(num_labels=1), **attributes)
 
     def outputs(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
-        return {"logits": out.logits[:, 0]}
+        return {"logits": out.logits}
 
     def encode(self, model: LoadedModel, item: PromptAndChoices) -> Rows[tuple[str, ...]]:
         _check(item)
@@ -112,7 +112,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
     def decode(
         self, model: LoadedModel, item: PromptAndChoices, rows: Rows[tuple[str, ...]], outputs: Sequence[RowOutputs]
     ) -> Choice:
-        probabilities = tuple(softmax(np.array([output["logits"] for output in outputs])).tolist())
+        probabilities = tuple(softmax(np.concatenate([output["logits"] for output in outputs])).tolist())
         best = int(np.argmax(probabilities))
         return Choice(best, item.choices[best], probabilities[best], probabilities, rows.context)
 
