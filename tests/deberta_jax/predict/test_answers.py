@@ -255,20 +255,20 @@ def real(tmp_path_factory):
 
 
 def compare(answers, expected):
-    """Asserts that answers and scores are equal. Pieces of white space, which only transformers answers, are skipped."""
+    """Asserts that answers and scores are equal."""
     found = [(one.start, one.end, one.score) for one in answers]
     assert [one[:2] for one in found] == [one[:2] for one in expected]
     np.testing.assert_allclose([one[2] for one in found], [one[2] for one in expected], atol=1e-4)
 
 
 def questions_of(real, count):
-    """Returns real questions whose context transformers tokenizes as we do: it has [UNK] in two of 240 contexts."""
+    """Returns real questions whose context transformers tokenizes as we do: all but one or two."""
     ours, reference = real
     same = {}
     for _, context in real_questions():
         if context not in same:
             same[context] = reference.tokenizer(context)["input_ids"] == ours.tokenizer(context).input_ids
-    assert list(same.values()).count(False) == 2
+    assert list(same.values()).count(False) <= 2
     usable = [pair for pair in real_questions() if same[pair[1]]]
     return usable[:: len(usable) // count][:count]
 

@@ -26,7 +26,7 @@ def test_characters_and_words_are_those_of_the_item():
     for entity in of_words:
         assert entity.text == " ".join(words)[entity.start : entity.end]
         assert entity.text == " ".join(words[entity.word_start : entity.word_end])
-    assert [entity.word_start for entity in of_words][0] == 0
+    assert of_words[0].word_start == 0
     assert of_words[-1].word_end == 3
 
 
@@ -143,11 +143,11 @@ def compare(ours, expected):
 
 
 def contexts(ours, reference):
-    """Returns the real paragraphs that transformers tokenizes as we do: all but two, in which it has [UNK]."""
+    """Returns the real paragraphs that transformers tokenizes as we do: all but two or, in version 4, one."""
     paragraphs = list(dict.fromkeys(context for _, context in real_questions()))
     encode = reference.pipe.tokenizer
     same = [text for text in paragraphs if encode(text)["input_ids"] == ours.tokenizer(text).input_ids]
-    assert len(same) == len(paragraphs) - 2
+    assert len(same) >= len(paragraphs) - 2
     return same
 
 
