@@ -179,7 +179,7 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
         check_nonblank(item.context, "the context")
         tokenizer = model.tokenizer
         sizes = SpanWindows(
-            Windows(self.max_length).row_length(model, default=_MAX_LENGTH),
+            Windows(self.max_length).length(model, default=_MAX_LENGTH),
             self.max_question_length,
             self.stride,
             self.max_answer_length,

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..models import DebertaForSequenceClassification
 from ..tokenizers.batch import check_text
 from .choice_rows import choice_room, choice_row, join_question_and_choice
-from .classification import HEADS, softmax
+from .classification import softmax
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
 from .tokenized_text import check_nonblank
@@ -68,7 +68,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
       UserError: A value is out of range.
     """
 
-    heads: ClassVar[tuple[str, ...]] = HEADS
+    heads: ClassVar[tuple[str, ...]] = ("pooler", "classifier")
     max_length: int | None = None
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
 
     def encode(self, model: LoadedModel, item: PromptAndChoices) -> Rows[tuple[str, ...]]:
         _check(item)
-        max_length = Windows(self.max_length).row_length(model)
+        max_length = Windows(self.max_length).length(model)
         room = choice_room(model.tokenizer, max_length)
         prompt = model.tokenizer.encode(item.prompt)
         pairs = [model.tokenizer.encode(join_question_and_choice(item.question, choice)) for choice in item.choices]

@@ -117,7 +117,7 @@ class FindEntities(Pipeline[str | Words, list[Entity]]):
         return {"probabilities": jax.nn.softmax(out.logits)}
 
     def encode(self, model: LoadedModel, item: str | Words) -> Rows[_Tokens]:
-        room = Windows(self.max_length).row_length(model) - 2
+        room = Windows(self.max_length).length(model) - 2
         words = None
         if isinstance(item, str):
             text, tokens = check_text(item, "the text"), tokenize(model.tokenizer, item)
