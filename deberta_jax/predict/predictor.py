@@ -284,7 +284,8 @@ class Predictor(Runner):
         pairs = _in_pairs(as_list(prompts, "prompts"), as_list(choices, "choices"), "prompts", "choices")
         asked = [None] * len(pairs) if questions is None else as_list(questions, "questions")
         items = [
-            PromptAndChoices(*pair, question) for pair, question in _in_pairs(pairs, asked, "prompts", "questions")
+            PromptAndChoices(prompt, options, question)
+            for (prompt, options), question in _in_pairs(pairs, asked, "prompts", "questions")
         ]
         return self._results(ChooseAnswers(max_length), items)
 

@@ -134,7 +134,7 @@ def test_rows_shorter_than_the_number_of_spans_have_no_more():
         (["Who?"], " ", {}, "the context is ' ', which is blank"),
         (["Who?"], "\u200b", {}, "has no tokens; give one with words in it"),
         (["Who?"], ["a", "b"], {}, "there are 1 questions and 2 contexts; give one for each"),
-        ("Who?", "a", {}, "questions is a single string; give a list"),
+        ("Who?", "a", {}, "questions is a str; give"),
         (["Who?"], "a", {"max_length": 90}, "max_length 90 leaves 23 tokens for the context"),
         (["Who?"], "a", {"top_k": 0}, "top_k is 0; it must be at least 1"),
         (["Who?"], "a", {"softmax": "all"}, "softmax is 'all'; it must be one of document, window"),

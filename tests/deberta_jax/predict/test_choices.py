@@ -48,7 +48,7 @@ def test_rows_are_those_of_finetune_and_cuts_are_noted(question):
     assert tokens == len(model.tokenizer.encode(PROMPT * 3))
     special = 3 + len(model.tokenizer.encode(encoded_pair(question, choices[1])))
     assert kept == 40 - special
-    (result,) = model.run(ChooseAnswers(max_length=40), [item])
+    (result,) = model.choose([item.prompt], [choices], question and [question], max_length=40)
     assert result.notes == (note,)
 
 
@@ -73,7 +73,7 @@ def test_a_choice_without_room_is_cut_and_noted():
         (["a"], [["x", " "]], "choice 1 is ' ', which is blank; give a text"),
         ([""], [["x", "y"]], "the prompt is '', which is blank; give a text"),
         ([None], [["x", "y"]], "the prompt is a NoneType"),
-        ("a", [["x", "y"]], "prompts is a single string; give a list"),
+        ("a", [["x", "y"]], "prompts is a str; give"),
     ],
 )
 def test_bad_items_are_one_line(prompts, choices, message):

@@ -57,7 +57,7 @@ def test_any_white_space_separates_words():
         ([["a", ""]], {}, "word 1 is '', which is empty; remove it"),
         ([["a", 4]], {}, "word 1 is a int, 4"),
         (["a\ud800"], {}, "the text has half of a surrogate pair"),
-        ("a text", {}, "texts_or_words is a single string; give a list"),
+        ("a text", {}, "texts_or_words is a str; give a string, a list of strings"),
         (["a"], {"aggregation": "last"}, "aggregation is 'last'; it must be one of none, simple, first"),
         (["a"], {"max_length": 2}, "max_length is 2; it must be at least 3"),
         (["a"], {"stride": 0}, "stride is 0; it must be at least 1"),

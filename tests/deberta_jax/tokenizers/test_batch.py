@@ -51,7 +51,7 @@ def test_padding_gives_arrays(roberta: Tokenizer, padding):
         (([[["a"], "b"]],), {}, "text 0 is a list"),
         (([("a", None)],), {}, "second of pair 0 is a NoneType"),
         ((["a"], ["b", "c"]), {}, "1 texts and 2 pairs"),
-        ((["a"], "b"), {}, "pairs is a single string"),
+        ((["a"], "b"), {}, "pairs is a str"),
         ((["a"], [None]), {}, "pair of text 0 is a NoneType"),
         (("a", ["b"]), {}, "the pair is a list"),
         (("a \ud800",), {}, "half of a surrogate pair"),
