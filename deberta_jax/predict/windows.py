@@ -97,15 +97,19 @@ class Windows:
             return [tokens[:room]]
         return [tokens[start : start + room] for start in window_starts(len(tokens), room, self.stride)]
 
-    def length(self, model: LoadedModel) -> int:
+    def length(self, model: LoadedModel, *, default: int = _DEFAULT_LENGTH) -> int:
         """Returns the largest number of tokens of a row.
+
+        Args:
+          model: The model.
+          default: The number without `max_length`, if the model has absolute positions for so many.
 
         Raises:
           UserError: `max_length` is larger than the number of absolute positions of the model.
         """
         limit = model.max_tokens()
         if self.max_length is None:
-            return min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
+            return min(default, limit or default)
         if limit is not None and self.max_length > limit:
             raise UserError(
                 f"max_length is {self.max_length}, but {model.source} has positions for {limit} tokens; give {limit} "

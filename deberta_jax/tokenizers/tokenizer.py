@@ -70,6 +70,7 @@ class Tokenizer:
       pad_id, cls_id, sep_id, unk_id, mask_id: Ids of the special tokens.
       pair_separators: Number of [SEP] between the two texts of a pair: 2 for RoBERTa, otherwise 1.
       cls_last: Whether [CLS] is the last token, as in XLNet, whose padding is on the left; otherwise it is the first.
+      vocab_type: "spm", "gpt2" (the byte-level BPE of v1), "roberta" or "wordpiece".
       fingerprint: SHA-256 of the model file or, for the other kinds, of the content of their files, in hexadecimal.
     """
 
@@ -82,6 +83,7 @@ class Tokenizer:
         )
         self.pair_separators, self.cls_last = vocabulary.pair_separators, vocabulary.cls_last
         self.vocab_size = vocabulary.size
+        self.vocab_type = vocabulary.vocab_type
         self.fingerprint = vocabulary.fingerprint
 
     @property
