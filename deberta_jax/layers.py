@@ -89,7 +89,9 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         init = nn.initializers.normal(self.config.initializer_range)
         kernel = self.param("kernel", init, shape, jnp.float32)
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        # Not `@`: qwix replaces `jax.lax.dot_general` where it adds adapters to a kernel or reads an int8 one.
+        contraction = (((x.ndim - 1,), (0,)), ((), ()))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), contraction)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = (y + bias).astype(self.dtype)
