@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from deberta_jax.checksums import tree_digest
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-from .checkpoints.checksums import tree_digest
 from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
@@ -243,5 +243,7 @@ def identity(
         "sift": dataclasses.asdict(config.sift),
         "dtype": config.dtype,
         "seed": config.seed,
+        # Only of runs with LoRA: the others go on with checkpoints of earlier versions.
+        **({"lora": dataclasses.asdict(config.lora)} if config.lora.rank else {}),
         DIGESTS: digests,
     }
