@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         DebertaForTokenClassification,
     )
     from .outputs import EncoderOutput, HeadOutput, SpanOutput
+    from .predict import Predictor
     from .rtd import RTDConfig
     from .sharding import make_mesh
     from .tokenizers.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ __all__ = [
     "DebertaForTokenClassification",
     "EncoderOutput",
     "HeadOutput",
+    "Predictor",
     "RTDConfig",
     "SpanOutput",
     "Tokenizer",
@@ -58,6 +60,7 @@ _MODULE_OF = {
     "DebertaConfig": "config",
     "EncoderOutput": "outputs",
     "HeadOutput": "outputs",
+    "Predictor": "predict",
     "RTDConfig": "rtd",
     "SpanOutput": "outputs",
     "Tokenizer": "tokenizers.tokenizer",
