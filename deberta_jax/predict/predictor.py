@@ -9,9 +9,10 @@ from typing import Any, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
+from ..int8 import int8_model, int8_parameters
 from ..models import Deberta
 from ..parameter_check import check_finite
 from ..sharding import batch_devices, batch_sharding, make_mesh, named_shardings
@@ -29,6 +30,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 DTYPES = ("float32", "bfloat16")
+WEIGHTS = ("float32", "int8")
 _BATCH_SIZE = {"cpu": 8}  # a CPU is busy with few tokens, and small batches have less padding
 _LARGE_BATCH_SIZE = 64
 _TRACED_LENGTH = 8  # shorter than every padded row
@@ -42,6 +44,7 @@ class Predictor(LoadedModel):
       dtype: The dtype of the computation, "float32" or "bfloat16". Parameters, scores and logits are float32.
       batch_size: Number of rows of 128 tokens in a batch on each device. A batch of shorter rows has more of them, of
         longer rows fewer (default: 8 on a CPU, 64 on other devices).
+      weights: "int8" if the parameters are those of `int8.int8_parameters`, else "float32".
 
     Raises:
       UserError: The dtype is unknown, the batch size is below 1, JAX runs in several processes, or as `LoadedModel`.
@@ -52,11 +55,12 @@ class Predictor(LoadedModel):
 
     dtype: str = "float32"
     batch_size: int | None = None
+    weights: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        _check_dtype(self.dtype)
+        _check_weights(self.weights)
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
         if jax.process_count() > 1:
@@ -74,6 +78,7 @@ class Predictor(LoadedModel):
         tokenizer: Any = None,
         dtype: str = "float32",
         batch_size: int | None = None,
+        weights: str = "float32",
     ) -> Self:
         """Opens a model.
 
@@ -84,12 +89,18 @@ class Predictor(LoadedModel):
           tokenizer: A `Tokenizer`, or a folder or hub name that has one (default: that of the model).
           dtype: See the class.
           batch_size: See the class.
+          weights: "int8" keeps the encoder's kernels and the word embeddings as integers of 8 bits, which takes about a
+            quarter of the memory and needs the package qwix; "float32" keeps what the model has.
 
         Raises:
           Exception: As `open_model`, or as the class.
         """
+        _check_weights(weights)
         model = open_model(source, filename=filename, tokenizer=tokenizer)
-        return cls(model.source, model.config, model.params, model.tokenizer, dtype, batch_size)
+        params = model.params
+        if weights == "int8":
+            params = int8_parameters(model.config, params, dtype=_check_dtype(dtype))
+        return cls(model.source, model.config, params, model.tokenizer, dtype, batch_size, weights)
 
     def run(
         self,
@@ -249,7 +260,10 @@ class Predictor(LoadedModel):
         for name in names:
             if name not in self._placed:
                 part = {name: self.params[name]}
-                self._placed.update(jax.device_put(part, named_shardings(part, self._mesh)))
+                # The table has no rules for 8 bits. On a mesh of data alone, it replicates all parameters as well.
+                everywhere = NamedSharding(self._mesh, PartitionSpec())
+                placement = named_shardings(part, self._mesh) if self.weights == "float32" else everywhere
+                self._placed.update(jax.device_put(part, placement))
         return {name: self._placed[name] for name in names}
 
     def _program(self, pipeline: Pipeline[Any, Any]) -> "_Program":
@@ -260,8 +274,21 @@ class Predictor(LoadedModel):
             model = pipeline.model(self.config, dtype=jnp.dtype(self.dtype))
             if isinstance(model, Deberta):
                 params = params["deberta"]
+            if self.weights == "int8":
+                model = int8_model(model)
             self._programs[key] = _Program(self, params, model, pipeline)
         return self._programs[key]
+
+
+def _check_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def _check_weights(weights: str) -> None:
+    if weights not in WEIGHTS:
+        raise UserError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}")
 
 
 def _texts(texts: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ FLOORS = (
     {"models"},
     {"losses", "lora", "parameter_check", "warm_start"},
     {"checkpoint"},
-    {"adapter"},
+    {"adapter", "int8"},
     {"rtd", "sift"},
     {"tokenizers"},
     {"predict"},
