@@ -16,15 +16,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from .atomic_folder import current_path
-from .checkpoint import PARAMETERS_FOLDER, read_parameters, save_folder, verified_shapes
+from .checkpoint import ADAPTER_FILE, PARAMETERS_FOLDER, read_parameters, save_folder, verified_shapes
 from .checksums import tree_digest
 from .config import DebertaConfig
 from .errors import MissingFileError, UserError
 from .file_digests import DIGESTS_FILE, check_file, read_digests
 from .lora import LoraConfig, joined, merged
 from .terminal import list_names
-
-ADAPTER_FILE = "adapter.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

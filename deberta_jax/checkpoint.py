@@ -36,12 +36,22 @@ from .terminal import list_names
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FOLDER = "params"
+ADAPTER_FILE = "adapter.json"  # in place of CONFIG_FILE in a folder of `adapter.save_adapter`
 _LOG = logging.getLogger("deberta_jax")
 _ATTEMPTS = 5  # to read a folder while other processes replace the model in it
 
 
 def holds_model(folder: str | os.PathLike[str]) -> bool:
-    """Returns whether a folder has parameters that `save_pretrained` wrote."""
+    """Returns whether a folder has parameters that `save_pretrained` wrote.
+
+    Raises:
+      UserError: it has an adapter, which is not a model.
+    """
+    if current_path(Path(folder), ADAPTER_FILE).is_file():
+        raise UserError(
+            f"{folder} is an adapter of LoRA, not a model; give the folder model/ beside it, in which the adapter is "
+            "merged, or use deberta_jax.merge_adapter"
+        )
     return current_path(Path(folder), PARAMETERS_FOLDER).is_dir()
 
 

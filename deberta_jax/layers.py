@@ -95,9 +95,9 @@ class Dense(nn.Module):
         y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = (y + bias).astype(self.dtype)
+            y = y + bias
         refuse_unread(self, "kernel", *(["bias"] if self.use_bias else []))
-        return y
+        return y.astype(self.dtype)
 
 
 def layer_norm(config: DebertaConfig, dtype: jnp.dtype) -> nn.LayerNorm:

@@ -44,8 +44,8 @@ class LoraConfig:
     """Low-rank adaptation (LoRA), disabled by default: trains thin matrices beside frozen projections, and the head"""
 
     rank: int = 0
-    """rank of the adapters, such as 8 (0 disables them: all parameters are trained); give a higher learning rate too,
-    such as --optimizer.learning-rate 1e-3"""
+    """rank of the adapters, such as 8 (0: none, all parameters are trained); they need a learning rate about ten times
+    as high"""
     alpha: float = 16.0
     """scale of the adapters, which are multiplied by alpha / rank"""
     dropout: float = 0.0
@@ -86,20 +86,18 @@ def adapted_model(model: nn.Module, lora: LoraConfig, *, train: bool, first_laye
 
     Args:
       model: any model of this library that has an encoder under `deberta`.
-      lora: the adapters.
+      lora: the adapters, which fit the model (`check_targets`).
       train: whether the adapters have dropout, which needs a "dropout" rng.
       first_layer: the first layer that has adapters.
 
     Raises:
       MissingPackageError: qwix is not installed.
-      UserError: the model does not have a target, or the rank is not below the sizes of its kernel.
     """
     qwix = import_qwix()
     config: DebertaConfig = model.config  # type: ignore[attr-defined]  # of every model
-    _check_targets(config, lora)
 
     numbers = "|".join(str(number) for number in range(first_layer, config.num_hidden_layers)) or "none"
-    targets = "|".join(name if "/" in name else f"attention/{name}" for name in lora.targets)
+    targets = "|".join(map(_path, lora.targets))
     rule = qwix.LoraRule(
         module_path=rf"deberta/encoder/layer_({numbers})/({targets})",
         rank=lora.rank,
@@ -139,30 +137,42 @@ def import_qwix() -> Any:
     return qwix
 
 
-def _check_targets(config: DebertaConfig, lora: LoraConfig) -> None:
-    """Raises UserError if a model has no projection of this name, or one that is too small for the rank.
+def check_targets(params: dict[str, Any], lora: LoraConfig) -> None:
+    """Raises if a model does not have a target, or one that is too small for the rank.
 
     qwix tells a kernel from its adapters by the shape, so an adapter must not be as large as the kernel.
+
+    Args:
+      params: nested dict of the model's parameters, or of their shapes, with the encoder under `deberta`.
+      lora: the adapters.
+
+    Raises:
+      UserError: a target is missing, or the rank is not below both sizes of its kernel.
     """
-    hidden, width = config.hidden_size, config.num_attention_heads * config.attention_head_size
-    sizes: dict[str, int] = dict.fromkeys(
-        ("query_proj", "key_proj", "value_proj", "attention/output"), min(hidden, width)
-    )
-    sizes |= dict.fromkeys(("feed_forward/intermediate", "feed_forward/output"), min(hidden, config.intermediate_size))
-    if config.relative_attention and not config.share_att_key:
-        terms = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
-        sizes |= {name: min(hidden, width) for term, name in terms.items() if term in config.pos_att_type}
+    layer = params["deberta"]["encoder"]["layer_0"]
+    parts = {_path(name): name for name in TARGETS}
+    kernels = {
+        parts[f"{block}/{name}"]: projection["kernel"]
+        for block, projections in layer.items()
+        for name, projection in projections.items()
+        if f"{block}/{name}" in parts
+    }
     for name in lora.targets:
-        if name not in sizes:
+        if name not in kernels:
             raise UserError(
-                f"the model has no projection {name} for --lora.targets; it has {', '.join(sorted(sizes))}"
-                + (" (its relative positions share query_proj and key_proj)" if config.share_att_key else "")
+                f"the model has no projection {name} for --lora.targets; it has "
+                f"{', '.join(name for name in TARGETS if name in kernels)}"
             )
-        if lora.rank >= sizes[name]:
+        if lora.rank >= min(kernels[name].shape):
             raise UserError(
-                f"the rank of LoRA is {lora.rank}, but the smaller side of {name} has only {sizes[name]} numbers; "
-                "give a smaller --lora.rank"
+                f"the rank of LoRA is {lora.rank}, but the smaller side of {name} has only "
+                f"{min(kernels[name].shape)} numbers; give a smaller --lora.rank"
             )
+
+
+def _path(target: Target) -> str:
+    """Returns the path of a target inside a layer."""
+    return target if "/" in target else f"attention/{target}"
 
 
 # -------------------------------------------------------------------------------------------- the parameters

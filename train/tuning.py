@@ -15,7 +15,7 @@ from deberta_jax.adapter import Adapter, base_digest, configuration_changes, loa
 from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
-from deberta_jax.lora import adapted_model, joined, merged
+from deberta_jax.lora import adapted_model, check_targets, joined, merged
 from deberta_jax.warm_start import merge_pretrained
 
 from .configs import FinetuneConfig
@@ -134,6 +134,7 @@ def choose_tuning(
             f"freeze_layers is {first_layer}, which leaves no layer for adapters of --lora.rank; the model has "
             f"{model.config.num_hidden_layers} layers"
         )
+    check_targets(weights, lora)
     adapted: nn.Module = adapted_model(model, lora, train=True, first_layer=first_layer)
     shapes = jax.eval_shape(model.init, training_key(config.seed), input_ids)["params"]
     return LoraTuning(

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from deberta_jax import DebertaForMaskedLM, DebertaForSequenceClassification, UserError
 from deberta_jax.errors import MissingPackageError
-from deberta_jax.lora import TARGETS, LoraConfig, adapted_model, adapters_of, joined, merged
+from deberta_jax.lora import TARGETS, LoraConfig, adapted_model, adapters_of, check_targets, joined, merged
 from deberta_jax.sharding import parameter_path
 
 from ..support import small_models
@@ -159,12 +159,12 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], messag
 
 
 def test_targets_and_ranks_that_do_not_fit_the_model_are_refused() -> None:
-    pytest.importorskip("qwix")
-    model = DebertaForSequenceClassification(SMALL)
-    with pytest.raises(UserError, match=r"no projection pos_key_proj .* it has attention/output, .*\(its relative"):
-        adapted_model(model, LoraConfig(rank=4, targets=("pos_key_proj",)), train=False)
+    params = random_params(DebertaForSequenceClassification(SMALL), IDS)
+    check_targets(params, LoraConfig(rank=31, targets=ALL))
+    with pytest.raises(UserError, match=r"no projection pos_key_proj for .*; it has query_proj, .*feed_forward/output"):
+        check_targets(params, LoraConfig(rank=4, targets=("pos_key_proj",)))
     with pytest.raises(UserError, match="rank of LoRA is 32, but the smaller side of query_proj has only 32 numbers"):
-        adapted_model(model, LoraConfig(rank=32), train=False)
+        check_targets(params, LoraConfig(rank=32))
 
 
 def test_without_qwix_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

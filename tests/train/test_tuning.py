@@ -216,9 +216,14 @@ def test_sift_layer_decay_and_frozen_layers_train_a_part_of_the_adapters(home: P
         ({"freeze_layers": 2}, "freeze_layers is 2, which leaves no layer for adapters"),
         ({"lora": LoraConfig(rank=4, targets=("pos_key_proj",))}, "the model has no projection pos_key_proj"),
         ({"lora": LoraConfig(rank=32)}, "give a smaller --lora.rank"),
+        ({"model": Path("adapter")}, "adapter is an adapter of LoRA, not a model; give the folder model/ beside it"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(home: Path, tmp_path: Path, changes: Any, message: str) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    home: Path, finished: Path, tmp_path: Path, changes: Any, message: str
+) -> None:
+    if "model" in changes:
+        changes = {"model": finished / changes["model"]}
     with pytest.raises(UserError, match=re.escape(message)):
         finetune.main(settings(home, tmp_path, **changes))
     assert not (tmp_path / "model").exists()
