@@ -140,7 +140,8 @@ class Embedding(nn.Module):
 
     def table(self) -> Float[Array, "V D"]:
         """Returns the whole table as float32."""
-        return self.embedding if self._scale is None else self.embedding.astype(jnp.float32) * self._scale
+        table = jnp.asarray(self.embedding)
+        return table if self._scale is None else table.astype(jnp.float32) * self._scale
 
     @property
     def _scale(self) -> Float[Array, "V 1"] | None:
