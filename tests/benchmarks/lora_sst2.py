@@ -18,7 +18,7 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -73,20 +73,19 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.output or Path(tempfile.mkdtemp())
     files = split(options.train, options.dev, folder)
-    start = make_start(files, folder, options.start_steps, options.max_length)
+    start = make_start(options, files, folder)
     rows = []
     for name, (lora, rates) in METHODS.items():
         runs = start.parent / name.lower()
 
         def accuracy(rate: float, seed: int, lora: LoraConfig = lora, runs: Path = runs) -> float:
-            config = settings(start, files, runs / f"{rate:g}-{seed}", lora, rate, seed, options.steps)
-            return finetune.main(changed(config, max_length=options.max_length))["validation"]["accuracy"]
+            config = settings(options, start, files, runs / f"{rate:g}-{seed}", rate, seed=seed, lora=lora)
+            return finetune.main(config)["validation"]["accuracy"]
 
         tried = {rate: accuracy(rate, 0) for rate in rates}
         best = max(tried, key=tried.__getitem__)
         values = [tried[best], *(accuracy(best, seed) for seed in range(1, options.seeds))]
-        of_seed = changed(settings(start, files, folder, lora, best, 0, options.steps), max_length=options.max_length)
-        rows.append((name, best, values, memory(of_seed)))
+        rows.append((name, best, values, memory(settings(options, start, files, folder, best, lora=lora))))
     print(f"\nstart: {start}; {options.steps} steps of {BATCH} examples, {options.seeds} seeds; {LORA}")
     for name, best, values, figures in rows:
         print(
@@ -111,9 +110,9 @@ def split(train: Path, dev: Path, folder: Path) -> Files:
     return files
 
 
-def make_start(files: Files, folder: Path, steps: int, length: int) -> Path:
+def make_start(options: argparse.Namespace, files: Files, folder: Path) -> Path:
     """Trains a tokenizer, and a model from random weights on the first half, and returns it without its head."""
-    home = folder / f"start-{steps}"
+    home = folder / f"start-{options.start_steps}"
     tokenizer, random, start = folder / "tokenizer", folder / "random", home / "model"
     if not random.exists():
         train_tokenizer.main(
@@ -123,8 +122,8 @@ def make_start(files: Files, folder: Path, steps: int, length: int) -> Path:
         ids = np.ones((1, 8), np.int32)
         save_pretrained(random, CONFIG, {"deberta": jax.jit(Deberta(CONFIG).init)(jax.random.key(0), ids)["params"]})
     if not start.exists():
-        whole = settings(random, files, home / "first", LoraConfig(), 1e-3, 0, steps)
-        finetune.main(changed(whole, train=str(files.first), max_length=length))
+        whole = settings(options, random, files, home / "first", 1e-3, steps=options.start_steps)
+        finetune.main(changed(whole, train=str(files.first)))
         config, params = load_pretrained(home / "first" / "model")
         Tokenizer.from_folder(tokenizer).save(start)
         save_pretrained(start, config, {"deberta": params["deberta"]})
@@ -132,22 +131,23 @@ def make_start(files: Files, folder: Path, steps: int, length: int) -> Path:
 
 
 def settings(
-    model: Path, files: Files, output: Path, lora: LoraConfig, rate: float, seed: int, steps: int
+    options: argparse.Namespace, model: Path, files: Files, output: Path, rate: float, **others: Any
 ) -> FinetuneConfig:
-    return finetune_config(
-        model=model,
-        output=output,
-        train=str(files.second),
-        validation=str(files.dev),
-        batch_size=BATCH,
-        steps=steps,
-        evaluate_every=steps,
-        save_every=0,
-        log_every=100,
-        optimizer=OptimizerConfig(learning_rate=rate),
-        seed=seed,
-        lora=lora,
-    )
+    """Returns the settings of a run on the second half. `others` replace or add some."""
+    shared = {
+        "model": model,
+        "output": output,
+        "train": str(files.second),
+        "validation": str(files.dev),
+        "max_length": options.max_length,
+        "batch_size": BATCH,
+        "steps": options.steps,
+        "evaluate_every": options.start_steps + options.steps,  # at the end
+        "save_every": 0,
+        "log_every": 100,
+        "optimizer": OptimizerConfig(learning_rate=rate),
+    }
+    return finetune_config(**{**shared, **others})
 
 
 def memory(config: FinetuneConfig) -> str:
