@@ -219,29 +219,87 @@ def classification(
     weight: Shaped[Array | np.ndarray, "*examples"] | None = None,
     *,
     smoothing: float = 0.0,
+    class_weights: Float[Array | np.ndarray, "C"] | None = None,
+    focal_gamma: float = 0.0,
 ) -> LossSum:
-    """Computes the cross entropy with hard or soft labels.
+    """Computes the cross entropy with hard or soft labels, or the focal loss.
 
     Args:
       labels: class indices, negative for no label; or the probabilities of the classes.
       weight: weight of each example, 0 to ignore it (default: all 1).
       smoothing: share of every label that is spread evenly over all classes (PyTorch's label_smoothing).
+      class_weights: weight of each class (default: all 1). As PyTorch's `weight`, an example with a class index counts
+        as much as its class weighs.
+      focal_gamma: exponent of the focal loss, (1 - p)^gamma in front of -log p (Lin et al. 2017, "Focal loss for dense
+        object detection"); 0 is the cross entropy.
 
     Returns:
       The sum over the examples that count, and their number or total weight.
     """
     log_probabilities = jax.nn.log_softmax(logits)
+    costs = -log_probabilities * _focal_factor(log_probabilities, focal_gamma)
+    costs = costs if class_weights is None else costs * class_weights
     if jnp.issubdtype(labels.dtype, jnp.floating):
-        losses = -(labels * log_probabilities).sum(axis=-1)
-        counts = jnp.ones_like(losses)
+        losses = (labels * costs).sum(axis=-1)
+        counts = shares = jnp.ones_like(losses)
     else:
-        losses = -jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+        indices = jnp.maximum(labels, 0)
+        losses = jnp.take_along_axis(costs, indices[..., None], axis=-1)[..., 0]
         counts = (labels >= 0).astype(jnp.float32)
+        shares = counts if class_weights is None else counts * jnp.asarray(class_weights)[indices]
     if smoothing:
-        losses = (1 - smoothing) * losses - smoothing * log_probabilities.mean(axis=-1)
+        losses = (1 - smoothing) * losses + smoothing * costs.mean(axis=-1)
     if weight is not None:
-        counts = counts * weight
-    return LossSum((losses * counts).sum(), counts.sum())
+        counts, shares = counts * weight, shares * weight
+    return LossSum((losses * counts).sum(), shares.sum())
+
+
+def _focal_factor(log_probabilities: Float[Array, "*shape"], gamma: float) -> Float[Array, "*shape"] | float:
+    """Returns (1 - p)^gamma. The difference is kept above 0, where the gradient of a root is infinite."""
+    return jnp.maximum(-jnp.expm1(log_probabilities), 1e-12) ** gamma if gamma else 1.0
+
+
+def binary(
+    logits: Float[Array, "*examples C"],
+    labels: Float[Array | np.ndarray, "*examples C"],
+    *,
+    smoothing: float = 0.0,
+    positive_weights: Float[Array | np.ndarray, "C"] | None = None,
+    focal_gamma: float = 0.0,
+) -> LossSum:
+    """Computes the cross entropy of a sigmoid for each of C classes, or the focal loss; an example has their mean.
+
+    Args:
+      labels: 0 or 1, or the probability of 1.
+      smoothing: share of every label that is spread evenly over 0 and 1.
+      positive_weights: factor of the loss where the label is 1 (default: all 1; PyTorch's `pos_weight`).
+      focal_gamma: see `classification`.
+
+    Returns:
+      The sum over the examples, and their number.
+    """
+    yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    labels = (1 - smoothing) * labels + smoothing / 2
+    positive = -labels * yes * _focal_factor(yes, focal_gamma)
+    positive = positive if positive_weights is None else positive * positive_weights
+    losses = (positive - (1 - labels) * no * _focal_factor(no, focal_gamma)).mean(axis=-1)
+    return LossSum(losses.sum(), jnp.asarray(losses.size, jnp.float32))
+
+
+def pairwise(chosen: Float[Array, "B"], rejected: Float[Array, "B"], *, smoothing: float = 0.0) -> LossSum:
+    """Computes -log sigmoid(chosen - rejected), the loss of a reward model (Ouyang et al. 2022, equation 1).
+
+    Args:
+      chosen: the scores of the better answers.
+      rejected: the scores of the worse answers.
+      smoothing: share of every preference that is spread evenly over both answers.
+
+    Returns:
+      The sum over the pairs, and their number.
+    """
+    margin = chosen - rejected
+    losses = -jax.nn.log_sigmoid(margin) + 0.5 * smoothing * margin
+    return LossSum(losses.sum(), jnp.asarray(losses.size, jnp.float32))
 
 
 def span(

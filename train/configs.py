@@ -31,7 +31,7 @@ from .settings import (
     Share,
     ShareBelowOne,
 )
-from .task_configs import SpanConfig, TaskDataConfig
+from .task_configs import LossConfig, MultilabelConfig, NewTokensConfig, SpanConfig, TaskDataConfig
 
 # -------------------------------------------------------------------- groups of both commands
 
@@ -243,6 +243,7 @@ class PretrainConfig(RunConfig):
     microsoft/deberta-v3-small"""
     data: Annotated[TextConfig, Flat] = TextConfig()
     models: Annotated[ModelsConfig, Flat] = ModelsConfig()
+    new_tokens: Annotated[NewTokensConfig, Flat] = NewTokensConfig()
     objective: Annotated[ObjectiveConfig, Flat] = ObjectiveConfig()
     batch_size: BatchSize = 256
     """rows per step, over all devices"""
@@ -289,6 +290,9 @@ class SelectionConfig(Settings):
     """steps between evaluations (0: once per epoch)"""
     select: Literal["last", "best"] = "last"
     """which model is the result: that of the last step or that of the best evaluation on the validation split"""
+    metric: str | None = None
+    """metric of the validation split that best, patience, seeds and grid go by, such as macro_f1, f0.5, f1:LABEL, auc,
+    recall_at_precision_0.9 or log_loss (default: the main metric of the task; an unknown name lists all)"""
     patience: NotNegative = 0
     """number of evaluations without improvement after which training stops (0 disables early stopping)"""
 
@@ -342,6 +346,9 @@ class FinetuneConfig(RunConfig):
     """folder or hub name of a tokenizer (default: that of the model)"""
     data: Annotated[TaskDataConfig, Flat]
     spans: Annotated[SpanConfig, Flat] = SpanConfig()
+    multilabel: Annotated[MultilabelConfig, Flat] = MultilabelConfig()
+    loss: Annotated[LossConfig, Flat] = LossConfig()
+    new_tokens: Annotated[NewTokensConfig, Flat] = NewTokensConfig()
     batch_size: BatchSize = 32
     """examples per step, over all devices"""
     epochs: NotNegativeNumber = 3.0

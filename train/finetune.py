@@ -56,6 +56,7 @@ from .finetune_setup import (
 )
 from .hosts.join import Hosts, join_run
 from .model_folders import check_not_overwritten, model_folder, tokenizer_folder
+from .new_tokens import new_tokens_message, with_new_rows, with_new_tokens
 from .reporting.reporter import open_reporter
 from .sweep import Results, RunOutcome, grid_points, run_all
 from .tasks.base import Encoded, Objective
@@ -101,6 +102,8 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     pretrained, weights = load_pretrained(folder, mesh=mesh)
     check_finite(weights, where=str(config.model))
+    plain, tokenizer = tokenizer, with_new_tokens(config.new_tokens, tokenizer)
+    pretrained, weights = with_new_rows(config.new_tokens, plain, {"model": (pretrained, weights)})["model"]
     task = load_task(config, tokenizer, model_head(config, pretrained, weights))
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task, tokenizer)
@@ -121,8 +124,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     )
     initial = None if config.random_weights else reorder_classifier(weights, pretrained, task)
     shapes = jax.eval_shape(create, initial)
-    whole = jax.eval_shape(tuning.whole, shapes.params["model"])
-    placement = named_shardings(shapes, mesh)
+    whole, placement = jax.eval_shape(tuning.whole, shapes.params["model"]), named_shardings(shapes, mesh)
     unused = left_out(initial, whole) if initial else []
     run_identity = identity(config, model_config, tokenizer, task, input_digests(config, task, weights))
     head = heads_message(None if config.random_weights else weights, whole, pretrained, task)
@@ -131,7 +133,11 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     del weights, initial  # their memory is needed
 
     # ---------------------------------------------------------------- one step, compiled once per padded length
-    step = build_step(tuning.model, task.objective, optimizer, config, total_steps=steps)
+    step = jax.jit(
+        build_step(tuning.model, task.objective, optimizer, config, total_steps=steps),
+        donate_argnums=0,
+        out_shardings=(placement, None),
+    )
     predictor = Predictor(config, task, model, mesh, check_stop=hosts.check_stop)
     validation = Validation(predictor, model_config, tuning)
 
@@ -154,6 +160,10 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     ):
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
+        if tokenizer is not plain:
+            reporter.message(
+                new_tokens_message(tokenizer, tokenizer.vocab_size - plain.vocab_size, model_config.vocab_size)
+            )
         if hosts.first:
             check_predictions_size(task, config.output, reporter)
         reporter.message(f"{head}{tuning.description(shapes.params['model'])}")
@@ -166,9 +176,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             save_every=config.save_every,
             profile=config.profile,
             profile_folder=config.output / "profile",
-            step=functools.partial(
-                jax.jit(step, donate_argnums=0, out_shardings=(placement, None)), frozen=tuning.frozen
-            ),
+            step=functools.partial(step, frozen=tuning.frozen),
             batches=training_batches(config, examples, mesh),
             place_batch=functools.partial(place_batch, mesh=mesh),
             summarize=training_figures,

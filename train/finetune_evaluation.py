@@ -28,6 +28,7 @@ from .reporting.reporter import Reporter
 from .sweep import Results
 from .tasks.base import Predictions, Task
 from .tasks.batches import evaluation_batches
+from .tasks.metrics import lower_is_better
 from .tasks.predictions import BatchPredictions
 from .tuning import Params, Tuning
 
@@ -94,7 +95,12 @@ class Validation:
         metric = predictor.task.main_metric
         # Earlier versions had the scores of answers as texts in percent: those of ReCoRD and of spans without classes.
         percent = metric == "answer_f1" or (metric == "f1" and not predictor.task.label_names)
-        self.best = BestEvaluation(metric, self._config.selection.patience, once_in_percent=percent)
+        self.best = BestEvaluation(
+            metric,
+            self._config.selection.patience,
+            once_in_percent=percent,
+            lower_is_better=lower_is_better(metric),
+        )
 
     @property
     def _selects_best(self) -> bool:
@@ -181,6 +187,7 @@ def write_results(
         if name == "train":
             continue
         predictions = known.get(name) or predictor.predict(params, name)
+        task = task.tuned(predictions) if name == "validation" else task
         if split.labeled:
             figures = written.results[name] = task.score(name, predictions)
             written.predictions[name] = predictions
@@ -194,7 +201,7 @@ def write_results(
         elif not split.labeled:
             next(records, None)  # raises, as on the first host, if a prediction is not finite
     if hosts.first:
-        write_file(output / "results.json", to_json(written.results, indent=2) + "\n")
+        write_file(output / "results.json", to_json(written.results | task.extra_results, indent=2) + "\n")
     return written
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from deberta_jax.checksums import tree_digest
-from deberta_jax.config import DebertaConfig
+from deberta_jax.config import DebertaConfig, ProblemType
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -18,22 +18,24 @@ from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
 from .settings import LARGEST_INT
-from .tasks.base import Task
+from .tasks.base import Objective, Task
 from .tasks.classification.task import Classification
 from .tasks.digest import examples_digest, tokens_digest
+from .tasks.multilabel.task import Multilabel
+from .tasks.rewards.task import Reward
 from .tasks.sources.classes import NO_HEAD, Head, match_names
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:
     """Returns the model's configuration with the classes of the task (one output without a name for a regression).
 
-    What the logits of the model to start from meant is not kept: a model of classes has one softmax.
+    What the logits of the model to start from meant is not kept: a model of classes has one softmax, unless they are
+    those of a multi-label classification.
     """
-    regression = isinstance(task.objective, Classification) and task.objective.regression
     changes: dict[str, Any] = {
         "num_labels": max(1, len(task.label_names)),
         "label_names": task.label_names,
-        "problem_type": "regression" if regression else None,
+        "problem_type": _problem_type(task.objective),
     }
     dropout = config.regularization.classifier_dropout
     if dropout is not None:
@@ -41,6 +43,17 @@ def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -
         if pretrained.model_type in ("roberta", "electra"):  # their heads have dropout before and after the dense layer
             changes["pooler_dropout"] = dropout
     return pretrained.replace(**changes)
+
+
+def _problem_type(objective: Objective) -> ProblemType | None:
+    """Returns what the logits mean; None for what transformers does without one (see `DebertaConfig.problem_type`)."""
+    match objective:
+        case Classification(regression=True) | Reward():
+            return "regression"
+        case Multilabel():
+            return "multi_label_classification"
+        case _:
+            return None
 
 
 def model_head(config: FinetuneConfig, pretrained: DebertaConfig, weights: dict[str, Any]) -> Head:
@@ -136,9 +149,10 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tok
         raise UserError(f"freeze_layers is {frozen}, but the model has {model.num_hidden_layers} layers")
     if model.reads_positions() and config.data.max_length > model.max_tokens:
         raise UserError(f"max_length is {config.data.max_length}, but the model has positions for {model.max_tokens}")
-    needs_validation = config.selection.patience or config.selection.select == "best" or config.sweep.several_runs
+    selection = config.selection
+    needs_validation = selection.patience or selection.select == "best" or config.sweep.several_runs or selection.metric
     if needs_validation and "validation" not in task.splits:
-        raise UserError("patience, select 'best', seeds and grid need the validation split; give --validation")
+        raise UserError("patience, select 'best', metric, seeds and grid need the validation split; give --validation")
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size {model.vocab_size}; "
@@ -243,7 +257,30 @@ def identity(
         "sift": dataclasses.asdict(config.sift),
         "dtype": config.dtype,
         "seed": config.seed,
-        # Only of runs with LoRA: the others go on with checkpoints of earlier versions.
-        **({"lora": dataclasses.asdict(config.lora)} if config.lora.rank else {}),
+        **_newer_settings(config),
         DIGESTS: digests,
     }
+
+
+def _newer_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """Returns the settings of `identity` that earlier versions did not have, where they are not the default."""
+    defaults = {
+        "class_weights": [],
+        "focal_gamma": 0.0,
+        "metric": None,
+        "threshold": None,
+        "per_class_thresholds": False,
+        "lora": None,
+    }
+    settings = {
+        "class_weights": list(config.loss.class_weights),
+        "focal_gamma": config.loss.focal_gamma,
+        "lora": dataclasses.asdict(config.lora) if config.lora.rank else None,
+    }
+    if config.selection.select == "best" or config.selection.patience:  # which these decide about
+        settings |= {
+            "metric": config.selection.metric,
+            "threshold": config.multilabel.threshold,
+            "per_class_thresholds": config.multilabel.per_class_thresholds,
+        }
+    return {name: value for name, value in settings.items() if value != defaults[name]}

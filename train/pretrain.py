@@ -50,6 +50,7 @@ from .hosts.join import Hosts, join_run
 from .model_folders import check_not_overwritten, tokenizer_folder
 from .pretrain_setup import (
     PretrainingRows,
+    add_new_tokens,
     check_tables,
     identity,
     input_digests,
@@ -86,7 +87,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     # ---------------------------------------------------------------- what is trained, on what
     tokenizer = Tokenizer.from_folder(tokenizer_folder(Path(config.tokenizer)))
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    initial = load_initial_models(config, mesh)
+    tokenizer, initial = add_new_tokens(config, tokenizer, load_initial_models(config, mesh))
     models_config = resolve_models(config, {name: model.config for name, model in initial.items()})
     check_tables(config, tokenizer, models_config)
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))

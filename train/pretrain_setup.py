@@ -27,6 +27,7 @@ from .data.masking import MaskingConfig
 from .data.prepare import prepare
 from .data.text import text_or_novels
 from .model_folders import model_folder
+from .new_tokens import with_new_rows, with_new_tokens
 
 BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
@@ -60,6 +61,15 @@ def load_initial_models(config: PretrainConfig, mesh: Mesh) -> dict[str, Pretrai
     for name, model in models.items():
         check_finite(model.params, where=str(folders[name]))
     return models
+
+
+def add_new_tokens(
+    config: PretrainConfig, tokenizer: Tokenizer, initial: Mapping[str, PretrainedModel]
+) -> tuple[Tokenizer, dict[str, PretrainedModel]]:
+    """Returns the tokenizer with the tokens that the settings add, and the models to start from with rows for them."""
+    grown = with_new_rows(config.new_tokens, tokenizer, initial)
+    models = {name: PretrainedModel(*model) for name, model in grown.items()}
+    return with_new_tokens(config.new_tokens, tokenizer), models
 
 
 def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] = MappingProxyType({})) -> RTDConfig:

@@ -18,12 +18,13 @@ from deberta_jax.terminal import say
 
 from .configs import FinetuneConfig
 from .engine.divergence import TrainingError
+from .tasks.metrics import lower_is_better
 
 Results = dict[str, dict[str, float]]  # the metrics of each labeled split
 
 
 class RunOutcome(NamedTuple):
-    """The results of a run, and the metric of the validation split that decides; higher is better."""
+    """The results of a run, and the metric of the validation split that decides."""
 
     results: Results
     main_metric: str
@@ -185,14 +186,15 @@ class _Row:
     @property
     def rank(self) -> tuple[bool, bool, float]:
         """Sorts combinations without a diverged run above the others, and by their means."""
-        return bool(self.finished), len(self.finished) == len(self.attempts), _sortable(self.interval.mean)
+        goodness = _goodness(self.metric, self.interval.mean)
+        return bool(self.finished), len(self.finished) == len(self.attempts), goodness
 
     @property
     def best(self) -> tuple[FinetuneConfig, RunOutcome]:
         """The finished run with the best metric. One whose metric is undefined is the best only if all are."""
         pairs = zip(self.point.runs, self.attempts, strict=True)
         finished = [(single, attempt) for single, attempt in pairs if isinstance(attempt, RunOutcome)]
-        return max(finished, key=lambda pair: _sortable(pair[1].results["validation"][self.metric]))
+        return max(finished, key=lambda pair: _goodness(self.metric, pair[1].results["validation"][self.metric]))
 
     @property
     def best_model(self) -> str:
@@ -254,8 +256,11 @@ def _print_table(rows: Sequence[_Row], chosen: _Row | None) -> None:
         console.print(f"the best run's model: {chosen.best_model}", soft_wrap=True)
 
 
-def _sortable(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
+def _goodness(metric: str, value: float) -> float:
+    """Returns a number that is higher the better a value of a metric is; lowest for NaN."""
+    if math.isnan(value):
+        return -math.inf
+    return -value if lower_is_better(metric) else value
 
 
 def _shown(value: float, prefix: str = "") -> str:

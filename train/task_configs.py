@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from deberta_jax.errors import UserError
 
-from .settings import Flat, Positive, Range, Settings
+from .settings import Flat, Positive, Range, Settings, Share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,14 +15,16 @@ class ColumnsConfig(Settings):
 
     text_column: str | None = None
     """the text (default: text), the question of a span (default: question), the list of words of tokens (default:
-    words; in CoNLL files 0, the first)"""
+    words; in CoNLL files 0, the first), the prompt of a reward (default: prompt, if there is one)"""
     pair_column: str | None = None
     """the second text of a pair, the question of a choice, the context of a span (default: context)"""
     choices_columns: tuple[str, ...] = ()
-    """the choices: one column of lists, or one column per choice (default: choices)"""
+    """the choices: one column of lists, or one column per choice (default: choices); of a reward the columns of the
+    better and the worse answer (default: chosen rejected)"""
     label_column: str | None = None
     """the label (default: label), the answers of a span (default: answers), the list of labels of tokens (default:
-    labels; in CoNLL files -1, the last)"""
+    labels; in CoNLL files -1, the last), the labels of multilabel (default: labels, or one column of 0 and 1 for each
+    of --labels)"""
     start_column: str | None = None
     """the position in the context, in characters, at which an answer starts, where answers are plain texts (default:
     answer_start; without such a column the first occurrence is used)"""
@@ -45,11 +47,16 @@ class TaskDataConfig(Settings):
     """examples to evaluate on, in the same forms (default: with tfds the set's own validation split)"""
     test: str | None = None
     """examples to test the finished model on, in the same forms; they need no labels"""
-    kind: Literal["classification", "regression", "choice", "tokens", "span"] | None = None
-    """kind of the task (default: that of a published set, else classification)"""
+    kind: (
+        Literal["classification", "multilabel", "regression", "ranking", "reward", "choice", "tokens", "span"] | None
+    ) = None
+    """kind of the task (default: that of a published set, else classification). multilabel: any number of classes for a
+    text; ranking: one logit, trained on labels from 0 to 1, as of query and document; reward: one score, trained on
+    pairs of a better and a worse answer"""
     labels: tuple[str, ...] = ()
-    """names of the classes of classification or tokens in the order of the model's outputs; a label outside the list is
-    an error (default: the classes of the model if they include those of training, else those of the data)"""
+    """names of the classes of classification, multilabel or tokens in the order of the model's outputs; a label outside
+    the list is an error (default: the classes of the model if they include those of training, else those of the
+    data)"""
     columns: Annotated[ColumnsConfig, Flat] = ColumnsConfig()
     data_dir: Path | None = None
     """folder in which tensorflow_datasets keeps prepared sets"""
@@ -83,3 +90,47 @@ class SpanConfig(Settings):
     null_threshold: Annotated[float, Range()] = 0.0
     """margin by which the no-answer score must exceed the best span's to predict no answer; evaluation reports the
     best threshold"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultilabelConfig(Settings):
+    """Several labels for a text: settings of the kind multilabel"""
+
+    label_separator: str | None = None
+    """what separates the labels in a text (default: | or ; or , if the labels have one of them; lists need none)"""
+    threshold: Share | None = None
+    """probability from which a label is predicted (default: the one with the best micro F1 on the validation split, or
+    0.5 without that split)"""
+    per_class_thresholds: bool = False
+    """predict each label from a threshold of its own, the one with the best F1 of the class on the validation split"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_separator == "":
+            raise UserError("label_separator is empty; give what separates the labels, such as '|'")
+        if self.threshold is not None and self.per_class_thresholds:
+            raise UserError("threshold and per_class_thresholds are given; leave one of them out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Settings):
+    """The loss of classification, multilabel and tokens"""
+
+    class_weights: tuple[str, ...] = ()
+    """weight of each class in the loss: 'balanced', which makes all classes count equally, numbers in the order of
+    --labels, or LABEL=WEIGHT (1 for a class that is not named). Of multilabel: the weight of the examples that have the
+    label (default: all 1)"""
+    focal_gamma: Annotated[float, Range(at_least=0, at_most=100)] = 0.0
+    """exponent of the focal loss, which gives examples less weight the better the model does on them (0 disables it;
+    published: 2)"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewTokensConfig(Settings):
+    """Tokens to add to the vocabulary, such as markers of entities. Their embeddings start from the mean of the pieces
+    that the tokenizer cut them into before"""
+
+    add_tokens: tuple[str, ...] = ()
+    """strings that become single tokens wherever they occur"""
+    add_tokens_file: Path | None = None
+    """file of such strings, one on each line"""

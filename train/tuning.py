@@ -129,6 +129,10 @@ def choose_tuning(
         return Tuning(model)
     if config.random_weights:
         raise UserError("--lora.rank trains adapters of a model; leave out --random-weights, which trains a new model")
+    if config.new_tokens.add_tokens or config.new_tokens.add_tokens_file is not None:
+        raise UserError(
+            "--add-tokens adds rows to the word embeddings, which --lora.rank does not train; leave out one of them"
+        )
     if first_layer >= model.config.num_hidden_layers:
         raise UserError(
             f"freeze_layers is {first_layer}, which leaves no layer for adapters of --lora.rank; the model has "

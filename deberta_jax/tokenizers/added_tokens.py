@@ -78,6 +78,10 @@ class ExtendedVocabulary:
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self._base, self._tokens)
 
+    def extended(self, tokens: AddedTokens) -> "ExtendedVocabulary":
+        """Returns the vocabulary with further added tokens. Raises as the constructor."""
+        return ExtendedVocabulary(self._base, {**self._tokens, **tokens}, source="the vocabulary")
+
     def normalizer(self) -> Any:
         return self._base.normalizer()
 

@@ -80,6 +80,11 @@ class Tokenizer:
         self.vocab_size = vocabulary.size
         self.fingerprint = vocabulary.fingerprint
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The pieces, without [CLS] and [SEP] around a text."""
+        return self._vocabulary
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._vocabulary,)
 

@@ -147,3 +147,99 @@ def test_losses_are_sums_that_add_up() -> None:
     total, count = classification(scores, classes, weight)
     assert count == 1
     np.testing.assert_allclose(total, -jax.nn.log_softmax(scores[0])[1], rtol=1e-6)
+
+
+# -------------------------------------------------------------------- losses of classes
+
+
+def drawn(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a wide range, and labels of 0 and 1 of the same shape."""
+    rng = np.random.default_rng(3)
+    return rng.normal(0, 4, shape).astype(np.float32), (rng.random(shape) < 0.3).astype(np.float32)
+
+
+def mean(loss: losses.LossSum) -> jax.Array:
+    return loss.total / loss.weight
+
+
+def test_losses_by_hand() -> None:
+    even = jnp.zeros((2, 2))
+    log2 = np.log(2)
+    weighted = losses.classification(even, np.array([0, 1]), class_weights=np.array([3.0, 1.0], np.float32))
+    np.testing.assert_allclose(weighted, [4 * log2, 4], rtol=1e-6)
+    ignored = losses.classification(even, np.array([0, -1]), class_weights=np.array([3.0, 1.0], np.float32))
+    np.testing.assert_allclose(ignored, [3 * log2, 3], rtol=1e-6)
+    focal = losses.classification(even, np.array([0, 1]), focal_gamma=2.0)
+    np.testing.assert_allclose(focal, [2 * 0.25 * log2, 2], rtol=1e-6)
+    labels = np.array([[1, 0], [0.5, 0]], np.float32)
+    np.testing.assert_allclose(losses.binary(even, labels), [2 * log2, 2], rtol=1e-6)
+    heavy = losses.binary(even, labels, positive_weights=np.array([5.0, 5.0], np.float32))
+    np.testing.assert_allclose(heavy, [(5 + 1) / 2 * log2 + (3 + 1) / 2 * log2, 2], rtol=1e-6)
+    zero, one = jnp.zeros(1), jnp.ones(1)
+    np.testing.assert_allclose(losses.pairwise(one, zero).total, np.log1p(np.exp(-1)), rtol=1e-6)
+    smooth = losses.pairwise(one, zero, smoothing=0.2).total
+    np.testing.assert_allclose(smooth, 0.9 * np.log1p(np.exp(-1)) + 0.1 * np.log1p(np.exp(1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_focal_loss_has_a_finite_gradient_where_the_model_is_certain(gamma: float) -> None:
+    logits = jnp.array([[200.0, -200.0], [-200.0, 200.0]])
+    labels = np.array([0, 0])
+    grads = [
+        jax.grad(lambda x: losses.classification(x, labels, focal_gamma=gamma).total)(logits),
+        jax.grad(lambda x: losses.binary(x, np.array([[1.0, 0], [1, 0]], np.float32), focal_gamma=gamma).total)(logits),
+    ]
+    assert np.isfinite(grads).all()
+
+
+@pytest.mark.torch
+def test_losses_equal_those_of_pytorch() -> None:
+    """Values and gradients, with weights, label smoothing and ignored labels."""
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    logits, targets = drawn(7, 5)
+    classes = np.array([0, 4, 2, -100, 1, 1, 3])
+    weights = np.array([0.5, 1, 2, 3, 0.25], np.float32)
+    ours_and_theirs = [
+        (
+            lambda x: mean(losses.classification(x, classes, smoothing=0.1, class_weights=weights)),
+            lambda x: functional.cross_entropy(
+                x, torch.tensor(classes), weight=torch.tensor(weights), label_smoothing=0.1
+            ),
+        ),
+        (
+            lambda x: mean(losses.binary(x, targets, positive_weights=weights)),
+            lambda x: functional.binary_cross_entropy_with_logits(
+                x, torch.tensor(targets), pos_weight=torch.tensor(weights)
+            ),
+        ),
+        (
+            lambda x: mean(losses.binary(x, 0.8 * targets, smoothing=0.1)),
+            lambda x: functional.binary_cross_entropy_with_logits(x, 0.9 * torch.tensor(0.8 * targets) + 0.05),
+        ),
+        (
+            lambda x: mean(losses.binary(x, targets, focal_gamma=2.0)),
+            lambda x: (
+                functional.binary_cross_entropy_with_logits(x, torch.tensor(targets), reduction="none")
+                * (1 - (torch.tensor(targets) * x.sigmoid() + (1 - torch.tensor(targets)) * (1 - x.sigmoid()))) ** 2
+            ).mean(),
+        ),
+        (
+            lambda x: mean(losses.classification(x, np.abs(classes) % 5, focal_gamma=1.5)),
+            lambda x: (
+                functional.cross_entropy(x, torch.tensor(np.abs(classes) % 5), reduction="none")
+                * (1 - x.softmax(-1)[torch.arange(7), torch.tensor(np.abs(classes) % 5)]) ** 1.5
+            ).mean(),
+        ),
+        (
+            lambda x: mean(losses.pairwise(x[:, 0], x[:, 1])),
+            lambda x: -functional.logsigmoid(x[:, 0] - x[:, 1]).mean(),
+        ),
+    ]
+    for ours, theirs in ours_and_theirs:
+        value, gradient = jax.value_and_grad(ours)(jnp.asarray(logits))
+        leaf = torch.tensor(logits, requires_grad=True)
+        expected = theirs(leaf)
+        expected.backward()
+        np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+        np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)

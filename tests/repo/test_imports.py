@@ -28,13 +28,13 @@ FLOORS = (
     {"adapter", "int8"},
     {"rtd", "sift"},
     {"tokenizers"},
-    {"predict"},
+    {"predict", "new_rows"},
 )
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (
     {"settings", "model_folders"},
     {"task_configs"},
-    {"configs"},
+    {"configs", "new_tokens"},
     {"hosts", "data"},
     {"checkpoints", "reporting"},
     {"engine"},

@@ -26,11 +26,14 @@ SHARED = """
     optimizer.warmup optimizer.weight-decay output profile remat save-every seed steps tokenizer
 """
 PRETRAIN = """
+    add-tokens add-tokens-file
     boundary corpus decoupled discriminator-learning-rate embedding-sharing held-out-fraction init-discriminator
     init-generator mask-rate max-ngram no-decoupled objective rtd-lambda sequence-length text vocab-size
 """
 FINETUNE = """
     header no-header quoting
+    add-tokens add-tokens-file class-weights focal-gamma label-separator metric no-per-class-thresholds
+    per-class-thresholds threshold
     choices-columns classifier-dropout data-dir doc-stride epochs freeze-layers grid.batch-size grid.epochs
     grid.learning-rate group-by-length kind label-column label-smoothing labels layer-decay
     lora.alpha lora.dropout lora.rank lora.targets manual-dir

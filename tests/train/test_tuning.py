@@ -213,6 +213,7 @@ def test_sift_layer_decay_and_frozen_layers_train_a_part_of_the_adapters(home: P
     ("changes", "message"),
     [
         ({"random_weights": True}, "leave out --random-weights"),
+        ({"add_tokens": ("[X]",)}, "--add-tokens adds rows to the word embeddings, which --lora.rank does not train"),
         ({"freeze_layers": 2}, "freeze_layers is 2, which leaves no layer for adapters"),
         ({"lora": LoraConfig(rank=4, targets=("pos_key_proj",))}, "the model has no projection pos_key_proj"),
         ({"lora": LoraConfig(rank=32)}, "give a smaller --lora.rank"),

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Integer
@@ -19,7 +19,9 @@ from deberta_jax.path_names import check_utf8
 from deberta_jax.terminal import list_names, say
 
 from ..model_folders import tokenizer_folder
-from ..settings import LONGEST_ROW, SHORTEST_ROW, check_seed, shown_number
+from ..new_tokens import with_new_tokens
+from ..settings import LONGEST_ROW, SHORTEST_ROW, Flat, check_seed, shown_number
+from ..task_configs import NewTokensConfig
 from .corpus import (
     FORMAT,
     MANIFEST,
@@ -246,6 +248,7 @@ class PrepareConfig:
     """share of the documents that is kept for evaluation"""
     seed: int = 0
     """seed that selects the held-out documents"""
+    new_tokens: Annotated[NewTokensConfig, Flat] = NewTokensConfig()
 
 
 def boundary_hint(corpus: Corpus) -> str:
@@ -271,7 +274,7 @@ def main(config: PrepareConfig) -> None:
         text, boundary = text_or_novels(config.text, config.boundary)
         corpus = prepare(
             text,
-            Tokenizer.from_folder(tokenizer_folder(config.tokenizer)),
+            with_new_tokens(config.new_tokens, Tokenizer.from_folder(tokenizer_folder(config.tokenizer))),
             config.output,
             sequence_length=config.sequence_length,
             boundary=boundary,

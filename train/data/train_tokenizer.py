@@ -10,15 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import say
+from deberta_jax.tokenizers.extend import declare_pieces
 from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
-from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, PAD, SEP, UNK
+from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK
 
 from ..settings import LARGEST_INT, shown_number
 from . import sentencepiece_process
@@ -29,7 +30,9 @@ from .work_folder import stop_at_signals
 _SAMPLE_BYTES = 1 << 20
 _SPECIAL_AND_BYTE_PIECES = 4 + 256
 _MAX_LINE_BYTES = 4192  # SentencePiece silently drops longer lines
+_SPACE = "▁"  # U+2581, which SentencePiece writes for a space
 _RESERVED = "▅"  # U+2585, which SentencePiece reserves for unknown characters; it drops lines that contain it
+_NOT_IN_SYMBOLS = (_SPACE, _RESERVED)
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]")  # noqa: RUF001
 _THREADS = 16  # a constant: SentencePiece sums expectations per thread, so the number of threads changes the model
 
@@ -51,6 +54,8 @@ class TokenizerConfig:
     """share of the characters that get their own piece, 0.98 to 1; the others are encoded as bytes"""
     input_sentence_size: int = 1_000_000
     """maximum number of lines to train on; if the text has more, a random sample is used"""
+    symbols: tuple[str, ...] = ()
+    """strings that are always single pieces, such as markers of entities; they count as pieces of vocab_size"""
     overwrite: bool = False
     """replace a different spm.model in the output folder"""
 
@@ -74,6 +79,7 @@ def main(config: TokenizerConfig) -> None:
             vocab_size=config.vocab_size,
             character_coverage=config.character_coverage,
             input_sentence_size=config.input_sentence_size,
+            symbols=config.symbols,
         )
         seconds = time.monotonic() - began
         saved = config.output / MODEL_FILE
@@ -82,7 +88,7 @@ def main(config: TokenizerConfig) -> None:
                 f"{saved} is another tokenizer, and data prepared with it would become unusable; "
                 "choose another output folder, or pass --overwrite"
             )
-        tokenizer = Tokenizer.from_bytes(model)
+        tokenizer = declare_pieces(Tokenizer.from_bytes(model), config.symbols)
         with _writing(config.output):
             tokenizer.save(config.output)
         rate = _bytes_per_token(tokenizer, read_documents(paths, boundary="line"))
@@ -139,6 +145,7 @@ def train_tokenizer(
     vocab_size: int,
     character_coverage: float = 0.9995,
     input_sentence_size: int = 1_000_000,
+    symbols: Sequence[str] = (),
 ) -> bytes:
     """Trains a SentencePiece unigram model with DeBERTa's special pieces and returns the content of spm.model.
 
@@ -154,10 +161,12 @@ def train_tokenizer(
       character_coverage: share of the characters that get their own piece; the others are encoded as bytes.
       input_sentence_size: maximum number of lines, all of which are held in memory. If the text has more, a random
         sample is used.
+      symbols: strings that are always single pieces, SentencePiece's user-defined symbols. They follow the special
+        tokens and count as pieces of vocab_size.
 
     Raises:
-      UserError: if vocab_size does not fit the text (the message contains the limit), a setting is out of range, or
-        there is no text.
+      UserError: if a symbol cannot be one, vocab_size does not fit the text (the message contains the limit), a setting
+        is out of range, or there is no text.
     """
     if isinstance(documents, str):
         raise TypeError("documents is a single string; pass a list of strings")
@@ -166,6 +175,7 @@ def train_tokenizer(
             f"vocab_size is {shown_number(vocab_size)}; it must be above {_SPECIAL_AND_BYTE_PIECES}, usually "
             f"8000-128000, and at most {LARGEST_INT}"
         )
+    check_symbols(symbols)
     if not 0.98 <= character_coverage <= 1:
         raise UserError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
     if not 100 < input_sentence_size <= LARGEST_INT:
@@ -185,6 +195,7 @@ def train_tokenizer(
         "byte_fallback": True,
         **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
         **{"pad_piece": PAD, "bos_piece": CLS, "eos_piece": SEP, "unk_piece": UNK},
+        **({"user_defined_symbols": list(symbols)} if symbols else {}),
         "num_threads": _THREADS,
         "minloglevel": 2,
     }
@@ -197,6 +208,22 @@ def train_tokenizer(
             f"input_sentence_size or vocab_size: {message}"
         )
     return model
+
+
+def check_symbols(symbols: Sequence[str]) -> None:
+    """Raises UserError if a string cannot be a piece that stands for itself."""
+    for number, symbol in enumerate(symbols):
+        if symbol in symbols[:number]:
+            raise UserError(f"symbols have {symbol!r} twice; give it once")
+        if symbol in (PAD, CLS, SEP, UNK, MASK):
+            raise UserError(f"symbols have {symbol!r}, which every tokenizer has as a special token; leave it out")
+        if not symbol or any(character.isspace() or character in _NOT_IN_SYMBOLS for character in symbol):
+            raise UserError(
+                f"symbols have {symbol!r}; a symbol needs at least one character, and has no white space, {_SPACE} or "
+                f"{_RESERVED}"
+            )
+        if not symbol.isprintable():
+            raise UserError(f"symbols have {symbol!r}, which has characters that cannot be printed; leave them out")
 
 
 def _run_trainer(settings: dict[str, Any], lines: list[str]) -> tuple[int, bytes, str]:

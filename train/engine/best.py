@@ -10,9 +10,10 @@ class BestEvaluation:
     """Tracks the best evaluation; saved in checkpoints.
 
     Attributes:
-      metric: the metric to compare; higher is better.
+      metric: the metric to compare; higher is better unless `lower_is_better`.
       patience: number of evaluations without improvement after which training should stop (0 disables this).
       once_in_percent: whether states without a unit, which earlier versions saved, have the metric in percent.
+      lower_is_better: whether the best evaluation is that with the lowest value, as of a loss.
       step: the step of the best evaluation; None before the first one with a finite metric.
       value: its metric.
       evaluations_since: number of evaluations after the best one.
@@ -21,14 +22,16 @@ class BestEvaluation:
     metric: str
     patience: int = 0
     once_in_percent: bool = False
+    lower_is_better: bool = False
     step: int | None = None
     value: float = -math.inf
     evaluations_since: int = 0
 
     def record(self, step: int, figures: dict[str, float]) -> bool:
         """Records an evaluation and returns whether it is the best so far. NaN never is."""
-        if figures[self.metric] > self.value:  # False for NaN
-            self.step, self.value, self.evaluations_since = step, figures[self.metric], 0
+        value, sign = figures[self.metric], -1 if self.lower_is_better else 1
+        if math.isfinite(value) and (self.step is None or sign * value > sign * self.value):
+            self.step, self.value, self.evaluations_since = step, value, 0
             return True
         self.evaluations_since += 1
         return False

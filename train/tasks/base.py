@@ -8,10 +8,11 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
@@ -19,7 +20,7 @@ from deberta_jax.config import DebertaConfig
 
 from ..engine.divergence import TrainingError
 
-Kind = Literal["classification", "regression", "choice", "tokens", "span"]
+Kind = Literal["classification", "multilabel", "regression", "ranking", "reward", "choice", "tokens", "span"]
 ExampleBatch = dict[str, Num[np.ndarray, "B ..."]]
 Arrays = Mapping[str, jax.Array]  # an `ExampleBatch` on the devices
 Predictions = Sequence[Mapping[str, np.ndarray]]  # the arrays of `Objective.predict` for each example of a split
@@ -84,6 +85,12 @@ class AnswerLogits(NamedTuple):
     weight: Float[Array, "*answers"] | None = None
 
 
+def sigmoid_answers(logits: Float[Array, "B C"]) -> AnswerLogits:
+    """Returns sigmoids as softmaxes of two logits; all C of an example together have the weight 1."""
+    pairs = jnp.stack([logits, jnp.zeros_like(logits)], axis=-1)
+    return AnswerLogits(pairs, jnp.full(logits.shape, 1 / logits.shape[-1]))
+
+
 class Encoded(Protocol):
     """The token ids of the E examples of a split, in memory.
 
@@ -139,7 +146,7 @@ class Task(Protocol):
 
     Attributes:
       label_names: the name of each class by index; empty if the task has no classes.
-      main_metric: the metric of `score` that selects the best model; higher is better.
+      main_metric: the metric of `score` that selects the best model; `metrics.lower_is_better` knows the direction.
       splits: "train" and, where they exist, "validation", further validation splits by name, and "test".
       examples: for each split the examples as they were read, dataclasses of JSON values, for `digest.examples_digest`.
     """
@@ -176,3 +183,24 @@ class Task(Protocol):
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
         """Draws the predictions for a labeled split into a PNG file; does nothing for kinds without a picture."""
         ...
+
+    def tuned(self, validation: Predictions) -> "Task":
+        """Returns the task with what it learns from the predictions for the validation split, such as thresholds."""
+        ...
+
+    @property
+    def extra_results(self) -> dict[str, Any]:
+        """What results.json has besides the metrics of the splits."""
+        ...
+
+
+class WithoutTuning:
+    """The methods of a `Task` that learns nothing from the validation split."""
+
+    def tuned(self, validation: Predictions) -> Self:
+        del validation
+        return self
+
+    @property
+    def extra_results(self) -> dict[str, Any]:
+        return {}

@@ -74,8 +74,33 @@ def spearman(predictions: Shaped[np.ndarray, "E"], labels: Shaped[np.ndarray, "E
     return float(result.statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def mse(predictions: Shaped[np.ndarray, "E"], labels: Shaped[np.ndarray, "E"]) -> float:
+    """Returns the mean of the squared errors. Lower is better."""
+    return float(np.mean(np.square(predictions.astype(np.float64) - labels)))
+
+
+def mae(predictions: Shaped[np.ndarray, "E"], labels: Shaped[np.ndarray, "E"]) -> float:
+    """Returns the mean of the absolute errors. Lower is better."""
+    return float(np.mean(np.abs(predictions.astype(np.float64) - labels)))
+
+
 def _constant(values: Shaped[np.ndarray, "E"]) -> bool:
     return bool(np.all(values == values[0]))
+
+
+REGRESSION_METRICS: Mapping[str, Metric] = {
+    "pearson": pearson,
+    "spearman": spearman,
+    "mse": mse,
+    "rmse": lambda predictions, labels: math.sqrt(mse(predictions, labels)),
+    "mae": mae,
+}
+_LOWER_IS_BETTER = {"log_loss", "hamming_loss", "mse", "rmse", "mae"}
+
+
+def lower_is_better(metric: str) -> bool:
+    """Returns whether a model with a lower value of a metric is better, as of errors and losses."""
+    return metric in _LOWER_IS_BETTER
 
 
 METRICS: Mapping[str, Metric] = {

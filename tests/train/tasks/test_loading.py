@@ -61,7 +61,11 @@ LABELS = {
     "one": (("a",), "classification", "labels are 'a'; give at least two names, none of them blank"),
     "blank": (("a", " "), "tokens", "labels are 'a', ' '; give at least two names, none of them blank"),
     "twice": (("a", "b", "a"), "tokens", "labels name 'a' twice; give every class once"),
-    "kind": (("a", "b"), "span", "labels are given for kind 'span'; they name the classes of classification and of"),
+    "kind": (
+        ("a", "b"),
+        "span",
+        "labels are given for kind 'span'; they name the classes of classification and of multilabel and",
+    ),
 }
 
 

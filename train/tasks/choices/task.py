@@ -21,12 +21,14 @@ from ..base import (
     AnswerLogits,
     Arrays,
     Predictions,
+    WithoutTuning,
     mean_json_size,
     most_probable,
     shown_classes,
     stack_probabilities,
     unlabeled_split,
 )
+from ..class_metrics import chosen_metric, log_loss
 from ..metrics import compute_metrics
 from ..sources.delimited import Reading
 from ..sources.published import Columns
@@ -63,7 +65,9 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "ChoiceTask":
             questions[name], tokenizer, max_length=config.data.max_length, notes=table.notes
         )
     objective = Choice(config.regularization.label_smoothing)
-    return ChoiceTask(Source.parse(config.data.train).name, objective, questions, splits, config.top_k)
+    metric = chosen_metric(config.selection.metric, ("accuracy", "log_loss")) or "accuracy"
+    name = Source.parse(config.data.train).name
+    return ChoiceTask(name, objective, questions, splits, config.top_k, main_metric=metric)
 
 
 def _columns(config: FinetuneConfig) -> Columns:
@@ -112,7 +116,7 @@ def _real_logits(out: Any, batch: Arrays) -> Float[Array, "B C"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceTask:
+class ChoiceTask(WithoutTuning):
     """A multiple-choice task. Implements `base.Task`.
 
     The task has no classes, because the model gives one score to each choice. The records have null for the
@@ -135,7 +139,9 @@ class ChoiceTask:
         labels = self.splits[split].labels
         if labels is None:
             raise unlabeled_split(split)
-        return compute_metrics(("accuracy",), stack_probabilities(predictions, "question").argmax(axis=1), labels)
+        probabilities = stack_probabilities(predictions, "question")
+        figures = compute_metrics(("accuracy",), probabilities.argmax(axis=1), labels)
+        return figures | ({"log_loss": log_loss(probabilities, labels)} if self.main_metric == "log_loss" else {})
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
         """Does nothing, because this kind has no plot."""

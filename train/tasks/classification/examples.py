@@ -22,6 +22,7 @@ from ..sources.cells import (
     is_ignored_label,
     lacks_label,
     parse_class_name,
+    parse_relevance,
     parse_score,
     text_cell,
 )
@@ -86,7 +87,7 @@ def load_examples(
     text_column: str = "text",
     pair_column: str | None = None,
     label_column: str = "label",
-    kind: Literal["classification", "regression"] = "classification",
+    kind: Literal["classification", "regression", "ranking"] = "classification",
     labels: tuple[str, ...] = (),
     head: Head = NO_HEAD,
     data_dir: Path | None = None,
@@ -106,7 +107,7 @@ def load_examples(
       text_column: the column of the text.
       pair_column: the column of the second text, if there is one.
       label_column: the column of the label.
-      kind: whether labels are classes or scores.
+      kind: whether labels are classes, scores, or scores from 0 to 1.
       labels: the names of all classes by index (default: see `classes`).
       head: the classifier of the model to start from (default: there is none).
       data_dir: the folder of prepared sets (default: that of tensorflow_datasets).
@@ -123,6 +124,7 @@ def load_examples(
     if known and kind == "regression" and known.kind != "regression":
         raise UserError(f"{train} is a classification task; leave kind at 'classification'")
     kind = "regression" if known and known.kind == "regression" else kind
+    has_scores = kind != "classification"
     given = {"text": text_column, "label": label_column} | ({"pair": pair_column} if pair_column else {})
 
     splits: dict[str, _ReadSplit] = {}
@@ -134,7 +136,7 @@ def load_examples(
         splits[name] = _read_split(table, columns, kind, role, splits.get("train"))
     if splits["train"].all_blank:
         raise UserError(f"{train}: all texts are blank; give the column of the text as text_column")
-    if kind == "regression":
+    if has_scores:
         return ClassificationData(
             name=source.name,
             label_names=(),
@@ -143,7 +145,7 @@ def load_examples(
             notes={name: split.notes for name, split in splits.items()},
         )
     official = known.label_names if known else ()
-    choice = ClassChoice(labels, head, official or splits["train"].table.class_names, _class_order)
+    choice = ClassChoice(labels, head, official or splits["train"].table.class_names, class_order)
     observed = {name: split.names.counts.keys() for name, split in splits.items()}
     classes = choose_classes(observed, choice, table=splits["train"].table.name)
     rare = _rare_classes(splits["train"])
@@ -248,7 +250,7 @@ def _read_split(
     notes = []
     if train is not None:
         # -1 is a label like any other if it is a class of training, or one of several scores.
-        known = any(score != -1 for score in scores) if kind == "regression" else "-1" in train.names.counts
+        known = "-1" in train.names.counts if kind == "classification" else any(score != -1 for score in scores)
         if not known and hidden.all_hidden(table, role):
             names, scores = _ClassNames(), array("d")
             notes = ["labels of -1 read as not published"]
@@ -278,11 +280,13 @@ def _parse_example(
     ):
         return (text, pair, group, answer), None
     value = cell_value(cells, columns["label"])
-    label = parse_score(value) if kind == "regression" else parse_class_name(value, table.class_names)
-    return (text, pair, group, answer), label
+    texts = (text, pair, group, answer)
+    if kind == "classification":
+        return texts, parse_class_name(value, table.class_names)
+    return texts, parse_score(value) if kind == "regression" else parse_relevance(value, hidden=label_optional)
 
 
-def _class_order(names: Collection[str]) -> list[str]:
+def class_order(names: Collection[str]) -> list[str]:
     if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)

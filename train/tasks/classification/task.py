@@ -23,13 +23,16 @@ from ..base import (
     AnswerLogits,
     Arrays,
     Predictions,
+    WithoutTuning,
     mean_json_size,
     most_probable,
     shown_classes,
     stack_probabilities,
     unlabeled_split,
 )
-from ..metrics import METRICS, check_predictions, compute_metrics
+from ..class_metrics import chosen_metric, class_metric
+from ..class_weights import class_weights, weights_array
+from ..metrics import METRICS, REGRESSION_METRICS, check_predictions, compute_metrics
 from ..sources.classes import NO_HEAD, Head
 from ..sources.delimited import Reading
 from .encoding import EncodedExamples, encode_examples
@@ -63,8 +66,21 @@ def load(
         name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
         for name, examples in data.splits.items()
     }
-    objective = Classification(regression=kind == "regression", label_smoothing=config.regularization.label_smoothing)
-    return ClassificationTask(data, objective, splits, config.top_k)
+    labels = splits["train"].labels
+    counts = np.bincount([] if labels is None or not data.label_names else labels, minlength=len(data.label_names))
+    objective = Classification(
+        regression=kind == "regression",
+        label_smoothing=config.regularization.label_smoothing,
+        class_weights=class_weights(config.loss.class_weights, data.label_names, counts),
+        focal_gamma=config.loss.focal_gamma,
+    )
+    metric = config.selection.metric
+    if metric is not None and metric not in data.metrics:  # raises for a name that is unknown
+        if kind == "regression":
+            chosen_metric(metric, list(REGRESSION_METRICS))
+        else:
+            class_metric(metric, data.label_names, positive=data.positive)
+    return ClassificationTask(data, objective, splits, config.top_k, metric)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +90,14 @@ class Classification:
     Attributes:
       regression: whether to predict a score instead of a class.
       label_smoothing: share of a label that is spread over all classes.
+      class_weights: weight of each class in the loss; empty if all are 1.
+      focal_gamma: exponent of the focal loss.
     """
 
     regression: bool = False
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 0.0
 
     def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
         return DebertaForSequenceClassification(config, dtype=dtype, remat=remat)
@@ -85,14 +105,24 @@ class Classification:
     def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
         if self.regression:
             return losses.regression(out.logits[:, 0], batch["labels"])
-        return losses.classification(out.logits, batch["labels"], smoothing=self.label_smoothing)
+        return losses.classification(
+            out.logits,
+            batch["labels"],
+            smoothing=self.label_smoothing,
+            class_weights=weights_array(self.class_weights),
+            focal_gamma=self.focal_gamma,
+        )
 
     def count(self, batch: Arrays) -> Float[Array, ""]:
-        return jnp.asarray(batch["input_ids"].shape[0], jnp.float32)
+        weights = self._weights(batch)
+        return jnp.asarray(batch["input_ids"].shape[0], jnp.float32) if weights is None else weights.sum()
 
     def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
-        del batch
-        return AnswerLogits(out.logits)
+        return AnswerLogits(out.logits, self._weights(batch))
+
+    def _weights(self, batch: Arrays) -> Float[Array, "B"] | None:
+        """Returns the weight of the class of each example; None if all are 1."""
+        return jnp.asarray(self.class_weights, jnp.float32)[batch["labels"]] if self.class_weights else None
 
     def predict(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
         """Returns `score` [B] for regression, else `probabilities` [B, C]."""
@@ -101,7 +131,7 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationTask:
+class ClassificationTask(WithoutTuning):
     """A task of classification or regression. Implements `base.Task`.
 
     The records have the probabilities of the `top_k` most probable classes (default: see `base.shown_classes`).
@@ -111,6 +141,7 @@ class ClassificationTask:
     objective: Classification
     splits: Mapping[str, EncodedExamples]
     top_k: int | None = None
+    metric: str | None = None  # that the user named, which is the main metric then
 
     @property
     def name(self) -> str:
@@ -122,7 +153,7 @@ class ClassificationTask:
 
     @property
     def main_metric(self) -> str:
-        return self.data.metrics[0]
+        return self.metric or self.data.metrics[0]
 
     @property
     def examples(self) -> Mapping[str, Sequence[Example]]:
@@ -140,6 +171,12 @@ class ClassificationTask:
             if name == "f1":
                 compared = tuple((indices == self.data.positive).astype(np.int32) for indices in compared)
             figures |= compute_metrics([name], *compared)
+        if self.metric is not None and self.metric not in self.data.metrics:
+            if self.objective.regression:
+                figures[self.metric] = REGRESSION_METRICS[self.metric](values, labels)
+            else:
+                measure = class_metric(self.metric, self.label_names, positive=self.data.positive)
+                figures[self.metric] = measure(stack_probabilities(predictions, "example"), labels)
         if not {"exact_match", "answer_f1"} & set(self.data.metrics):
             return figures
         groups = [str(example.group) for example in self.data.splits[split]]

@@ -152,6 +152,17 @@ def parse_score(label: Any) -> float:
     return score
 
 
+def parse_relevance(label: Any, *, hidden: bool) -> float:
+    """Returns a number from 0 to 1; if `hidden`, also -1, which stands for a label that is not published."""
+    score = float(label) if isinstance(label, bool) else parse_score(label)
+    if not 0 <= score <= 1 and not (hidden and score == -1):
+        raise UserError(
+            f"label {preview(label)} is outside 0 to 1; ranking needs 0 or 1, or a probability; for other scores set "
+            "kind to 'regression'"
+        )
+    return score
+
+
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 

@@ -25,7 +25,8 @@ from deberta_jax.sift import span_logits
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
-from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
+from ..base import AnswerLogits, Arrays, Predictions, WithoutTuning, unlabeled_split
+from ..class_metrics import chosen_metric
 from ..sources.delimited import Reading
 from .answers import SpanPrediction, best_spans, combine_windows
 from .questions import SpanData, SpanQuestion, load_questions
@@ -67,7 +68,9 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "SpanTask":
         max_answer_length=config.spans.max_answer_length,
         label_smoothing=config.regularization.label_smoothing,
     )
-    return SpanTask(data, objective, splits, null_threshold=config.spans.null_threshold)
+    task = SpanTask(data, objective, splits, null_threshold=config.spans.null_threshold)
+    metric = chosen_metric(config.selection.metric, task.metrics("validation" if "validation" in splits else "train"))
+    return dataclasses.replace(task, main_metric=metric or task.main_metric)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Spans:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanTask:
+class SpanTask(WithoutTuning):
     """A task of questions. Implements `base.Task`.
 
     The examples of `splits` are windows; scores and records are of questions.
@@ -127,6 +130,7 @@ class SpanTask:
     objective: Spans
     splits: Mapping[str, Windows]
     null_threshold: float = 0.0
+    main_metric: str = "f1"
 
     @property
     def name(self) -> str:
@@ -137,10 +141,6 @@ class SpanTask:
         return ()
 
     @property
-    def main_metric(self) -> str:
-        return "f1"
-
-    @property
     def examples(self) -> Mapping[str, Sequence[SpanQuestion]]:
         return self.data.splits
 
@@ -148,6 +148,14 @@ class SpanTask:
     def allows_no_answer(self) -> bool:
         """Whether "no answer" can be predicted."""
         return any(not question.answers for question in self.data.splits["train"])
+
+    def metrics(self, split: str) -> list[str]:
+        """Returns the metrics of a labeled split that may select a model; see `score`."""
+        answered = [bool(question.answers) for question in self.data.splits[split]]
+        names = ["f1", "exact_match"]
+        if self.allows_no_answer or not all(answered):
+            names += ["HasAns_exact", "HasAns_f1"] * any(answered) + ["NoAns_exact", "NoAns_f1"] * (not all(answered))
+        return names + ["best_exact", "best_f1"] * self.allows_no_answer
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         """Returns the metrics of SQuAD's scripts, as fractions.

@@ -18,7 +18,9 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
 from ...engine.divergence import TrainingError
-from ..base import PROBABILITY_BYTES, AnswerLogits, Arrays, Predictions, mean_json_size, unlabeled_split
+from ..base import PROBABILITY_BYTES, AnswerLogits, Arrays, Predictions, WithoutTuning, mean_json_size, unlabeled_split
+from ..class_metrics import chosen_metric
+from ..class_weights import class_weights, weights_array
 from ..metrics import accuracy
 from ..sources.classes import NO_HEAD, ClassChoice, Head, choose_classes
 from ..sources.delimited import Reading
@@ -82,8 +84,14 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) 
         name: encode_sentences(of_split, tokenizer, max_length=config.data.max_length, notes=notes[name])
         for name, of_split in sentences.items()
     }
-    objective = TokenLabels(config.regularization.label_smoothing)
-    return TokenLabelTask(source.name, objective, classes.names, sentences, splits, classes.unseen)
+    counts = np.zeros(len(classes.names), np.int64)
+    for sentence in sentences["train"] if config.loss.class_weights else ():
+        np.add.at(counts, [label for label in sentence.labels or () if label != NO_LABEL], 1)
+    weights = class_weights(config.loss.class_weights, classes.names, counts)
+    objective = TokenLabels(config.regularization.label_smoothing, weights, config.loss.focal_gamma)
+    known = ("f1", "precision", "recall", "accuracy") if marks_entities(classes.names) else ("accuracy",)
+    metric = chosen_metric(config.selection.metric, known)
+    return TokenLabelTask(source.name, objective, classes.names, sentences, splits, classes.unseen, metric)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,24 +100,45 @@ class TokenLabels:
 
     Attributes:
       label_smoothing: share of a label that is spread over all labels.
+      class_weights: weight of each label in the loss; empty if all are 1.
+      focal_gamma: exponent of the focal loss.
     """
 
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 0.0
 
     def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
         """Returns a model with the head of transformers, a single layer, unless the configuration has Microsoft's."""
         return DebertaForTokenClassification(config, dtype=dtype, remat=remat)
 
     def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        return losses.classification(out.logits, batch["labels"], smoothing=self.label_smoothing)
+        return losses.classification(
+            out.logits,
+            batch["labels"],
+            smoothing=self.label_smoothing,
+            class_weights=weights_array(self.class_weights),
+            focal_gamma=self.focal_gamma,
+        )
 
     def count(self, batch: Arrays) -> Float[Array, ""]:
-        """Returns the number of words with a label, at least 1: the loss of a batch without any is 0, not NaN."""
+        """Returns the number of words with a label, or their weight; 1 without any: their loss is 0 then, not NaN."""
+        if self.class_weights:
+            total = self._weights(batch).sum()
+            return jnp.where(total > 0, total, 1.0)
         return jnp.maximum((batch["labels"] >= 0).sum(), 1).astype(jnp.float32)
 
     def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
         """Only first pieces have weight, so that the loss of SiFT is a mean over words, as the loss of the task is."""
-        return AnswerLogits(out.logits, (batch["labels"] >= 0).astype(jnp.float32))
+        return AnswerLogits(out.logits, self._weights(batch))
+
+    def _weights(self, batch: Arrays) -> Float[Array, "B S"]:
+        """Returns the weight of each first piece of a word with a label, and 0 for other tokens."""
+        labels = batch["labels"]
+        counts = (labels >= 0).astype(jnp.float32)
+        if not self.class_weights:
+            return counts
+        return counts * jnp.asarray(self.class_weights, jnp.float32)[jnp.maximum(labels, 0)]
 
     def predict(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
         """Returns the most probable `label` of each token, int32 [B, S], and its `probability`, float32 [B, S]."""
@@ -132,7 +161,7 @@ class PredictedWords:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenLabelTask:
+class TokenLabelTask(WithoutTuning):
     """A task of labels of words. Implements `base.Task`.
 
     The examples of `splits` are the windows of the `sentences` of the same split. `unseen` are labels of held-out
@@ -145,9 +174,12 @@ class TokenLabelTask:
     sentences: Mapping[str, Sequence[Sentence]]
     splits: Mapping[str, EncodedWords]
     unseen: tuple[str, ...] = ()
+    metric: str | None = None  # that the user named, which is the main metric then
 
     @property
     def main_metric(self) -> str:
+        if self.metric is not None:
+            return self.metric
         return "f1" if marks_entities(self.label_names) else "accuracy"
 
     @property
