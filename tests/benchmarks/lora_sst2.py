@@ -36,7 +36,7 @@ from tests.support.configs import changed, finetune_config
 
 BATCH = 64
 LORA = LoraConfig(rank=8, alpha=16.0, targets=("query_proj", "key_proj", "value_proj", "attention/output"))
-METHODS = {"full": (LoraConfig(), (1e-4, 3e-4, 1e-3)), "LoRA": (LORA, (1e-3, 3e-3, 1e-2))}
+METHODS = {"full": (LoraConfig(), (1e-4, 3e-4, 1e-3)), "LoRA": (LORA, (3e-4, 1e-3, 3e-3))}
 CONFIG = DebertaConfig(
     vocab_size=6016,
     hidden_size=128,
