@@ -30,7 +30,7 @@ def model_and_adapters(model: Any, lora: LoraConfig, ids: np.ndarray = IDS) -> t
     params = random_params(model, ids)
     shapes = adapters_of(jax.eval_shape(adapted.init, jax.random.key(0), ids)["params"])
     rng = np.random.default_rng(1)
-    return adapted, params, jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    return adapted, params, jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
 
 
 def logits(model: Any, params: Any, ids: np.ndarray = IDS) -> Any:
