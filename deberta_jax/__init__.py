@@ -9,6 +9,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapter import load_adapter, merge_adapter
     from .checkpoint import load_pretrained, save_pretrained
     from .config import DebertaConfig
     from .errors import UserError
@@ -49,8 +50,10 @@ __all__ = [
     "Tokenizer",
     "UserError",
     "__version__",
+    "load_adapter",
     "load_pretrained",
     "make_mesh",
+    "merge_adapter",
     "save_pretrained",
 ]
 _MODULE_OF = {
@@ -62,8 +65,10 @@ _MODULE_OF = {
     "SpanOutput": "outputs",
     "Tokenizer": "tokenizers.tokenizer",
     "UserError": "errors",
+    "load_adapter": "adapter",
     "load_pretrained": "checkpoint",
     "make_mesh": "sharding",
+    "merge_adapter": "adapter",
     "save_pretrained": "checkpoint",
     **{name: "models" for name in __all__ if name.startswith("Deberta") and name != "DebertaConfig"},
 }

@@ -36,12 +36,22 @@ from .terminal import list_names
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FOLDER = "params"
+ADAPTER_FILE = "adapter.json"  # in place of CONFIG_FILE in a folder of `adapter.save_adapter`
 _LOG = logging.getLogger("deberta_jax")
 _ATTEMPTS = 5  # to read a folder while other processes replace the model in it
 
 
 def holds_model(folder: str | os.PathLike[str]) -> bool:
-    """Returns whether a folder has parameters that `save_pretrained` wrote."""
+    """Returns whether a folder has parameters that `save_pretrained` wrote.
+
+    Raises:
+      UserError: it has an adapter, which is not a model.
+    """
+    if current_path(Path(folder), ADAPTER_FILE).is_file():
+        raise UserError(
+            f"{folder} is an adapter of LoRA, not a model; give the folder model/ beside it, in which the adapter is "
+            "merged, or use deberta_jax.merge_adapter"
+        )
     return current_path(Path(folder), PARAMETERS_FOLDER).is_dir()
 
 
@@ -72,13 +82,27 @@ def save_pretrained(
       UserError: The parameters have no "deberta", or nothing can be stored in a folder of this name (see `orbax_path`).
       OSError: The folder cannot be written, or what was written cannot be read back. The old model stays.
     """
-    from .orbax_folder import write_folder
-
     if "deberta" not in params:
         raise UserError(
             f"the parameters have {list_names(params)}, but no 'deberta'; an encoder alone is saved as "
             "{'deberta': parameters}"
         )
+    content = (json.dumps(config.to_json(), indent=2) + "\n").encode()
+    save_folder(folder, params, {CONFIG_FILE: content, **tokenizer}, new_tokenizer=bool(tokenizer))
+
+
+def save_folder(
+    folder: str | os.PathLike[str], params: Any, files: Mapping[str, bytes], *, new_tokenizer: bool = False
+) -> None:
+    """Writes parameters and files to a folder in one step, as `save_pretrained` documents.
+
+    Args:
+      params: The parameters, a nested dict of arrays.
+      files: Content of the other files by name.
+      new_tokenizer: Whether the files of a tokenizer that are in the folder are removed.
+    """
+    from .orbax_folder import write_folder
+
     orbax_path(folder)  # raises
     staging = Staging(Path(folder).resolve(), _agreed_name())
     try:
@@ -89,27 +113,26 @@ def save_pretrained(
             if not re.match(r"[A-Z_]+: ", str(error)):  # the code of an error of TensorStore
                 raise
             raise _write_error(folder, error) from error
-        _on_first_process(lambda: _finish(staging, config, params, tokenizer), folder)
+        _on_first_process(lambda: _finish(staging, params, files, new_tokenizer=new_tokenizer), folder)
     finally:
         if jax.process_index() == 0:
             staging.discard()
 
 
-def _finish(staging: Staging, config: DebertaConfig, params: dict[str, Any], tokenizer: Mapping[str, bytes]) -> None:
+def _finish(staging: Staging, params: Any, files: Mapping[str, bytes], *, new_tokenizer: bool) -> None:
     """Adds everything but the parameters to a new model, reads it back and moves it to its place."""
     from .orbax_folder import read_back
 
     folder, new = staging.folder, staging.path
-    (new / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
-    for name, content in tokenizer.items():
+    for name, content in files.items():
         (new / name).write_bytes(content)
     read_back(new / PARAMETERS_FOLDER, params)
-    digests = file_digests(new, [CONFIG_FILE, *tokenizer, *files_below(new, PARAMETERS_FOLDER)])
-    present = [name for name in TOKENIZER_FILES if (folder / name).is_file() and name not in tokenizer]
-    if not tokenizer:
+    digests = file_digests(new, [*files, *files_below(new, PARAMETERS_FOLDER)])
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file() and name not in files]
+    if not new_tokenizer:
         digests |= file_digests(folder, present)
     (new / DIGESTS_FILE).write_text(format_digests(digests), encoding="utf-8")
-    staging.commit(last=DIGESTS_FILE, remove=present if tokenizer else ())
+    staging.commit(last=DIGESTS_FILE, remove=present if new_tokenizer else ())
 
 
 def _agreed_name() -> str:
@@ -185,8 +208,6 @@ def _version(folder: Path) -> tuple[Any, ...]:
 
 
 def _load(folder: Path, mesh: Mesh | None) -> tuple[DebertaConfig, dict[str, Any]]:
-    from .orbax_folder import read_folder, read_shapes
-
     config_path, path = current_path(folder, CONFIG_FILE), current_path(folder, PARAMETERS_FOLDER)
     if not config_path.is_file() or not path.is_dir():
         raise _missing(folder)
@@ -195,13 +216,35 @@ def _load(folder: Path, mesh: Mesh | None) -> tuple[DebertaConfig, dict[str, Any
     config = DebertaConfig.from_json(config_path)
     digests = read_digests(current_path(folder, DIGESTS_FILE))
     check_file(folder, CONFIG_FILE, digests, path=config_path)
+    shapes = verified_shapes(path, digests)
+    config = adapt_to_parameters(config, shapes)
+    check_readable(config, shapes, where=str(folder))
+    return config, read_parameters(path, shapes, mesh)
+
+
+def verified_shapes(path: Path, digests: Mapping[str, str]) -> Any:
+    """Returns the shapes of the parameters in a folder, after a comparison of its files with their digests.
+
+    Raises:
+      UserError: They are damaged.
+    """
+    from .orbax_folder import read_shapes
+
     listed = {name: digest for name, digest in digests.items() if name.startswith(f"{PARAMETERS_FOLDER}/")}
     if changed := changed_file(path.parent, listed):
         raise UserError(_damaged(path, changed))
     with _reading(path):
-        shapes = read_shapes(path)
-    config = adapt_to_parameters(config, shapes)
-    check_readable(config, shapes, where=str(folder))
+        return read_shapes(path)
+
+
+def read_parameters(path: Path, shapes: Any, mesh: Mesh | None) -> Any:
+    """Reads parameters to the first local device or, with a mesh, to where the sharding table places them.
+
+    Raises:
+      UserError: They are damaged.
+    """
+    from .orbax_folder import read_folder
+
     if mesh is None:
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         placement = jax.tree.map(lambda _: first, shapes)
@@ -211,7 +254,7 @@ def _load(folder: Path, mesh: Mesh | None) -> tuple[DebertaConfig, dict[str, Any
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
     )
     with _reading(path):
-        return config, read_folder(path, target)
+        return read_folder(path, target)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ class MaskedLMHead(nn.Module):
     def __call__(self, hidden: Float[Array, "B M D"], word_embeddings: Embedding) -> LogitFactors:
         """Returns the factors of the logits."""
         hidden = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.hidden_act](self.dense(hidden)))
-        return LogitFactors(hidden, word_embeddings.embedding, self.bias)
+        return LogitFactors(hidden, word_embeddings.table(), self.bias)
 
 
 class ReplacedTokenHead(nn.Module):

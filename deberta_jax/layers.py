@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int, Shaped
 
 from .config import DebertaConfig
@@ -89,12 +90,14 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         init = nn.initializers.normal(self.config.initializer_range)
         kernel = self.param("kernel", init, shape, jnp.float32)
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        # qwix replaces both functions where it adds adapters to a kernel (`lora`) or reads one of 8 bits (`int8`).
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = (y + bias).astype(self.dtype)
+            y = y + bias
         refuse_unread(self, "kernel", *(["bias"] if self.use_bias else []))
-        return y
+        return y.astype(self.dtype)
 
 
 def layer_norm(config: DebertaConfig, dtype: jnp.dtype) -> nn.LayerNorm:
@@ -107,6 +110,8 @@ class Embedding(nn.Module):
 
     If the parameters hold a `delta` beside `embedding`, it is looked up, too, and added. Gradient-disentangled
     embedding sharing reads stop_gradient(E_G) + E_delta this way, without summing two tables (DeBERTaV3, eq. 5).
+
+    If they hold an `embedding_scale` [rows, 1], `embedding` has 8 bits and each of its rows is multiplied by its scale.
     """
 
     rows: int
@@ -118,15 +123,29 @@ class Embedding(nn.Module):
         self.embedding = self.param(
             "embedding", nn.initializers.normal(self.stddev), (self.rows, self.features), jnp.float32
         )
-        refuse_unread(self, "embedding", "delta")
+        refuse_unread(self, "embedding", "embedding_scale", "delta")
 
     def __call__(self, ids: Int[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape features"]:
         """Looks ids up. An id outside the table reads NaN."""
         ids = jnp.asarray(ids)
-        vectors = lookup(self.embedding, ids, path=f"{self.name}/embedding")
+        if self._scale is None:
+            vectors = lookup(self.embedding, ids, path=f"{self.name}/embedding")
+        else:
+            inside = ((ids >= 0) & (ids < self.rows))[..., None]
+            found = (jnp.take(table, ids, axis=0, mode="clip") for table in (self.embedding, self._scale))
+            vectors = jnp.where(inside, next(found).astype(jnp.float32) * next(found), jnp.nan)
         if self.has_variable("params", "delta"):
             vectors = vectors + lookup(self.get_variable("params", "delta"), ids, path=f"{self.name}/delta")
         return vectors.astype(self.dtype)
+
+    def table(self) -> Float[Array, "V D"]:
+        """Returns the whole table as float32."""
+        table = jnp.asarray(self.embedding)
+        return table if self._scale is None else table.astype(jnp.float32) * self._scale
+
+    @property
+    def _scale(self) -> Float[Array, "V 1"] | None:
+        return self.get_variable("params", "embedding_scale")
 
 
 class SegmentConvolution(nn.Module):

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from deberta_jax.errors import UserError
+from deberta_jax.lora import LoraConfig
 from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
@@ -320,6 +321,7 @@ class FinetuneConfig(RunConfig):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
     regularization: Annotated[RegularizationConfig, Flat] = RegularizationConfig()
     sift: SiftConfig = SiftConfig()
+    lora: LoraConfig = LoraConfig()
     selection: Annotated[SelectionConfig, Flat] = SelectionConfig()
     save_every: NotNegative = 500
     """steps between checkpoints (0 disables them; the final step is always saved)"""

@@ -20,7 +20,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, Num
 
-from deberta_jax.checkpoint import load_pretrained, save_pretrained
+from deberta_jax.checkpoint import load_pretrained
+from deberta_jax.lora import adapters_of, joined
 from deberta_jax.parameter_check import check_finite
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
@@ -36,7 +37,6 @@ from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
 from .engine.state import TrainState, training_key
 from .finetune_evaluation import (
-    Params,
     Predictor,
     Validation,
     apply_model,
@@ -64,6 +64,7 @@ from .sweep import Results, RunOutcome, grid_points, run_all
 from .tasks.base import Encoded, Objective
 from .tasks.batches import FinetuneBatches
 from .tasks.loading import load_task
+from .tuning import Params, choose_tuning
 
 
 def main(config: FinetuneConfig) -> Results:
@@ -82,7 +83,7 @@ def main(config: FinetuneConfig) -> Results:
     points = grid_points(config)
     for point in points:
         for single in point.runs:
-            check_not_overwritten([config.model], single.output, ("model", "best"))
+            check_not_overwritten([config.model], single.output, ("model", "best", "adapter"))
     with join_run(config) as hosts:
         if not config.sweep.several_runs:
             return run(config, hosts).results
@@ -122,21 +123,28 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     optimizer = build_layerwise_optimizer(config, total_steps=steps, layers=model_config.num_hidden_layers)
     # Real token ids, because their number of axes depends on the kind: [B, S], or [B, choices, S].
     first = examples.batch(np.zeros(1, np.int64), length=int(examples.lengths[0]))
-    create = functools.partial(build_state, model, optimizer, first["input_ids"], seed=config.seed)
+    tuning = choose_tuning(config, model, pretrained, weights, first["input_ids"])
+    create = functools.partial(
+        build_state, model, optimizer, first["input_ids"], seed=config.seed, adapted=tuning.adapted
+    )
     initial = None if config.random_weights else reorder_classifier(weights, pretrained, task)
     shapes = jax.eval_shape(create, initial)
-    placement = named_shardings(shapes, mesh)
-    unused = left_out(initial, shapes.params["model"]) if initial else []
+    whole, placement = jax.eval_shape(tuning.whole, shapes.params["model"]), named_shardings(shapes, mesh)
+    unused = left_out(initial, whole) if initial else []
     run_identity = identity(config, model_config, tokenizer, task, input_digests(config, task, weights))
-    head = heads_message(None if config.random_weights else weights, shapes.params["model"], pretrained, task)
+    head = heads_message(None if config.random_weights else weights, whole, pretrained, task)
     with jax.set_mesh(mesh):  # attention reads it, here and in every step
         state = jax.jit(create, out_shardings=placement)(initial)
     del weights, initial  # their memory is needed
 
     # ---------------------------------------------------------------- one step, compiled once per padded length
-    step = build_step(model, task.objective, optimizer, config, total_steps=steps)
+    step = jax.jit(
+        build_step(tuning.model, task.objective, optimizer, config, total_steps=steps),
+        donate_argnums=0,
+        out_shardings=(placement, None),
+    )
     predictor = Predictor(config, task, model, mesh, check_stop=hosts.check_stop)
-    validation = Validation(predictor, model_config)
+    validation = Validation(predictor, model_config, tuning)
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
@@ -161,11 +169,12 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
         if tokenizer is not plain:
-            added = tokenizer.vocab_size - plain.vocab_size
-            reporter.message(new_tokens_message(tokenizer, added, model_config.vocab_size))
+            reporter.message(
+                new_tokens_message(tokenizer, tokenizer.vocab_size - plain.vocab_size, model_config.vocab_size)
+            )
         if hosts.first:
             check_predictions_size(task, config.output, reporter)
-        reporter.message(head)
+        reporter.message(f"{head}{tuning.description(shapes.params['model'])}")
         if unused:
             reporter.message(f"parts of the model that this task does not read: {list_names(unused)}")
         plan = TrainingRun(
@@ -175,7 +184,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             save_every=config.save_every,
             profile=config.profile,
             profile_folder=config.output / "profile",
-            step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
+            step=functools.partial(step, frozen=tuning.frozen),
             batches=training_batches(config, examples, mesh),
             place_batch=functools.partial(place_batch, mesh=mesh),
             summarize=training_figures,
@@ -187,10 +196,11 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
         )
         state = train(state, plan)
         with hosts.finishing(steps, log=reporter.message):
-            params = validation.chosen_params(state, reporter)
+            trained = validation.chosen_params(state, reporter)
+            params = tuning.whole(trained)
             written = write_results(predictor, params, validation.known_predictions(state), hosts, reporter)
-        save_pretrained(config.output / "model", model_config, params, tokenizer=tokenizer.files())
-        reporter.message(f"saved {config.output / 'model'}")
+        for folder in tuning.save_result(config.output, model_config, trained, tokenizer.files()):
+            reporter.message(f"saved {folder}")
         if hosts.first:  # last, because everything else must be on disk if a picture fails or hangs
             draw_predictions(predictor, written.predictions, reporter)
     return RunOutcome(written.results, task.main_metric)
@@ -225,19 +235,25 @@ def build_state(
     weights: Params | None = None,
     *,
     seed: int,
+    adapted: nn.Module | None = None,
 ) -> TrainState:
     """Returns the state before the first step; traceable by `jax.jit` and `jax.eval_shape`.
 
     Args:
       model: the model of the task.
-      optimizer: the optimizer of all parameters.
+      optimizer: the optimizer of the parameters that are trained.
       input_ids: any token ids of the shape that the model takes.
       weights: parameters to start from; missing ones are random (default: all are).
       seed: seed of random parameters and of training.
+      adapted: the model with adapters (see `deberta_jax.lora`), of which only these and the head are in the state
+        (default: all parameters of `model` are).
     """
-    params: Any = model.init(training_key(seed), input_ids)["params"]
+    key = training_key(seed)
+    params: Any = model.init(key, input_ids)["params"]
     if weights is not None:
         params = merge_pretrained(weights, params)
+    if adapted is not None:
+        params = {**params, **adapters_of(adapted.init({"params": key, "dropout": key}, input_ids)["params"])}
     return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=seed)
 
 
@@ -248,26 +264,30 @@ def build_step(
     config: FinetuneConfig,
     *,
     total_steps: int,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, StepMetrics]]:
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Returns the update of one batch as a pure function of state and batch (see `tasks.base.Encoded.batch`).
 
-    Its metrics are sums (see `training_figures`), the gradient norm and the learning rate.
+    A third argument, `frozen`, has parameters of the model that are not trained (default: all are). The metrics are
+    sums (see `training_figures`), the gradient norm and the learning rate.
 
     Args:
-      model: the model of the task.
+      model: the model of the task, or the one with adapters.
       objective: its loss.
-      optimizer: the optimizer of all parameters.
+      optimizer: the optimizer of the parameters that are trained.
       config: the settings of the run.
       total_steps: the last step, which ends the learning-rate schedule.
     """
     multiplier = schedule(config.optimizer, total_steps=total_steps)
 
-    def loss(params: Params, chunk: dict[str, jax.Array], key: Key[Array, ""], weight: Num[Array, ""]):
-        frozen, layers = config.regularization.freeze_layers, model.config.num_hidden_layers
-        params = stop_frozen_gradients(params, frozen=frozen, layers=layers)
+    def loss(
+        params: Params, chunk: dict[str, jax.Array], key: Key[Array, ""], weight: Num[Array, ""], *, frozen: Params
+    ):
+        still, layers = config.regularization.freeze_layers, model.config.num_hidden_layers
+        params = stop_frozen_gradients(params, frozen=still, layers=layers)
 
         def forward(params: Params, key: Key[Array, ""], **perturbed: Any) -> Any:
-            return apply_model(model, params, chunk, variables=perturbed, train=True, rngs={"dropout": key})
+            every = joined(frozen, params)
+            return apply_model(model, every, chunk, variables=perturbed, train=True, rngs={"dropout": key})
 
         out = forward(params, key)
         total, _ = objective.loss(out, chunk)
@@ -289,10 +309,13 @@ def build_step(
         sums = {"loss_sum": total, "adversarial_sum": adversarial}
         return (total + config.sift.weight * adversarial) / weight, sums
 
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, batch: dict[str, jax.Array], frozen: Params | None = None
+    ) -> tuple[TrainState, StepMetrics]:
         count = objective.count(batch)
         params, opt_state = state.params["model"], state.opt_state["model"]
-        grads, sums = accumulate(loss, params, batch, state.step_key(), config.accumulation, count)
+        loss_of_chunk = functools.partial(loss, frozen=frozen or {})
+        grads, sums = accumulate(loss_of_chunk, params, batch, state.step_key(), config.accumulation, count)
         params, opt_state, norm = apply_gradients(optimizer, grads, opt_state, params)
         metrics = {
             **sums,

@@ -12,7 +12,6 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax.atomic_files import write_file
-from deberta_jax.checkpoint import load_pretrained, save_pretrained
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.sharding import local_batch_indices, place_batch
@@ -31,8 +30,7 @@ from .tasks.base import Predictions, Task
 from .tasks.batches import evaluation_batches
 from .tasks.metrics import lower_is_better
 from .tasks.predictions import BatchPredictions
-
-Params = dict[str, Any]
+from .tuning import Params, Tuning
 
 _LARGE = 100e6  # bytes of predictions that are worth a message
 
@@ -87,11 +85,11 @@ class Predictor:
 class Validation:
     """Evaluates the validation split during training and chooses the model that is the result.
 
-    With `select` "best" the model of the best evaluation is kept in best/ of the run's folder.
+    With `select` "best" the model of the best evaluation, of LoRA its adapter, is kept in best/ of the run's folder.
     """
 
-    def __init__(self, predictor: Predictor, model_config: DebertaConfig) -> None:
-        self._predictor, self._model_config = predictor, model_config
+    def __init__(self, predictor: Predictor, model_config: DebertaConfig, tuning: Tuning) -> None:
+        self._predictor, self._model_config, self._tuning = predictor, model_config, tuning
         self._config = predictor.config
         self._newest: tuple[int, Predictions] | None = None  # step and predictions of the newest evaluation
         metric = predictor.task.main_metric
@@ -110,22 +108,22 @@ class Validation:
 
     def evaluate(self, state: TrainState) -> Figures:
         """Computes the metrics of the validation split, and saves the model if they are the best so far."""
-        step, params = int(state.step), state.params["model"]
+        step, trained = int(state.step), state.params["model"]
         self._newest = None  # frees the memory of the previous predictions
-        self._newest = (step, self._predictor.predict(params, "validation"))
+        self._newest = (step, self._predictor.predict(self._tuning.whole(trained), "validation"))
         figures = self._predictor.task.score("validation", self._newest[1])
         if self.best.record(step, figures) and self._selects_best:
-            save_pretrained(self._config.output / "best", self._model_config, params)
+            self._tuning.save(self._config.output / "best", self._model_config, trained)
         return figures
 
     def chosen_params(self, state: TrainState, reporter: Reporter) -> Params:
-        """Returns the parameters of the last step or, with select "best", those of the best evaluation.
+        """Returns the trained parameters of the last step or, with select "best", those of the best evaluation.
 
         The latter are read from best/ on all hosts, and the choice is reported. If no evaluation gave a number, the
         last parameters are returned.
 
         Raises:
-          UserError: if best/ cannot be read (see `load_pretrained`).
+          UserError: if best/ cannot be read (see `Tuning.load`).
         """
         best = self.best
         if not self._selects_best:
@@ -134,7 +132,7 @@ class Validation:
             reporter.message(f"no evaluation gave a number for {best.metric}: the last model is the result")
             return state.params["model"]
         reporter.message(f"the best evaluation was that of step {best.step}: {best.metric} {best.value:.4f}")
-        return load_pretrained(self._config.output / "best", mesh=self._predictor.mesh)[1]
+        return self._tuning.load(self._config.output / "best", self._predictor.mesh)
 
     def known_predictions(self, state: TrainState) -> dict[str, Predictions]:
         """Returns predictions of the chosen model that an evaluation has already made, by split."""

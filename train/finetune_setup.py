@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from deberta_jax.checksums import tree_digest
 from deberta_jax.config import DebertaConfig, ProblemType
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.xlnet import NO_SIFT
 
-from .checkpoints.checksums import tree_digest
 from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
@@ -279,8 +279,13 @@ def _newer_settings(config: FinetuneConfig) -> dict[str, Any]:
         "metric": None,
         "threshold": None,
         "per_class_thresholds": False,
+        "lora": None,
     }
-    settings = {"class_weights": list(config.loss.class_weights), "focal_gamma": config.loss.focal_gamma}
+    settings = {
+        "class_weights": list(config.loss.class_weights),
+        "focal_gamma": config.loss.focal_gamma,
+        "lora": dataclasses.asdict(config.lora) if config.lora.rank else None,
+    }
     if config.selection.select == "best" or config.selection.patience:  # which these decide about
         settings |= {
             "metric": config.selection.metric,

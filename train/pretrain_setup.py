@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deberta_jax.checkpoint import load_pretrained
+from deberta_jax.checksums import tree_digest
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
 from deberta_jax.parameter_check import check_finite
@@ -18,7 +19,6 @@ from deberta_jax.rtd import Params, PretrainingBatch, RTDConfig
 from deberta_jax.sharding import local_batch_indices, place_batch
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
-from .checkpoints.checksums import tree_digest
 from .checkpoints.manifest import DIGESTS
 from .configs import PretrainConfig
 from .data.batches import TrainingBatches, held_out_batches

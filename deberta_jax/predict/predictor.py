@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from ..errors import UserError
+from ..int8 import int8_parameters
 from ..tokenizers.batch import as_list, check_text, texts_and_pairs
 from .answers import Answer, AnswerQuestions, QuestionAndContext
 from .choices import Choice, ChooseAnswers, PromptAndChoices
@@ -20,7 +22,7 @@ from .open_model import open_model
 from .pipeline import Pipeline, TextPair
 from .ranking import RankedDocument, ranked
 from .replaced_tokens import DetectReplacedTokens, TokenScore
-from .runner import Runner
+from .runner import DTYPES, WEIGHTS, Runner, check_one_of
 from .windows import Combination, Windows
 from .zero_shot import DEFAULT_TEMPLATE, ClassifyZeroShot
 
@@ -45,6 +47,7 @@ class Predictor(Runner):
         tokenizer: Any = None,
         dtype: str = "float32",
         batch_size: int | None = None,
+        weights: str = "float32",
     ) -> Self:
         """Opens a model.
 
@@ -55,12 +58,19 @@ class Predictor(Runner):
           tokenizer: A `Tokenizer`, or a folder or hub name that has one (default: that of the model).
           dtype: As for `Runner`.
           batch_size: As for `Runner`.
+          weights: "int8" keeps the encoder's kernels and the word embeddings as integers of 8 bits, which takes about a
+            quarter of the memory and needs the package qwix; "float32" keeps what the model has.
 
         Raises:
           Exception: As `open_model`, or as the class.
         """
+        check_one_of("dtype", dtype, DTYPES)
+        check_one_of("weights", weights, WEIGHTS)
         model = open_model(source, filename=filename, tokenizer=tokenizer)
-        return cls(model.source, model.config, model.params, model.tokenizer, dtype, batch_size)
+        params = model.params
+        if weights == "int8":
+            params = int8_parameters(model.config, params, dtype=jnp.dtype(dtype))
+        return cls(model.source, model.config, params, model.tokenizer, dtype, batch_size, weights)
 
     def _results(self, pipeline: Pipeline[Item, Result], items: Sequence[Item]) -> list[Result]:
         """Returns the results of a list. An error names the item if there are several."""

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
+from ..int8 import int8_model
 from ..models import Deberta
 from ..parameter_check import check_finite
 from ..sharding import batch_devices, batch_sharding, make_mesh, named_shardings
@@ -23,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 DTYPES = ("float32", "bfloat16")
+WEIGHTS = ("float32", "int8")
 _TRACED_LENGTH = 7  # no padded row has it
 
 
@@ -34,18 +36,20 @@ class Runner(LoadedModel):
       dtype: The dtype of the computation, "float32" or "bfloat16". Parameters, scores and logits are float32.
       batch_size: Number of rows of 128 tokens in a batch on each device. A batch of shorter rows has more of them, of
         longer rows fewer (default: 8 on a CPU, 64 on other devices).
+      weights: "int8" if the parameters are those of `int8.int8_parameters`, else "float32".
 
     Raises:
-      UserError: The dtype is unknown, the batch size is below 1, JAX runs in several processes, or as `LoadedModel`.
+      UserError: The dtype or the kind of weights is unknown, the batch size is below 1, JAX runs in several processes, or as `LoadedModel`.
     """
 
     dtype: str = "float32"
     batch_size: int | None = None
+    weights: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        check_one_of("dtype", self.dtype, DTYPES)
+        check_one_of("weights", self.weights, WEIGHTS)
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
         if jax.process_count() > 1:
@@ -141,7 +145,10 @@ class Runner(LoadedModel):
         for name in names:
             if name not in self._placed:
                 part = {name: self.params[name]}
-                self._placed.update(jax.device_put(part, named_shardings(part, self._mesh)))
+                # The table has no rules for 8 bits. On a mesh of data alone, it replicates all parameters as well.
+                everywhere = NamedSharding(self._mesh, PartitionSpec())
+                placement = named_shardings(part, self._mesh) if self.weights == "float32" else everywhere
+                self._placed.update(jax.device_put(part, placement))
         return {name: self._placed[name] for name in names}
 
     def _program(self, pipeline: Pipeline[Any, Any], parts: Sequence[str]) -> "Program":
@@ -152,8 +159,16 @@ class Runner(LoadedModel):
             model = pipeline.model(self.config, dtype=jnp.dtype(self.dtype))
             if isinstance(model, Deberta):
                 params = params["deberta"]
+            if self.weights == "int8":
+                model = int8_model(model)
             self._programs[key] = Program(self, params, model, pipeline)
         return self._programs[key]
+
+
+def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises UserError if a value is not one of those that are allowed."""
+    if value not in allowed:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 class Program:

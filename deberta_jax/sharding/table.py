@@ -33,6 +33,13 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlm_head/bias", ("vocab",)),
     (r"(mlm_head/dense|rtd_head/dense|pooler/dense|token_proj)/kernel", ("embed", None)),
     (r"(span_)?classifier/kernel", (None, None)),
+    # Adapters of LoRA: A is split like the inputs of its kernel, B like the outputs.
+    (r"(\w+_proj|feed_forward/intermediate)/kernel_lora_a", ("embed", None)),
+    (r"attention/output/kernel_lora_a", ("heads", None)),
+    (r"feed_forward/output/kernel_lora_a", ("mlp", None)),
+    (r"\w+_proj/kernel_lora_b", (None, "heads")),
+    (r"feed_forward/intermediate/kernel_lora_b", (None, "mlp")),
+    (r"(attention|feed_forward)/output/kernel_lora_b", (None, "embed")),
     (r"(dense|(span_)?classifier|token_proj|embed_proj)/bias", (None,)),
 )
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
+from deberta_jax.checksums import describe_leaves
 from deberta_jax.train.checkpoints.checkpointer import Checkpointer
-from deberta_jax.train.checkpoints.checksums import describe_leaves
 from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState
 from deberta_jax.train.finetune import build_step

@@ -44,7 +44,8 @@ FINETUNE = """
     add-tokens add-tokens-file class-weights focal-gamma label-separator metric no-per-class-thresholds
     per-class-thresholds threshold
     choices-columns classifier-dropout data-dir doc-stride epochs freeze-layers grid.batch-size grid.epochs
-    grid.learning-rate group-by-length kind label-column label-smoothing labels layer-decay manual-dir
+    grid.learning-rate group-by-length kind label-column label-smoothing labels layer-decay
+    lora.alpha lora.dropout lora.rank lora.targets manual-dir
     max-answer-length max-length max-question-length n-best no-group-by-length no-random-weights null-threshold
     pair-column patience random-weights seeds select sift.init-perturbation sift.learning-rate sift.loss
     sift.no-official sift.official sift.weight start-column test text-column top-k train validation

@@ -26,6 +26,7 @@ from deberta_jax.train.hosts.join import Hosts
 from deberta_jax.train.reporting.reporter import SilentReporter
 from deberta_jax.train.sweep import RunOutcome
 from deberta_jax.train.tasks.classification.task import Classification, ClassificationTask
+from deberta_jax.train.tuning import Tuning
 
 from ..support import small_models
 from ..support.configs import changed, finetune_config
@@ -203,7 +204,7 @@ def test_without_a_finite_evaluation_the_last_model_is_the_result(home: Path) ->
     predictor = Predictor(
         settings(home, home / "run", select="best"), mock.Mock(main_metric="f1"), None, mock.Mock(), mock.Mock()
     )
-    validation = Validation(predictor, TINY)
+    validation = Validation(predictor, TINY, Tuning(None))
     state = mock.Mock(params={"model": {"kernel": 1}})
     assert validation.best == BestEvaluation("f1")
     assert validation.chosen_params(state, SilentReporter()) == {"kernel": 1}

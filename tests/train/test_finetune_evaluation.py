@@ -31,7 +31,7 @@ def test_the_reason_of_an_undefined_metric(records: list[dict[str, Any]], reason
 def test_evaluations_that_earlier_versions_saved_in_percent(metric: str, classes: tuple, value: float) -> None:
     predictor = mock.Mock()
     predictor.task.main_metric, predictor.task.label_names, predictor.config.selection.patience = metric, classes, 0
-    best = Validation(predictor, mock.Mock()).best
+    best = Validation(predictor, mock.Mock(), mock.Mock()).best
     best.set_state({"step": 20, "value": 87.5, "waited": 1})
     assert best.value == value
 

@@ -5,9 +5,8 @@ import json
 import zlib
 from typing import Any
 
+from deberta_jax.checksums import describe_leaves
 from deberta_jax.terminal import shorten
-
-from .checksums import describe_leaves
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _LONGEST_VALUE = 80  # characters

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from deberta_jax.checksums import host_checksum
 from deberta_jax.orbax_folder import read_array
 from deberta_jax.sharding import parameter_path
 
-from .checksums import host_checksum
 from .manifest import verified_content
 
 _MOST_BYTES = 4 << 20  # of the array that is read

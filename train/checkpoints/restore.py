@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from deberta_jax.checksums import describe_leaves
 from deberta_jax.sharding import parameter_path
 from deberta_jax.terminal import list_names
 
 from ..hosts.processes import gather_json, host_name
-from .checksums import describe_leaves
 from .manifest import (
     DIGESTS,
     changed_digests,

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification, DebertaForTokenClassification
+from deberta_jax.lora import TARGETS
 from deberta_jax.models import DebertaForQuestionAnswering
 from deberta_jax.rtd import RTDConfig, init_params
 from deberta_jax.sharding import (
@@ -39,7 +40,11 @@ def every_parameter_path() -> set[str]:
         jax.eval_shape(DebertaForTokenClassification(SMALL.replace(token_projection=True)).init, key, ids),
         jax.eval_shape(DebertaForQuestionAnswering(SMALL).init, key, ids),
     ]
-    return {parameter_path(path) for tree in trees for path, _ in jax.tree.leaves_with_path(tree)}
+    paths = {parameter_path(path) for tree in trees for path, _ in jax.tree.leaves_with_path(tree)}
+    # Adapters of LoRA stand beside the kernels of their targets.
+    targets = tuple(f"/{target}/kernel" for target in TARGETS)
+    kernels = [path for path in paths if path.endswith(targets)]
+    return paths | {f"{path}{suffix}" for path in kernels for suffix in ("_lora_a", "_lora_b")}
 
 
 def test_every_parameter_matches_exactly_one_rule_and_every_rule_is_used() -> None:

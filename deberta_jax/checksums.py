@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
-from deberta_jax.sharding import parameter_path
+from .sharding import parameter_path
 
 
 def describe_leaves(tree: Any, *, checksums: bool = False) -> dict[str, dict]:

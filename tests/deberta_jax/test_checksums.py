@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deberta_jax.train.checkpoints.checksums import checksum, describe_leaves, host_checksum, tree_digest
+from deberta_jax.checksums import checksum, describe_leaves, host_checksum, tree_digest
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint32, jnp.bool_])
