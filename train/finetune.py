@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -20,13 +19,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, Num
 
-from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.lora import adapters_of, joined
-from deberta_jax.parameter_check import check_finite
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.terminal import list_names, say
-from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.warm_start import left_out, merge_pretrained
 
 from .checkpoints.checkpointer import Checkpointer
@@ -51,12 +47,13 @@ from .finetune_setup import (
     identity,
     input_digests,
     model_head,
+    open_base,
     reorder_classifier,
     task_config,
 )
 from .hosts.join import Hosts, join_run
-from .model_folders import check_not_overwritten, model_folder, tokenizer_folder
-from .new_tokens import new_tokens_message, with_new_rows, with_new_tokens
+from .model_folders import check_not_overwritten
+from .new_tokens import new_tokens_message
 from .reporting.reporter import open_reporter
 from .reporting.services import check_services
 from .run_settings import describe_run, record_settings
@@ -101,14 +98,9 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     All hosts call it. It raises the errors of `main`.
     """
     # ---------------------------------------------------------------- the task, and the model for it
-    folder = model_folder(Path(config.model))
-    tokenizer = Tokenizer.from_folder(tokenizer_folder(Path(config.tokenizer)) if config.tokenizer else folder)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
-    pretrained, weights = load_pretrained(folder, mesh=mesh)
-    check_finite(weights, where=str(config.model))
-    plain, tokenizer = tokenizer, with_new_tokens(config.new_tokens, tokenizer)
-    pretrained, weights = with_new_rows(config.new_tokens, plain, {"model": (pretrained, weights)})["model"]
+    pretrained, weights, tokenizer, added = open_base(config, mesh)
     task = load_task(config, tokenizer, model_head(config, pretrained, weights))
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task, tokenizer)
@@ -168,10 +160,8 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             record_settings(dataclasses.replace(config, sweep=SweepConfig()), log=reporter.message)
         for name, split in task.splits.items():
             reporter.message(", ".join([f"{name}: {len(split.lengths)} examples", *split.notes]))
-        if tokenizer is not plain:
-            reporter.message(
-                new_tokens_message(tokenizer, tokenizer.vocab_size - plain.vocab_size, model_config.vocab_size)
-            )
+        if added:
+            reporter.message(new_tokens_message(tokenizer, added, model_config.vocab_size))
         if hosts.first:
             check_predictions_size(task, config.output, reporter)
         reporter.message(f"{head}{tuning.description(shapes.params['model'])}")

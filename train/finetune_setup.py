@@ -3,14 +3,18 @@
 import dataclasses
 import math
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from deberta_jax.checkpoint import load_pretrained
 from deberta_jax.checksums import tree_digest
 from deberta_jax.config import DebertaConfig, ProblemType
 from deberta_jax.errors import UserError
+from deberta_jax.parameter_check import check_finite
 from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.xlnet import NO_SIFT
@@ -18,6 +22,8 @@ from deberta_jax.xlnet import NO_SIFT
 from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
+from .model_folders import model_folder, tokenizer_folder
+from .new_tokens import with_new_rows, with_new_tokens
 from .settings import LARGEST_INT
 from .tasks.base import Objective, Task
 from .tasks.classification.task import Classification
@@ -25,6 +31,37 @@ from .tasks.digest import examples_digest, tokens_digest
 from .tasks.multilabel.task import Multilabel
 from .tasks.rewards.task import Reward
 from .tasks.sources.classes import NO_HEAD, Head, match_names
+
+
+class Base(NamedTuple):
+    """The model that a run starts from.
+
+    Attributes:
+      config: its configuration.
+      weights: its parameters, with embeddings of the added tokens.
+      tokenizer: the tokenizer, with the added tokens.
+      added: number of added tokens.
+    """
+
+    config: DebertaConfig
+    weights: dict[str, Any]
+    tokenizer: Tokenizer
+    added: int
+
+
+def open_base(config: FinetuneConfig, mesh: Mesh) -> Base:
+    """Reads the model that a run starts from, on a mesh, and its tokenizer.
+
+    Raises:
+      UserError: as `model_folder`, `load_pretrained`, `Tokenizer.from_folder`, `check_finite` and `with_new_tokens`.
+    """
+    folder = model_folder(Path(config.model))
+    plain = Tokenizer.from_folder(tokenizer_folder(Path(config.tokenizer)) if config.tokenizer else folder)
+    pretrained, weights = load_pretrained(folder, mesh=mesh)
+    check_finite(weights, where=str(config.model))
+    tokenizer = with_new_tokens(config.new_tokens, plain)
+    grown = with_new_rows(config.new_tokens, plain, {"model": (pretrained, weights)})["model"]
+    return Base(*grown, tokenizer, tokenizer.vocab_size - plain.vocab_size)
 
 
 def task_config(config: FinetuneConfig, pretrained: DebertaConfig, task: Task) -> DebertaConfig:

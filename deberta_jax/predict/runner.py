@@ -39,7 +39,8 @@ class Runner(LoadedModel):
       weights: "int8" if the parameters are those of `int8.int8_parameters`, else "float32".
 
     Raises:
-      UserError: The dtype or the kind of weights is unknown, the batch size is below 1, JAX runs in several processes, or as `LoadedModel`.
+      UserError: The dtype or the kind of weights is unknown, the batch size is below 1, JAX runs in several processes,
+        or as `LoadedModel`.
     """
 
     dtype: str = "float32"
