@@ -27,7 +27,7 @@ FLOORS = (
     {"checkpoint"},
     {"rtd", "sift"},
     {"tokenizers"},
-    {"predict"},
+    {"predict", "serving"},
 )
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (
