@@ -24,18 +24,11 @@ from ...support.pytorch_files import V3, random_state
 LENGTHS = ((1, 3), (2, 17), (3, 32))
 # What jax installs, and flatbuffers, which jax.export needs to read a file.
 PACKAGES = ("jax", "jaxlib", "numpy", "ml_dtypes", "scipy", "opt_einsum", "flatbuffers")
-# Runs every folder that is named on the command line; no other package can be imported.
+# Runs every folder that is named on the command line, with the packages in the first one and no others.
 FRESH = """
 import importlib.util, pathlib, sys
-allowed, site_packages, *folders = sys.argv[1:]
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] not in {*sys.stdlib_module_names, *allowed.split(",")}:
-            raise ModuleNotFoundError(f"no module {name}", name=name)
-
-sys.meta_path.insert(0, Refuse())
-sys.path += site_packages.split(":")
+packages, *folders = sys.argv[1:]
+sys.path.append(packages)
 import numpy as np
 for folder in map(pathlib.Path, folders):
     spec = importlib.util.spec_from_file_location("load", folder / "load.py")
@@ -45,6 +38,7 @@ for folder in map(pathlib.Path, folders):
     for path in sorted(folder.parent.glob(f"{folder.name}-*.npz")):
         np.savez(path.with_suffix(".out.npz"), **model(**np.load(path)))
     assert module.main() == 0
+assert not {"deberta_jax", "flax"} & set(sys.modules)
 """
 
 
@@ -55,11 +49,16 @@ def save_model(folder: Path, config: DebertaConfig, task: TaskName) -> dict[str,
     return params
 
 
-def run_fresh(*folders: Path) -> None:
+def run_fresh(home: Path, *folders: Path) -> None:
     """Runs the folders in a process of their own, which finds the packages of PACKAGES and no others."""
-    homes = {str(Path(importlib.import_module(name).__file__ or "").parent.parent) for name in PACKAGES}
-    arguments = [",".join(PACKAGES), ":".join(sorted(homes)), *map(str, folders)]
-    command = [sys.executable, "-I", "-S", "-c", FRESH, *arguments]
+    packages = home / "packages"
+    packages.mkdir()
+    for name in PACKAGES:
+        folder = Path(importlib.import_module(name).__file__ or "").parent
+        for found in (folder, folder.with_name(f"{name}.libs")):  # shared libraries of some wheels
+            if found.is_dir():
+                (packages / found.name).symlink_to(found)
+    command = [sys.executable, "-I", "-S", "-c", FRESH, str(packages), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -79,7 +78,7 @@ def check_tasks(home: Path, tasks: list[TaskName]) -> None:
             name = f"{task}-{batch}x{length}"
             np.savez(home / f"{name}.npz", **inputs)  # pyright: ignore[reportArgumentType]
             expected[name] = program.run_model(inputs)
-    run_fresh(*(home / task for task in tasks))
+    run_fresh(home, *(home / task for task in tasks))
     for name, outputs in expected.items():
         with np.load(home / f"{name}.out.npz") as actual:
             assert set(actual.files) == set(outputs)
