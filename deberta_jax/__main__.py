@@ -40,6 +40,7 @@ COMMANDS = {
         "SerializeConfig",
         "write a model as a program that needs jax alone",
     ),
+    "share": ("deberta_jax.convert.commands.share", "ShareConfig", "upload a model with its card to the hub"),
     "verify": (
         "deberta_jax.convert.verify",
         "VerifyConfig",

@@ -72,6 +72,7 @@ def main(config: SerializeConfig) -> None:
       Exception: As `local_model`, `load_pretrained` and `serving_program`.
     """
     check_destination(config.output, Path(config.model), foreign=[PARAMETERS_FOLDER, *WEIGHT_FILES])
+    _check_packages()
     if not config.platforms:
         raise UserError("platforms is empty; give at least one of cpu, tpu, cuda and rocm")
     folder = local_model(config.model, filename=config.filename)
@@ -98,6 +99,17 @@ def main(config: SerializeConfig) -> None:
     _write(config.output, program, description, model_config, tokenizer, {**inputs, **jax.device_get(expected)})
     say(f"wrote {config.output}: {_summary(program, description)}")
     say(f"checked: {checked}. Run `python {config.output / 'load.py'}` where it is to be served")
+
+
+def _check_packages() -> None:
+    """Raises MissingPackageError before the model is read, if its files cannot be written afterwards."""
+    try:
+        import flatbuffers  # noqa: F401 (jax.export uses it)
+        import safetensors  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"serialize needs the package {error.name!r}, which is not installed: pip install 'deberta-jax[convert]'"
+        ) from None
 
 
 def _is_cuda(program: ServingProgram) -> bool:
@@ -164,12 +176,8 @@ def _write(
     example: dict[str, Any],
 ) -> None:
     """Writes the folder; files of the same names are replaced together."""
-    try:
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise MissingPackageError(
-            f"writing {folder} needs the package safetensors; install deberta-jax[convert]"
-        ) from None
+    from safetensors.numpy import save_file
+
     obsolete = [name for name in TOKENIZER_FILES if name not in tokenizer]
     with replace_entries(folder, last=DIGESTS_FILE, remove=obsolete) as new:
         (new / "model.stablehlo").write_bytes(program.exported.serialize())
