@@ -34,6 +34,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from ..cache import local_model
 from ..folders import check_destination
 from ..from_pytorch import WEIGHT_FILES, read_tokenizer
+from ..run_record import model_of_run
 
 _EXAMPLE = ("A program for every device.", "It reads texts of any length, and as many of them as there are.")
 _TOLERANCE = 1e-4  # of the largest output, float32
@@ -44,7 +45,7 @@ class SerializeConfig:
     """Write a model as a StableHLO program that runs on CPU, TPU and GPU with jax alone (load.py in its folder)."""
 
     model: tyro.conf.Positional[str]
-    """Folder of a model (deberta-jax or PyTorch), or a hub name such as microsoft/deberta-v3-base"""
+    """Folder of a run or a model (deberta-jax or PyTorch), or a hub name such as microsoft/deberta-v3-base"""
     output: tyro.conf.Positional[Path]
     """Folder to write"""
     format: Literal["stablehlo"] = "stablehlo"
@@ -75,7 +76,8 @@ def main(config: SerializeConfig) -> None:
     _check_packages()
     if not config.platforms:
         raise UserError("platforms is empty; give at least one of cpu, tpu, cuda and rocm")
-    folder = local_model(config.model, filename=config.filename)
+    source = Path(config.model)
+    folder = local_model(model_of_run(source)[0] if source.is_dir() else source, filename=config.filename)
     model_config, params = load_pretrained(folder)
     check_finite(params, where=config.model)
     tokenizer = read_tokenizer(folder)
