@@ -1,12 +1,12 @@
-"""Downloads models and tokenizers from the Hugging Face hub, into the cache of `huggingface_hub`."""
+"""The Hugging Face hub: downloads models and tokenizers, into the cache of `huggingface_hub`, and uploads models."""
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deberta_jax.errors import MissingFileError
+from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
 from deberta_jax.released import RELEASED
 from deberta_jax.terminal import list_names
 
@@ -197,3 +197,60 @@ def _describe_repository(source: str, folder: Path, filename: str | None) -> str
     else:
         has = f"but {list_names(names)}" if names else "and is empty"
     return f"the repository {name} on the hub has no {wanted}, {has}"
+
+
+# -------------------------------------------------------------------------------------------------------- uploads
+
+
+def upload(name: str, files: Mapping[str, Path], *, private: bool, update: bool) -> str:
+    """Writes files to a repository in one commit, so that it has all of them or none. Returns its address.
+
+    Args:
+      name: The repository, OWNER/NAME. It is created if necessary.
+      files: Local paths by their names in the repository.
+      private: Create a private repository.
+      update: Commit to a repository that exists.
+
+    Raises:
+      UserError: The hub cannot be reached, the user is not logged in or may not write there, or the repository exists
+        and `update` is not set. No file was written.
+      MissingPackageError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import CommitOperationAdd, HfApi, constants
+    except ImportError:
+        raise MissingPackageError("uploading needs the package huggingface_hub; install deberta-jax[convert]") from None
+    api, created = HfApi(endpoint=constants.ENDPOINT), False
+    try:
+        api.whoami()
+        if not api.repo_exists(name):
+            api.create_repo(name, private=private)
+            created = True
+        elif not update:
+            raise UserError(f"{constants.ENDPOINT}/{name} exists; add --update to commit to it, or give another name")
+        operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()]
+        api.create_commit(name, operations, commit_message="Upload a model with deberta-jax")
+    except UserError:
+        raise
+    except Exception as error:  # errors of the hub, of its HTTP client and of its storage have no common class
+        rest = ". The new repository is there, and empty: repeat the command with --update" if created else ""
+        raise UserError(f"{name} was not uploaded: {_describe_refusal(name, error)}{rest}") from None
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _describe_refusal(name: str, error: Exception) -> str:
+    """Returns why an upload failed and what to do, on one line."""
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
+        return "you are not logged in, or the token is not valid; run `hf auth login`, or set HF_TOKEN"
+    if status in (403, 404):
+        return f"your token may not write to {name}; use one with write access, or another owner"
+    if isinstance(error, errors.HFValidationError):
+        return first_line(error)
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set; unset it"
+    if status is None:
+        return f"{constants.ENDPOINT} cannot be reached: {type(error).__name__}: {first_line(error)}"
+    return f"the hub answered {status}: {first_line(error)}"

@@ -15,6 +15,7 @@ import tyro
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
+from deberta_jax.atomic_files import write_file
 from deberta_jax.atomic_folder import replace_entries
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingPackageError, UserError, one_line, write_errno
@@ -28,7 +29,9 @@ from .errors import ConversionError
 from .folders import check_destination
 from .from_pytorch import describe, read_tokenizer, with_classes_of
 from .mapping import Params, to_state_dict
+from .model_card import CARD, CardOptions, is_ours, model_card
 from .quirks import LEGACY_MLM_HEAD, V1_NAMES
+from .run_record import RunRecord, model_of_run
 from .xlnet_names import from_deberta_layout
 
 State = dict[str, np.ndarray]  # PyTorch's state dict
@@ -254,20 +257,30 @@ class ExportConfig:
     """Folder to write config.json and model.safetensors to"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of the weights"""
+    license: str | None = None
+    """License in the model card, an identifier of the hub such as mit or apache-2.0 (default: unknown)"""
 
 
 def main(config: ExportConfig) -> None:
     """Runs `deberta-jax export`.
 
     Raises:
-      Exception: As `local_model`, `load_pretrained` and `save_pytorch`.
+      Exception: As `local_model`, `model_of_run`, `load_pretrained` and `save_pytorch`.
     """
     from deberta_jax.checkpoint import PARAMETERS_FOLDER, load_pretrained
 
     check_destination(config.destination, Path(config.source), foreign=[PARAMETERS_FOLDER])
-    folder = local_model(config.source)
+    source, record = Path(config.source), RunRecord()
+    if source.is_dir():
+        source, record = model_of_run(source)
+    folder = local_model(source)
     model_config, params = load_pretrained(folder)
     check_finite(params, where=config.source)
     tokenizer = read_tokenizer(folder)
     save_pytorch(config.destination, model_config, params, dtype=_DTYPES[config.dtype], tokenizer=tokenizer)
     say(f"wrote {config.destination}: {describe(params)}")
+    if is_ours(config.destination):
+        options = CardOptions(config.destination.resolve().name, config.license)
+        write_file(config.destination / CARD, model_card(model_config, params, record, options))
+    else:
+        say(f"{config.destination / CARD} is yours and stays as it is")

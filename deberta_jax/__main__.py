@@ -33,6 +33,12 @@ COMMANDS = {
         "convert PyTorch files to our format",
     ),
     "export": ("deberta_jax.convert.to_pytorch", "ExportConfig", "write a model as files that transformers loads"),
+    "serialize": (
+        "deberta_jax.convert.commands.serialize",
+        "SerializeConfig",
+        "write a model as a program that needs jax alone",
+    ),
+    "share": ("deberta_jax.convert.commands.share", "ShareConfig", "upload a model with its card to the hub"),
     "verify": (
         "deberta_jax.convert.verify",
         "VerifyConfig",

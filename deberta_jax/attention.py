@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from .attention_inputs import AttentionInputs
 from .errors import UserError
 from .kernels import fused_attention, unsupported
-from .positions import LiveRows
+from .positions import LiveRows, SymbolicRows
 from .random import dropout
 from .sharding import BATCH_AXES, LOGICAL_AXES, MESH_AXES
 
@@ -76,7 +77,11 @@ def disentangled_attention(
         whose axes has a name that the library knows.
     """
     device_kind = _device_kind()
-    reason = unsupported(key.shape[1], query.shape[-1], query.dtype, device_kind)
+    reason = (
+        "the length is a variable of jax.export and the kernel is made for one length"
+        if is_symbolic_dim(key.shape[1])
+        else unsupported(key.shape[1], query.shape[-1], query.dtype, device_kind)
+    )
     if implementation == "xla" or (implementation == "auto" and (reason is not None or "TPU" not in device_kind)):
         return _plain_attention(query, key, value, inputs)
     if reason is not None:
@@ -217,40 +222,38 @@ def _plain_attention(
 def _content_to_position(
     query: Float[Array, "N B T H"],
     table: Float[Array, "N P H"],
-    live: LiveRows,
+    live: LiveRows | SymbolicRows,
     positions: Int[Array | np.ndarray, "B T"] | None,
 ) -> Float[Array, "N B T S"]:
     """Products of each query with the table; entry i, j is that of the row of distance i - j."""
-    length, row_of_distance = live.length, live.row_of_distance
     if positions is None:
         # A TPU reshapes quickly and gathers slowly, so there every distance gets a product of its own.
         return jax.lax.platform_dependent(
             query,
             table,
-            tpu=lambda query, table: relative_shift(_per_row(query, table[:, row_of_distance])),
+            tpu=lambda query, table: relative_shift(_per_row(query, table[:, live.c2p_columns])),
             default=lambda query, table: _gather(
-                _per_row(query, table), np.arange(length)[:, None] * table.shape[1] + live.row_of_pair()
+                _per_row(query, table), live.positions[:, None] * table.shape[1] + live.row_of_pair()
             ),
         )
-    row_of_key = jnp.asarray(row_of_distance)[length - 1 - positions[..., None] + np.arange(length)]  # [B, T, S]
+    row_of_key = live.rows_of(jnp.asarray(positions)[..., None] - live.positions)  # [B, T, S]
     return jnp.take_along_axis(_per_row(query, table), row_of_key[None], axis=-1)
 
 
 def _position_to_content(
     key: Float[Array, "N B S H"],
     table: Float[Array, "N P H"],
-    live: LiveRows,
+    live: LiveRows | SymbolicRows,
     positions: Int[Array | np.ndarray, "B T"] | None,
 ) -> Float[Array, "N B T S"]:
     """Products of each key with the table; entry i, j is that of the row of distance i - j."""
-    length, row_of_distance = live.length, live.row_of_distance
     # The rows of the shifted matrix are keys, whose distance to the queries grows the other way: the order is reversed.
     scores = jax.lax.platform_dependent(
         key,
         table,
-        tpu=lambda key, table: relative_shift(_per_row(key, table[:, row_of_distance[::-1]])).swapaxes(-1, -2),
+        tpu=lambda key, table: relative_shift(_per_row(key, table[:, live.p2c_columns])).swapaxes(-1, -2),
         default=lambda key, table: _gather(
-            _per_row(key, table), np.arange(length)[None, :] * table.shape[1] + live.row_of_pair()
+            _per_row(key, table), live.positions[None, :] * table.shape[1] + live.row_of_pair()
         ),
     )
     return scores if positions is None else jnp.take_along_axis(scores, positions[None, ..., None], axis=-2)
@@ -263,7 +266,7 @@ def _per_row(x: Float[Array, "N B S H"], table: Float[Array, "N P H"]) -> Float[
     return products.reshape(heads, batch, length, -1)
 
 
-def _gather(products: Float[Array, "N B S P"], index: Int[np.ndarray, "S S"]) -> Float[Array, "N B S S"]:
+def _gather(products: Float[Array, "N B S P"], index: Int[Array | np.ndarray, "S S"]) -> Float[Array, "N B S S"]:
     """Reads the flattened last two axes at an index that all heads and sequences share."""
     heads, batch, *_ = products.shape
     numbers = jax.lax.GatherDimensionNumbers(offset_dims=(0, 1), collapsed_slice_dims=(2,), start_index_map=(2,))

@@ -4,7 +4,7 @@ import flax.struct
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .positions import LiveRows
+from .positions import LiveRows, SymbolicRows
 
 
 @flax.struct.dataclass
@@ -28,7 +28,7 @@ class AttentionInputs:
     key_segments: Int[Array | np.ndarray, "B S"]
     pos_key: Float[Array, "P N H"] | None = None
     pos_query: Float[Array, "P N H"] | None = None
-    live_rows: LiveRows | None = flax.struct.field(pytree_node=False, default=None)
+    live_rows: LiveRows | SymbolicRows | None = flax.struct.field(pytree_node=False, default=None)
     query_positions: Int[Array | np.ndarray, "B T"] | None = None
     dropout_rate: float = flax.struct.field(pytree_node=False, default=0.0)
     dropout_key: PRNGKeyArray | None = None

@@ -13,7 +13,7 @@ from .attention import IMPLEMENTATIONS, AttentionInputs, disentangled_attention
 from .config import DebertaConfig
 from .errors import UserError
 from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, SegmentConvolution, layer_norm, refuse_unread
-from .positions import LiveRows, live_rows
+from .positions import LiveRows, SymbolicRows, live_rows
 from .sharding import constrain_batch
 
 
@@ -60,7 +60,7 @@ class LayerInputs:
     relative: Float[Array, "P D"] | None
     keys_values: KeysValues | None = None
     selection: SelectedQueries | None = None
-    live_rows: LiveRows | None = flax.struct.field(pytree_node=False, default=None)
+    live_rows: LiveRows | SymbolicRows | None = flax.struct.field(pytree_node=False, default=None)
     train: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -366,7 +366,7 @@ class Encoder(nn.Module):
         if not self.config.relative_attention:
             return LayerInputs(segments, None, train=train)
         live = live_rows(segments.shape[1], self.config)
-        table = self.rel_embeddings(jnp.arange(live.start, live.stop))
+        table = self.rel_embeddings(live.table_rows)
         if self.config.norm_rel_ebd == "layer_norm":
             table = self.layer_norm(table)
         return LayerInputs(segments, table, live_rows=live, train=train)

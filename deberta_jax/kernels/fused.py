@@ -89,7 +89,7 @@ def fused_attention(
     seed = jax.lax.bitcast_convert_type(seed, jnp.int32)
     table_rows = None
     if inputs.position_terms:
-        assert inputs.live_rows is not None, "live_rows are needed with pos_key or pos_query"
+        assert isinstance(inputs.live_rows, LiveRows), "live_rows are needed with pos_key or pos_query"
         table_rows = rows_by_offset(inputs.live_rows, plan.length)
     indices = Indices(
         origin=jnp.stack([seed, jnp.asarray(first_sequence, jnp.int32), jnp.asarray(first_head, jnp.int32)]),

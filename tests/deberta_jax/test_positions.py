@@ -1,10 +1,13 @@
 """Relative positions against the official code."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.export import export, symbolic_shape
 
 from deberta_jax import DebertaConfig
-from deberta_jax.positions import LiveRows, live_rows, log_bucket, relative_index
+from deberta_jax.positions import LiveRows, SymbolicRows, live_rows, log_bucket, relative_index
 
 from ..support.golden_cases import load
 
@@ -58,3 +61,32 @@ def test_live_rows_are_compared_by_value() -> None:
 def test_row_of_pair_is_the_row_of_the_distance() -> None:
     live = LiveRows(0, 5, np.array([4, 3, 2, 1, 0]))  # distances 2 .. -2 of three tokens
     np.testing.assert_array_equal(live.row_of_pair(), [[2, 1, 0], [3, 2, 1], [4, 3, 2]])
+
+
+@pytest.mark.parametrize(("buckets", "reach"), [(16, 64), (-1, 12), (16, 10)], ids=["buckets", "none", "odd"])
+def test_rows_of_any_length_are_those_of_each_length(buckets: int, reach: int) -> None:
+    """In the odd table buckets are farther than their distances: 9 tokens away is bucket 15."""
+    config = DebertaConfig(
+        vocab_size=8,
+        relative_attention=True,
+        pos_att_type="c2p|p2c",
+        position_buckets=buckets,
+        max_relative_positions=reach,
+    )
+
+    def rows(tokens):
+        live = live_rows(tokens.shape[0], config)
+        assert isinstance(live, SymbolicRows)
+        selected = live.rows_of(live.positions[::2, None] - live.positions)
+        arrays = {"pairs": live.row_of_pair(), "c2p": live.c2p_columns, "p2c": live.p2c_columns, "selected": selected}
+        return {name: live.table_rows[array] for name, array in arrays.items()}
+
+    shape = jax.ShapeDtypeStruct(symbolic_shape("length"), jnp.int32)
+    run = jax.jit(export(jax.jit(rows))(shape).call)
+    for length in (1, 2, 9, 100):
+        found, live = run(np.zeros(length, np.int32)), live_rows(length, config)
+        np.testing.assert_array_equal(found["pairs"], live.row_of_pair() + live.start)
+        np.testing.assert_array_equal(found["selected"], live.row_of_pair()[::2] + live.start)
+        for name, columns in (("c2p", live.c2p_columns), ("p2c", live.p2c_columns)):
+            assert len(found[name]) == 2 * length  # the last one is dropped by the shift
+            np.testing.assert_array_equal(found[name][:-1], columns + live.start)

@@ -30,7 +30,7 @@ FLOORS = (
     {"adapter", "int8"},
     {"rtd", "sift"},
     {"tokenizers"},
-    {"predict", "new_rows"},
+    {"predict", "new_rows", "serving"},
 )
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (

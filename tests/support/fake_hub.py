@@ -1,5 +1,9 @@
-"""A server on this machine that speaks the part of the Hugging Face hub's protocol that downloads need."""
+"""A server on this machine that speaks the parts of the Hugging Face hub's protocol that we use.
 
+Uploads are commits of files that are not in Git LFS: the storage of large files is not imitated.
+"""
+
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -13,6 +17,7 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 
+TOKEN = "hf_fake"  # the only one that the server accepts
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -25,12 +30,19 @@ class FakeHub:
       gated: names of repositories that exist and may not be read.
       requests: the paths of all requests.
       down: whether every request is refused.
+      uploads: where new repositories are kept.
+      read_only: owners whose repositories may not be written.
+      visibility: of each repository that was created.
     """
+
+    uploads: Path
 
     folders: dict[str, Path] = dataclasses.field(default_factory=dict)
     gated: set[str] = dataclasses.field(default_factory=set)
     requests: list[str] = dataclasses.field(default_factory=list)
     down: bool = False
+    read_only: set[str] = dataclasses.field(default_factory=set)
+    visibility: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def folder(self, name: str, revision: str) -> Path | None:
         """Returns the content of a repository, or None if there is no such revision."""
@@ -48,7 +60,7 @@ class FakeHub:
 @contextlib.contextmanager
 def fake_hub(cache: Path) -> Iterator[FakeHub]:
     """Starts a server and lets `huggingface_hub`, which reads its environment on import, use it and an empty cache."""
-    hub = FakeHub()
+    hub = FakeHub(cache / "uploads")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -91,6 +103,10 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = self.path.split("?")[0].strip("/")
             hub.requests.append(path)
+            if path == "api/whoami-v2":
+                known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+                self.answer(503 if hub.down else 200 if known else 401, b'{"name": "me", "type": "user"}')
+                return
             is_api = path.startswith("api/models/")
             owner, name, *rest = path.removeprefix("api/models/").split("/")
             repository = f"{owner}/{name}"
@@ -109,6 +125,49 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
                 self.answer_file(folder.joinpath(*inner), self.commit_of(repository, revision))
 
         do_HEAD = do_GET  # noqa: N815 (the name that http.server calls)
+
+        def do_POST(self) -> None:
+            path = self.path.split("?")[0].strip("/")
+            hub.requests.append(path)
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                self.answer(401, b"{}")
+            elif path == "api/validate-yaml":
+                self.answer(200, b'{"errors": [], "warnings": []}')
+            elif path == "api/repos/create":
+                fields = json.loads(body)
+                self.create(f"{fields['organization']}/{fields['name']}", fields)
+            elif "/preupload/" in path:
+                files = [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for file in json.loads(body)["files"]
+                ]
+                self.answer(200, json.dumps({"files": files}).encode())
+            else:
+                owner, name = path.removeprefix("api/models/").split("/")[:2]
+                self.commit(f"{owner}/{name}", [json.loads(line) for line in body.splitlines()])
+
+        def create(self, repository: str, fields: dict[str, str]) -> None:
+            if repository.partition("/")[0] in hub.read_only:
+                self.answer(403, b'{"error": "no rights"}')
+                return
+            hub.folders[repository] = hub.uploads / repository
+            hub.folders[repository].mkdir(parents=True)
+            private = fields.get("private")  # versions before 1
+            hub.visibility[repository] = fields.get("visibility", "private" if private else "public")
+            self.answer(200, json.dumps({"url": f"http://127.0.0.1/{repository}"}).encode())
+
+        def commit(self, repository: str, lines: list[dict[str, dict[str, str]]]) -> None:
+            if repository.partition("/")[0] in hub.read_only:
+                self.answer(403, b'{"error": "no rights"}')
+                return
+            for line in lines:
+                if line["key"] == "file":
+                    path = hub.folders[repository] / line["value"]["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(line["value"]["content"]))
+            url = f"http://127.0.0.1/{repository}/commit/{COMMIT}"
+            self.answer(200, json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode())
 
         def commit_of(self, repository: str, revision: str) -> str:
             keys = [repository, *(key for key in hub.folders if key.startswith(f"{repository}@"))]
@@ -155,7 +214,7 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
