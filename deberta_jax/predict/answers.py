@@ -101,15 +101,15 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
         softmax="window"     a softmax over each window, and the scores of a text in several spans are added, as in
                              transformers. The score of "no answer" is the lowest of all windows.
 
-    Deliberate difference: the first is the default, because `finetune` chooses checkpoints and thresholds by it, and
-    because a window without the answer has no probability to give away but to wrong spans. An answer is never
-    widened to whole words, which would add the punctuation after it, and has no white space around it.
+    Deliberate difference: "document" is the default. It is the rule by which `finetune` chooses checkpoints and
+    thresholds, and scores of different windows cannot be compared after a softmax over each. An answer is never widened
+    to whole words, which would add the punctuation after it, and has no white space around it.
 
     Attributes:
       top_k: Number of candidates.
       no_answer: Whether "no answer" is possible, as for models that were trained on SQuAD 2.0.
       null_threshold: "No answer" is chosen if the difference of its logits to those of the best span is above this, as
-        with `--spans.null-threshold` of `finetune`, which reports the best threshold.
+        with `--null-threshold` of `finetune`, which reports the best threshold.
       max_length: Largest number of tokens of a window (default: 384, or the number of absolute positions of a model
         that reads them).
       max_question_length: Largest number of tokens of a question; longer ones are cut, and `Answer.notes` says so.
@@ -142,12 +142,12 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
             raise UserError(f"softmax is {self.softmax!r}; it must be one of {', '.join(get_args(Softmax))}")
 
     @property
-    def _spans(self) -> int:
+    def _spans_per_window(self) -> int:
         """Number of spans of each window that are compared."""
         return self.top_k if self.softmax == "window" else max(self.top_k, _SPANS)
 
     def traced_settings(self) -> Hashable:
-        return self._spans, self.max_answer_length
+        return self._spans_per_window, self.max_answer_length
 
     def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForQuestionAnswering:
         return DebertaForQuestionAnswering(config, **attributes)
@@ -158,11 +158,11 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
             out.start_logits,
             out.end_logits,
             is_context,
-            n_best=self._spans,
+            n_best=self._spans_per_window,
             max_answer_length=self.max_answer_length,
         )
         exists = ~jnp.isneginf(spans.scores)
-        missing = ((0, 0), (0, self._spans - spans.scores.shape[1]))  # in short rows
+        missing = ((0, 0), (0, self._spans_per_window - spans.scores.shape[1]))  # in short rows
         choosable = is_context | (jnp.arange(is_context.shape[1]) == cls_position)
         return {
             "starts": jnp.pad(spans.starts, missing),
