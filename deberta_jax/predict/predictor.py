@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -22,7 +21,7 @@ from .open_model import open_model
 from .pipeline import Pipeline, TextPair
 from .ranking import RankedDocument, ranked
 from .replaced_tokens import DetectReplacedTokens, TokenScore
-from .runner import DTYPES, WEIGHTS, Runner, check_one_of
+from .runner import Runner, check_types
 from .windows import Combination, Windows
 from .zero_shot import DEFAULT_TEMPLATE, ClassifyZeroShot
 
@@ -64,12 +63,9 @@ class Predictor(Runner):
         Raises:
           Exception: As `open_model`, or as the class.
         """
-        check_one_of("dtype", dtype, DTYPES)
-        check_one_of("weights", weights, WEIGHTS)
+        check_types(dtype, weights)
         model = open_model(source, filename=filename, tokenizer=tokenizer)
-        params = model.params
-        if weights == "int8":
-            params = int8_parameters(model.config, params, dtype=jnp.dtype(dtype))
+        params = int8_parameters(model.config, model.params, dtype=dtype) if weights == "int8" else model.params
         return cls(model.source, model.config, params, model.tokenizer, dtype, batch_size, weights)
 
     def _results(self, pipeline: Pipeline[Item, Result], items: Sequence[Item]) -> list[Result]:

@@ -28,6 +28,14 @@ WEIGHTS = ("float32", "int8")
 _TRACED_LENGTH = 7  # no padded row has it
 
 
+def check_types(dtype: str, weights: str) -> None:
+    """Raises UserError if there is no such dtype of the computation, or of the weights."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if weights not in WEIGHTS:
+        raise UserError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runner(LoadedModel):
     """A model on all devices of this process.
@@ -49,8 +57,7 @@ class Runner(LoadedModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("dtype", self.dtype, DTYPES)
-        check_one_of("weights", self.weights, WEIGHTS)
+        check_types(self.dtype, self.weights)
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
         if jax.process_count() > 1:
@@ -164,12 +171,6 @@ class Runner(LoadedModel):
                 model = int8_model(model)
             self._programs[key] = Program(self, params, model, pipeline)
         return self._programs[key]
-
-
-def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises UserError if a value is not one of those that are allowed."""
-    if value not in allowed:
-        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 class Program:

@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deberta_jax.predict.predictor import WEIGHTS, Predictor
+from deberta_jax.predict.predictor import Predictor
+from deberta_jax.predict.runner import WEIGHTS
 
 
 def main() -> None:
