@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         DebertaForTokenClassification,
     )
     from .outputs import EncoderOutput, HeadOutput, SpanOutput
+    from .predict import Predictor
     from .rtd import RTDConfig
     from .sharding import make_mesh
     from .tokenizers.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ __all__ = [
     "DebertaForTokenClassification",
     "EncoderOutput",
     "HeadOutput",
+    "Predictor",
     "RTDConfig",
     "SpanOutput",
     "Tokenizer",
@@ -55,6 +57,7 @@ _MODULE_OF = {
     "DebertaConfig": "config",
     "EncoderOutput": "outputs",
     "HeadOutput": "outputs",
+    "Predictor": "predict",
     "RTDConfig": "rtd",
     "SpanOutput": "outputs",
     "Tokenizer": "tokenizers.tokenizer",

@@ -5,10 +5,11 @@ import dataclasses
 from rich.table import Table
 
 from deberta_jax.console import PlainConsole, plain_text
+from deberta_jax.predict import Predictor
 from deberta_jax.predict.replaced_tokens import score_replaced_tokens
 from deberta_jax.terminal import printable
 
-from .open_model import ModelAndText, open_model
+from .model_and_text import ModelAndText
 
 # Minimum probability of being replaced -> style of the token; less probable tokens keep the terminal's color.
 _STYLES = ((0.5, "bold red"), (0.2, "dark_orange"), (0.05, "yellow"))
@@ -23,10 +24,10 @@ def main(config: DetectConfig) -> None:
     """Runs `deberta-jax detect`: prints a table of the tokens, and the text with suspicious tokens in color.
 
     Raises:
-      Exception: As `open_model` and `score_replaced_tokens`.
+      Exception: As `Predictor.load` and `score_replaced_tokens`.
     """
     console = PlainConsole()
-    scores = score_replaced_tokens(open_model(config.model, filename=config.filename), config.text)
+    scores = score_replaced_tokens(Predictor.load(config.model, filename=config.filename), config.text)
     table, colored_text = Table("token", "replaced?"), plain_text(config.text, lines=True)
     for score in scores:
         style = _style(score.probability)

@@ -6,10 +6,11 @@ from rich.table import Table
 from rich.text import Text
 
 from deberta_jax.console import PlainConsole, plain_text
+from deberta_jax.predict import Predictor
 from deberta_jax.predict.fill_mask import fill_mask, has_untrained_mlm_head, replace_mask
 from deberta_jax.terminal import shorten
 
-from .open_model import ModelAndText, open_model
+from .model_and_text import ModelAndText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +25,10 @@ def main(config: FillMaskConfig) -> None:
     """Runs `deberta-jax fill-mask`: prints a table for each mask and, if there is only one, the completed text.
 
     Raises:
-      Exception: As `open_model` and `fill_mask`.
+      Exception: As `Predictor.load` and `fill_mask`.
     """
     console = PlainConsole()
-    model = open_model(config.model, filename=config.filename)
+    model = Predictor.load(config.model, filename=config.filename)
     if has_untrained_mlm_head(model):
         PlainConsole(stderr=True).print(
             Text("warning:", "yellow"),

@@ -1,13 +1,19 @@
 """Predicts the tokens behind each [MASK] of a text with a masked language model."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
-import numpy as np
 
+from ..config import DebertaConfig
 from ..errors import UserError
 from ..models import DebertaForMaskedLM
 from .loaded_model import LoadedModel
+from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,32 +31,64 @@ class TokenCandidate:
     probability: float
 
 
-def fill_mask(model: LoadedModel, text: str, *, top_k: int = 5) -> list[list[TokenCandidate]]:
-    """Returns the `top_k` most probable tokens for each [MASK] of a text, best first.
+@dataclasses.dataclass(frozen=True)
+class FillMask(Pipeline[str, list[list[TokenCandidate]]]):
+    """Finds the most probable tokens for each [MASK] of a text, best first.
 
     Several masks are filled independently of each other.
+
+    Attributes:
+      vocab_size: Number of ids of the tokenizer.
+      top_k: Number of tokens for each mask.
+
+    Raises:
+      UserError: `top_k` is out of range.
+    """
+
+    vocab_size: int
+    top_k: int = 5
+
+    heads: ClassVar[tuple[str, ...]] = ("mlm_head",)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.vocab_size:
+            raise UserError(f"top_k is {self.top_k}; it must be 1 to {self.vocab_size}, the size of the vocabulary")
+
+    def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForMaskedLM:
+        return DebertaForMaskedLM(config, **attributes)
+
+    def outputs(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
+        probabilities = jax.nn.softmax(out.logits[..., : self.vocab_size])
+        best, ids = jax.lax.top_k(probabilities, self.top_k)
+        return {"probabilities": best, "ids": ids}
+
+    def encode(self, model: LoadedModel, item: str) -> Rows[None]:
+        encoding = model.tokenizer(item, parse_mask=True)
+        masked = [i for i, token_id in enumerate(encoding.input_ids) if token_id == model.tokenizer.mask_id]
+        if not masked:
+            raise UserError(
+                f"no [MASK] in {item!r}; write it where a token is to be predicted, as in 'Paris is [MASK].'"
+            )
+        return Rows([Row(encoding.input_ids, encoding.token_type_ids, masked)], None)
+
+    def decode(
+        self, model: LoadedModel, item: str, rows: Rows[None], outputs: Sequence[RowOutputs]
+    ) -> list[list[TokenCandidate]]:
+        (row,), (output,) = rows.rows, outputs
+        masks = []
+        for ids, probabilities in zip(output["ids"], output["probabilities"], strict=True):
+            candidates = zip(ids, model.tokenizer.pieces(ids), probabilities, strict=True)
+            masks.append([TokenCandidate(int(i), piece, float(probability)) for i, piece, probability in candidates])
+        return masks[: len(row.masked_positions)]  # without padding
+
+
+def fill_mask(model: "Predictor", text: str, *, top_k: int = 5) -> list[list[TokenCandidate]]:
+    """Returns the `top_k` most probable tokens for each [MASK] of one text; see `FillMask`.
 
     Raises:
       UserError: The model has no masked LM head, the text has no [MASK], or `top_k` is out of range.
     """
-    tokenizer = model.tokenizer
-    if not 1 <= top_k <= tokenizer.vocab_size:
-        raise UserError(f"top_k is {top_k}; it must be 1 to {tokenizer.vocab_size}, the size of the vocabulary")
-    ids = np.array([tokenizer(text, parse_mask=True).input_ids])
-    masked_positions = np.flatnonzero(ids[0] == tokenizer.mask_id)
-    if not masked_positions.size:
-        raise UserError(f"no [MASK] in {text!r}; write it where a token is to be predicted, as in 'Paris is [MASK].'")
-    output = model.run_head("mlm_head", DebertaForMaskedLM, ids, masked_positions=masked_positions[None])
-    probabilities, best_ids = jax.lax.top_k(jax.nn.softmax(output.logits[0, :, : tokenizer.vocab_size]), top_k)
-    return [
-        [
-            TokenCandidate(int(token_id), piece, float(probability))
-            for token_id, piece, probability in zip(
-                mask_ids, tokenizer.pieces(mask_ids), mask_probabilities, strict=True
-            )
-        ]
-        for mask_ids, mask_probabilities in zip(np.asarray(best_ids), np.asarray(probabilities), strict=True)
-    ]
+    return model.fill_mask([text], top_k=top_k)[0]
 
 
 def has_untrained_mlm_head(model: LoadedModel) -> bool:

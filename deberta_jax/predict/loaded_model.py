@@ -1,20 +1,34 @@
-"""A model and its tokenizer, loaded together and ready for predictions on text."""
+"""A model and its tokenizer, loaded together, and the messages about what the two do not have."""
 
 import dataclasses
 import os
 from typing import Any, Self
 
-import jax
-import numpy as np
-from flax import linen as nn
-from jaxtyping import Int
-
 from ..checkpoint import load_pretrained
 from ..config import DebertaConfig
 from ..errors import UserError
-from ..parameter_check import check_finite
 from ..terminal import list_names
 from ..tokenizers.tokenizer import Tokenizer
+
+_TRAIN_HEAD = "`deberta-jax finetune --model MODEL --train FILE --output FOLDER"
+# Parts of the parameters -> what they are for, and how to get them.
+_PURPOSES = {
+    "deberta": "the encoder",
+    "mlm_head": "predicts masked tokens",
+    "rtd_head": "detects replaced tokens",
+    "pooler": "reads a whole text",
+    "classifier": "labels or scores texts, tokens or choices",
+    "token_proj": "a layer before the classifier of tokens",
+    "span_classifier": "finds answers in a context",
+}
+_TRAINED_BY = {
+    ("mlm_head",): "`deberta-jax pretrain`, which writes it in the folder generator/; of a released model it is in the "
+    "generator's file (--filename pytorch_model.generator.bin)",
+    ("rtd_head",): "`deberta-jax pretrain`, which writes it in the folder discriminator/",
+    ("pooler", "classifier"): f"{_TRAIN_HEAD}` (--kind regression for scores, --kind choice for choices)",
+    ("classifier",): f"{_TRAIN_HEAD} --kind tokens`",
+    ("span_classifier",): f"{_TRAIN_HEAD} --kind span`",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +44,6 @@ class LoadedModel:
     Raises:
       UserError: The tokenizer is larger than the model's vocabulary, or the parameters contain only a GDES
         discriminator's differences to its generator's embeddings.
-
-    Example:
-      model = LoadedModel.from_folder("runs/demo/generator")
-      fill_mask(model, "Paris is the [MASK] of France.")
     """
 
     source: str
@@ -54,40 +64,44 @@ class LoadedModel:
             )
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_folder(cls, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> Self:
         """Loads a folder that `save_pretrained` and `Tokenizer.save` wrote.
+
+        Args:
+          folder: The folder.
+          tokenizer: The tokenizer (default: that of the folder).
 
         Raises:
           MissingFileError: The folder does not exist, or lacks parameters, configuration or tokenizer.
           UserError: The configuration or the tokenizer is invalid, or as the class.
         """
         config, params = load_pretrained(folder)
-        return cls(str(folder), config, params, Tokenizer.from_folder(folder))
+        return cls(str(folder), config, params, tokenizer or Tokenizer.from_folder(folder))
 
-    def run_head(self, head: str, module: type[nn.Module], input_ids: Int[np.ndarray, "B S"], **inputs: Any) -> Any:
-        """Applies the encoder and one head.
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes; LABEL_0, LABEL_1, ... if the configuration has none, or the same name twice."""
+        names = self.config.label_names
+        if len(set(names)) == self.config.num_labels:
+            return names
+        return tuple(f"LABEL_{number}" for number in range(self.config.num_labels))
 
-        Args:
-          head: Name of the head in `params`, such as "mlm_head".
-          module: Class of the model that consists of the encoder and this head, such as `DebertaForMaskedLM`.
-          input_ids: The ids, with the special tokens.
-          **inputs: Further arguments of the model.
+    def parts(self, heads: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the names of the parts of `params` that the encoder with these heads reads.
 
         Raises:
-          UserError: The model does not have this head, has no absolute positions for so many tokens, or gives logits
-            that are NaN or infinite.
+          UserError: The model does not have a head, or has it for another use.
         """
-        if head not in self.params:
-            raise UserError(f"{self.source} has no {head}; it has {list_names(self.params)}")
-        reads_positions = self.config.reads_positions(masked_lm=head == "mlm_head")
-        if reads_positions and input_ids.shape[1] > self.config.max_tokens:
-            raise UserError(
-                f"the text has {input_ids.shape[1]} tokens, but {self.source} has positions for "
-                f"{self.config.max_tokens}; shorten it"
-            )
-        params = {"deberta": self.params["deberta"], head: self.params[head]}
-        output: Any = jax.jit(module(self.config).apply)({"params": params}, input_ids, **inputs)
-        if not np.isfinite(output.logits).all():
-            check_finite(params, where=self.source)  # names them
-            raise UserError(f"the logits of {self.source} are NaN or infinite, because its parameters are too large")
-        return output
+        extra = [] if heads != ("classifier",) else [name for name in ("token_proj",) if name in self.params]
+        is_for_texts = heads == ("classifier",) and "pooler" in self.params
+        if is_for_texts or not set(heads) <= self.params.keys():
+            reason = f"has no {' and '.join(name for name in heads if name not in self.params)}"
+            if is_for_texts:
+                reason = "has a classifier of texts, not of tokens"
+            has = list_names([f"{name} ({_PURPOSES[name]})" if name in _PURPOSES else name for name in self.params])
+            raise UserError(f"{self.source} {reason}; it has {has}. Train what is missing with {_TRAINED_BY[heads]}")
+        return ("deberta", *heads, *extra)
+
+    def max_tokens(self, heads: tuple[str, ...] = ()) -> int | None:
+        """Returns the largest number of tokens of a row, or None if there is no limit: without absolute positions."""
+        return self.config.max_tokens if self.config.reads_positions(masked_lm="mlm_head" in heads) else None

@@ -1,13 +1,21 @@
 """Predicts which tokens of a text were replaced, with the discriminator of replaced token detection."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
-import numpy as np
 
+from ..config import DebertaConfig
 from ..errors import UserError
 from ..models import DebertaForReplacedTokenDetection
+from ..tokenizers.vocabulary import Offset
+from .classification import sigmoid
 from .loaded_model import LoadedModel
+from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +35,40 @@ class TokenScore:
     probability: float
 
 
-def score_replaced_tokens(model: LoadedModel, text: str) -> list[TokenScore]:
-    """Returns a score for each token of a text, without [CLS] and [SEP].
+@dataclasses.dataclass(frozen=True)
+class DetectReplacedTokens(Pipeline[str, list[TokenScore]]):
+    """Scores each token of a text, without [CLS] and [SEP]."""
+
+    heads: ClassVar[tuple[str, ...]] = ("rtd_head",)
+
+    def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForReplacedTokenDetection:
+        return DebertaForReplacedTokenDetection(config, **attributes)
+
+    def outputs(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
+        return {"logits": out.logits}
+
+    def encode(self, model: LoadedModel, item: str) -> Rows[Sequence[Offset | None]]:
+        encoding = model.tokenizer(item, return_offsets=True)
+        if len(encoding.input_ids) <= 2:  # only [CLS] and [SEP]
+            raise UserError(f"the text {item!r} has no tokens; give one with words in it")
+        return Rows([Row(encoding.input_ids, encoding.token_type_ids)], encoding.offsets or ())
+
+    def decode(
+        self, model: LoadedModel, item: str, rows: Rows[Sequence[Offset | None]], outputs: Sequence[RowOutputs]
+    ) -> list[TokenScore]:
+        pieces = model.tokenizer.pieces(rows.rows[0].input_ids)
+        probabilities = sigmoid(outputs[0]["logits"])
+        return [
+            TokenScore(piece, *offset, float(probability))
+            for piece, offset, probability in zip(pieces, rows.context, probabilities, strict=True)
+            if offset is not None  # special tokens have no offsets
+        ]
+
+
+def score_replaced_tokens(model: "Predictor", text: str) -> list[TokenScore]:
+    """Returns a score for each token of one text, without [CLS] and [SEP].
 
     Raises:
       UserError: The model has no replaced token head, or the text has no tokens.
     """
-    encoding = model.tokenizer(text, return_offsets=True)
-    ids = np.array([encoding.input_ids])
-    if ids.size <= 2:  # only [CLS] and [SEP]
-        raise UserError(f"the text {text!r} has no tokens; give one with words in it")
-    output = model.run_head("rtd_head", DebertaForReplacedTokenDetection, ids)
-    probabilities = np.asarray(jax.nn.sigmoid(output.logits[0]))
-    pieces = model.tokenizer.pieces(ids[0])
-    return [
-        TokenScore(piece, *offset, float(probability))
-        for piece, offset, probability in zip(pieces, encoding.offsets or (), probabilities, strict=True)
-        if offset is not None  # special tokens have no offsets
-    ]
+    return model.replaced_tokens([text])[0]

@@ -22,7 +22,7 @@ def test_tokens_are_listed_and_markup_in_the_text_is_kept(
 def test_missing_head_is_one_line(model_folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", str(model_folders["generator"]), "text"]) == 1
     err = capsys.readouterr().err
-    assert "has no rtd_head; it has deberta, mlm_head" in err
+    assert "has no rtd_head; it has deberta (the encoder), mlm_head" in err
     assert err.count("\n") == 1
 
 

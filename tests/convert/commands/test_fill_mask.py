@@ -32,7 +32,7 @@ def test_several_masks_are_numbered_and_discriminators_warn(
 def test_missing_head_is_one_line(model_folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fill-mask", str(model_folders["discriminator"]), TEXT]) == 1
     err = capsys.readouterr().err
-    assert "has no mlm_head; it has deberta, rtd_head" in err
+    assert "has no mlm_head; it has deberta (the encoder), rtd_head" in err
     assert err.count("\n") == 1
 
 

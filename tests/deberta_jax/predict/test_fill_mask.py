@@ -61,5 +61,8 @@ def test_unusable_text_or_number_is_refused(text: str, top_k: int, message: str)
 
 def test_missing_head_is_named() -> None:
     model = dataclasses.replace(random_predictor(), params=head_params(random_predictor(), "rtd_head"))
-    with pytest.raises(UserError, match="random weights has no mlm_head; it has deberta, rtd_head"):
+    with pytest.raises(
+        UserError,
+        match=r"has no mlm_head; it has deberta \(the encoder\), rtd_head \(detects .* with `deberta-jax pretrain`",
+    ):
         fill_mask(model, TEXT)

@@ -3,10 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from deberta_jax import DebertaForMaskedLM, save_pretrained
+from deberta_jax import save_pretrained
 from deberta_jax.errors import MissingFileError, UserError
 from deberta_jax.predict.loaded_model import LoadedModel
 
@@ -44,12 +43,3 @@ def test_differences_without_their_generator_are_refused() -> None:
     params = {"deberta": {**encoder, "embeddings": {**encoder["embeddings"], "word_embeddings": words}}}
     with pytest.raises(UserError, match="only differences to its generator's embeddings"):
         dataclasses.replace(model, params=params)
-
-
-def test_a_text_longer_than_the_position_table_is_refused() -> None:
-    model = random_predictor()
-    short = dataclasses.replace(
-        model, config=model.config.replace(max_position_embeddings=8, max_relative_positions=64)
-    )
-    with pytest.raises(UserError, match="the text has 9 tokens, but random weights has positions for 8; shorten it"):
-        short.run_head("mlm_head", DebertaForMaskedLM, np.ones((1, 9), np.int32))

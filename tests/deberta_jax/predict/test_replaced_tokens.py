@@ -33,5 +33,5 @@ def test_empty_text_is_refused() -> None:
 
 def test_missing_head_is_named() -> None:
     model = dataclasses.replace(random_predictor(), params=head_params(random_predictor(), "mlm_head"))
-    with pytest.raises(UserError, match="random weights has no rtd_head; it has deberta, mlm_head"):
+    with pytest.raises(UserError, match=r"has no rtd_head; it has deberta \(the encoder\), mlm_head \(predicts"):
         score_replaced_tokens(model, "text")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta_jax.convert.commands.open_model import open_model
+from deberta_jax.predict.open_model import open_model
 
 from ...support.predictor import head_params, random_predictor
 from ...support.pytorch_files import assert_same
