@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from deberta_jax.errors import UserError
-from deberta_jax.predict.fill_mask import has_untrained_mlm_head
 from deberta_jax.predict.predictor import Predictor
-from deberta_jax.terminal import list_names, quote_names, say, shorten
+from deberta_jax.terminal import list_names, quote_names, say
 
-from .fill_mask import UNTRAINED
+from .fill_mask import warn_of_untrained_head
 from .prediction.columns import Columns, Finder, Task, find_columns
 from .prediction.compiled import keep_compiled_programs
 from .prediction.lines import Lines
@@ -36,9 +35,9 @@ _NAMED_ERRORS = 5  # of skipped rows
 class PredictConfig:
     """Apply a model to files or texts.
 
-    Reads .txt (a line is a text), .jsonl, .json, .csv, .tsv and .parquet files (.gz and .xz allowed), standard input, or
-    texts themselves; writes one JSON object per row, in their order. With --output, a run that was stopped goes on where
-    it was if the same command is given again.
+    Reads .txt (a line is a text), .jsonl, .json, .csv, .tsv and .parquet files (.gz and .xz allowed), standard input,
+    or texts themselves; writes one JSON object per row, in their order. With --output, a run that was stopped goes on
+    where it was if the same command is given again.
     """
 
     model: tyro.conf.Positional[str]
@@ -134,7 +133,8 @@ class _Run:
     """One run of the command."""
 
     def __init__(self, config: PredictConfig, reading: Reading, predictor: Predictor, task: Task) -> None:
-        self._config, self._reading, self._predictor, self._task = config, reading, predictor, task
+        self._config, self._reading, self._predictor = config, reading, predictor
+        self._task: Task = task
         self._orders_all = task == "rank" and config.columns.query is not None  # not each row its own documents
         options = dataclasses.replace(config.options, top_k=None) if self._orders_all else config.options
         self._pipeline = make_pipeline("score" if self._orders_all else task, options, predictor)
@@ -142,8 +142,8 @@ class _Run:
         self._lines = Lines(task, config.columns.id_column, several, config.copy_input)
         self._finders: dict[str | None, Finder] = {}
         self._position = Position()
-        if task == "fill-mask" and has_untrained_mlm_head(predictor):
-            say(UNTRAINED.format(shorten(config.model)), error=True)
+        if task == "fill-mask":
+            warn_of_untrained_head(predictor)
 
     def run(self) -> None:
         """Predicts all rows and writes their lines."""
@@ -196,10 +196,10 @@ class _Run:
             raise
         output.finish()
         if self._config.output is not None:
-            say(f"{done:,} rows in {self._config.output}", error=True)
+            say(f"{_rows(done)} in {self._config.output}", error=True)
         if errors:
             named = list_names(errors, most=_NAMED_ERRORS)
-            say(f"{len(errors):,} rows could not be used: {named}", error=True)
+            say(f"{_rows(len(errors))} could not be used: {named}", error=True)
 
     def _results(self, rows: Iterator[Row]) -> Iterator[RowResult]:
         return row_results(self._predictor, self._pipeline, rows, self._item, skip_bad=self._config.skip_bad)
@@ -208,11 +208,11 @@ class _Run:
         """Returns the results in the order of the rows; for one query, the best documents first."""
         if not self._orders_all:
             return results
-        good = [result for result in results if not isinstance(result.result, UserError)]
-        best = sorted(good, key=lambda result: -result.result)[: self._config.options.top_k]
+        scores = [(result.row, result.result) for result in results if not isinstance(result.result, UserError)]
+        scores.sort(key=lambda pair: -pair[1])  # equal scores stay in the order of the rows
         return [
-            result._replace(result=RankedRow(rank, result.result, self._item(result.row).pair))
-            for rank, result in enumerate(best, start=1)
+            RowResult(row, RankedRow(rank, score, self._item(row).pair))
+            for rank, (row, score) in enumerate(scores[: self._config.options.top_k], start=1)
         ]
 
     def _with_columns(self, rows: Iterator[Row]) -> Iterator[Row]:
@@ -236,3 +236,7 @@ class _Run:
         if isinstance(row.cells, UserError):
             raise row.cells
         return self._finders[row.file].item(row.cells)
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"

@@ -4,10 +4,10 @@
     python -m tests.benchmarks.predict_speed --quick    # a tiny model and few texts: shows that it runs
 
 All classify the same pairs of real texts, 5 to 400 tokens long together, with the same weights, in float32, with the
-same number of threads, and truncate at 512 tokens. The pipeline runs with batches of one, and with the best of the batch
-sizes 8, 16, 32 and 64, which a first run of each finds; CrossEncoder, which sorts by length, with its best. Then they
-run in turn, so that other load on the machine affects all, and the medians are compared. Compilation is not timed: it
-is done once per shape, and kept by the command `predict`. Before anything is timed, all must give the same
+same number of threads, and truncate at 512 tokens. The pipeline runs with batches of one, and with the best of the
+batch sizes 8, 16, 32 and 64, which a first run of each finds; CrossEncoder, which sorts by length, with its best. Then
+they run in turn, so that other load on the machine affects all, and the medians are compared. Compilation is not timed:
+it is done once per shape, and the command `predict` keeps the programs. Before anything is timed, all must agree on the
 probabilities.
 """
 
@@ -74,7 +74,9 @@ def compare(name: str, folder: Path, count: int, rounds: int) -> None:
     """Prints the table of one model."""
     tokenizer = write_model(name, folder)
     pairs, lengths = real_pairs(count, tokenizer)
-    print(f"\n{name}: {count} pairs, {min(lengths)} to {max(lengths)} tokens, {statistics.mean(lengths):.0f} on average")
+    print(
+        f"\n{name}: {count} pairs, {min(lengths)} to {max(lengths)} tokens, {statistics.mean(lengths):.0f} on average"
+    )
     ours, pipelines, cross_encoders = contenders(folder)
     check_equal([ours, pipelines[1], cross_encoders[0]], pairs[:8])
     ours.classify(pairs)  # compiles

@@ -7,11 +7,10 @@ from typing import Any, Literal
 from deberta_jax.errors import UserError
 from deberta_jax.predict.pipeline import TextPair
 from deberta_jax.terminal import quote_names
-from deberta_jax.train.tasks.sources.cells import Cells, MissingColumnError, is_list, list_cell, parse_text, text_cell
 
-Task = Literal[
-    "classify", "score", "zero-shot", "entities", "answer", "choose", "rank", "embed", "fill-mask", "detect"
-]
+from ....train.tasks.sources.cells import Cells, MissingColumnError, is_list, list_cell, parse_text, text_cell
+
+Task = Literal["classify", "score", "zero-shot", "entities", "answer", "choose", "rank", "embed", "fill-mask", "detect"]
 # Names of columns in the order in which they are tried.
 _TEXTS = ("text", "sentence", "content", "document", "passage", "review", "comment", "body")
 _PAIRS = (
@@ -44,7 +43,7 @@ class Columns:
     text_column: str | None = None
     """the text (default: text, sentence, ..., or the only column); of choices the prompt, of `rank` the query"""
     pair_column: str | None = None
-    """the second text of a pair (default: pair, or sentence2, hypothesis, document, response, ... beside their first)"""
+    """the second text of a pair (default: pair, or sentence2, hypothesis, document, response, ... beside the first)"""
     question_column: str | None = None
     """the question that the context answers (default: question)"""
     context_column: str | None = None

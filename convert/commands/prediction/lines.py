@@ -9,8 +9,8 @@ import numpy as np
 
 from deberta_jax.errors import UserError, one_line
 from deberta_jax.strict_json import to_json
-from deberta_jax.train.tasks.sources.cells import Unreadable
 
+from ....train.tasks.sources.cells import Unreadable
 from .columns import Task
 from .results import RowResult
 from .rows import Row
@@ -60,7 +60,9 @@ class Lines:
         column = self.id_column or ID
         if column in row.cells:
             values[column] = json_value(row.cells[column])
-        if self.copy or row.file is None:
+        if row.file is None:
+            return values | dict(row.cells)
+        if self.copy:
             values["input"] = {name: json_value(cell) for name, cell in row.cells.items()}
         return values
 
@@ -72,17 +74,15 @@ def result_object(task: Task, result: Any) -> dict[str, Any]:
 
 
 def json_value(value: Any) -> Any:
-    """Returns a value, of a result or of a cell, as JSON has it. Numbers have as many digits as float32 gives."""
+    """Returns a value, of a result or of a cell, as JSON has it. Numbers have six digits: more of them depend on the
+    other texts of a batch."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Unreadable):
         return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(name): json_value(item) for name, item in value.items()}
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return json_value(value.tolist())
     if isinstance(value, float):
-        return float(f"{value:.8g}") if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -35,7 +35,7 @@ def input_digests(arguments: Sequence[str]) -> dict[str, str] | None:
 
 
 def model_digest(model: LoadedModel) -> str:
-    """Returns the SHA-256 of the parameters, the configuration and the tokenizer, wherever the model was opened from."""
+    """Returns the SHA-256 of the parameters, the configuration and the tokenizer, wherever they are."""
     digest = hashlib.sha256(f"{model.tokenizer.fingerprint} {dataclasses.astuple(model.config)}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         array = np.ascontiguousarray(leaf)

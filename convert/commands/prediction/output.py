@@ -209,7 +209,9 @@ def _check_origin(partial: Path, origin_file: Path, origin: dict[str, Any]) -> N
     try:
         before = json.loads(origin_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{partial} exists, but {origin_file}, which says what it is, cannot be read; {advice}") from None
+        raise UserError(
+            f"{partial} exists, but {origin_file}, which says what it is, cannot be read; {advice}"
+        ) from None
     for name in sorted(origin.keys() | before.keys()):
         old, new = before.get(name), origin.get(name)
         if old != new:
@@ -224,10 +226,10 @@ def _difference(name: str, old: Any, new: Any) -> str:
         if old.keys() != new.keys():
             return f"from {list_names(old)}, not from {list_names(new)}"
         return f"from other content of {list_names([given for given in old if old[given] != new[given]])}"
-    option = f"--{name.replace('_', '-')}"
-    if new in (None, [], False):
-        return f"with {option} {_words(old)}"
-    return f"with {option} {_words(old)}, not {_words(new)}" if old not in (None, [], False) else f"without {option}, not with {_words(new)}"
+    option, unset = f"--{name.replace('_', '-')}", (None, [], False)
+    if old in unset:
+        return f"without {option}, not with {_words(new)}"
+    return f"with {option} {_words(old)}" + ("" if new in unset else f", not {_words(new)}")
 
 
 def _words(value: Any) -> str:

@@ -76,7 +76,7 @@ def row_results(
 
     def skip(number: int, error: UserError) -> None:
         if not skip_bad:  # all rows before it have their results
-            raise UserError(f"{waiting[0].row.place}: {error}")
+            raise _advised(UserError(f"{waiting[0].row.place}: {error}"))
         errors[number] = error
 
     def settle() -> Iterator[RowResult]:
@@ -85,7 +85,7 @@ def row_results(
             row = waiting.popleft().row
             located = UserError(f"{row.place}: {error}")
             if not skip_bad:
-                raise located
+                raise _advised(located)
             yield RowResult(row, located)
 
     for result in predictor.run(pipeline, items(), skip=skip):
@@ -95,3 +95,6 @@ def row_results(
     if failure is not None:
         raise failure
 
+
+def _advised(error: UserError) -> UserError:
+    return UserError(f"{error}; --skip-bad goes on after such rows")

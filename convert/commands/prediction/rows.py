@@ -5,15 +5,15 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
-from deberta_jax.train.tasks.sources.cells import Cells
-from deberta_jax.train.tasks.sources.delimited import check_header
-from deberta_jax.train.tasks.sources.files import open_parquet
-from deberta_jax.train.tasks.sources.json_rows import json_objects, without_twins
-from deberta_jax.train.tasks.sources.text_files import open_text
 
+from ....train.tasks.sources.cells import Cells
+from ....train.tasks.sources.delimited import check_header
+from ....train.tasks.sources.files import open_parquet
+from ....train.tasks.sources.json_rows import json_objects, without_twins
+from ....train.tasks.sources.text_files import open_text
 from .streams import COMPRESSED, STANDARD_INPUT, Stream
 
 Format = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
@@ -48,7 +48,8 @@ class Reading:
     quoting: Literal["none", "csv"] | None = None
 
 
-class Row(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
     """A row of an input.
 
     Attributes:
@@ -213,8 +214,8 @@ def _decode(line: bytes) -> str:
 
 def _not_utf8(byte: int, place: int) -> UserError:
     return UserError(
-        f"byte {byte:#04x} at offset {place} of the line is not UTF-8; save the file as UTF-8 (from Windows or Latin-1: "
-        "iconv -f WINDOWS-1252 -t UTF-8)"
+        f"byte {byte:#04x} at offset {place} of the line is not UTF-8; save the file as UTF-8 (from Windows or "
+        "Latin-1: iconv -f WINDOWS-1252 -t UTF-8)"
     )
 
 

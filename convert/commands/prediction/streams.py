@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deberta_jax.errors import UserError
-from deberta_jax.train.tasks.sources.text_files import check_is_text
+
+from ....train.tasks.sources.text_files import check_is_text
 
 STANDARD_INPUT = "-"
 COMPRESSED = (".gz", ".xz")

@@ -14,6 +14,7 @@ from deberta_jax.terminal import list_names
 
 from .columns import Columns, Task
 
+
 @dataclasses.dataclass(frozen=True)
 class UseOptions:
     """What to do with the texts; each option belongs to some tasks"""
@@ -85,15 +86,21 @@ def choose_task(model: LoadedModel, options: UseOptions, columns: Columns) -> Ta
     heads = model.params.keys() - {"deberta"}
     found: list[Task] = []
     if "classifier" in heads:
-        one = np.shape(model.params["classifier"]["bias"])[-1] == 1 or model.config.problem_type == "regression"
-        found.append("entities" if "pooler" not in heads else "score" if one else "classify")
+        found.append(_task_of_classifier(model))
     if "span_classifier" in heads:
         found.append("answer")
     if not found:
-        found += [task for head, task in _PRETRAINING.items() if head in heads]
+        found.extend(task for head, task in _PRETRAINING.items() if head in heads)
     if len(found) > 1:
         raise UserError(f"{model.source} has {list_names(sorted(heads))}: choose --task {' or '.join(found)}")
     return found[0] if found else "embed"
+
+
+def _task_of_classifier(model: LoadedModel) -> Task:
+    if "pooler" not in model.params:
+        return "entities"
+    one = np.shape(model.params["classifier"]["bias"])[-1] == 1 or model.config.problem_type == "regression"
+    return "score" if one else "classify"
 
 
 def make_pipeline(task: Task, options: UseOptions, model: LoadedModel) -> Pipeline[Any, Any]:
@@ -135,4 +142,3 @@ def _own_options(fields: set[str]) -> str:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-

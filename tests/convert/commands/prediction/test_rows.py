@@ -60,7 +60,8 @@ def test_parquet_is_read_with_the_share_of_its_rows(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_named_and_the_next_ones_are_read(tmp_path: Path) -> None:
-    rows = read(write(tmp_path / "a.jsonl", b'{"text": 1}\n{"text": \n[1]\n{"a": "\xe9"}\n{"a": 1, "a": 2}\n{"text": "ok"}'))
+    lines = b'{"text": 1}\n{"text": \n[1]\n{"a": "\xe9"}\n{"a": 1, "a": 2}\n{"text": "ok"}'
+    rows = read(write(tmp_path / "a.jsonl", lines))
     assert rows[0] == {"text": 1}
     assert rows[1].startswith("not JSON (")
     assert "not a JSON object" in rows[2]
