@@ -12,10 +12,8 @@ from ..config import DebertaConfig
 from ..errors import UserError
 from ..models import DebertaForSequenceClassification
 from .loaded_model import LoadedModel
-from .pipeline import Arrays, Pipeline, RowOutputs, Rows, TextPair
+from .pipeline import Arrays, Item, Pipeline, Result, RowOutputs, Rows, TextPair
 from .windows import Windows
-
-HEADS = ("pooler", "classifier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +36,10 @@ class Classification:
     windows: int
 
 
-class _Logits(Pipeline[str | TextPair, Any]):
-    """The logits of texts and pairs, in windows if they are long."""
+class TextLogits(Pipeline[Item, Result]):
+    """A use of the logits of texts and pairs. All such uses of a model share their programs."""
 
-    heads: ClassVar[tuple[str, ...]] = HEADS
-    windows: Windows
+    heads: ClassVar[tuple[str, ...]] = ("pooler", "classifier")
 
     def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForSequenceClassification:
         return DebertaForSequenceClassification(config, **attributes)
@@ -50,15 +47,12 @@ class _Logits(Pipeline[str | TextPair, Any]):
     def outputs(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
         return {"logits": out.logits}
 
-    def encode(self, model: LoadedModel, item: str | TextPair) -> Rows[None]:
-        return Rows(self.windows.rows(model, item), None)
-
     def traced_settings(self) -> Hashable:
-        return None
+        return TextLogits
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifyTexts(_Logits):
+class ClassifyTexts(TextLogits[str | TextPair, Classification]):
     """Finds the class of a text or a pair.
 
     The probabilities are a softmax of the logits, or a sigmoid of each if the configuration's `problem_type` is
@@ -87,6 +81,9 @@ class ClassifyTexts(_Logits):
         if model.config.problem_type == "regression":
             raise UserError(f"{model.source} gives scores (regression), not classes; score the texts instead")
 
+    def encode(self, model: LoadedModel, item: str | TextPair) -> Rows[None]:
+        return Rows(self.windows.rows(model, item), None)
+
     def decode(
         self, model: LoadedModel, item: str | TextPair, rows: Rows[None], outputs: Sequence[RowOutputs]
     ) -> Classification:
@@ -103,7 +100,7 @@ class ClassifyTexts(_Logits):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreTexts(_Logits):
+class ScoreTexts(TextLogits[str | TextPair, float]):
     """Scores a text or a pair with a model of one logit: regression, a reranker or a reward model.
 
     Attributes:
@@ -120,6 +117,9 @@ class ScoreTexts(_Logits):
             raise UserError(
                 f"{model.source} has {model.config.num_labels} classes, not one score; classify the texts instead"
             )
+
+    def encode(self, model: LoadedModel, item: str | TextPair) -> Rows[None]:
+        return Rows(self.windows.rows(model, item), None)
 
     def decode(
         self, model: LoadedModel, item: str | TextPair, rows: Rows[None], outputs: Sequence[RowOutputs]

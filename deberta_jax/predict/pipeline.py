@@ -112,9 +112,9 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """Raises UserError if the model cannot be used in this way, whatever the item. It has the heads."""
 
     def traced_settings(self) -> Hashable:
-        """Returns what `model` and `outputs` depend on: pipelines of one class that agree in it share their programs.
+        """Returns what `model` and `outputs` depend on: pipelines that agree in it share their compiled programs.
 
-        A pipeline with settings that only `encode` and `decode` read returns the others, so that nothing is compiled
-        again for other labels or another number of results.
+        A pipeline with settings that only `encode` and `decode` read returns its class with the others, so that nothing
+        is compiled again for other labels or another number of results.
         """
         return self

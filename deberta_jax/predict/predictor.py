@@ -1,69 +1,36 @@
 """`Predictor`: a model that is put to use, from text to results."""
 
 import dataclasses
-import functools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jaxtyping import Float
 
 from ..errors import UserError
-from ..models import Deberta
-from ..parameter_check import check_finite
-from ..sharding import batch_devices, batch_sharding, make_mesh, named_shardings
 from ..tokenizers.batch import as_list, check_text, texts_and_pairs
-from .batching import Batch, BatchSizes, Entry, in_order, plan_ahead
 from .classification import Classification, ClassifyTexts, ScoreTexts
+from .embeddings import EmbedTexts, Pooling
 from .fill_mask import FillMask, TokenCandidate
-from .loaded_model import LoadedModel
 from .open_model import open_model
 from .pipeline import Pipeline, TextPair
+from .ranking import RankedDocument, ranked
 from .replaced_tokens import DetectReplacedTokens, TokenScore
+from .runner import Runner
 from .windows import Combination, Windows
+from .zero_shot import DEFAULT_TEMPLATE, ClassifyZeroShot
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-DTYPES = ("float32", "bfloat16")
-_BATCH_SIZE = {"cpu": 8}  # a CPU is busy with few tokens, and small batches have less padding
-_LARGE_BATCH_SIZE = 64
-_TRACED_LENGTH = 8  # shorter than every padded row
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Predictor(LoadedModel):
-    """A model put to use on all devices of this process.
-
-    Attributes:
-      dtype: The dtype of the computation, "float32" or "bfloat16". Parameters, scores and logits are float32.
-      batch_size: Number of rows of 128 tokens in a batch on each device. A batch of shorter rows has more of them, of
-        longer rows fewer (default: 8 on a CPU, 64 on other devices).
-
-    Raises:
-      UserError: The dtype is unknown, the batch size is below 1, JAX runs in several processes, or as `LoadedModel`.
+class Predictor(Runner):
+    """A model and its uses: each takes a list of texts; `run` takes a pipeline and any number of items.
 
     Example:
       Predictor.load("runs/sst2").classify(["a gripping film"])
     """
-
-    dtype: str = "float32"
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if jax.process_count() > 1:
-            raise UserError(
-                f"prediction runs in one process, but JAX runs in {jax.process_count()}; start one process, and give "
-                "each host a part of the texts"
-            )
 
     @classmethod
     def load(
@@ -82,66 +49,14 @@ class Predictor(LoadedModel):
             NAME@REVISION names a branch, tag or commit.
           filename: Name of the PyTorch weight file, if it is not one of the usual names.
           tokenizer: A `Tokenizer`, or a folder or hub name that has one (default: that of the model).
-          dtype: See the class.
-          batch_size: See the class.
+          dtype: As for `Runner`.
+          batch_size: As for `Runner`.
 
         Raises:
           Exception: As `open_model`, or as the class.
         """
         model = open_model(source, filename=filename, tokenizer=tokenizer)
         return cls(model.source, model.config, model.params, model.tokenizer, dtype, batch_size)
-
-    def run(
-        self,
-        pipeline: Pipeline[Item, Result],
-        items: Iterable[Item],
-        *,
-        skip: Callable[[int, UserError], None] | None = None,
-    ) -> Iterator[Result]:
-        """Yields the result of every item, in their order.
-
-        Items are read ahead: at most two windows of them, and their results, are in memory.
-
-        Args:
-          pipeline: What to do with an item.
-          items: The items, which may be an endless iterator.
-          skip: Called, in order, with the number and the error of each item that cannot be used; such an item has no
-            result (default: the error is raised).
-
-        Raises:
-          UserError: The model does not have the heads of the pipeline, an item cannot be used, or the model returns
-            numbers that are NaN or infinite.
-        """
-        program = self._program(pipeline)
-        pipeline.check(self)
-        sizes = BatchSizes(self.batch_size or _BATCH_SIZE.get(self._platform, _LARGE_BATCH_SIZE), self._devices)
-        waiting: deque[Entry[Item]] = deque()
-        batches = plan_ahead(self._entries(pipeline, items, all_items=skip is not None), sizes, waiting)
-        for entry in in_order(batches, waiting, program.dispatch, program.receive):
-            if entry.error is None and entry.rows is not None:
-                yield pipeline.decode(self, entry.item, entry.rows, entry.outputs)
-            elif skip is None:
-                raise entry.error  # type: ignore[misc]
-            else:
-                skip(entry.index, entry.error)  # type: ignore[arg-type]
-
-    def _entries(self, pipeline: Pipeline[Item, Any], items: Iterable[Item], *, all_items: bool) -> Iterator[Entry]:
-        """Encodes items. An item that cannot be used is the last, unless all items are wanted."""
-        limit = self.max_tokens(pipeline.heads)
-        for index, item in enumerate(items):
-            try:
-                rows = pipeline.encode(self, item)
-                longest = max((len(row.input_ids) for row in rows.rows), default=0)
-                if limit is not None and longest > limit:
-                    raise UserError(
-                        f"the text has {longest} tokens, but {self.source} has positions for {limit}; shorten it"
-                    )
-            except UserError as error:
-                yield Entry(index, item, None, error)
-                if not all_items:
-                    return
-            else:
-                yield Entry(index, item, rows, None)
 
     def _results(self, pipeline: Pipeline[Item, Result], items: Sequence[Item]) -> list[Result]:
         """Returns the results of a list. An error names the item if there are several."""
@@ -205,6 +120,93 @@ class Predictor(LoadedModel):
         pipeline = ScoreTexts(Windows(max_length, windows, stride), raw)
         return self._results(pipeline, _pairs(texts, pairs))
 
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_k: int | None = None,
+        raw: bool | None = None,
+        max_length: int | None = None,
+        windows: Combination = "max",
+        stride: int | None = None,
+    ) -> list[RankedDocument]:
+        """Returns documents in the order of their relevance to a query, scored with a reranker; see `ScoreTexts`.
+
+        Args:
+          query: The query, the first text of every pair.
+          documents: The documents.
+          top_k: Number of documents in the result (default: all).
+          raw: As for `score`.
+          max_length: As for `classify`.
+          windows: As for `classify`; "max", the default, scores a long document by its best window.
+          stride: As for `classify`.
+
+        Raises:
+          UserError: As `classify`.
+        """
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k is {top_k}; it must be at least 1")
+        texts = _texts(documents, "documents")
+        pairs = [TextPair(check_text(query, "the query"), text) for text in texts]
+        return ranked(texts, self._results(ScoreTexts(Windows(max_length, windows, stride), raw), pairs), top_k=top_k)
+
+    def zero_shot(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        *,
+        template: str = DEFAULT_TEMPLATE,
+        multi_label: bool = False,
+        max_length: int | None = None,
+        windows: Combination = "mean",
+        stride: int | None = None,
+    ) -> list[Classification]:
+        """Returns which of the labels each text has, by a model of natural language inference; see `ClassifyZeroShot`.
+
+        Args:
+          texts: The texts.
+          labels: The classes.
+          template: The hypothesis, with {} in place of a class.
+          multi_label: Judge each class by itself, so that several may apply.
+          max_length: As for `classify`.
+          windows: As for `classify`.
+          stride: As for `classify`.
+
+        Raises:
+          UserError: As `classify`; or the model has no class entailment, or there are no labels.
+        """
+        names = tuple(_texts(labels, "labels"))
+        pipeline = ClassifyZeroShot(names, template, multi_label, Windows(max_length, windows, stride))
+        return self._results(pipeline, _texts(texts))
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        max_length: int | None = None,
+        windows: Combination = "mean",
+        stride: int | None = None,
+    ) -> Float[np.ndarray, "E D"]:
+        """Returns the vector of each text, float32; see `EmbedTexts`.
+
+        Args:
+          texts: The texts.
+          pooling: "mean", "cls" or "max".
+          normalize: Divide each vector by its length.
+          max_length: As for `classify`.
+          windows: As for `classify`.
+          stride: As for `classify`.
+
+        Raises:
+          UserError: Something is not text, or a value is out of range.
+        """
+        pipeline = EmbedTexts(pooling, normalize, Windows(max_length, windows, stride))
+        vectors = [result.vector for result in self._results(pipeline, _texts(texts))]
+        return np.array(vectors, np.float32).reshape(-1, self.config.hidden_size)
+
     def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[TokenCandidate]]]:
         """Returns the `top_k` most probable tokens for each [MASK] of each text; see `FillMask`.
 
@@ -221,119 +223,10 @@ class Predictor(LoadedModel):
         """
         return self._results(DetectReplacedTokens(), _texts(texts))
 
-    # ------------------------------------------------------------------------------------ parameters and programs
 
-    @functools.cached_property
-    def _mesh(self) -> Mesh:
-        return make_mesh()
-
-    @property
-    def _platform(self) -> str:
-        return self._mesh.devices.flat[0].platform
-
-    @property
-    def _devices(self) -> int:
-        return batch_devices(self._mesh)
-
-    @functools.cached_property
-    def _placed(self) -> dict[str, Any]:
-        """The parts of the parameters that are on the devices, by name; filled when they are used."""
-        return {}
-
-    @functools.cached_property
-    def _programs(self) -> dict[Any, "_Program"]:
-        return {}
-
-    def _parameters(self, names: Iterable[str]) -> dict[str, Any]:
-        """Returns parts of the parameters, on all devices."""
-        for name in names:
-            if name not in self._placed:
-                part = {name: self.params[name]}
-                self._placed.update(jax.device_put(part, named_shardings(part, self._mesh)))
-        return {name: self._placed[name] for name in names}
-
-    def _program(self, pipeline: Pipeline[Any, Any]) -> "_Program":
-        """Returns the compiled form of a pipeline, the same for pipelines that compute the same."""
-        key = type(pipeline), pipeline.traced_settings()
-        if key not in self._programs:
-            params = self._parameters(self.parts(pipeline.heads))
-            model = pipeline.model(self.config, dtype=jnp.dtype(self.dtype))
-            if isinstance(model, Deberta):
-                params = params["deberta"]
-            self._programs[key] = _Program(self, params, model, pipeline)
-        return self._programs[key]
-
-
-def _texts(texts: Sequence[str]) -> list[str]:
-    return [check_text(text, f"text {i}") for i, text in enumerate(as_list(texts, "texts"))]
+def _texts(texts: Sequence[str], name: str = "texts") -> list[str]:
+    return [check_text(text, f"{name.removesuffix('s')} {i}") for i, text in enumerate(as_list(texts, name))]
 
 
 def _pairs(texts: Sequence[Any], pairs: Sequence[str] | None) -> list[TextPair]:
     return [TextPair(*pair) for pair in texts_and_pairs(texts, pairs)]
-
-
-class _Program:
-    """A model with its parameters and what a pipeline reads of its output, compiled once for each shape."""
-
-    def __init__(self, predictor: Predictor, params: Any, model: Any, pipeline: Pipeline[Any, Any]) -> None:
-        self._predictor, self._params = predictor, params
-
-        def compute(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            options = {name: batch[name] for name in ("masked_positions",) if name in batch}
-            out = model.apply(
-                {"params": params},
-                batch["input_ids"],
-                batch["attention_mask"],
-                token_type_ids=batch["token_type_ids"],
-                **options,
-            )
-            return pipeline.outputs(out, batch)
-
-        self._compute = jax.jit(compute)
-        self._token_axes: dict[str, int | None] | None = None
-
-    def dispatch(self, batch: Batch) -> dict[str, jax.Array]:
-        """Starts the computation of a batch and returns its outputs, which may not be ready."""
-        mesh = self._predictor._mesh
-        arrays = jax.device_put(batch.arrays(self._predictor.tokenizer.pad_id), batch_sharding(mesh))
-        with jax.set_mesh(mesh):
-            outputs = self._compute(self._params, arrays)
-            if self._token_axes is None:
-                self._token_axes = self._find_token_axes(arrays, outputs)
-        return outputs
-
-    def receive(self, batch: Batch, outputs: dict[str, jax.Array]) -> None:
-        """Waits for the outputs of a batch and hands them to its entries.
-
-        Raises:
-          UserError: They are NaN or infinite.
-        """
-        assert self._token_axes is not None
-        try:
-            batch.deliver(jax.device_get(outputs), self._token_axes)
-        except FloatingPointError:
-            source = self._predictor.source
-            check_finite(self._params, where=source)  # names them
-            raise UserError(
-                f"the logits of {source} are NaN or infinite, because its parameters are too large"
-            ) from None
-
-    def _find_token_axes(
-        self, arrays: Mapping[str, jax.Array], outputs: Mapping[str, jax.Array]
-    ) -> dict[str, int | None]:
-        """Returns the axis of each output that has as many elements as rows have tokens, or None.
-
-        A number of classes may equal the number of tokens by chance, so the program is traced with another length.
-        """
-        rows, length = arrays["input_ids"].shape
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(arrays, (rows, _TRACED_LENGTH))
-        if "masked_positions" in arrays:
-            shapes["masked_positions"] = arrays["masked_positions"].shape
-        others = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
-        if not any(length in output.shape[1:] for output in outputs.values()):
-            return dict.fromkeys(outputs)
-        shorter = jax.eval_shape(self._compute, self._params, others)
-        return {
-            name: next((axis for axis, size in enumerate(output.shape) if size != shorter[name].shape[axis]), None)
-            for name, output in outputs.items()
-        }

@@ -1,6 +1,7 @@
 """Windows over texts that are longer than a row: which tokens each has, and how their results are combined."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,11 +21,11 @@ class Windows:
 
     Attributes:
       max_length: Largest number of tokens of a row, with the special tokens (default: 512, or the number of absolute
-        positions of a model that reads them).
-      combine: "mean" and "max" read the whole text in windows and combine their results; "truncate" reads the first
-        window only, and of a pair as much as `Tokenizer` keeps; "error" refuses the text.
-      stride: Number of tokens between the starts of two windows (default: half of the tokens of a window). The last
-        window ends with the text, so it may start earlier. Of a pair the first text is in every window.
+        positions of a model that reads them if that is less).
+      combine: "mean" and "max" read the whole text in windows and combine their results; "truncate" reads what fits
+        into one row; "error" refuses the text.
+      stride: Number of tokens between the starts of two windows (default: half of a window's tokens; at most all of
+        them). The last window ends with the text, so it may start earlier.
 
     Raises:
       UserError: A value is out of range.
@@ -43,29 +44,65 @@ class Windows:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
     def rows(self, model: LoadedModel, item: str | TextPair) -> list[Row]:
-        """Returns the rows of a text or a pair.
+        """Returns the rows of a text or a pair. Of a long pair, the first text is in every window.
 
         Raises:
           UserError: The text is not text; it is too long and `combine` is "error"; or `max_length` is too small, or
             larger than the number of positions of the model.
         """
         item = TextPair.of(item)
-        max_length = self._max_length(model)
+        max_length = self.length(model)
         encoding = model.tokenizer(item.text, item.pair)
-        count = len(encoding.input_ids)
-        if count <= max_length:
+        if len(encoding.input_ids) <= max_length:
             return [Row(encoding.input_ids, encoding.token_type_ids)]
-        if self.combine == "error":
-            raise UserError(
-                f"the text has {count} tokens, more than max_length {max_length}; shorten it, or read it in windows "
-                "(mean or max) or cut it (truncate)"
-            )
         if self.combine == "truncate":
             encoding = model.tokenizer(item.text, item.pair, max_length=max_length)
             return [Row(encoding.input_ids, encoding.token_type_ids)]
-        return self._windows(model, item, max_length)
+        first = model.tokenizer.encode(item.text)
+        if item.pair is None:
+            return [Row(*model.tokenizer.with_special_tokens(part)) for part in self.split(model, first, None)]
+        second = model.tokenizer.encode(item.pair)
+        parts = self.split(model, second, len(first))
+        return [Row(*model.tokenizer.with_special_tokens(first, part)) for part in parts]
 
-    def _max_length(self, model: LoadedModel) -> int:
+    def split(self, model: LoadedModel, tokens: Sequence[int], kept: int | None) -> list[Sequence[int]]:
+        """Returns the parts of a text that are read one by one: all of it if it fits into a row.
+
+        Args:
+          model: The model.
+          tokens: The text, without special tokens.
+          kept: Number of tokens of the other text, which every row has (default: the text has no pair).
+
+        Raises:
+          UserError: The text is too long and `combine` is "error"; or `max_length` leaves no room for it.
+        """
+        max_length = self.length(model)
+        special = 2 if kept is None else 2 + model.tokenizer.pair_separators
+        room = max_length - special - (kept or 0)
+        if len(tokens) <= room:
+            return [tokens]
+        if self.combine == "error":
+            count = len(tokens) + max_length - room
+            raise UserError(
+                f"the text has {count} tokens, more than max_length {max_length}; shorten it, or set windows to mean, "
+                "max or truncate"
+            )
+        if room < 1:
+            other = f" and {kept} tokens of the other text, which every window has" if kept else ""
+            raise UserError(
+                f"max_length is {max_length}; it must be at least {special + (kept or 0) + 1}, for {special} special "
+                f"tokens{other}, and one more"
+            )
+        if self.combine == "truncate":
+            return [tokens[:room]]
+        return [tokens[start : start + room] for start in window_starts(len(tokens), room, self.stride)]
+
+    def length(self, model: LoadedModel) -> int:
+        """Returns the largest number of tokens of a row.
+
+        Raises:
+          UserError: `max_length` is larger than the number of absolute positions of the model.
+        """
         limit = model.max_tokens()
         if self.max_length is None:
             return min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
@@ -76,25 +113,7 @@ class Windows:
             )
         return self.max_length
 
-    def _windows(self, model: LoadedModel, item: TextPair, max_length: int) -> list[Row]:
-        first = model.tokenizer.encode(item.text)
-        long = first if item.pair is None else model.tokenizer.encode(item.pair)
-        kept = [] if item.pair is None else first
-        special = 2 if item.pair is None else 2 + model.tokenizer.pair_separators
-        room = max_length - special - len(kept)
-        if room < 1:
-            raise UserError(
-                f"the first text has {len(kept)} tokens and there are {special} special tokens, which leaves no room "
-                f"in max_length {max_length}; give a larger max_length{' or a shorter first text' * bool(kept)}"
-            )
-        rows = []
-        for start in window_starts(len(long), room, self.stride):
-            window = long[start : start + room]
-            texts = (window,) if item.pair is None else (kept, window)
-            rows.append(Row(*model.tokenizer.with_special_tokens(*texts)))
-        return rows
-
-    def combined(self, values: Float[np.ndarray, "windows classes"]) -> Float[np.ndarray, "classes"]:
+    def combined(self, values: Float[np.ndarray, "windows *features"]) -> Float[np.ndarray, "*features"]:
         """Returns the mean or the maximum over the windows."""
         return values.max(axis=0) if self.combine == "max" else values.mean(axis=0)
 
