@@ -9,8 +9,12 @@ from jaxtyping import Float
 
 from ..errors import UserError
 from ..tokenizers.batch import as_list, check_text, texts_and_pairs
+from .answers import Answer, AnswerQuestions, QuestionAndContext
+from .choices import Choice, ChooseAnswers, PromptAndChoices
 from .classification import Classification, ClassifyTexts, ScoreTexts
 from .embeddings import EmbedTexts, Pooling
+from .entities import Entity, FindEntities
+from .entity_groups import Aggregation
 from .fill_mask import FillMask, TokenCandidate
 from .open_model import open_model
 from .pipeline import Pipeline, TextPair
@@ -223,6 +227,50 @@ class Predictor(Runner):
         """
         return self._results(DetectReplacedTokens(), _texts(texts))
 
+    def entities(
+        self,
+        texts_or_words: Sequence[str | Sequence[str]],
+        *,
+        aggregation: Aggregation = "first",
+        max_length: int | None = None,
+        stride: int | None = None,
+        ignore: Sequence[str] = ("O",),
+    ) -> list[list[Entity]]:
+        """Returns the entities of each text, or of each list of words; see `FindEntities` for the arguments.
+
+        Raises:
+          UserError: An item is neither a text nor words, the model does not label tokens, or a value is out of range.
+        """
+        items = [tuple(item) if isinstance(item, list) else item for item in as_list(texts_or_words, "texts_or_words")]
+        return self._results(FindEntities(aggregation, max_length, stride, tuple(ignore)), items)
+
+    def answer(self, questions: Sequence[str], contexts: str | Sequence[str], **settings: Any) -> list[Answer]:
+        """Returns the answer to each question; see `AnswerQuestions` for the settings, such as `no_answer=True`.
+
+        Args:
+          questions: The questions.
+          contexts: A context for each question, or one for all.
+          **settings: Fields of `AnswerQuestions`.
+
+        Raises:
+          UserError: Something is not text or blank, the model does not find answers, or a value is out of range.
+        """
+        asked = as_list(questions, "questions")
+        texts = [contexts] * len(asked) if isinstance(contexts, str) else as_list(contexts, "contexts")
+        items = [QuestionAndContext(*item) for item in _in_pairs(asked, texts, "questions", "contexts")]
+        return self._results(AnswerQuestions(**settings), items)
+
+    def choose(
+        self, prompts: Sequence[str], choices: Sequence[Sequence[str]], *, max_length: int | None = None
+    ) -> list[Choice]:
+        """Returns the best of several choices for each prompt; see `ChooseAnswers`.
+
+        Raises:
+          UserError: Something is not text or blank, there are fewer than two choices, or the model has classes.
+        """
+        items = _in_pairs(as_list(prompts, "prompts"), as_list(choices, "choices"), "prompts", "choices")
+        return self._results(ChooseAnswers(max_length), [PromptAndChoices(*item) for item in items])
+
 
 def _texts(texts: Sequence[str], name: str = "texts") -> list[str]:
     return [check_text(text, f"{name.removesuffix('s')} {i}") for i, text in enumerate(as_list(texts, name))]
@@ -230,3 +278,9 @@ def _texts(texts: Sequence[str], name: str = "texts") -> list[str]:
 
 def _pairs(texts: Sequence[Any], pairs: Sequence[str] | None) -> list[TextPair]:
     return [TextPair(*pair) for pair in texts_and_pairs(texts, pairs)]
+
+
+def _in_pairs(first: list[Any], second: list[Any], name: str, second_name: str) -> list[tuple[Any, Any]]:
+    if len(first) != len(second):
+        raise UserError(f"there are {len(first)} {name} and {len(second)} {second_name}; give one for each")
+    return list(zip(first, second, strict=True))

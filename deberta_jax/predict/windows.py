@@ -51,7 +51,7 @@ class Windows:
             larger than the number of positions of the model.
         """
         item = TextPair.of(item)
-        max_length = self.length(model)
+        max_length = self.row_length(model)
         encoding = model.tokenizer(item.text, item.pair)
         if len(encoding.input_ids) <= max_length:
             return [Row(encoding.input_ids, encoding.token_type_ids)]
@@ -76,7 +76,7 @@ class Windows:
         Raises:
           UserError: The text is too long and `combine` is "error"; or `max_length` leaves no room for it.
         """
-        max_length = self.length(model)
+        max_length = self.row_length(model)
         special = 2 if kept is None else 2 + model.tokenizer.pair_separators
         room = max_length - special - (kept or 0)
         if len(tokens) <= room:
@@ -97,15 +97,15 @@ class Windows:
             return [tokens[:room]]
         return [tokens[start : start + room] for start in window_starts(len(tokens), room, self.stride)]
 
-    def length(self, model: LoadedModel) -> int:
-        """Returns the largest number of tokens of a row.
+    def row_length(self, model: LoadedModel, *, default: int = _DEFAULT_LENGTH) -> int:
+        """Returns the largest number of tokens of a row; by default `default` or the number of absolute positions.
 
         Raises:
           UserError: `max_length` is larger than the number of absolute positions of the model.
         """
         limit = model.max_tokens()
         if self.max_length is None:
-            return min(_DEFAULT_LENGTH, limit or _DEFAULT_LENGTH)
+            return min(default, limit or default)
         if limit is not None and self.max_length > limit:
             raise UserError(
                 f"max_length is {self.max_length}, but {model.source} has positions for {limit} tokens; give {limit} "

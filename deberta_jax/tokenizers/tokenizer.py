@@ -66,6 +66,7 @@ class Tokenizer:
       vocab_size: The highest id + 1, [MASK] included. The tables of released models have spare rows beyond it.
       pad_id, cls_id, sep_id, unk_id, mask_id: Ids of the special tokens.
       pair_separators: Number of [SEP] between the two texts of a pair: 2 for RoBERTa, otherwise 1.
+      vocab_type: "spm", "gpt2" (the byte-level BPE of v1), "roberta" or "wordpiece".
       fingerprint: SHA-256 of the model file or, for the other kinds, of the content of their files, in hexadecimal.
     """
 
@@ -78,6 +79,7 @@ class Tokenizer:
         )
         self.pair_separators = vocabulary.pair_separators
         self.vocab_size = vocabulary.size
+        self.vocab_type = vocabulary.vocab_type
         self.fingerprint = vocabulary.fingerprint
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,27 +7,24 @@ import dataclasses
 import functools
 import itertools
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from deberta_jax.errors import UserError
+from deberta_jax.predict.choice_rows import JoiningTokenizer, choice_room, choice_row, join_question_and_choice
 
 from ..base import ExampleBatch
 from ..packed import chunks, text_digest
 from ..ragged import Ragged, RaggedBuilder, as_numpy
-from .questions import ChoiceQuestion, join_question_and_choice
+from .questions import ChoiceQuestion
 
 
-class JoiningTokenizer(Protocol):
+class ChoiceTokenizer(JoiningTokenizer, Protocol):
     """The part of a tokenizer that is used here."""
 
-    pair_separators: int
-
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def with_special_tokens(self, a: Iterable[int], b: Iterable[int]) -> tuple[list[int], list[int]]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +52,7 @@ class EncodedQuestions:
     labels: Int32[np.ndarray, "E"] | None
     notes: tuple[str, ...]
     max_length: int
-    tokenizer: JoiningTokenizer
+    tokenizer: ChoiceTokenizer
 
     @property
     def labeled(self) -> bool:
@@ -80,14 +77,14 @@ class EncodedQuestions:
         shape = (len(indices), self.most_choices, length)
         input_ids, mask, types = (np.zeros(shape, np.int32) for _ in range(3))
         real = np.zeros(shape[:2], np.int32)
+        room = choice_room(self.tokenizer, self.max_length)
         for row, index in enumerate(indices.tolist()):
             choices = int(self.first_pair[index + 1] - self.first_pair[index]) - 1
             whole_context = self.contexts[int(self.context[index])]
             real[row, :choices] = 1
             for choice in range(shape[1]):
                 pair = self.pair(index, choice if choice < choices else 0)
-                context = whole_context[: self.max_length - 2 - self.tokenizer.pair_separators - len(pair)]
-                joined, joined_types = self.tokenizer.with_special_tokens(context, pair)
+                joined, joined_types = choice_row(self.tokenizer, whole_context, pair, room)
                 input_ids[row, choice, : len(joined)] = joined
                 mask[row, choice, : len(joined)] = 1
                 types[row, choice, : len(joined)] = joined_types
@@ -96,7 +93,7 @@ class EncodedQuestions:
 
 
 def encode_choice_questions(
-    questions: Sequence[ChoiceQuestion], tokenizer: JoiningTokenizer, *, max_length: int, notes: Sequence[str] = ()
+    questions: Sequence[ChoiceQuestion], tokenizer: ChoiceTokenizer, *, max_length: int, notes: Sequence[str] = ()
 ) -> EncodedQuestions:
     """Returns the token ids of questions for rows of at most `max_length` tokens. `notes` about reading come first.
 
@@ -106,12 +103,7 @@ def encode_choice_questions(
     Raises:
       UserError: if `max_length` leaves no room for a choice.
     """
-    special = 2 + tokenizer.pair_separators
-    budget = max_length - special
-    if budget < 1:
-        raise UserError(
-            f"max_length is {max_length}; it must be at least {special + 1}, for a piece among {special} special tokens"
-        )
+    budget = choice_room(tokenizer, max_length)
     contexts, pairs = _Contexts(budget), RaggedBuilder()
     context_of, first_pair, lengths, labels = array("i"), array("i", [0]), array("i"), array("i")
     blank = cut_contexts = cut_choices = 0
@@ -138,7 +130,7 @@ def encode_choice_questions(
             cut_choices += longest > budget
             context_of.append(context)
             first_pair.append(len(pairs))
-            lengths.append(min(context_length + longest + special, max_length))
+            lengths.append(min(context_length + longest, budget) + max_length - budget)
             if question.label is not None:
                 labels.append(question.label)
             blank += not question.context.strip() or question.question == ""
@@ -189,7 +181,7 @@ class _Contexts:
         self._room = room
         self._places: dict[bytes, int] = {}  # by digest, so that the texts need not be kept
 
-    def encode(self, contexts: Sequence[str], tokenizer: JoiningTokenizer) -> list[int]:
+    def encode(self, contexts: Sequence[str], tokenizer: ChoiceTokenizer) -> list[int]:
         """Returns the index of each context. Those that are new are tokenized."""
         digests = [text_digest(context) for context in contexts]
         new = {digest: text for digest, text in zip(digests, contexts, strict=True) if digest not in self._places}

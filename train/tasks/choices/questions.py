@@ -26,7 +26,6 @@ from ..sources.published import Columns
 from ..sources.table import HiddenLabels, Table, parse_rows
 
 _Texts = tuple[str, str | None, tuple[str, ...]]  # context, question and choices
-_BLANK = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # does not match the underscore inside a name_like_this
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,17 +43,6 @@ class ChoiceQuestion:
     question: str | None
     choices: tuple[str, ...]
     label: int | None
-
-
-def join_question_and_choice(question: str | None, choice: str) -> str:
-    """Returns the second text of the model's input: the question followed by the choice.
-
-    If the question has a blank ("The man _ ."), the choice fills it instead. Source: the official RACE task.
-    """
-    if not question:
-        return choice
-    filled, blanks = _BLANK.subn(lambda _: f" {choice} ", question)
-    return " ".join(filled.split()) if blanks else f"{question} {choice}"
 
 
 def read_questions(table: Table, columns: Columns, *, label_optional: bool) -> Sequence[ChoiceQuestion]:

@@ -1,4 +1,4 @@
-"""Finds the answers to questions in the logits of their windows: the best spans of each row, then of all rows."""
+"""Finds the answers to questions in the best spans of their windows."""
 
 import dataclasses
 import itertools
@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+
+from deberta_jax.predict.span_search import SpanCandidate, distinct_texts
 
 from ...engine.divergence import TrainingError
 from ..base import Predictions
@@ -17,65 +16,6 @@ from .questions import SpanQuestion
 from .windows import Windows
 
 _CERTAIN = 1e9  # above any difference of logits, and unlike infinity a number in JSON
-
-
-class BestSpans(NamedTuple):
-    """The spans of each row with the highest scores, in descending order.
-
-    A score of -inf marks that a row has no further span.
-    """
-
-    starts: Int[Array, "B spans"]
-    ends: Int[Array, "B spans"]
-    scores: Float[Array, "B spans"]
-
-
-def best_spans(
-    start_logits: Float[Array, "B S"],
-    end_logits: Float[Array, "B S"],
-    is_context: Bool[Array, "B S"],
-    *,
-    n_best: int,
-    max_answer_length: int,
-) -> BestSpans:
-    """Returns the spans with the highest sum of both logits among all spans of each row.
-
-    Deliberate difference: BERT's run_squad.py only considers the pairs of the n best starts and the n best ends, of
-    which some are not spans.
-
-    Args:
-      start_logits: logits of the first token of a span.
-      end_logits: logits of the last token of a span.
-      is_context: which tokens belong to the context, as a single range.
-      n_best: number of spans to return, at most S times `max_answer_length`.
-      max_answer_length: largest number of tokens in a span.
-    """
-    B, S = start_logits.shape
-    reach = min(max_answer_length, S)
-    starts = jnp.where(is_context, start_logits, -jnp.inf)
-    ends = jnp.where(is_context, end_logits, -jnp.inf)
-    ends = jnp.pad(ends, ((0, 0), (0, reach - 1)), constant_values=-jnp.inf)
-    # scores[b, s, n] is the score of the span from token s to token s + n. A span between two tokens of the context
-    # has no token outside it, because the context is a single range.
-    scores = starts[..., None] + jnp.stack([ends[:, n : n + S] for n in range(reach)], axis=-1)
-    scores, flat_indices = jax.lax.top_k(scores.reshape(B, -1), min(n_best, S * reach))
-    first = flat_indices // reach
-    return BestSpans(starts=first, ends=first + flat_indices % reach, scores=scores)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SpanCandidate:
-    """A possible answer.
-
-    Attributes:
-      text: a text of the context.
-      start: position of its first character.
-      score: sum of the logits of its first and last token.
-    """
-
-    text: str
-    start: int
-    score: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,15 +76,7 @@ class _WindowSpan(NamedTuple):
 
 
 def _candidates(context: str, windows: Windows, spans: Sequence[_WindowSpan], n_best: int) -> tuple[SpanCandidate, ...]:
-    """Returns the different texts of spans in descending order of score, without texts that are only white space."""
-    candidates: dict[str, SpanCandidate] = {}
-    for span in sorted(spans, key=lambda span: -span.score):
-        if len(candidates) == n_best:
-            break
-        start, end = windows.characters(span.row, span.first, span.last)
-        text = context[start:end]
-        start += len(text) - len(text.lstrip())
-        text = text.strip()
-        if text and text not in candidates:
-            candidates[text] = SpanCandidate(text, start, span.score)
-    return tuple(candidates.values())
+    """Returns the different texts of spans in descending order of score."""
+    ordered = sorted(spans, key=lambda span: -span.score)
+    characters = ((span.score, windows.characters(span.row, span.first, span.last)) for span in ordered)
+    return distinct_texts(context, characters, n_best=n_best)

@@ -21,13 +21,14 @@ from jaxtyping import Array, Float
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForQuestionAnswering
+from deberta_jax.predict.span_search import best_spans
 from deberta_jax.sift import span_logits
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
 from ..base import AnswerLogits, Arrays, Predictions, unlabeled_split
 from ..sources.delimited import Reading
-from .answers import SpanPrediction, best_spans, combine_windows
+from .answers import SpanPrediction, combine_windows
 from .questions import SpanData, SpanQuestion, load_questions
 from .squad_metrics import squad_v1, squad_v2
 from .windows import Windows, encode_span_questions

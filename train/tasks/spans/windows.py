@@ -9,12 +9,13 @@ that every answer is whole in one of them.
 import dataclasses
 import functools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from deberta_jax.errors import UserError
+from deberta_jax.predict.span_search import SpanWindows
+from deberta_jax.predict.tokenized_text import TokenizedText, tokenize
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..base import ExampleBatch
@@ -23,24 +24,6 @@ from ..ragged import Ragged, RaggedBuilder, as_numpy
 from .questions import Answer, SpanQuestion
 
 _KEPT = 8  # contexts whose characters are in memory
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Context:
-    """A tokenized context.
-
-    Attributes:
-      ids: token ids.
-      offsets: start and end of the characters that each token comes from (see `Encoding.offsets`).
-    """
-
-    ids: Int32[np.ndarray, "tokens"]
-    offsets: Int32[np.ndarray, "tokens 2"]
-
-    def tokens(self, start: int, end: int) -> tuple[int, int] | None:
-        """Returns the first and the last of the tokens that cover the characters from `start` to `end`, if any do."""
-        inside = np.flatnonzero((self.offsets[:, 0] < end) & (self.offsets[:, 1] > start))
-        return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,9 +79,9 @@ class Windows:
         return int(offsets[first + shift, 0]), int(offsets[last + shift, 1])
 
     @functools.cached_property
-    def _tokenized(self) -> Callable[[int], Context]:
-        tokenize = _tokenizing(self.tokenizer)
-        return functools.lru_cache(maxsize=1)(lambda question: tokenize(self.asked[question].context))
+    def _tokenized(self) -> Callable[[int], TokenizedText]:
+        tokenized = _tokenizing(self.tokenizer)
+        return functools.lru_cache(maxsize=1)(lambda question: tokenized(self.asked[question].context))
 
     def batch(self, indices: Int[np.ndarray, "B"], *, length: int) -> ExampleBatch:
         """Returns int32 arrays for the windows at `indices`.
@@ -123,23 +106,6 @@ class Windows:
             "choosable": choosable,
         }
         return batch if self.ends is None else batch | {"ends": self.ends[indices]}
-
-
-def cut_windows(tokens: int, *, room: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Yields the first token and the size of each window over a context. The last window ends with the context.
-
-    A context without tokens has one window, of size 0.
-
-    Args:
-      tokens: number of tokens of the context.
-      room: largest size of a window.
-      stride: distance between the starts of two windows, at most `room`.
-    """
-    first = 0
-    while first + room < tokens:
-        yield first, room
-        first += stride
-    yield first, tokens - first
 
 
 @dataclasses.dataclass
@@ -193,14 +159,9 @@ def encode_span_questions(
     Raises:
       UserError: if `max_length` leaves too little room for a context.
     """
-    special = 2 + tokenizer.pair_separators
-    room = max_length - max_question_length - special
-    if room <= max_answer_length:
-        raise UserError(
-            f"max_length {max_length} leaves {max(0, room)} tokens for the context, beside max_question_length "
-            f"{max_question_length} and {special} special tokens; max_answer_length {max_answer_length} needs more: "
-            "raise max_length (384 is usual for SQuAD) or lower the others"
-        )
+    sizes = SpanWindows(max_length, max_question_length, doc_stride, max_answer_length)
+    separators = tokenizer.pair_separators
+    sizes.check(separators)
     counts = _Counts()
     contexts = _Contexts(tokenizer)
     question_ids, context_of = RaggedBuilder(), array("i")
@@ -214,11 +175,9 @@ def encode_span_questions(
         context_of.append(index)
         labeled = labeled and question.answers is not None
         answer = _answer_tokens(context, question.answers or (), max_answer_length, counts)
-        context_start = min(len(ids), max_question_length) + special - 1
-        room = max_length - context_start - 1
-        stride = min(doc_stride, room - max_answer_length)
+        context_start = sizes.context_start(len(ids), separators)
         in_a_window = False
-        for first, size in cut_windows(len(context.ids), room=room, stride=stride):
+        for first, size in sizes.cut(len(context.ids), context_start):
             ends = _ends_in_window(answer, first, size, context_start)
             in_a_window = in_a_window or ends[1] > 0
             rows.extend((owner, first, context_start + size + 1, *ends))
@@ -252,7 +211,7 @@ class _Contexts:
         self._places: dict[bytes, int] = {}  # by digest, so that the texts need not be kept
         self._tokenize = _tokenizing(tokenizer)
 
-    def add(self, text: str) -> tuple[int, Context]:
+    def add(self, text: str) -> tuple[int, TokenizedText]:
         """Returns the index of a context, and the context."""
         context = self._tokenize(text)
         place = self._places.setdefault(text_digest(text), len(self.ids))
@@ -262,7 +221,7 @@ class _Contexts:
 
 
 def _answer_tokens(
-    context: Context, answers: Sequence[Answer], max_answer_length: int, counts: _Counts
+    context: TokenizedText, answers: Sequence[Answer], max_answer_length: int, counts: _Counts
 ) -> tuple[int, int] | None:
     """Returns the first and the last token of the first answer, and adds to the counts of answers."""
     if not answers:
@@ -287,13 +246,7 @@ def _ends_in_window(answer: tuple[int, int] | None, first: int, size: int, conte
     return answer[0] - first + context_start, answer[1] - first + context_start
 
 
-def _tokenizing(tokenizer: Tokenizer) -> Callable[[str], Context]:
+def _tokenizing(tokenizer: Tokenizer) -> Callable[[str], TokenizedText]:
     """Returns a function that tokenizes a context, and has the last ones in memory."""
 
-    @functools.lru_cache(maxsize=_KEPT)
-    def tokenize(text: str) -> Context:
-        encoding = tokenizer(text, return_offsets=True)
-        offsets = [offset for offset in encoding.offsets or () if offset is not None]
-        return Context(np.array(encoding.input_ids[1:-1], np.int32), np.array(offsets, np.int32).reshape(-1, 2))
-
-    return tokenize
+    return functools.lru_cache(maxsize=_KEPT)(functools.partial(tokenize, tokenizer))

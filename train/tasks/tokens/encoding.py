@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from deberta_jax.errors import UserError
+from deberta_jax.predict.tokenized_text import spaced_words
 
 from ..base import ExampleBatch
 from ..on_demand import OnDemand
@@ -178,7 +179,7 @@ def encode_sentences(
     windows, words = _WindowBuilder(budget, tokenizer), 0
     empty = without_label = without_pieces = cut_words = several_windows = 0
     for chunk in chunks(sentences, lambda sentence: sum(map(len, sentence.words)) + len(sentence.words)):
-        texts = [f"{' ' * (index > 0)}{word}" for sentence in chunk for index, word in enumerate(sentence.words)]
+        texts = [text for sentence in chunk for text in spaced_words(sentence.words)]
         words += len(texts)
         pieces_of_words = iter(tokenizer.encode_batch(texts) if texts else ())
         for sentence in chunk:

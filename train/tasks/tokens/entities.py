@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-# BILOU writes L and U for the tags that IOBES calls E (end) and S (single).
-_PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
+from deberta_jax.predict.entity_tags import ENTITY_PREFIXES
 
 
 class Entity(NamedTuple):
@@ -15,24 +14,15 @@ class Entity(NamedTuple):
     stop: int
 
 
-def marks_entities(tags: Sequence[str]) -> bool:
-    """Returns whether tags mark entities ("B-PER", "I-PER", "O"; also IOBES and BILOU) rather than parts of speech.
-
-    The case of the letter before the hyphen is of no importance.
-    """
-    marked = [tag for tag in tags if tag.upper() != "O"]
-    return bool(marked) and all(tag[:1].upper() in _PREFIXES and tag[1:2] == "-" and tag[2:] for tag in marked)
-
-
 def entities(tags: Sequence[str]) -> Iterator[Entity]:
-    """Yields the entities of a sentence whose tags satisfy `marks_entities`.
+    """Yields the entities of a sentence whose tags satisfy `entity_tags.marks_entities`.
 
     As in IOB1, an I or an E that follows no entity of its kind begins an entity. Source: startOfChunk and endOfChunk of
     conlleval.
     """
     start, previous_prefix, previous_kind = 0, "O", ""
     for index, tag in enumerate([*tags, "O"]):
-        prefix, kind = _PREFIXES.get(tag[:1].upper(), "O"), tag[2:]
+        prefix, kind = ENTITY_PREFIXES.get(tag[:1].upper(), "O"), tag[2:]
         kind_changes = kind != previous_kind
         if previous_prefix != "O" and (previous_prefix in "ES" or prefix in "BSO" or kind_changes):
             yield Entity(previous_kind, start, index)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from deberta_jax import losses
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models import DebertaForTokenClassification
+from deberta_jax.predict.entity_tags import marks_entities
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
@@ -26,7 +27,7 @@ from ..sources.source import Source, as_published, columns_of, named_splits, ope
 from ..sources.table import Table
 from .conll import is_conll, read_conll
 from .encoding import EncodedWords, encode_sentences
-from .entities import entities, entity_scores, marks_entities
+from .entities import entities, entity_scores
 from .sentences import NO_LABEL, Sentence, TaggedSentences, label_sentences, read_sentences, tag_order
 
 

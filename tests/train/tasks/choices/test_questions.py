@@ -4,7 +4,7 @@ import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.tasks.choices import task as choices
-from deberta_jax.train.tasks.choices.questions import ChoiceQuestion, join_question_and_choice
+from deberta_jax.train.tasks.choices.questions import ChoiceQuestion
 
 from ....support.letters import Letters, task_reader
 
@@ -65,26 +65,6 @@ def test_a_row_with_a_list_of_questions_has_as_many_examples(read):
     assert task.questions["train"] == tuple(ChoiceQuestion("An article.", *parts) for parts in expected)
     assert [question.label for question in task.questions["test"]] == [None, None]
     assert not task.splits["test"].labeled
-
-
-@pytest.mark.parametrize(
-    ("question", "joined"),
-    [
-        (None, "a choice"),
-        ("", "a choice"),
-        ("What is it?", "What is it? a choice"),
-        ("It is _ .", "It is a choice ."),
-        ("_ is it", "a choice is it"),
-        ("It is about___.", "It is about a choice ."),
-        ("What does my_name mean?", "What does my_name mean? a choice"),
-    ],
-)
-def test_a_choice_fills_the_blank_of_a_question(question, joined):
-    assert join_question_and_choice(question, "a choice") == joined
-
-
-def test_a_choice_is_inserted_literally():
-    assert join_question_and_choice("It is _.", r"\1") == r"It is \1 ."
 
 
 BAD_ROWS = {

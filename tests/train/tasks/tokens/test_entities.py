@@ -5,7 +5,8 @@ import pytest
 from seqeval import metrics as seqeval_metrics
 from seqeval.metrics.sequence_labeling import get_entities
 
-from deberta_jax.train.tasks.tokens.entities import Entity, entities, entity_scores, marks_entities
+from deberta_jax.predict.entity_tags import marks_entities
+from deberta_jax.train.tasks.tokens.entities import Entity, entities, entity_scores
 
 TAGS = ["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in ("PER", "LOC", "X-Y"))]
 
