@@ -136,8 +136,7 @@ class _Run:
         self._config, self._reading, self._predictor = config, reading, predictor
         self._task: Task = task
         self._orders_all = task == "rank" and config.columns.query is not None  # not each row its own documents
-        options = dataclasses.replace(config.options, top_k=None) if self._orders_all else config.options
-        self._pipeline = make_pipeline("score" if self._orders_all else task, options, predictor)
+        self._pipeline = make_pipeline(task, config.options, predictor, one_query=self._orders_all)
         several = sum(map(is_file, config.inputs)) > 1
         self._lines = Lines(task, config.columns.id_column, several, config.copy_input)
         self._finders: dict[str | None, Finder] = {}
@@ -228,7 +227,7 @@ class _Run:
                 except UserError as error:
                     raise UserError(f"{row.place}: {error}") from None
                 if row.file is not None and finder.columns != (TEXT,) and finder not in self._finders.values():
-                    say(f"{row.file}: reading {quote_names(finder.columns)}", error=True)
+                    say(f"{row.name}: reading {quote_names(finder.columns)}", error=True)
                 self._finders[row.file] = finder
             yield row
 

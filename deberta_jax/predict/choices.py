@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..models import DebertaForSequenceClassification
 from ..tokenizers.batch import check_text
 from .choice_rows import choice_room, choice_row, join_question_and_choice
-from .classification import HEADS, softmax
+from .classification import TextLogits, softmax
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
 from .tokenized_text import check_nonblank
@@ -68,7 +68,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
       UserError: A value is out of range.
     """
 
-    heads: ClassVar[tuple[str, ...]] = HEADS
+    heads: ClassVar[tuple[str, ...]] = TextLogits.heads
     max_length: int | None = None
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from deberta_jax.strict_json import to_json
 from ....train.tasks.sources.cells import Unreadable
 from .columns import Task
 from .results import RowResult
-from .rows import Row
+from .rows import TEXT, Row
 
 ID = "id"
 # Names of results that are no objects themselves.
@@ -59,9 +59,10 @@ class Lines:
             return values
         column = self.id_column or ID
         if column in row.cells:
-            values[column] = json_value(row.cells[column])
+            values[ID] = json_value(row.cells[column])
         if row.file is None:
-            return values | dict(row.cells)
+            values["input"] = row.cells[TEXT]
+            return values
         if self.copy:
             values["input"] = {name: json_value(cell) for name, cell in row.cells.items()}
         return values

@@ -64,6 +64,11 @@ class Row:
     place: str
     cells: Cells | UserError
 
+    @property
+    def name(self) -> str | None:
+        """The file in messages."""
+        return "standard input" if self.file == STANDARD_INPUT else self.file
+
 
 class Position:
     """How much of all inputs was read.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deberta_jax.errors import UserError
+from deberta_jax.predict.classification import ScoreTexts
 from deberta_jax.predict.loaded_model import LoadedModel
 from deberta_jax.predict.pipeline import Pipeline
 from deberta_jax.predict.windows import Windows
@@ -20,14 +21,15 @@ class UseOptions:
     """What to do with the texts; each option belongs to some tasks"""
 
     max_length: int | None = None
-    """largest number of tokens of a row; longer texts are read in windows (default: 512, or the model's positions)"""
+    """largest number of tokens of a row; longer texts are read in windows (default: 512, of answers 384, or as many as
+    the model has positions for)"""
     windows: Literal["mean", "max", "truncate", "error"] | None = None
-    """classify, score: combine the windows of a long text by their mean or maximum, cut the text, or refuse it
-    (default: mean)"""
+    """classify, score, zero-shot, embed, rank: combine the windows of a long text by their mean or maximum, cut the
+    text, or refuse it (default: mean; of rank max)"""
     stride: int | None = None
-    """tokens between the starts of two windows (default: half a window)"""
+    """tokens between the starts of two windows (default: half a window; of answers 128)"""
     top_k: int | None = None
-    """number of classes, of tokens for a mask, or of documents that are given (default: all; 5 tokens)"""
+    """how many classes, documents, answers or tokens for a mask are given (default: all; 1 answer; 5 tokens)"""
     threshold: float | None = None
     """smallest probability of a class that applies, in multi-label classification (default: 0.5)"""
     raw: bool = False
@@ -40,12 +42,14 @@ class UseOptions:
     """zero-shot: judge each label by itself, as several may apply"""
     aggregation: Literal["none", "simple", "first", "average", "max"] | None = None
     """entities: how the tokens of a word agree on its label, as in transformers' pipeline (default: first)"""
-    n_best: int | None = None
-    """answer: number of further candidates that are given (default: none)"""
+    no_answer: bool = False
+    """answer: a question may have no answer in its context, as in SQuAD 2.0"""
+    null_threshold: float | None = None
+    """answer: margin by which the no-answer score must exceed the best span's to give no answer (default: 0)"""
     max_answer_length: int | None = None
     """answer: largest number of tokens of an answer (default: 30)"""
-    null_threshold: float | None = None
-    """answer: margin by which the no-answer score must exceed the best span's to give no answer"""
+    max_question_length: int | None = None
+    """answer: largest number of tokens of a question; a longer one is cut (default: 64)"""
     pooling: Literal["mean", "cls", "max"] | None = None
     """embed: how the vectors of the tokens become one (default: mean)"""
     normalize: bool = True
@@ -103,8 +107,16 @@ def _task_of_classifier(model: LoadedModel) -> Task:
     return "score" if one else "classify"
 
 
-def make_pipeline(task: Task, options: UseOptions, model: LoadedModel) -> Pipeline[Any, Any]:
+def make_pipeline(
+    task: Task, options: UseOptions, model: LoadedModel, *, one_query: bool = False
+) -> Pipeline[Any, Any]:
     """Returns the pipeline of a task with the options that the user set.
+
+    Args:
+      task: The task.
+      options: What the user set.
+      model: The model.
+      one_query: Whether all rows are documents of one query, whose scores `rank` orders at the end.
 
     Raises:
       UserError: An option has no effect on the task, a value is out of range, or the model cannot do the task.
@@ -116,13 +128,16 @@ def make_pipeline(task: Task, options: UseOptions, model: LoadedModel) -> Pipeli
     values: dict[str, Any] = {}
     if "windows" in fields:
         parts = {"max_length": "max_length", "windows": "combine", "stride": "stride"}
-        values["windows"] = Windows(**{parts[name]: given.pop(name) for name in parts if name in given})
+        windows: dict[str, Any] = {"combine": "max"} if task == "rank" else {}
+        values["windows"] = Windows(**windows | {parts[name]: given.pop(name) for name in parts if name in given})
     if "vocab_size" in fields:
         values["vocab_size"] = model.tokenizer.vocab_size
     values |= {name: given.pop(name) for name in fields & given.keys()}
     if given:
         raise UserError(f"{_option(next(iter(given)))} has no effect on the task {task}; {_own_options(fields)}")
     pipeline = pipeline_class(**values)
+    if one_query:
+        pipeline = ScoreTexts(pipeline.windows, pipeline.raw)
     model.parts(pipeline.heads)
     pipeline.check(model)
     return pipeline

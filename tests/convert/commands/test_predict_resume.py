@@ -62,7 +62,7 @@ def assert_equal_results(resumed: Path, whole: Path, count: int) -> None:
         assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
 
 
-def test_a_stopped_run_goes_on_after_its_last_whole_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_stopped_run_goes_on_after_its_last_line(tmp_path: Path, monkeypatch, capsys) -> None:
     model, rows = write_use_model(tmp_path, "nli"), write_rows(tmp_path / "rows.jsonl", 1500)
     monkeypatch.setenv("DEBERTA_JAX_CACHE", str(tmp_path / "cache"))
     arguments = ["predict", str(model), str(rows), "--output"]
@@ -87,7 +87,9 @@ def test_a_stopped_run_goes_on_after_its_last_whole_line(tmp_path: Path, monkeyp
     assert "run the same command again to go on" in errors
     assert "599 rows were done before" in errors
     assert main([*arguments, str(output), "--top-k", "1"]) == 1
-    assert "x.jsonl.partial was written without --top-k, not with 1; repeat the first command" in capsys.readouterr().err
+    assert (
+        "x.jsonl.partial was written without --top-k, not with 1; repeat the first command" in capsys.readouterr().err
+    )
     assert main([*arguments, str(output)]) == 0
     assert_equal_results(output, tmp_path / "whole.jsonl", 1500)
     assert {path.name for path in tmp_path.iterdir()} == {"nli", "cache", "rows.jsonl", "x.jsonl", "whole.jsonl"}
