@@ -172,7 +172,7 @@ class _Run:
             "inputs": digests,
             "model": model_digest(self._predictor),
             "task": self._task,
-            **{name: getattr(config, name) for name in own},
+            **{name: vars(config)[name] for name in own},
             **settings_values(config.columns),
             **settings_values(config.options),
         }
