@@ -19,7 +19,7 @@ def shown_progress(position: Position) -> Iterator[Callable[[int], None]]:
     The bar shows how much of the input was read: rows are read ahead of their results by a few hundred, while batches
     are computed. Without a terminal nothing is shown.
     """
-    console = PlainConsole(stderr=True)
+    console = _Console(stderr=True)
     if not console.is_terminal:
         yield lambda rows: None
         return
@@ -27,6 +27,14 @@ def shown_progress(position: Position) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=1.0, rows=0)
         yield lambda rows: progress.update(task, completed=position.share, rows=rows)
+
+
+class _Console(PlainConsole):
+    """A console that leaves the cursor visible: the guarded standard error shows the sequence that would hide it."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Changes nothing, and says so."""
+        return False
 
 
 class _Speed(ProgressColumn):

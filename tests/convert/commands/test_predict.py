@@ -189,6 +189,15 @@ def test_a_terminal_shows_tables(models: dict[str, str]) -> None:
     assert json.loads(screen.text)["row"] == 0
 
 
+def test_a_terminal_shows_the_progress_of_files(models: dict[str, str], tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.txt", *["some words"] * 50)
+    with pseudo_terminal(TERM="xterm", COLUMNS="100") as screen:
+        assert main(["predict", models["scorer"], str(rows), "--output", str(tmp_path / "x.jsonl")]) == 0
+    assert " rows \x1b" in screen.text or " rows ━" in screen.text
+    assert "\\x1b" not in screen.text
+    assert screen.text.endswith(f"50 rows in {tmp_path / 'x.jsonl'}\n")
+
+
 def test_a_reader_that_ends_early_is_no_error(models: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
