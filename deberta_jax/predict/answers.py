@@ -169,9 +169,9 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
             "ends": jnp.pad(spans.ends, missing),
             "scores": jnp.pad(jnp.where(exists, spans.scores, 0), missing),
             "exists": jnp.pad(exists, missing),
-            "null_score": out.start_logits[:, 0] + out.end_logits[:, 0],
-            "start_total": jax.nn.logsumexp(out.start_logits, axis=1, where=choosable),
-            "end_total": jax.nn.logsumexp(out.end_logits, axis=1, where=choosable),
+            "null_score": out.start_logits[:, :1] + out.end_logits[:, :1],
+            "start_total": jax.nn.logsumexp(out.start_logits, axis=1, where=choosable, keepdims=True),
+            "end_total": jax.nn.logsumexp(out.end_logits, axis=1, where=choosable, keepdims=True),
         }
 
     def encode(self, model: LoadedModel, item: QuestionAndContext) -> Rows[_Context]:
@@ -179,7 +179,7 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
         check_nonblank(item.context, "the context")
         tokenizer = model.tokenizer
         sizes = SpanWindows(
-            Windows(self.max_length).row_length(model, default=_MAX_LENGTH),
+            Windows(self.max_length).length(model, default=_MAX_LENGTH),
             self.max_question_length,
             self.stride,
             self.max_answer_length,
@@ -201,11 +201,11 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
     def decode(
         self, model: LoadedModel, item: QuestionAndContext, rows: Rows[_Context], outputs: Sequence[RowOutputs]
     ) -> Answer:
-        totals = [float(output["start_total"]) + float(output["end_total"]) for output in outputs]
-        nulls = [float(output["null_score"]) for output in outputs]
+        totals = [output["start_total"].item() + output["end_total"].item() for output in outputs]
+        nulls = [output["null_score"].item() for output in outputs]
         if self.softmax == "document":
-            starts, ends = (np.array([output[f"{end}_total"] for output in outputs]) for end in ("start", "end"))
-            total = float(np.logaddexp.reduce(starts) + np.logaddexp.reduce(ends))
+            ends = [np.array([output[name].item() for output in outputs]) for name in ("start_total", "end_total")]
+            total = float(sum(np.logaddexp.reduce(end) for end in ends))
             ordered = sorted(_spans(rows.context, outputs), key=lambda span: -span[0])
             found = distinct_texts(item.context, ordered, n_best=self.top_k)
             scored = [_candidate(span, math.exp(span.score - total)) for span in found]

@@ -19,19 +19,21 @@ from .pipeline import Row, RowOutputs, Rows
 Item = TypeVar("Item")
 
 BatchArrays = dict[str, Int32[np.ndarray, "B ..."]]
-_SHORTEST = 16
+_LEAST_STEP = 8
 _TOKENS_PER_ROW = 128  # of the batch size: shorter rows make larger batches, longer ones smaller
 _MOST_MASKS = 128  # in a batch: each has as many logits as the vocabulary has pieces
 _WINDOW = 64  # batch sizes that are read ahead
 
 
-def padded_length(tokens: int) -> int:
-    """Returns the smallest of 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, ... that holds a row."""
-    length = _SHORTEST
-    while length < tokens:
-        length *= 2
-    between = length * 3 // 4
-    return between if length > 2 * _SHORTEST and tokens <= between else length
+def padded_length(tokens: int, *, steps: int) -> int:
+    """Returns the smallest of a few lengths that holds a row.
+
+    Args:
+      tokens: Number of tokens of the row.
+      steps: Number of lengths from one power of two to the next; 2 gives 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, ...
+    """
+    step = max(_LEAST_STEP, _power_of_two(max(1, tokens - 1), up=False) // steps)
+    return -(-max(1, tokens) // step) * step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +43,12 @@ class BatchSizes:
     Attributes:
       batch_size: Rows of 128 tokens on each device.
       devices: Number of devices that a batch is split over.
+      steps: How many lengths there are; see `padded_length`. More of them have less padding, and more programs.
     """
 
     batch_size: int
     devices: int
+    steps: int
 
     @property
     def window(self) -> int:
@@ -142,7 +146,7 @@ def plan(slots: Iterable[_Slot], sizes: BatchSizes) -> list[Batch]:
     waiting = sorted(slots, key=lambda slot: len(slot.row.input_ids), reverse=True)
     batches, start = [], 0
     while start < len(waiting):
-        length = padded_length(len(waiting[start].row.input_ids))
+        length = padded_length(len(waiting[start].row.input_ids), steps=sizes.steps)
         taken = waiting[start : start + sizes.most_rows(length, 0)]
         masks = max(len(slot.row.masked_positions) for slot in taken)
         most = sizes.most_rows(length, masks)

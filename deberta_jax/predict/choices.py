@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..models import DebertaForSequenceClassification
 from ..tokenizers.batch import check_text
 from .choice_rows import choice_room, choice_row, join_question_and_choice
-from .classification import TextLogits, softmax
+from .classification import softmax
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
 from .tokenized_text import check_nonblank
@@ -68,7 +68,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
       UserError: A value is out of range.
     """
 
-    heads: ClassVar[tuple[str, ...]] = TextLogits.heads
+    heads: ClassVar[tuple[str, ...]] = ("pooler", "classifier")
     max_length: int | None = None
 
     def __post_init__(self) -> None:
@@ -90,11 +90,11 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
         return DebertaForSequenceClassification(config.replace(num_labels=1), **attributes)
 
     def outputs(self, out: Any, batch: Arrays) -> dict[str, jax.Array]:
-        return {"logits": out.logits[:, 0]}
+        return {"logits": out.logits}
 
     def encode(self, model: LoadedModel, item: PromptAndChoices) -> Rows[tuple[str, ...]]:
         _check(item)
-        max_length = Windows(self.max_length).row_length(model)
+        max_length = Windows(self.max_length).length(model)
         room = choice_room(model.tokenizer, max_length)
         prompt = model.tokenizer.encode(item.prompt)
         pairs = [model.tokenizer.encode(join_question_and_choice(item.question, choice)) for choice in item.choices]
@@ -112,7 +112,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
     def decode(
         self, model: LoadedModel, item: PromptAndChoices, rows: Rows[tuple[str, ...]], outputs: Sequence[RowOutputs]
     ) -> Choice:
-        probabilities = tuple(softmax(np.array([output["logits"] for output in outputs])).tolist())
+        probabilities = tuple(softmax(np.concatenate([output["logits"] for output in outputs])).tolist())
         best = int(np.argmax(probabilities))
         return Choice(best, item.choices[best], probabilities[best], probabilities, rows.context)
 

@@ -117,7 +117,7 @@ class FindEntities(Pipeline[str | Words, list[Entity]]):
         return {"probabilities": jax.nn.softmax(out.logits)}
 
     def encode(self, model: LoadedModel, item: str | Words) -> Rows[_Tokens]:
-        room = Windows(self.max_length).row_length(model) - 2
+        room = Windows(self.max_length).length(model) - 2
         words = None
         if isinstance(item, str):
             text, tokens = check_text(item, "the text"), tokenize(model.tokenizer, item)
@@ -194,12 +194,12 @@ def _tokenize_words(tokenizer: Tokenizer, words: Any) -> tuple[str, TokenizedTex
 
 
 def _begins(text: str, tokens: TokenizedText) -> Int32[np.ndarray, "tokens"]:
-    """Returns where tokens begin if each has the white space before it, as SentencePieces do in transformers."""
+    """Returns where tokens begin if each has the white-space character before it, as SentencePieces in transformers."""
     begins = tokens.offsets[:, 0].copy()
     previous_end = 0
     for token, (start, end) in enumerate(tokens.offsets.tolist()):
-        if text[previous_end:start].isspace():
-            begins[token] = previous_end
+        if previous_end < start and text[start - 1].isspace():
+            begins[token] = start - 1
         previous_end = end
     return begins
 

@@ -227,6 +227,8 @@ class Predictor(Runner):
         """
         return self._results(DetectReplacedTokens(), _texts(texts))
 
+    # ------------------------------------------------------------------------- the uses whose results have a structure
+
     def entities(
         self,
         texts_or_words: Sequence[str | Sequence[str]],
@@ -261,15 +263,31 @@ class Predictor(Runner):
         return self._results(AnswerQuestions(**settings), items)
 
     def choose(
-        self, prompts: Sequence[str], choices: Sequence[Sequence[str]], *, max_length: int | None = None
+        self,
+        prompts: Sequence[str],
+        choices: Sequence[Sequence[str]],
+        questions: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
     ) -> list[Choice]:
         """Returns the best of several choices for each prompt; see `ChooseAnswers`.
+
+        Args:
+          prompts: The prompts, or texts that the questions are about.
+          choices: The choices of each prompt.
+          questions: A question for each prompt, if the model was trained with questions.
+          max_length: As for `classify`; a longer prompt is cut, and `Choice.notes` says so.
 
         Raises:
           UserError: Something is not text or blank, there are fewer than two choices, or the model has classes.
         """
-        items = _in_pairs(as_list(prompts, "prompts"), as_list(choices, "choices"), "prompts", "choices")
-        return self._results(ChooseAnswers(max_length), [PromptAndChoices(*item) for item in items])
+        pairs = _in_pairs(as_list(prompts, "prompts"), as_list(choices, "choices"), "prompts", "choices")
+        asked = [None] * len(pairs) if questions is None else as_list(questions, "questions")
+        items = [
+            PromptAndChoices(prompt, options, question)
+            for (prompt, options), question in _in_pairs(pairs, asked, "prompts", "questions")
+        ]
+        return self._results(ChooseAnswers(max_length), items)
 
 
 def _texts(texts: Sequence[str], name: str = "texts") -> list[str]:

@@ -23,9 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 DTYPES = ("float32", "bfloat16")
-_BATCH_SIZE = {"cpu": 8}  # a CPU is busy with few tokens, and small batches have less padding
-_LARGE_BATCH_SIZE = 64
-_TRACED_LENGTH = 8  # shorter than every padded row
+_TRACED_LENGTH = 7  # no padded row has it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ class Runner(LoadedModel):
         items: Iterable[Item],
         skip: Callable[[int, UserError], None] | None,
     ) -> Iterator[Result]:
-        sizes = BatchSizes(self.batch_size or _BATCH_SIZE.get(self._platform, _LARGE_BATCH_SIZE), self._devices)
+        sizes = self._batch_sizes()
         waiting: deque[Entry[Item]] = deque()
         batches = plan_ahead(self._entries(pipeline, items, all_items=skip is not None), sizes, waiting)
         for entry in in_order(batches, waiting, program.dispatch, program.receive):
@@ -123,13 +121,11 @@ class Runner(LoadedModel):
     def _mesh(self) -> Mesh:
         return make_mesh()
 
-    @property
-    def _platform(self) -> str:
-        return self._mesh.devices.flat[0].platform
-
-    @property
-    def _devices(self) -> int:
-        return batch_devices(self._mesh)
+    def _batch_sizes(self) -> BatchSizes:
+        # A CPU is busy with few tokens, and it compiles fast: small batches of many lengths have the least padding.
+        small = self._mesh.devices.flat[0].platform == "cpu"
+        batch_size = self.batch_size or (8 if small else 64)
+        return BatchSizes(batch_size, batch_devices(self._mesh), steps=4 if small else 2)
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Windows:
             larger than the number of positions of the model.
         """
         item = TextPair.of(item)
-        max_length = self.row_length(model)
+        max_length = self.length(model)
         encoding = model.tokenizer(item.text, item.pair)
         if len(encoding.input_ids) <= max_length:
             return [Row(encoding.input_ids, encoding.token_type_ids)]
@@ -76,7 +76,7 @@ class Windows:
         Raises:
           UserError: The text is too long and `combine` is "error"; or `max_length` leaves no room for it.
         """
-        max_length = self.row_length(model)
+        max_length = self.length(model)
         special = 2 if kept is None else 2 + model.tokenizer.pair_separators
         room = max_length - special - (kept or 0)
         if len(tokens) <= room:
@@ -97,8 +97,12 @@ class Windows:
             return [tokens[:room]]
         return [tokens[start : start + room] for start in window_starts(len(tokens), room, self.stride)]
 
-    def row_length(self, model: LoadedModel, *, default: int = _DEFAULT_LENGTH) -> int:
-        """Returns the largest number of tokens of a row; by default `default` or the number of absolute positions.
+    def length(self, model: LoadedModel, *, default: int = _DEFAULT_LENGTH) -> int:
+        """Returns the largest number of tokens of a row.
+
+        Args:
+          model: The model.
+          default: The number without `max_length`, if the model has absolute positions for so many.
 
         Raises:
           UserError: `max_length` is larger than the number of absolute positions of the model.

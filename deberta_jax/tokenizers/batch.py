@@ -59,9 +59,7 @@ def texts_and_pairs(texts: Sequence[Any], pairs: Any) -> list[tuple[str, str | N
 
 def as_list(values: Any, name: str) -> list[Any]:
     """Returns the items of a list, tuple, array or other sequence of texts, or raises UserError."""
-    if isinstance(values, str):
-        raise UserError(f"{name} is a single string; give a list, such as [text]")
-    if isinstance(values, bytes | bytearray | dict | set) or not hasattr(values, "__iter__"):
+    if isinstance(values, str | bytes | bytearray | dict | set) or not hasattr(values, "__iter__"):
         raise UserError(f"{name} is a {type(values).__name__}; {_ACCEPTED}")
     return [str(value) if isinstance(value, np.str_) else value for value in values]
 

@@ -26,6 +26,19 @@ def random_predictor() -> Predictor:
     return Predictor("random weights", TINY, to_params(random_state(TINY, MLM, RTD), TINY), tokenizer)
 
 
+@functools.cache
+def random_classifier(classes: int = 3, **fields: Any) -> Predictor:
+    """Returns a classifier of texts with random weights, on small batches.
+
+    Args:
+      classes: Number of classes.
+      **fields: Other fields of the configuration.
+    """
+    config = TINY.replace(num_labels=classes, **fields)
+    params = to_params(random_state(config, "pooler", "classifier", classes=classes), config)
+    return Predictor("random weights", config, params, random_predictor().tokenizer, batch_size=1)
+
+
 def write_model_folders(home: Path) -> dict[str, Path]:
     """Returns folders by name: the model in our format, and the generator and the discriminator as PyTorch files."""
     model = random_predictor()
