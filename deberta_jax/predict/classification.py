@@ -106,7 +106,8 @@ class ScoreTexts(TextLogits[str | TextPair, float]):
     Attributes:
       windows: What happens to long texts.
       raw: Return the logit. Otherwise a score is the sigmoid of it, as `CrossEncoder` of sentence-transformers returns
-        (default: the logit if the configuration's `problem_type` is regression, else the sigmoid).
+        (default: the logit if the configuration's `problem_type` is regression, else the sigmoid). Models whose
+        config.json names another activation for `CrossEncoder`, usually the identity, need True for equal scores.
     """
 
     windows: Windows = Windows()

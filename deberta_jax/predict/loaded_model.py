@@ -99,7 +99,8 @@ class LoadedModel:
             if is_for_texts:
                 reason = "has a classifier of texts, not of tokens"
             has = list_names([f"{name} ({_PURPOSES[name]})" if name in _PURPOSES else name for name in self.params])
-            raise UserError(f"{self.source} {reason}; it has {has}. Train what is missing with {_TRAINED_BY[heads]}")
+            trained_by = _TRAINED_BY.get(heads, f"{_TRAIN_HEAD}`")
+            raise UserError(f"{self.source} {reason}; it has {has}. Train what is missing with {trained_by}")
         return ("deberta", *heads, *extra)
 
     def max_tokens(self, heads: tuple[str, ...] = ()) -> int | None:

@@ -50,10 +50,13 @@ class ClassifyZeroShot(TextLogits[str, Classification]):
     def encode(self, model: LoadedModel, item: str) -> Rows[None]:
         text = model.tokenizer.encode(item)
         hypotheses = [model.tokenizer.encode(self.template.replace("{}", label)) for label in self.labels]
-        # The windows are the same for every label.
-        parts = self.windows.split(model, text, max(map(len, hypotheses)))
+        lengths = [len(hypothesis) for hypothesis in hypotheses]
+        if self.windows.combine != "truncate":  # the windows are the same for every label
+            lengths = [max(lengths)] * len(lengths)
+        parts = zip(*[self.windows.split(model, text, length) for length in lengths], strict=True)
         join = model.tokenizer.with_special_tokens
-        return Rows([Row(*join(part, hypothesis)) for part in parts for hypothesis in hypotheses], None)
+        rows = [Row(*join(*pair)) for window in parts for pair in zip(window, hypotheses, strict=True)]
+        return Rows(rows, None)
 
     def decode(self, model: LoadedModel, item: str, rows: Rows[None], outputs: Sequence[RowOutputs]) -> Classification:
         logits = np.stack([output["logits"] for output in outputs]).reshape(

@@ -6,6 +6,7 @@ letters). Such texts, a few of the 200, are given to its pipelines as the ids of
 
 import dataclasses
 import functools
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -170,26 +171,27 @@ def test_zero_shot_classification(make_reference: Any, names: tuple[str, ...], m
 def test_masked_tokens(make_reference: Any, legacy: bool) -> None:
     reference = make_reference("ForMaskedLM", legacy=legacy)
     pipe = reference.pipeline("fill-mask")
-    masked = [_with_mask(text, i) for i, text in enumerate(texts()) if text.split()]
+    # transformers computes logits of every token, so most texts are short.
+    masked = [_with_mask(text[: 1500 if i % 10 == 0 else 200], i) for i, text in enumerate(texts())]
     results = reference.predictor.fill_mask(masked, top_k=5)
-    differ = 0
+    vocabulary = reference.predictor.tokenizer.vocab_size  # the table has spare rows, which are no tokens
     for text, masks in zip(masked, results, strict=True):
         output = pipe.forward(reference.inputs(text, parse_mask=True))
-        vocabulary = reference.predictor.tokenizer.vocab_size  # the table has spare rows, which are no tokens
         output["logits"] = output["logits"][..., :vocabulary]
-        expected = pipe.postprocess(output, top_k=5)
+        expected = pipe.postprocess(output, top_k=8)
         by_mask = [expected] if len(masks) == 1 else expected
         assert len(by_mask) == len(masks) == text.count("[MASK]")
         for candidates, theirs in zip(masks, by_mask, strict=True):
-            scores = [entry["score"] for entry in theirs]
-            np.testing.assert_allclose([c.probability for c in candidates], scores, atol=1e-4)
-            differ += [c.id for c in candidates] != [entry["token"] for entry in theirs]
-    assert differ <= 2, "only equal probabilities may change places"
+            probability = {entry["token"]: entry["score"] for entry in theirs}
+            scores = [candidate.probability for candidate in candidates]
+            np.testing.assert_allclose(scores, list(probability.values())[:5], rtol=1e-3)
+            # Nearly equal probabilities may change places.
+            np.testing.assert_allclose(scores, [probability[candidate.id] for candidate in candidates], rtol=1e-3)
 
 
 def _with_mask(text: str, number: int) -> str:
-    """Replaces a word, in some texts three words, by [MASK]."""
-    words = text.replace("[CLS]", "").split(" ")
+    """Replaces a word, in some texts several words, by [MASK]."""
+    words = text.split(" ")
     for place in range(1 if number % 3 else 3):
         words[(number + 5 * place) % len(words)] = "[MASK]"
     return " ".join(words)
@@ -199,11 +201,12 @@ def _with_mask(text: str, number: int) -> str:
 def test_cross_encoder(make_reference: Any, activation: str) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="it is the reference of rerankers")
     reference = make_reference("ForSequenceClassification", num_labels=1)
-    encoder = sentence_transformers.CrossEncoder(str(reference.folder), max_length=128, device="cpu")
+    encoder = sentence_transformers.CrossEncoder(str(reference.folder), max_length=129, device="cpu")
     function = getattr(torch.nn, activation)()
+    # 126 tokens beside the special ones: of an odd number the tokenizers give the last to different texts of a pair.
     plain = [pair for pair in pairs() if all(is_read_alike(reference, text) for text in pair)]
     assert len(plain) > 0.6 * COUNT
-    options: Any = {"raw": activation == "Identity", "max_length": 128, "windows": "truncate"}
+    options: Any = {"raw": activation == "Identity", "max_length": 129, "windows": "truncate"}
     scores = reference.predictor.score(plain, **options)
     expected = encoder.predict(plain, activation_fn=function, batch_size=16, show_progress_bar=False)
     np.testing.assert_allclose(scores, expected, atol=1e-4)
@@ -223,9 +226,9 @@ def is_read_alike(reference: Reference, text: str) -> bool:
 def test_sentence_vectors(make_reference: Any, pooling: str) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="it is the reference of embeddings")
     reference = make_reference("Model")
-    parts = sentence_transformers.models
+    parts = importlib.import_module("sentence_transformers.sentence_transformer.modules")
     words = parts.Transformer(str(reference.folder), max_seq_length=512)
-    pool = parts.Pooling(words.get_word_embedding_dimension(), pooling_mode=pooling)
+    pool = parts.Pooling(SMALL["hidden_size"], pooling_mode=pooling)
     encoder = sentence_transformers.SentenceTransformer(modules=[words, pool, parts.Normalize()], device="cpu")
     plain = [text for text in texts() if is_read_alike(reference, text)]
     expected = encoder.encode(plain, batch_size=8)

@@ -23,7 +23,7 @@ WORDS = ["It", "was", "a", "fine", "house", "of", "them", "running"]
 
 def mixed_texts(count: int) -> list[str]:
     rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(WORDS, rng.integers(0, 40))) for _ in range(count)]
+    return [" ".join(rng.choice(WORDS, rng.integers(0, 12))) for _ in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
