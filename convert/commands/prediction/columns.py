@@ -29,7 +29,7 @@ _PAIRS = (
     ("prompt", "completion"),
 )
 _WORDS = ("words", "tokens")
-_PROMPTS = ("prompt", "question", "context", "ctx", *_TEXTS)
+_PROMPTS = ("prompt", "context", "article", "ctx", *_TEXTS, "question")
 _QUERIES = ("query", "question")
 _DOCUMENTS = ("documents", "passages", "candidates")
 _CHOICES = ("choices", "endings", "options")
@@ -45,7 +45,7 @@ class Columns:
     pair_column: str | None = None
     """the second text of a pair (default: pair, or sentence2, hypothesis, document, response, ... beside the first)"""
     question_column: str | None = None
-    """the question that the context answers (default: question)"""
+    """the question that the context answers, or between a prompt and its choices (default: question)"""
     context_column: str | None = None
     """the context in which answers are found (default: context)"""
     choices_columns: tuple[str, ...] = ()
@@ -158,12 +158,17 @@ def _choices(columns: Columns, cells: Cells) -> Finder:
     for name in names:
         _existing(name, cells, "--choices-columns")
 
+    question = columns.question_column or ("question" if "question" in cells and prompt != "question" else None)
+    if question is not None:
+        _existing(question, cells, "--question-column")
+
     def item(row: Cells) -> PromptAndChoices:
         choices = list_cell(row, names[0]) if len(names) == 1 else [row.get(name) for name in names]
-        texts = (parse_text(choice, "choices", allow_empty=False) for choice in choices)
-        return PromptAndChoices(text_cell(row, prompt, allow_empty=False), tuple(texts))
+        texts = tuple(parse_text(choice, "choices", allow_empty=False) for choice in choices)
+        asked = None if question is None else text_cell(row, question, allow_empty=False)
+        return PromptAndChoices(text_cell(row, prompt, allow_empty=False), texts, asked)
 
-    return Finder(item, (prompt, *names))
+    return Finder(item, (prompt, *([] if question is None else [question]), *names))
 
 
 def _documents(columns: Columns, cells: Cells) -> Finder:

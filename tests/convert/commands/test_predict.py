@@ -25,12 +25,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(write_use_model(home, name)) for name in NAMES}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled programs are kept apart from those of the user, for all tests together."""
-    monkeypatch.setenv("DEBERTA_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "predict_cache"))
-
-
 Predict = Callable[..., list[dict[str, Any]]]
 
 
