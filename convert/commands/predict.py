@@ -15,7 +15,7 @@ from deberta_jax.predict.predictor import Predictor
 from deberta_jax.terminal import list_names, quote_names, say
 
 from .fill_mask import warn_of_untrained_head
-from .prediction.columns import Columns, Finder, Task, find_columns
+from .prediction.columns import Columns, Finder, Task, check_columns, find_columns
 from .prediction.compiled import keep_compiled_programs
 from .prediction.lines import Lines
 from .prediction.origin import input_digests, model_digest, settings_values
@@ -136,6 +136,7 @@ class _Run:
         self._config, self._reading, self._predictor = config, reading, predictor
         self._task: Task = task
         self._orders_all = task == "rank" and config.columns.query is not None  # not each row its own documents
+        check_columns(task, config.columns)
         self._pipeline = make_pipeline(task, config.options, predictor, one_query=self._orders_all)
         several = sum(map(is_file, config.inputs)) > 1
         self._lines = Lines(task, config.columns.id_column, several, config.copy_input)
@@ -207,12 +208,12 @@ class _Run:
         """Returns the results in the order of the rows; for one query, the best documents first."""
         if not self._orders_all:
             return results
-        scores = [(result.row, result.result) for result in results if not isinstance(result.result, UserError)]
+        all_results = list(results)
+        bad = [result for result in all_results if isinstance(result.result, UserError)]
+        scores = [(result.row, result.result) for result in all_results if not isinstance(result.result, UserError)]
         scores.sort(key=lambda pair: -pair[1])  # equal scores stay in the order of the rows
-        return [
-            RowResult(row, RankedRow(rank, score, self._item(row).pair))
-            for rank, (row, score) in enumerate(scores[: self._config.options.top_k], start=1)
-        ]
+        best = enumerate(scores[: self._config.options.top_k], start=1)
+        return [RowResult(row, RankedRow(rank, score, self._item(row).pair)) for rank, (row, score) in best] + bad
 
     def _with_columns(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yields the rows, after the columns of their file are known.

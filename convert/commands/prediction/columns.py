@@ -33,7 +33,17 @@ _PROMPTS = ("prompt", "context", "article", "ctx", *_TEXTS, "question")
 _QUERIES = ("query", "question")
 _DOCUMENTS = ("documents", "passages", "candidates")
 _CHOICES = ("choices", "endings", "options")
-_OF_PAIRS = ("classify", "score")
+# Option -> the tasks that read it; --text-column and --id-column belong to all.
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "pair_column": ("classify", "score"),
+    "pair": ("classify", "score"),
+    "question_column": ("answer", "choose"),
+    "question": ("answer",),
+    "context_column": ("answer",),
+    "choices_columns": ("choose",),
+    "documents_column": ("rank",),
+    "query": ("rank",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +83,14 @@ class Finder:
 
     item: Callable[[Cells], Any]
     columns: tuple[str, ...]
+
+
+def check_columns(task: Task, columns: Columns) -> None:
+    """Raises UserError if the user set a column that the task does not read."""
+    for name, tasks in _READ_BY.items():
+        if getattr(columns, name) not in (None, ()) and task not in tasks:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} has no effect on the task {task}; it belongs to {' and '.join(tasks)}")
 
 
 def find_columns(task: Task, columns: Columns, cells: Cells) -> Finder:

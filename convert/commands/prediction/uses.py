@@ -81,11 +81,12 @@ def choose_task(model: LoadedModel, options: UseOptions, columns: Columns) -> Ta
     by_option: tuple[tuple[object, Task], ...] = (
         (options.labels, "zero-shot"),
         (columns.choices_columns, "choose"),
-        (columns.query or columns.documents_column, "rank"),
+        (columns.query, "rank"),
+        (columns.documents_column, "rank"),
         (columns.question, "answer"),
     )
     for given, task in by_option:
-        if given:
+        if given not in (None, ()):
             return task
     heads = model.params.keys() - {"deberta"}
     found: list[Task] = []

@@ -141,6 +141,11 @@ def test_a_row_that_the_model_cannot_use_is_named(predict: Predict, tmp_path: Pa
             ["x", "--task", "classify", "--template", "y"],
             "--template has no effect on the task classify; its",
         ),
+        (
+            "scorer",
+            ["x", "--task", "score", "--query", "y"],
+            "--query has no effect on the task score; it belongs",
+        ),
         ("scorer", ["x", "--labels", "a", "b"], "needs a model of natural language inference"),
         ("qa", ["x"], "no column 'question'; the columns are 'text': name one with --question-column or --question"),
         ("nli", ["missing.csv"], "missing.csv: no such file; if it is a text, pass it by standard input"),
