@@ -44,6 +44,11 @@ COMMANDS = {
         "VerifyConfig",
         "compare a model with transformers, layer by layer",
     ),
+    "predict": (
+        "deberta_jax.convert.commands.predict",
+        "PredictConfig",
+        "apply a model to files or texts: labels, scores, entities, answers, embeddings, ...",
+    ),
     "fill-mask": (
         "deberta_jax.convert.commands.fill_mask",
         "FillMaskConfig",

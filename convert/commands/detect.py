@@ -1,13 +1,14 @@
 """The command `deberta-jax detect MODEL TEXT`."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.table import Table
 
 from deberta_jax.console import PlainConsole, plain_text
 from deberta_jax.predict import Predictor
-from deberta_jax.predict.replaced_tokens import score_replaced_tokens
+from deberta_jax.predict.replaced_tokens import TokenScore, score_replaced_tokens
 from deberta_jax.terminal import printable
 
 from .model_and_text import ModelAndText
@@ -29,14 +30,19 @@ def main(config: DetectConfig) -> None:
     Raises:
       Exception: As `Predictor.load` and `score_replaced_tokens`.
     """
+    model = Predictor.load(config.model, filename=config.filename)
+    print_scores(config.text, score_replaced_tokens(model, config.text))
+
+
+def print_scores(text: str, scores: Sequence[TokenScore]) -> None:
+    """Prints a table of the tokens of a text, and the text with suspicious tokens in color."""
     console = PlainConsole()
-    scores = score_replaced_tokens(Predictor.load(config.model, filename=config.filename), config.text)
-    table, colored_text = Table("token", "replaced?"), plain_text(config.text, lines=True)
+    table, colored_text = Table("token", "replaced?"), plain_text(text, lines=True)
     for score in scores:
         style = _style(score.probability)
         table.add_row(plain_text(score.piece, style), plain_text(f"{score.probability:.4f}", style))
         # Control characters are longer on the screen than in the text.
-        start, end = (len(printable(config.text[:offset], lines=True)) for offset in (score.start, score.end))
+        start, end = (len(printable(text[:offset], lines=True)) for offset in (score.start, score.end))
         colored_text.stylize(style, start, end)
     console.print(table)
     console.print(colored_text, soft_wrap=True)

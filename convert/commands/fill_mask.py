@@ -1,6 +1,7 @@
 """The command `deberta-jax fill-mask MODEL TEXT`."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.table import Table
@@ -8,7 +9,8 @@ from rich.text import Text
 
 from deberta_jax.console import PlainConsole, plain_text
 from deberta_jax.predict import Predictor
-from deberta_jax.predict.fill_mask import fill_mask, has_untrained_mlm_head, replace_mask
+from deberta_jax.predict.fill_mask import TokenCandidate, fill_mask, has_untrained_mlm_head, replace_mask
+from deberta_jax.predict.loaded_model import LoadedModel
 from deberta_jax.terminal import shorten
 
 from .model_and_text import ModelAndText
@@ -32,21 +34,30 @@ def main(config: FillMaskConfig) -> None:
     Raises:
       Exception: As `Predictor.load` and `fill_mask`.
     """
-    console = PlainConsole()
     model = Predictor.load(config.model, filename=config.filename)
+    warn_of_untrained_head(model)
+    print_masks(model, config.text, fill_mask(model, config.text, top_k=config.top_k))
+
+
+def warn_of_untrained_head(model: LoadedModel) -> None:
+    """Prints a warning if the masked LM head was not trained with the encoder."""
     if has_untrained_mlm_head(model):
         PlainConsole(stderr=True).print(
             Text("warning:", "yellow"),
-            f"{shorten(config.model)} is the discriminator of replaced token detection: its masked LM head was not "
+            f"{shorten(model.source)} is the discriminator of replaced token detection: its masked LM head was not "
             "trained with this encoder, so its predictions mean little. Use the generator (--filename "
             "pytorch_model.generator.bin, or the run's generator/)",
             soft_wrap=True,
         )
-    masks = fill_mask(model, config.text, top_k=config.top_k)
+
+
+def print_masks(model: LoadedModel, text: str, masks: Sequence[Sequence[TokenCandidate]]) -> None:
+    """Prints a table for each mask of a text and, if there is only one, the completed text."""
+    console = PlainConsole()
     for number, candidates in enumerate(masks, start=1):
         table = Table("token", "probability", title=f"mask {number} of {len(masks)}" if len(masks) > 1 else None)
         for candidate in candidates:
             table.add_row(plain_text(candidate.piece), f"{candidate.probability:.4f}")
         console.print(table)
     if len(masks) == 1:
-        console.print(replace_mask(model, config.text, masks[0][0]), soft_wrap=True)
+        console.print(replace_mask(model, text, masks[0][0]), soft_wrap=True)

@@ -131,7 +131,7 @@ class Batch:
             own, count = {}, len(slot.row.input_ids)
             for name, array in outputs.items():
                 axis = token_axes[name]
-                value = array[i]
+                value = array[i, ...]  # an array also where it has no other axis
                 if axis is not None:
                     value = value[(slice(None),) * (axis - 1) + (slice(count),)]
                 if value.dtype.kind == "f" and not np.isfinite(value).all():

@@ -3,6 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
+from ..errors import UserError
+from .classification import ScoreTexts, TextLogits
+from .loaded_model import LoadedModel
+from .pipeline import RowOutputs, Rows, TextPair
+from .windows import Windows
+
 
 @dataclasses.dataclass(frozen=True)
 class RankedDocument:
@@ -29,3 +35,60 @@ def ranked(documents: Sequence[str], scores: Sequence[float], *, top_k: int | No
     """
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     return [RankedDocument(index, scores[index], documents[index]) for index in order[:top_k]]
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryAndDocuments:
+    """A query, and the documents that are ordered for it."""
+
+    query: str
+    documents: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class RankDocuments(TextLogits[QueryAndDocuments, list[RankedDocument]]):
+    """Orders the documents of a query, each query with documents of its own.
+
+    Attributes:
+      windows: What happens to long documents; by default, the score of a document is that of its best window.
+      raw: As `ScoreTexts`.
+      top_k: Number of documents in the result (default: all).
+
+    Raises:
+      UserError: `top_k` is below 1.
+    """
+
+    windows: Windows = Windows(combine="max")
+    raw: bool | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
+
+    def check(self, model: LoadedModel) -> None:
+        self._scores.check(model)
+
+    def encode(self, model: LoadedModel, item: QueryAndDocuments) -> Rows[list[Rows[None]]]:
+        if not item.documents:
+            raise UserError("there are no documents to order")
+        of_documents = [self._scores.encode(model, TextPair(item.query, text)) for text in item.documents]
+        return Rows([row for rows in of_documents for row in rows.rows], of_documents)
+
+    def decode(
+        self,
+        model: LoadedModel,
+        item: QueryAndDocuments,
+        rows: Rows[list[Rows[None]]],
+        outputs: Sequence[RowOutputs],
+    ) -> list[RankedDocument]:
+        scores, start = [], 0
+        for text, own in zip(item.documents, rows.context, strict=True):
+            end = start + len(own.rows)
+            scores.append(self._scores.decode(model, TextPair(item.query, text), own, outputs[start:end]))
+            start = end
+        return ranked(item.documents, scores, top_k=self.top_k)
+
+    @property
+    def _scores(self) -> ScoreTexts:
+        return ScoreTexts(self.windows, self.raw)

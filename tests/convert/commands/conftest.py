@@ -12,6 +12,12 @@ from deberta_jax.predict.loaded_model import LoadedModel
 from ...support.predictor import write_model_folders
 
 
+@pytest.fixture(autouse=True)
+def _keep_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `predict` leave JAX's settings as they are. JAX read the variable when it was imported."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "not read")
+
+
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders by name; see `write_model_folders`."""

@@ -64,7 +64,7 @@ def open_delimited(text: TextFile, separator: str, reading: Reading) -> Table:
         header, records = [str(index) for index in range(len(first))], itertools.chain([(number, first)], records)
     else:
         header = first
-        _check_header(name, header, separator)
+        check_header(name, header, separator)
     notes = _quoted_note(text, separator, header, skip=header is first) if quoting == "none" else ()
     advice = _NO_HEADER if header is first else ""
     rows = _rows(name, header, records, "header" if header is first else "first line")
@@ -82,7 +82,8 @@ def _names_by_width(name: str, first: list[str], reading: Reading) -> tuple[str,
     )
 
 
-def _check_header(name: str, header: Sequence[str], separator: str) -> None:
+def check_header(name: str, header: Sequence[str], separator: str) -> None:
+    """Raises UserError if a header cannot be right: a name occurs twice, or another separator is in it."""
     if len(set(header)) != len(header):
         twins = ", ".join(map(repr, header))
         raise UserError(f"{name}, line 1: a column name occurs twice in the header {twins:.300}{_NO_HEADER}")

@@ -47,7 +47,7 @@ def open_file(given: str, *, label_column: str, reading: Reading | None = None) 
                 check_is_data(given, file.read(512))
         raise UserError(f"{given}: unknown suffix {suffix!r}; give {allowed} or tfds:NAME")
     if suffix == ".parquet":
-        return _open_parquet(given, label_column)
+        return open_parquet(given, label_column)
     text = open_text(given)
     # RACE's files, which have one object each, end in .txt.
     if suffix in _JSON or (suffix == ".txt" and re.match(r"\s*(\[\s*)?\{", text.head)):
@@ -91,7 +91,8 @@ def _open_folder(given: str, label_column: str, reading: Reading | None) -> Tabl
     return dataclasses.replace(first, name=given, unit="record", rows=rows(), notes=(*first.notes, *notes), parts=parts)
 
 
-def _open_parquet(given: str, label_column: str) -> Table:
+def open_parquet(given: str, label_column: str) -> Table:
+    """Returns the rows of a Parquet file; arguments and errors are those of `open_file`."""
     import pyarrow
     from pyarrow import parquet
 

@@ -42,7 +42,7 @@ class JsonReader:
         self._position = self._counted = 0  # in `_text`; `_line` is the line of `_counted`
         self._line = 1
         self._removed = self._column = 0  # characters before `_text`, in all and on its first line
-        self._decoder = json.JSONDecoder(object_pairs_hook=_without_twins)
+        self._decoder = json.JSONDecoder(object_pairs_hook=without_twins)
 
     def each(self) -> Iterator[int]:
         """Yields the line of each value of the whole text; those of lists count one by one."""
@@ -182,8 +182,8 @@ class JsonReader:
         )
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object. Raises UserError if it has a key twice."""
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object, as a hook of Python's JSON reader. Raises UserError if it has a key twice."""
     cells = dict(pairs)
     if len(cells) < len(pairs):
         raise UserError(_twin(twin_key(pairs)))

@@ -109,6 +109,16 @@ def check_is_data(given: str, data: bytes) -> None:
         raise UserError(f"{given} is a web page (HTML or XML), not the data; download the file itself")
 
 
+def check_is_text(given: str, start: bytes) -> None:
+    """Raises UserError if the first bytes of a file are those of Parquet, UTF-16 or UTF-32, or as `check_is_data`."""
+    check_is_data(given, start)
+    if start.startswith(b"PAR1"):
+        raise UserError(f"{given} is a Parquet file; give it a name that ends in .parquet")
+    for mark, encoding in _MARKS.items():
+        if start.startswith(mark):
+            raise UserError(f"{given} is in {encoding}; save it as UTF-8 (iconv -f {encoding} -t UTF-8)")
+
+
 def _open(given: str) -> io.BufferedReader | gzip.GzipFile:
     """Opens a file whose content is compressed with gzip or not."""
     path = Path(given).expanduser()
@@ -156,12 +166,7 @@ class _Checked:
             raise UserError(f"{self._given} is empty")
 
     def _check_start(self, data: bytes) -> None:
-        check_is_data(self._given, data)
-        if data.startswith(b"PAR1"):
-            raise UserError(f"{self._given} is a Parquet file; give it a name that ends in .parquet")
-        for mark, encoding in _MARKS.items():
-            if data.startswith(mark):
-                raise UserError(f"{self._given} is in {encoding}; save it as UTF-8 (iconv -f {encoding} -t UTF-8)")
+        check_is_text(self._given, data)
         self.head = data[:_HEAD].decode(errors="ignore").removeprefix("\ufeff")
 
     def _decode(self, data: bytes, *, final: bool) -> None:

@@ -1,0 +1,242 @@
+"""The command `deberta-jax predict MODEL [FILE|TEXT ...]`."""
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from deberta_jax.errors import UserError
+from deberta_jax.predict.predictor import Predictor
+from deberta_jax.terminal import list_names, quote_names, say
+
+from .fill_mask import warn_of_untrained_head
+from .prediction.columns import Columns, Finder, Task, check_columns, find_columns
+from .prediction.compiled import keep_compiled_programs
+from .prediction.lines import Lines
+from .prediction.origin import input_digests, model_digest, settings_values
+from .prediction.output import Output, OutputFile, StandardOutput, is_complete
+from .prediction.progress import shown_progress
+from .prediction.results import RowResult, row_results
+from .prediction.rows import TEXT, Format, Position, Reading, Row, check_inputs, is_file, read_rows
+from .prediction.streams import STANDARD_INPUT
+from .prediction.tables import print_tables
+from .prediction.uses import UseOptions, choose_task, make_pipeline
+
+_OUTPUTS = (".jsonl", ".ndjson", ".json")
+_NAMED_ERRORS = 5  # of skipped rows
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Apply a model to files or texts.
+
+    Reads .txt (a line is a text), .jsonl, .json, .csv, .tsv and .parquet files (.gz and .xz allowed), standard input,
+    or texts themselves; writes one JSON object per row, in their order. With --output, a run that was stopped goes on
+    where it was if the same command is given again.
+    """
+
+    model: tyro.conf.Positional[str]
+    """folder of a model (deberta-jax or PyTorch), or a hub name such as NAME or NAME@REVISION"""
+    inputs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """files, texts, or - for standard input (default: standard input)"""
+    task: Task | None = None
+    """what to do (default: what the model's head is for)"""
+    output: Path | None = None
+    """.jsonl file to write; until it is complete, it is named FILE.partial (default: standard output)"""
+    skip_bad: bool = False
+    """go on after a row that cannot be used; its line has "error" in place of a result (default: stop and name it)"""
+    copy_input: bool = False
+    """put all columns of a row into its line, as "input\""""
+    json: bool = False
+    """give texts of the command line JSON as well (default on a terminal: a table)"""
+    format: Format | None = None
+    """format of the inputs (default: by the suffix; of standard input jsonl if it begins with {, else text)"""
+    header: bool = True
+    """the first line of .csv and .tsv files names the columns; with --no-header the names are numbers from 0"""
+    quoting: Literal["none", "csv"] | None = None
+    """csv: fields may be in quotation marks (default for .csv); none: quotation marks are text (default for .tsv)"""
+    batch_size: int | None = None
+    """rows of 128 tokens in a batch on each device; of longer rows fewer (default: 8 on a CPU, else 64)"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """number format of the computation"""
+    filename: str | None = None
+    """PyTorch weight file, e.g. pytorch_model.generator.bin (default: the usual names)"""
+    tokenizer: str | None = None
+    """folder or hub name of the tokenizer (default: that of the model)"""
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = Columns()
+    options: Annotated[UseOptions, tyro.conf.arg(name="")] = UseOptions()
+
+
+def main(config: PredictConfig) -> None:
+    """Runs `deberta-jax predict`.
+
+    Raises:
+      UserError: An input or option cannot be used; see the modules of `prediction`.
+      Exception: As `Predictor.load`.
+    """
+    config = dataclasses.replace(config, inputs=_inputs(config))
+    reading = Reading(config.format, config.header, config.quoting)
+    check_inputs(config.inputs, reading)
+    if config.output is not None:
+        if config.output.suffix not in _OUTPUTS:
+            raise UserError(
+                f"{config.output}: predictions are written as JSON Lines; give a name that ends in .jsonl, which "
+                "pandas.read_json(FILE, lines=True) reads"
+            )
+        if is_complete(config.output):
+            say(f"{config.output} is complete", error=True)
+            return
+    keep_compiled_programs()
+    predictor = Predictor.load(
+        config.model,
+        filename=config.filename,
+        tokenizer=config.tokenizer,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+    )
+    task = config.task or choose_task(predictor, config.options, config.columns)
+    _Run(config, reading, predictor, task).run()
+
+
+def _inputs(config: PredictConfig) -> tuple[str, ...]:
+    """Returns the inputs: standard input if none is given and it is not a terminal."""
+    if config.inputs.count(STANDARD_INPUT) > 1:
+        raise UserError("standard input (-) is given twice; it can be read once")
+    if config.inputs or sys.stdin is None or sys.stdin.isatty():
+        if not config.inputs:
+            raise UserError("no input; give a file, a text, or - for standard input")
+        return config.inputs
+    return (STANDARD_INPUT,)
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedRow:
+    """A document in the order of a query.
+
+    Attributes:
+      rank: Its place, from 1.
+      score: Its score.
+      text: The document.
+    """
+
+    rank: int
+    score: float
+    text: str
+
+
+class _Run:
+    """One run of the command."""
+
+    def __init__(self, config: PredictConfig, reading: Reading, predictor: Predictor, task: Task) -> None:
+        self._config, self._reading, self._predictor = config, reading, predictor
+        self._task: Task = task
+        self._orders_all = task == "rank" and config.columns.query is not None  # not each row its own documents
+        check_columns(task, config.columns)
+        self._pipeline = make_pipeline(task, config.options, predictor, one_query=self._orders_all)
+        several = sum(map(is_file, config.inputs)) > 1
+        self._lines = Lines(task, config.columns.id_column, several, config.copy_input)
+        self._finders: dict[str | None, Finder] = {}
+        self._position = Position()
+        if task == "fill-mask":
+            warn_of_untrained_head(predictor)
+
+    def run(self) -> None:
+        """Predicts all rows and writes their lines."""
+        config = self._config
+        rows = self._with_columns(read_rows(config.inputs, self._reading, self._position))
+        if config.output is None and not config.json and sys.stdout.isatty() and not any(map(is_file, config.inputs)):
+            print_tables(self._task, self._predictor, self._ordered(self._results(rows)))
+            return
+        with contextlib.closing(self._open_output()) as output:
+            if output.done:
+                say(f"{output.done:,} rows were done before", error=True)
+            self._write(itertools.islice(rows, output.done, None), output)
+
+    def _open_output(self) -> Output:
+        path = self._config.output
+        if path is None:
+            return StandardOutput()
+        digests = input_digests(self._config.inputs)
+        anew = "its input cannot be read again" if digests is None else None
+        anew = "documents are ordered when all have their scores" if self._orders_all else anew
+        return OutputFile(path, self._origin(digests), anew=anew)
+
+    def _origin(self, digests: dict[str, str] | None) -> dict[str, Any]:
+        config = self._config
+        own = ("dtype", "format", "header", "quoting", "copy_input")
+        return {
+            "inputs": digests,
+            "model": model_digest(self._predictor),
+            "task": self._task,
+            **{name: vars(config)[name] for name in own},
+            **settings_values(config.columns),
+            **settings_values(config.options),
+        }
+
+    def _write(self, rows: Iterator[Row], output: Output) -> None:
+        """Writes the lines of the rows that are not done yet."""
+        done = output.done
+        errors: list[str] = []
+        try:
+            with shown_progress(self._position) as show:
+                for result in self._ordered(self._results(rows)):
+                    output.write(self._lines.line(result))
+                    done += 1
+                    show(done)
+                    if isinstance(result.result, UserError):
+                        errors.append(str(result.result) if len(errors) < _NAMED_ERRORS else "")
+        except KeyboardInterrupt:
+            if self._config.output is not None:
+                say(f"\n{done:,} rows are done; run the same command again to go on", error=True)
+            raise
+        output.finish()
+        if self._config.output is not None:
+            say(f"{_rows(done)} in {self._config.output}", error=True)
+        if errors:
+            named = list_names(errors, most=_NAMED_ERRORS)
+            say(f"{_rows(len(errors))} could not be used: {named}", error=True)
+
+    def _results(self, rows: Iterator[Row]) -> Iterator[RowResult]:
+        return row_results(self._predictor, self._pipeline, rows, self._item, skip_bad=self._config.skip_bad)
+
+    def _ordered(self, results: Iterator[RowResult]) -> Iterable[RowResult]:
+        """Returns the results in the order of the rows; for one query, the best documents first."""
+        if not self._orders_all:
+            return results
+        all_results = list(results)
+        bad = [result for result in all_results if isinstance(result.result, UserError)]
+        scores = [(result.row, result.result) for result in all_results if not isinstance(result.result, UserError)]
+        scores.sort(key=lambda pair: -pair[1])  # equal scores stay in the order of the rows
+        best = enumerate(scores[: self._config.options.top_k], start=1)
+        return [RowResult(row, RankedRow(rank, score, self._item(row).pair)) for rank, (row, score) in best] + bad
+
+    def _with_columns(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Yields the rows, after the columns of their file are known.
+
+        Raises:
+          UserError: A file lacks a column.
+        """
+        for row in rows:
+            if row.file not in self._finders and not isinstance(row.cells, UserError):
+                try:
+                    finder = find_columns(self._task, self._config.columns, row.cells)
+                except UserError as error:
+                    raise UserError(f"{row.place}: {error}") from None
+                if row.file is not None and finder.columns != (TEXT,) and finder not in self._finders.values():
+                    say(f"{row.name}: reading {quote_names(finder.columns)}", error=True)
+                self._finders[row.file] = finder
+            yield row
+
+    def _item(self, row: Row) -> Any:
+        if isinstance(row.cells, UserError):
+            raise row.cells
+        return self._finders[row.file].item(row.cells)
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"

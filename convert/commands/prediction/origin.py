@@ -1,0 +1,51 @@
+"""What predictions are made from, as JSON values: a resumed run must have the same."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deberta_jax.predict.loaded_model import LoadedModel
+
+from .rows import is_file
+from .streams import STANDARD_INPUT
+
+
+def input_digests(arguments: Sequence[str]) -> dict[str, str] | None:
+    """Returns the SHA-256 of the content of each input by its name, or None if one cannot be read again.
+
+    Raises:
+      OSError: A file cannot be read.
+    """
+    digests = {}
+    for argument in arguments:
+        if not is_file(argument):
+            digests[argument] = "text"
+            continue
+        path = Path(argument).expanduser()
+        if argument == STANDARD_INPUT or not path.is_file():  # a pipe
+            return None
+        with path.open("rb") as file:
+            digests[argument] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def model_digest(model: LoadedModel) -> str:
+    """Returns the SHA-256 of the parameters, the configuration and the tokenizer, wherever they are."""
+    digest = hashlib.sha256(f"{model.tokenizer.fingerprint} {dataclasses.astuple(model.config)}".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"\0{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def settings_values(settings: Any) -> dict[str, Any]:
+    """Returns the fields of a pipeline or of options that change the output, as JSON values."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
+    }
