@@ -28,11 +28,13 @@ _MOMENTS = 16
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c_is_not_ignored() -> Iterator[None]:
-    """Processes inherit that SIGINT is ignored, as where a shell runs the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_not_ignored() -> Iterator[None]:
+    """Processes inherit ignored signals, as where a shell runs the tests in the background or under nohup."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
