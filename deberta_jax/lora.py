@@ -20,7 +20,7 @@ from . import layers
 from .config import DebertaConfig
 from .errors import MissingPackageError, UserError
 from .sharding import constrain
-from .terminal import list_names
+from .terminal import list_names, shown_number
 
 Target = Literal[
     "query_proj",
@@ -55,7 +55,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank <= _LARGEST_RANK:
-            raise UserError(f"the rank of LoRA is {self.rank}; it must be 0 to {_LARGEST_RANK}")
+            raise UserError(f"the rank of LoRA is {shown_number(self.rank)}; it must be 0 to {_LARGEST_RANK}")
         if not 0 < self.alpha <= float(np.finfo(np.float32).max):
             raise UserError(f"the alpha of LoRA is {self.alpha}; it must be above 0 and finite in 32 bits")
         if not 0 <= self.dropout < 1:

@@ -7,6 +7,7 @@ exact text. `console` does the same for tables and colors.
 
 import contextlib
 import logging
+import numbers
 import os
 import re
 import sys
@@ -152,3 +153,11 @@ class PrintableStream:
     def writelines(self, lines: list[str]) -> None:
         for line in lines:
             self.write(line)
+
+
+def shown_number(value: float) -> str:
+    """Returns a number for a message: whole numbers exactly, unless they have more than some 40 digits."""
+    if not isinstance(value, numbers.Integral):
+        return f"{value:g}"
+    bits = int(value).bit_length()
+    return str(value) if bits <= 128 else f"a whole number of {bits} bits"

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from deberta_jax.errors import UserError
+from deberta_jax.terminal import shown_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,6 @@ class Range:
         bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         words = [f"{name} {shown_number(bound)}" for name, bound in bounds.items() if bound is not None]
         return " and ".join(words) or "a finite number"
-
-
-def shown_number(value: float) -> str:
-    """Returns a number for a message: whole numbers exactly, unless they have more than some 40 digits."""
-    if not isinstance(value, numbers.Integral):
-        return f"{value:g}"
-    bits = int(value).bit_length()
-    return str(value) if bits <= 128 else f"a whole number of {bits} bits"
 
 
 def check_seed(seed: int) -> None:

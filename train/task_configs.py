@@ -23,8 +23,8 @@ class ColumnsConfig(Settings):
     """the choices: one column of lists, or one column per choice (default: choices); of a reward the columns of the
     better and the worse answer (default: chosen rejected)"""
     label_column: str | None = None
-    """the label, the answers of a span, the list of labels of tokens (default: label, answers, labels; in CoNLL files
-    -1, the last), the labels of multilabel (default: labels, or one column of 0 and 1 for each of --labels)"""
+    """the label, the answers of a span, the labels of tokens or of multilabel (default: label, answers, labels; in
+    CoNLL files -1, the last; of multilabel also one column of 0 and 1 for each class of --labels)"""
     start_column: str | None = None
     """the position in the context, in characters, at which an answer starts, where answers are plain texts (default:
     answer_start; without such a column the first occurrence is used)"""
@@ -134,6 +134,6 @@ class NewTokensConfig(Settings):
     that the tokenizer cut them into before"""
 
     add_tokens: tuple[str, ...] = ()
-    """strings that become single tokens wherever they occur"""
+    """strings that become single tokens wherever they occur (default: none)"""
     add_tokens_file: Path | None = None
-    """file of such strings, one on each line"""
+    """file of such strings, one on each line (default: no file)"""

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -43,6 +43,8 @@ _TOLERANCE = 1e-4  # of the largest output, float32
 @dataclasses.dataclass(frozen=True)
 class SerializeConfig:
     """Write a model as a StableHLO program that runs on CPU, TPU and GPU with jax alone (load.py in its folder)."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("runs/mine served", "microsoft/deberta-v3-small served --task encoder")
 
     model: tyro.conf.Positional[str]
     """Folder of a run or a model (deberta-jax or PyTorch), or a hub name such as microsoft/deberta-v3-base"""

@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -28,6 +28,11 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 @dataclasses.dataclass(frozen=True)
 class ShareConfig:
     """Upload a model with a model card to the Hugging Face hub. Without --upload, shows what would be uploaded."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "runs/mine me/my-deberta --license mit --language en",
+        "runs/mine me/my-deberta --license mit --language en --upload",
+    )
 
     folder: tyro.conf.Positional[Path]
     """Folder of a run, of a model, or one that `deberta-jax export` wrote"""

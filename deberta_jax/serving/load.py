@@ -47,10 +47,9 @@ def main():
     # Accelerators multiply float32 in fewer digits, and bfloat16 has fewer.
     exact = jax.default_backend() == "cpu" and model.serving["dtype"] == "float32"
     passed = bool(error <= (1e-4 if exact else 0.05))
-    sys.stdout.write(
-        f"{model.serving['task']} on {jax.devices()[0]}: the outputs {'are' if passed else 'are NOT'} the "
-    )
-    sys.stdout.write(f"stored ones; the largest difference is {error:.1e} of the largest output\n")
+    verdict = "are the stored ones" if passed else "are NOT the stored ones"
+    difference = f"the largest difference is {error:.1e} of the largest output"
+    print(f"{model.serving['task']} on {jax.devices()[0]}: the outputs {verdict}; {difference}")
     return 0 if passed else 1
 
 

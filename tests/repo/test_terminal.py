@@ -10,6 +10,7 @@ from ..support.paths import REPOSITORY
 
 FILES = [path for top in ("deberta_jax", "train", "convert") for path in sorted((REPOSITORY / top).rglob("*.py"))]
 PRINTS = {
+    "deberta_jax/serving/load.py",  # copied beside a serialized model, it runs without this library
     "deberta_jax/terminal.py",
     "train/data/sentencepiece_process.py",  # for `train_tokenizer`, which reads its standard error
 }

@@ -16,11 +16,11 @@ from jaxtyping import Integer
 
 from deberta_jax.errors import UserError
 from deberta_jax.path_names import check_utf8
-from deberta_jax.terminal import list_names, say
+from deberta_jax.terminal import list_names, say, shown_number
 
 from ..model_folders import tokenizer_folder
 from ..new_tokens import with_new_tokens
-from ..settings import LONGEST_ROW, SHORTEST_ROW, Flat, check_seed, shown_number
+from ..settings import LONGEST_ROW, SHORTEST_ROW, Flat, check_seed
 from ..task_configs import NewTokensConfig
 from .corpus import (
     FORMAT,

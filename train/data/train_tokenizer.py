@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from deberta_jax.errors import UserError
-from deberta_jax.terminal import say
+from deberta_jax.terminal import say, shown_number
 from deberta_jax.tokenizers.extend import declare_pieces
 from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK
 
-from ..settings import LARGEST_INT, shown_number
+from ..settings import LARGEST_INT
 from . import sentencepiece_process
 from .text import embedded_corpus, read_documents
 from .text_files import describe_ignored, refuse_output
@@ -57,7 +57,8 @@ class TokenizerConfig:
     input_sentence_size: int = 1_000_000
     """maximum number of lines to train on; if the text has more, a random sample is used"""
     symbols: tuple[str, ...] = ()
-    """strings that are always single pieces, such as markers of entities; they count as pieces of vocab_size"""
+    """strings that are always single pieces, such as markers of entities, which count as pieces of vocab_size
+    (default: none)"""
     overwrite: bool = False
     """replace a different spm.model in the output folder"""
 
