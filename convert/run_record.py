@@ -80,6 +80,7 @@ def read_record(run: Path) -> RunRecord:
     if version := settings.pop("version", None):
         versions = {"deberta-jax": str(version), **versions}
     results = _read_json(run / RESULTS) if (run / RESULTS).is_file() else {}
+    results.pop("thresholds", None)  # of a multi-label classification; the other keys are splits
     return RunRecord(settings, versions, {split: _numbers(metrics) for split, metrics in results.items()})
 
 

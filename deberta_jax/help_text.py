@@ -102,8 +102,15 @@ def _lines(option: Option, width: int, *, short: bool) -> list[str]:
         text[0] = f"{left:{_LEFT}}{text[0]}"
         first, rest = text[:1], text[1:]
     else:
-        first, rest = [left], text
+        first, rest = _fitting(left, width), text
     return [*first, *(" " * _LEFT + line for line in rest)]
+
+
+def _fitting(names: str, width: int) -> list[str]:
+    """Returns the names of an option as lines; a long list of values continues on the next one."""
+    if len(names) <= width:
+        return [names]
+    return textwrap.wrap(re.sub(",(?! )", ", ", names), width, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 def _first_clause(text: str) -> str:

@@ -24,7 +24,7 @@ class ColumnsConfig(Settings):
     better and the worse answer (default: chosen rejected)"""
     label_column: str | None = None
     """the label, the answers of a span, the labels of tokens or of multilabel (default: label, answers, labels; in
-    CoNLL files -1, the last; of multilabel also one column of 0 and 1 for each class of --labels)"""
+    CoNLL files -1, the last). Instead of it, multilabel reads one column of 0 and 1 for each class of --labels"""
     start_column: str | None = None
     """the position in the context, in characters, at which an answer starts, where answers are plain texts (default:
     answer_start; without such a column the first occurrence is used)"""
@@ -41,9 +41,9 @@ class TaskDataConfig(Settings):
 
     train: str
     """a .tsv, .csv, .txt, .json, .jsonl or .parquet file or a folder of them, or a set of tensorflow_datasets as
-    tfds:glue/sst2 or of datasets as hf:stanfordnlp/imdb (hf:NAME[/CONFIG][:REVISION][@SPLIT], or hf:FOLDER); for tokens
-    also a .conll, .conllu, .iob or .bio file. NAME:FILE reads a published file or folder of a set, such as
-    glue/cola:train.tsv or race/high:RACE/train/high"""
+    tfds:glue/sst2 or of datasets as hf:stanfordnlp/imdb. The whole form is hf:NAME[/CONFIG][:REVISION][@SPLIT], or
+    hf:FOLDER. For tokens also a .conll, .conllu, .iob or .bio file. NAME:FILE reads a published file or folder of a
+    set, such as glue/cola:train.tsv or race/high:RACE/train/high"""
     validation: str | None = None
     """examples to evaluate on, in the same forms (default: with a published set of tfds or hf its own validation
     split)"""

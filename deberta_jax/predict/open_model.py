@@ -1,5 +1,6 @@
-"""Opens any model that can be named: a folder of this library, a folder of PyTorch files, or a hub name."""
+"""Opens any model that can be named: a folder of a run or a model, a folder of PyTorch files, or a hub name."""
 
+import importlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,8 @@ def open_model(
     """Opens a deberta-jax folder, or a folder or hub name with PyTorch files.
 
     Args:
-      source: The folder or hub name; NAME@REVISION names a branch, tag or commit.
+      source: The folder or hub name. Of a run the finished model is opened, of several seeds the best one.
+        NAME@REVISION names a branch, tag or commit.
       filename: Name of the PyTorch weight file, as in `load_pytorch`.
       tokenizer: The tokenizer, or a folder or hub name that has it (default: that of the model).
 
@@ -32,7 +34,11 @@ def open_model(
     opened = None if tokenizer is None else _open_tokenizer(tokenizer)
     if filename is None and holds_model(source):
         return LoadedModel.from_folder(source, tokenizer=opened)
-    convert = _import_convert(source)
+    convert = _import_convert("from_pytorch", source)
+    if filename is None and Path(source).is_dir():
+        model, _ = _import_convert("run_record", source).model_of_run(Path(source))
+        if holds_model(model):
+            return LoadedModel.from_folder(model, tokenizer=opened)
     folder = convert.find_folder(source, filename=filename)
     opened = opened or Tokenizer.from_folder(folder)  # before the weights, which take longer
     config, params = convert.load_pytorch(folder, filename=filename)
@@ -44,17 +50,15 @@ def _open_tokenizer(tokenizer: str | os.PathLike[str] | Tokenizer) -> Tokenizer:
         return tokenizer
     if Path(tokenizer).is_dir():
         return Tokenizer.from_folder(tokenizer)
-    return Tokenizer.from_folder(_import_convert(tokenizer).find_tokenizer_folder(tokenizer))
+    return Tokenizer.from_folder(_import_convert("from_pytorch", tokenizer).find_tokenizer_folder(tokenizer))
 
 
-def _import_convert(source: object) -> ModuleType:
-    """Returns the module that reads PyTorch files, whose packages are optional."""
+def _import_convert(name: str, source: object) -> ModuleType:
+    """Returns a module of `deberta_jax.convert`, whose packages are optional."""
     try:
-        # It stands beside deberta_jax in a checkout and is installed inside it, which pyright cannot know.
-        from deberta_jax.convert import from_pytorch  # pyright: ignore[reportMissingImports]
+        return importlib.import_module(f"deberta_jax.convert.{name}")
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"{source} is not a folder of deberta-jax, and reading PyTorch files needs the package {error.name}; "
             "pip install 'deberta-jax[convert]'"
         ) from None
-    return from_pytorch

@@ -65,11 +65,11 @@ class Columns:
     id_column: str | None = None
     """a column that is copied to the output to tell the rows apart (default: id, else the number of the row, from 0)"""
     pair: str | None = None
-    """the second text of all pairs, in place of a column"""
+    """the second text of all pairs (default: the column of each row)"""
     question: str | None = None
-    """the question about all contexts, in place of a column"""
+    """the question about all contexts (default: the column of each row)"""
     query: str | None = None
-    """the query for which `rank` orders all texts, in place of a column"""
+    """the query for which `rank` orders all texts (default: the column of each row)"""
 
 
 @dataclasses.dataclass(frozen=True)

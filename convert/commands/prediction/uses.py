@@ -35,7 +35,7 @@ class UseOptions:
     raw: bool = False
     """score, rank: give the logit in place of its sigmoid"""
     labels: tuple[str, ...] = ()
-    """zero-shot: the labels to choose from"""
+    """zero-shot: the labels to choose from (default: none, the model's own classes are predicted)"""
     template: str | None = None
     """zero-shot: the hypothesis, with {} in place of a label (default: "This example is {}.")"""
     multi_label: bool = False

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from deberta_jax.errors import UserError
+from deberta_jax.models import DebertaForQuestionAnswering
 from deberta_jax.predict.answers import AnswerQuestions, QuestionAndContext
 from deberta_jax.train.tasks.spans.answers import combine_windows
 from deberta_jax.train.tasks.spans.questions import SpanQuestion
 from deberta_jax.train.tasks.spans.windows import encode_span_questions
 
 from ...support.pipelines import ODD, open_both, real_questions
-from ...support.span_predictor import predictor_of
+from ...support.span_predictor import predictor_of, xlnet_predictor_of
 from ...support.tokenizer_texts import real_folder
 
 CONTEXT = "Emma Woodhouse, handsome,  clever, and rich, had a comfortable home. "
@@ -85,14 +86,14 @@ def test_two_rules_compare_windows():
     assert separate.no_answer_score == pytest.approx(math.exp(-8))
 
 
-def test_answers_are_those_of_finetune():
+@pytest.mark.parametrize("kind", ["deberta", "xlnet"])
+def test_answers_are_those_of_finetune(kind):
     """The same windows, spans and texts as the task of `finetune` has, for questions with one or more windows."""
     import jax
 
-    from deberta_jax.models import DebertaForQuestionAnswering
     from deberta_jax.train.tasks.spans.task import Spans
 
-    model = spans()
+    model = spans() if kind == "deberta" else xlnet_predictor_of(DebertaForQuestionAnswering)
     texts = [CONTEXT * n for n in (1, 2, 5)] + [odd for odd in ODD if len(model.tokenizer.encode(odd)) > 0][:6]
     asked = [SpanQuestion(str(n), "who was happy, and why was she " * 2, text, ()) for n, text in enumerate(texts)]
     sizes = {name: size for name, size in SIZES.items() if name != "stride"}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from deberta_jax.errors import UserError
+from deberta_jax.models import DebertaForTokenClassification
 
 from ...support.pipelines import ODD, open_both, real_questions
-from ...support.span_predictor import TAGS, predictor_of, tagger
+from ...support.span_predictor import TAGS, predictor_of, tagger, xlnet_predictor_of
 from ...support.tokenizer_texts import corpus, real_folder
 
 TEXT = "Emma Woodhouse, handsome,  clever"
@@ -66,6 +67,22 @@ def test_any_white_space_separates_words():
 def test_bad_items_and_settings_are_one_line(items, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         tagger().entities(items, **options)
+
+
+def test_xlnet_labels_the_tokens_of_the_text():
+    """Its rows begin with the text, without [CLS]."""
+    model = xlnet_predictor_of(DebertaForTokenClassification, len(TAGS))
+    text = "Emma was clever, and rich."
+    encoding = model.tokenizer(text, return_offsets=True)
+    logits = DebertaForTokenClassification(model.config).apply(
+        {"params": model.params}, np.array([encoding.input_ids]), token_type_ids=np.array([encoding.token_type_ids])
+    )
+    best = [TAGS[index] for index in np.asarray(logits.logits[0]).argmax(axis=1)]
+    places = zip(best, encoding.offsets, strict=True)
+    expected = [(tag, *place) for tag, place in places if place is not None and text[slice(*place)].strip()]
+    found = model.entities([text], aggregation="none", ignore=())[0]
+    assert [entity.label for entity in found] == [tag for tag, _, _ in expected]
+    assert [entity.end for entity in found] == [end for _, _, end in expected]
 
 
 def test_a_model_of_texts_is_refused():
