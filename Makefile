@@ -37,12 +37,13 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	  { echo "deberta-jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(addprefix --constraint=,$(CONSTRAINTS)) --editable '.[train,convert,test]'
+	$(BIN)/python -m pip install --quiet $(addprefix --constraint=,$(CONSTRAINTS)) --editable '.[train,convert,adapt,datasets,test]'
 	@touch $@
 
 # PyTorch, transformers and the TPU compiler, which only tests and benchmarks use.
 $(VENV)/peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[train,convert,test,tpu]' 'torch==2.13.0' 'transformers>=5,<6'
+	$(BIN)/python -m pip install --quiet --editable '.[train,convert,adapt,datasets,mlflow,wandb,test,tpu]' \
+	  'torch==2.13.0' 'transformers>=5,<6' 'sentence-transformers>=6,<7' onnx onnxruntime onnxscript
 	@touch $@
 
 # Resolves deberta-jax beside the packages that people use with it, and writes the pinned sets (needs the package uv).

@@ -14,6 +14,7 @@ from deberta_jax.errors import MissingPackageError, UserError
 from deberta_jax.train.reporting.reporter import RunReporter
 from deberta_jax.train.reporting.services import FILE, LoggedRun, check_services, open_service
 
+# Tests of the services are slow: CI installs their packages with the other peers.
 SETTINGS = {"batch-size": 8, "optimizer.learning-rate": 1e-4, "text": "a.txt", "max-seconds": None}
 
 
@@ -75,6 +76,7 @@ def wandb_history(folder: Path) -> tuple[list[dict], set[str], set[str]]:
     return history, settings, ids
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wandb_offline")
 def test_wandb_offline_has_metrics_settings_and_one_id(tmp_path: Path) -> None:
     report(tmp_path, "wandb", first=1)
@@ -92,6 +94,7 @@ def test_wandb_offline_has_metrics_settings_and_one_id(tmp_path: Path) -> None:
     assert ids == {json.loads((tmp_path / FILE).read_text())["wandb"]}
 
 
+@pytest.mark.slow
 def test_mlflow_has_metrics_settings_and_one_run(tmp_path: Path, mlflow_folder: str) -> None:
     from mlflow import MlflowClient
 
@@ -110,6 +113,7 @@ def test_mlflow_has_metrics_settings_and_one_run(tmp_path: Path, mlflow_folder: 
     assert "broken" not in run.data.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "[]", '{"mlflow": 3}'])
 def test_a_damaged_file_of_ids_starts_a_new_run(tmp_path: Path, mlflow_folder: str, content: str) -> None:
     (tmp_path / FILE).write_text(content)
@@ -117,6 +121,7 @@ def test_a_damaged_file_of_ids_starts_a_new_run(tmp_path: Path, mlflow_folder: s
     assert json.loads((tmp_path / FILE).read_text()).keys() == {"mlflow"}
 
 
+@pytest.mark.slow
 def test_a_failing_service_is_given_up_with_one_line(tmp_path: Path, mlflow_folder: str, capsys, monkeypatch) -> None:
     (tmp_path / FILE).write_text('{"mlflow": "0123456789abcdef0123456789abcdef"}')  # of a run that was deleted
     report(tmp_path, "mlflow", first=1)
@@ -126,6 +131,7 @@ def test_a_failing_service_is_given_up_with_one_line(tmp_path: Path, mlflow_fold
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_hanging_server_does_not_delay_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     pytest.importorskip("mlflow", reason="MLflow is not installed")
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections and never answers
