@@ -227,6 +227,11 @@ class DebertaConfig:
         return self.model_type == "xlnet"
 
     @property
+    def reads_token_types(self) -> bool:
+        """Whether a model reads the types of tokens, by a table of several or, as XLNet does, in its attention."""
+        return self.type_vocab_size > 1 or self.model_type == "xlnet"
+
+    @property
     def token_dropout(self) -> float:
         """Dropout rate in front of a classifier of tokens. The encoder of XLNet has one at its end instead."""
         return 0.0 if self.model_type == "xlnet" else self.classifier_dropout

@@ -219,7 +219,7 @@ def _input_shapes(
 
     axes = TASKS[task].axes
     inputs = {"input_ids": shape(axes), "attention_mask": shape(axes)}
-    if config.type_vocab_size > 1:
+    if config.reads_token_types:
         inputs["token_type_ids"] = shape(axes)
     if task == "masked-lm":
         inputs["masked_positions"] = shape(("batch", "masks"))
@@ -242,7 +242,8 @@ def example_inputs(
         source = rows[number % len(rows)][:length]
         row[: len(source)] = source
     mask = (ids != pad_id).astype(np.int32)
-    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    types = np.broadcast_to(np.arange(length) >= length // 2, ids.shape).astype(np.int32)
+    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     if choices:
         arrays = {name: array.reshape(-1, 2, length) for name, array in arrays.items()}
     arrays["masked_positions"] = np.tile(np.arange(0, min(map(len, rows)), 2, dtype=np.int32), (count, 1))
