@@ -70,10 +70,10 @@ def test_every_imported_package_is_a_dependency(part: str) -> None:
             tops = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
             packages = {canonicalize_name(MODULE_OF.get(top, top)) for top in tops} - {"deberta-jax", *OPTIONAL}
             # Their errors name the extra.
-            optional = {"tokenizers", "tyro", "pyyaml", "qwix"} if part == "deberta_jax" else set()
+            optional = {"deberta_jax": {"tokenizers", "tyro", "pyyaml", "qwix"}, "convert": {"pyarrow"}}
             if path.name == "console.py":  # of the commands, whose extras have it
-                optional |= {"rich"}
-            assert packages <= declared | optional, path
+                declared = {*declared, "rich"}
+            assert packages <= declared | optional.get(part, set()), path
 
 
 def test_the_installed_versions_are_within_the_bounds() -> None:
