@@ -71,9 +71,8 @@ def test_every_imported_package_is_a_dependency(part: str) -> None:
             packages = {canonicalize_name(MODULE_OF.get(top, top)) for top in tops} - {"deberta-jax", *OPTIONAL}
             # Their errors name the extra.
             optional = {"deberta_jax": {"tokenizers", "tyro", "pyyaml", "qwix"}, "convert": {"pyarrow"}}
-            if path.name == "console.py":  # of the commands, whose extras have it
-                declared = {*declared, "rich"}
-            assert packages <= declared | optional.get(part, set()), path
+            by_commands = {"rich"} if path.name == "console.py" else set()  # the extras of the commands have it
+            assert packages <= declared | optional.get(part, set()) | by_commands, path
 
 
 def test_the_installed_versions_are_within_the_bounds() -> None:
