@@ -22,7 +22,8 @@ _SETTINGS = (  # those that say how a model came about, in this order
     *("max-length", "sequence-length", "batch-size", "accumulation", "epochs", "steps"),
     *("optimizer.learning-rate", "optimizer.schedule", "optimizer.warmup", "optimizer.weight-decay"),
     *("optimizer.max-grad-norm", "layer-decay", "freeze-layers", "label-smoothing", "classifier-dropout"),
-    *("sift.weight", "select", "patience", "dtype", "seed"),
+    *("class-weights", "focal-gamma", "sift.weight", "lora.rank", "lora.alpha", "lora.targets"),
+    *("select", "metric", "patience", "dtype", "seed"),
 )
 _NO_LICENSE = "The author has not stated a license."
 _LIBRARIES = ("deberta-jax", "jax", "flax")
