@@ -22,7 +22,7 @@ from .prediction.origin import input_digests, model_digest, settings_values
 from .prediction.output import Output, OutputFile, StandardOutput, is_complete
 from .prediction.progress import shown_progress
 from .prediction.results import RowResult, row_results
-from .prediction.rows import TEXT, Format, Position, Reading, Row, check_inputs, is_file, read_rows
+from .prediction.rows import TEXT, Format, Position, Reading, Row, arrived_parts, check_inputs, is_file, read_rows
 from .prediction.streams import STANDARD_INPUT
 from .prediction.tables import print_tables
 from .prediction.uses import UseOptions, choose_task, make_pipeline
@@ -215,7 +215,8 @@ class _Run:
             say(f"{_rows(len(errors))} could not be used: {named}", error=True)
 
     def _results(self, rows: Iterator[Row]) -> Iterator[RowResult]:
-        return row_results(self._predictor, self._pipeline, rows, self._item, skip_bad=self._config.skip_bad)
+        for part in arrived_parts(rows, self._position):
+            yield from row_results(self._predictor, self._pipeline, part, self._item, skip_bad=self._config.skip_bad)
 
     def _ordered(self, results: Iterator[RowResult]) -> Iterable[RowResult]:
         """Returns the results in the order of the rows; for one query, the best documents first."""

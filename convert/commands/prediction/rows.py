@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -70,15 +70,21 @@ class Row:
         return "standard input" if self.file == STANDARD_INPUT else self.file
 
 
+def _always() -> bool:
+    return True
+
+
 class Position:
-    """How much of all inputs was read.
+    """How far all inputs were read.
 
     Attributes:
       share: 0 to 1; 0 where it is unknown.
+      ready: Returns whether the next row can be read at once.
     """
 
     def __init__(self) -> None:
         self.share = 0.0
+        self.ready: Callable[[], bool] = _always
 
 
 def is_file(argument: str) -> bool:
@@ -149,7 +155,7 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
             continue
         name = "standard input" if argument == STANDARD_INPUT else argument
         index = -1
-        for index, (place, cells, share) in enumerate(_file_rows(argument, reading)):
+        for index, (place, cells, share) in enumerate(_file_rows(argument, reading, position)):
             position.share = (number + share) / len(arguments)
             yield Row(argument, index, f"{name}, {place}", cells)
         if index < 0:
@@ -157,15 +163,35 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
     position.share = 1.0
 
 
+def arrived_parts(rows: Iterator[Row], position: Position) -> Iterator[Iterator[Row]]:
+    """Yields all rows in parts. A part ends where the next row has not arrived yet, so that nobody waits for it.
+
+    Rows of files are one part.
+
+    Args:
+      rows: Of `read_rows`. Each part must be read to its end before the next one.
+      position: As for `read_rows`.
+    """
+
+    def part(first: Row) -> Iterator[Row]:
+        yield first
+        while position.ready() and (row := next(rows, None)) is not None:
+            yield row
+
+    for first in rows:
+        yield part(first)
+
+
 _FileRow = tuple[str, Cells | UserError, float]  # place, columns, share of the file that was read
 
 
-def _file_rows(given: str, reading: Reading) -> Iterator[_FileRow]:
+def _file_rows(given: str, reading: Reading, position: Position) -> Iterator[_FileRow]:
     kind = reading.format or file_format(given)
     if kind in _WHOLE:
         yield from _parquet_rows(given) if kind == "parquet" else _json_rows(given)
         return
     stream = Stream(given)
+    position.ready = stream.ready
     try:
         if kind is None:
             kind = "jsonl" if stream.head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "text"
@@ -178,6 +204,7 @@ def _file_rows(given: str, reading: Reading) -> Iterator[_FileRow]:
         for number, cells in rows:
             yield f"line {number}", cells, stream.share()
     finally:
+        position.ready = _always
         stream.close()
 
 

@@ -3,13 +3,21 @@
 import gzip
 import io
 import lzma
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deberta_jax.convert.commands.prediction.rows import Position, Reading, check_inputs, is_file, read_rows
+from deberta_jax.convert.commands.prediction.rows import (
+    Position,
+    Reading,
+    arrived_parts,
+    check_inputs,
+    is_file,
+    read_rows,
+)
 from deberta_jax.errors import MissingFileError, UserError
 
 
@@ -44,6 +52,26 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.csv.xz", lzma.compress(b"text\none"))) == [{"text": "one"}]
     with pytest.raises(UserError, match="damaged or incomplete compressed file"):
         read(write(tmp_path / "cut.txt.gz", gzip.compress(bytes(range(97, 123)) * 9000)[:100]))
+
+
+def test_rows_of_a_pipe_do_not_wait_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    position = Position()
+    with open(reader, encoding="utf-8") as standard_input, open(writer, "wb", buffering=0) as program:
+        monkeypatch.setattr(sys, "stdin", standard_input)
+        program.write(b"one\ntwo\nthr")
+        parts = arrived_parts(read_rows(["-"], Reading(), position), position)
+        assert [row.cells for row in next(parts)] == [{"text": "one"}, {"text": "two"}]
+        program.write(b"ee\nfour")
+        assert [row.cells for row in next(parts)] == [{"text": "three"}]
+        program.close()
+        assert [[row.cells for row in part] for part in parts] == [[{"text": "four"}]]
+
+
+def test_rows_of_files_are_one_part(tmp_path: Path) -> None:
+    files = [str(write(tmp_path / name, "one\ntwo\n")) for name in ("a.txt", "b.txt")]
+    position = Position()
+    assert [len(list(part)) for part in arrived_parts(read_rows(files, Reading(), position), position)] == [4]
 
 
 def test_parquet_is_read_with_the_share_of_its_rows(tmp_path: Path) -> None:
