@@ -99,6 +99,9 @@ def test_one_query_ranks_all_rows(predict: Predict, tmp_path: Path) -> None:
 def test_standard_input_is_the_default(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one two\nthree\n")))
     assert [line["row"] for line in predict("scorer")] == [0, 1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert predict("nli", "--labels", "sun", "texts.txt", status=1) == []
+    assert "standard input has no rows; give files or texts after MODEL and before the options" in predict.errors
 
 
 def test_several_files_are_told_apart(predict: Predict, tmp_path: Path) -> None:
@@ -115,8 +118,9 @@ def test_bad_rows_stop_the_run_after_the_rows_before_them(predict: Predict, tmp_
     assert predict.errors.count("\n") == 1
     lines = predict("scorer", rows, "--skip-bad")
     assert [(line["row"], "error" in line) for line in lines] == [(0, False), (1, True), (2, True), (3, False)]
-    assert "2 rows could not be used: " in predict.errors
-    assert "line 3: column 'text' holds 3, not text" in predict.errors
+    first, second = predict.errors.split("2 rows could not be used:\n")[1].splitlines()
+    assert "line 2: not JSON (" in first
+    assert second == f"  {rows}, line 3: column 'text' holds 3, not text"
 
 
 def test_a_row_that_the_model_cannot_use_is_named(predict: Predict, tmp_path: Path) -> None:
@@ -152,6 +156,8 @@ def test_a_row_that_the_model_cannot_use_is_named(predict: Predict, tmp_path: Pa
         ("nli", ["x", "--output", "x.csv"], "x.csv: predictions are written as JSON Lines; give a name that"),
         ("nli", ["x", "--output", "no/such/x.jsonl"], "there is no folder no/such; give a file as --output"),
         ("nli", ["x", "--top-k", "0"], "top_k is 0; it must be at least 1"),
+        ("nli", ["x", "--task", "zero-shot"], "the task zero-shot needs --labels, the classes to choose from"),
+        ("nli", ["x", "--id-column", "key"], "no column 'key'; the columns are 'text': name one with --id-column"),
         ("nli", ["-", "-"], "standard input (-) is given twice"),
     ],
 )
