@@ -21,7 +21,7 @@ from .prediction.lines import Lines
 from .prediction.origin import input_digests, model_digest, settings_values
 from .prediction.output import Output, OutputFile, StandardOutput, is_complete
 from .prediction.progress import shown_progress
-from .prediction.results import RowResult, row_results
+from .prediction.results import RowResult, as_they_come, row_results
 from .prediction.rows import TEXT, Format, Position, Reading, Row, check_inputs, is_file, read_rows
 from .prediction.streams import STANDARD_INPUT
 from .prediction.tables import print_tables
@@ -216,7 +216,8 @@ class _Run:
             say("\n  ".join([f"{_rows(len(errors))} could not be used:", *named]), error=True)
 
     def _results(self, rows: Iterator[Row]) -> Iterator[RowResult]:
-        return row_results(self._predictor, self._pipeline, rows, self._item, skip_bad=self._config.skip_bad)
+        for part in as_they_come(rows, self._position):
+            yield from row_results(self._predictor, self._pipeline, part, self._item, skip_bad=self._config.skip_bad)
 
     def _ordered(self, results: Iterator[RowResult]) -> Iterable[RowResult]:
         """Returns the results in the order of the rows; for one query, the best documents first."""

@@ -8,7 +8,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.predict.pipeline import Pipeline
 from deberta_jax.predict.predictor import Predictor
 
-from .rows import Row
+from .rows import Position, Row
 
 
 class RowResult(NamedTuple):
@@ -94,6 +94,23 @@ def row_results(
     yield from settle()
     if failure is not None:
         raise failure
+
+
+def as_they_come(rows: Iterator[Row], position: Position) -> Iterator[Iterator[Row]]:
+    """Yields the rows in parts, so that those that are there need not wait for those that are not written yet.
+
+    Args:
+      rows: The rows.
+      position: Knows whether the next row has to be waited for.
+    """
+
+    def part(first: Row) -> Iterator[Row]:
+        yield first
+        while not position.waits() and (row := next(rows, None)) is not None:
+            yield row
+
+    for first in rows:
+        yield part(first)
 
 
 def _advised(error: UserError) -> UserError:

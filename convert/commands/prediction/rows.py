@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -75,10 +75,12 @@ class Position:
 
     Attributes:
       share: 0 to 1; 0 where it is unknown.
+      waits: Returns whether the next row has to be waited for, as another program has not written it yet.
     """
 
     def __init__(self) -> None:
         self.share = 0.0
+        self.waits: Callable[[], bool] = lambda: False
 
 
 def is_file(argument: str) -> bool:
@@ -149,7 +151,7 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
             continue
         name = "standard input" if argument == STANDARD_INPUT else argument
         index = -1
-        for index, (place, cells, share) in enumerate(_file_rows(argument, reading)):
+        for index, (place, cells, share) in enumerate(_file_rows(argument, reading, position)):
             position.share = (number + share) / len(arguments)
             yield Row(argument, index, f"{name}, {place}", cells)
         if index < 0:
@@ -161,12 +163,13 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
 _FileRow = tuple[str, Cells | UserError, float]  # place, columns, share of the file that was read
 
 
-def _file_rows(given: str, reading: Reading) -> Iterator[_FileRow]:
+def _file_rows(given: str, reading: Reading, position: Position) -> Iterator[_FileRow]:
     kind = reading.format or file_format(given)
     if kind in _WHOLE:
         yield from _parquet_rows(given) if kind == "parquet" else _json_rows(given)
         return
     stream = Stream(given)
+    position.waits = stream.waits
     try:
         if kind is None:
             kind = "jsonl" if stream.head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "text"
@@ -179,6 +182,7 @@ def _file_rows(given: str, reading: Reading) -> Iterator[_FileRow]:
         for number, cells in rows:
             yield f"line {number}", cells, stream.share()
     finally:
+        position.waits = lambda: False
         stream.close()
 
 

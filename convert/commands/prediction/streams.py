@@ -4,12 +4,14 @@ import contextlib
 import gzip
 import io
 import lzma
+import os
+import select
 import stat
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from deberta_jax.errors import UserError
 
@@ -41,6 +43,7 @@ class Stream:
           UserError: It is damaged, or known not to be text in UTF-8.
         """
         self.name = "standard input" if given == STANDARD_INPUT else given
+        self._is_standard_input = given == STANDARD_INPUT
         self._raw, self._size = _open(given)
         self._data = _decompressed(given, self._raw)
         try:
@@ -72,8 +75,19 @@ class Stream:
         """Returns how much of the input was read, 0 to 1; 0 where its size is unknown."""
         return self._raw.tell() / self._size if self._size else 0.0
 
+    def waits(self) -> bool:
+        """Returns whether the next line has to be waited for: the program that writes it has not yet begun it."""
+        pipe = self._raw.raw if isinstance(self._raw, io.BufferedReader) else None
+        if not isinstance(pipe, _Pipe):
+            return False
+        pipe.waits = False
+        try:
+            return not self._data.peek(1).lstrip(b"\r\n")  # of blank lines, `lines` waits for what follows
+        finally:
+            pipe.waits = True
+
     def close(self) -> None:
-        if self._raw is not sys.stdin.buffer:
+        if not self._is_standard_input:
             self._data.close()
             self._raw.close()
 
@@ -85,6 +99,27 @@ class Stream:
             raise UserError(f"{self.name}: damaged or incomplete compressed file ({error})") from None
 
 
+class _Pipe(io.RawIOBase):
+    """Standard input.
+
+    Attributes:
+      waits: Whether reading waits for data. Otherwise it returns None if there are none.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self.waits = descriptor, True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        if not self.waits and not select.select([self._descriptor], [], [], 0)[0]:
+            return None
+        data = os.read(self._descriptor, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def _check_head(name: str, head: bytes) -> None:
     check_is_text(name, head)
     if head[:2000].count(b"\0") > len(head[:2000]) // 4:
@@ -94,11 +129,20 @@ def _check_head(name: str, head: bytes) -> None:
 def _open(given: str) -> tuple[BinaryIO, int]:
     """Returns the bytes of an input as they are stored, and their number; 0 if it is a pipe."""
     if given == STANDARD_INPUT:
-        return sys.stdin.buffer, 0
+        return _standard_input(), 0
     path = Path(given).expanduser()
     file = path.open("rb")
     status = path.stat()
     return file, status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _standard_input() -> BinaryIO:
+    """Returns standard input, as a pipe that can be asked whether it waits where the system can say so."""
+    try:
+        descriptor = sys.stdin.fileno()
+    except io.UnsupportedOperation:  # another object in place of the stream
+        return sys.stdin.buffer
+    return io.BufferedReader(_Pipe(descriptor)) if os.name == "posix" else sys.stdin.buffer
 
 
 def _decompressed(given: str, raw: BinaryIO) -> io.BufferedReader:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from deberta_jax.__main__ import main
+from deberta_jax.convert.commands.prediction.output import StandardOutput
 
 from ...support.pseudo_terminal import pseudo_terminal
 from ...support.use_models import write_use_model
@@ -102,6 +104,27 @@ def test_standard_input_is_the_default(predict: Predict, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert predict("nli", "--labels", "sun", "texts.txt", status=1) == []
     assert "standard input has no rows; give files or texts after MODEL and before the options" in predict.errors
+
+
+def test_a_program_that_writes_a_text_and_waits_gets_its_answer(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    texts, answered = [b"one two\nthree\n\n", b"four\n", b"five"], []
+
+    def write_next(output: StandardOutput, line: str) -> None:
+        answered.append(json.loads(line)["row"])
+        if len(answered) in (2, 3):
+            os.write(writer, texts.pop(0))
+        if len(answered) == 3:
+            os.close(writer)
+
+    monkeypatch.setattr(StandardOutput, "write", write_next)
+    os.write(writer, texts.pop(0))
+    with open(reader) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        predict("nli", "--skip-bad")
+    assert answered == [0, 1, 2, 3, 4]
 
 
 def test_several_files_are_told_apart(predict: Predict, tmp_path: Path) -> None:
