@@ -69,7 +69,7 @@ COMMANDS = {
 }
 # The groups of `deberta-jax --help`. A command in none of them stands in that of its package.
 _GROUPS = {
-    "Use a model": ("fill-mask", "detect"),
+    "Use a model": ("predict", "fill-mask", "detect"),
     "Train a model": ("tokenizer", "prepare", "pretrain", "finetune", "recipe", "demo"),
     "Convert, export and share": ("convert", "export", "verify"),
     "Plan, and this program": ("compile-ahead", "completion"),

@@ -12,11 +12,12 @@ import tyro
 
 from deberta_jax.errors import UserError
 from deberta_jax.predict.predictor import Predictor
-from deberta_jax.terminal import list_names, quote_names, say
+from deberta_jax.terminal import quote_names, say
 
 from .fill_mask import warn_of_untrained_head
 from .prediction.columns import Columns, Finder, Task, check_columns, find_columns
 from .prediction.compiled import keep_compiled_programs
+from .prediction.interrupts import noticed_interrupts
 from .prediction.lines import Lines
 from .prediction.origin import input_digests, model_digest, settings_values
 from .prediction.output import Output, OutputFile, StandardOutput, is_complete
@@ -122,7 +123,7 @@ def _inputs(config: PredictConfig) -> tuple[str, ...]:
         raise UserError("standard input (-) is given twice; it can be read once")
     if config.inputs or sys.stdin is None or sys.stdin.isatty():
         if not config.inputs:
-            raise UserError("no input; give a file, a text, or - for standard input")
+            raise UserError("no input; give files or texts after MODEL and before the options, or - for standard input")
         return config.inputs
     return (STANDARD_INPUT,)
 
@@ -167,7 +168,7 @@ class _Run:
             return
         with contextlib.closing(self._open_output()) as output:
             if output.done:
-                say(f"{output.done:,} rows were done before", error=True)
+                say(f"{_rows(output.done)} done before", error=True)
             self._write(itertools.islice(rows, output.done, None), output)
 
     def _open_output(self) -> Output:
@@ -196,8 +197,9 @@ class _Run:
         done = output.done
         errors: list[str] = []
         try:
-            with shown_progress(self._position) as show:
+            with noticed_interrupts() as check_interrupt, shown_progress(self._position) as show:
                 for result in self._ordered(self._results(rows)):
+                    check_interrupt()
                     output.write(self._lines.line(result))
                     done += 1
                     show(done)
@@ -211,8 +213,9 @@ class _Run:
         if self._config.output is not None:
             say(f"{_rows(done)} in {self._config.output}", error=True)
         if errors:
-            named = list_names(errors, most=_NAMED_ERRORS)
-            say(f"{_rows(len(errors))} could not be used: {named}", error=True)
+            more = len(errors) - _NAMED_ERRORS
+            named = [*errors[:_NAMED_ERRORS], *([f"and {more:,} more"] if more > 0 else [])]
+            say("\n  ".join([f"{_rows(len(errors))} could not be used:", *named]), error=True)
 
     def _results(self, rows: Iterator[Row]) -> Iterator[RowResult]:
         for part in arrived_parts(rows, self._position):

@@ -209,13 +209,16 @@ def _continues(tokenizer: Tokenizer, text: str, tokens: TokenizedText) -> Bool[n
     """Returns which tokens of a text continue a word. Source: `gather_pre_entities` of transformers.
 
     An unknown token never does. In a WordPiece the others have "##". Otherwise they are those without white space
-    before them, so that the punctuation after a word belongs to it.
+    before them, so that the punctuation after a word belongs to it, and the other bytes of a character that the
+    vocabulary spells in bytes.
     """
     known = tokens.ids != tokenizer.unk_id
     if tokenizer.vocab_type == "wordpiece":
         return known & np.array([piece.startswith("##") for piece in tokenizer.pieces(tokens.ids)], bool)
-    starts = tokens.offsets[:, 0].tolist()
-    return known & np.array([start > 0 and not _has_space(text[start - 1 : start + 1]) for start in starts], bool)
+    starts = tokens.offsets[:, 0]
+    are_spaced = [start == 0 or _has_space(text[start - 1 : start + 1]) for start in starts.tolist()]
+    of_same_character = np.append(False, starts[1:] < tokens.offsets[:-1, 1])[: len(starts)]
+    return known & (of_same_character | ~np.array(are_spaced, bool))
 
 
 def _has_space(text: str) -> bool:

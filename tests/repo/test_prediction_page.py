@@ -29,6 +29,7 @@ FILES = {
     "essays.jsonl": json.dumps({"text": "a long essay " * 300}) + "\n",
     "tickets.txt": "where is my parcel\nI want my money back\n",
     "documents.txt": "one\ntwo\nthree\nfour\n",
+    "queries.jsonl": json.dumps({"query": "who", "documents": ["he", "she", "they", "we"]}) + "\n",
     "answers.jsonl": json.dumps({"prompt": "why", "response": "because"}) + "\n",
     "questions.jsonl": json.dumps({"question": "who", "context": "he and she"}) + "\n",
     "reports.txt": "He wrote it.\nShe did.\n",

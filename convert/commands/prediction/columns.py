@@ -104,6 +104,8 @@ def find_columns(task: Task, columns: Columns, cells: Cells) -> Finder:
     Raises:
       UserError: A column is missing.
     """
+    if columns.id_column is not None:
+        _existing(columns.id_column, cells, "--id-column")
     match task:
         case "classify" | "score":
             return _pairs(columns, cells)

@@ -159,7 +159,8 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
             position.share = (number + share) / len(arguments)
             yield Row(argument, index, f"{name}, {place}", cells)
         if index < 0:
-            raise UserError(f"{name} has no rows")
+            advice = "; give files or texts after MODEL and before the options" if argument == STANDARD_INPUT else ""
+            raise UserError(f"{name} has no rows{advice}")
     position.share = 1.0
 
 

@@ -76,7 +76,8 @@ class Stream:
         if not isinstance(self._raw, _Pipe):
             return True
         with self._raw.not_waiting():
-            return b"\n" in self._data.peek() or self._raw.has_data(_PATIENCE)
+            # Of blank lines, `lines` reads what follows.
+            return b"\n" in self._data.peek().lstrip(b"\r\n") or self._raw.has_data(_PATIENCE)
 
     def share(self) -> float:
         """Returns how much of the input was read, 0 to 1; 0 where its size is unknown."""

@@ -120,8 +120,11 @@ def make_pipeline(
       one_query: Whether all rows are documents of one query, whose scores `rank` orders at the end.
 
     Raises:
-      UserError: An option has no effect on the task, a value is out of range, or the model cannot do the task.
+      UserError: An option has no effect on the task or is missing, a value is out of range, or the model cannot do the
+        task.
     """
+    if task == "zero-shot" and not options.labels:
+        raise UserError("the task zero-shot needs --labels, the classes to choose from, as in --labels sun rain")
     name, class_name = _PIPELINES[task]
     pipeline_class = getattr(importlib.import_module(f"deberta_jax.predict.{name}"), class_name)
     fields = {field.name for field in dataclasses.fields(pipeline_class)}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from deberta_jax.__main__ import main
+from deberta_jax.convert.commands.prediction.output import StandardOutput
 
 from ...support.pseudo_terminal import pseudo_terminal
 from ...support.use_models import write_use_model
@@ -99,6 +101,30 @@ def test_one_query_ranks_all_rows(predict: Predict, tmp_path: Path) -> None:
 def test_standard_input_is_the_default(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one two\nthree\n")))
     assert [line["row"] for line in predict("scorer")] == [0, 1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert predict("nli", "--labels", "sun", "texts.txt", status=1) == []
+    assert "standard input has no rows; give files or texts after MODEL and before the options" in predict.errors
+
+
+def test_a_program_that_writes_a_text_and_waits_gets_its_answer(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    texts, answered = [b"one two\nthree\n\n", b"four\n", b"five"], []
+
+    def write_next(output: StandardOutput, line: str) -> None:
+        answered.append(json.loads(line)["row"])
+        if len(answered) in (2, 3):
+            os.write(writer, texts.pop(0))
+        if len(answered) == 3:
+            os.close(writer)
+
+    monkeypatch.setattr(StandardOutput, "write", write_next)
+    os.write(writer, texts.pop(0))
+    with open(reader) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        predict("nli", "--skip-bad")
+    assert answered == [0, 1, 2, 3, 4]
 
 
 def test_several_files_are_told_apart(predict: Predict, tmp_path: Path) -> None:
@@ -115,8 +141,9 @@ def test_bad_rows_stop_the_run_after_the_rows_before_them(predict: Predict, tmp_
     assert predict.errors.count("\n") == 1
     lines = predict("scorer", rows, "--skip-bad")
     assert [(line["row"], "error" in line) for line in lines] == [(0, False), (1, True), (2, True), (3, False)]
-    assert "2 rows could not be used: " in predict.errors
-    assert "line 3: column 'text' holds 3, not text" in predict.errors
+    first, second = predict.errors.split("2 rows could not be used:\n")[1].splitlines()
+    assert "line 2: not JSON (" in first
+    assert second == f"  {rows}, line 3: column 'text' holds 3, not text"
 
 
 def test_a_row_that_the_model_cannot_use_is_named(predict: Predict, tmp_path: Path) -> None:
@@ -152,6 +179,8 @@ def test_a_row_that_the_model_cannot_use_is_named(predict: Predict, tmp_path: Pa
         ("nli", ["x", "--output", "x.csv"], "x.csv: predictions are written as JSON Lines; give a name that"),
         ("nli", ["x", "--output", "no/such/x.jsonl"], "there is no folder no/such; give a file as --output"),
         ("nli", ["x", "--top-k", "0"], "top_k is 0; it must be at least 1"),
+        ("nli", ["x", "--task", "zero-shot"], "the task zero-shot needs --labels, the classes to choose from"),
+        ("nli", ["x", "--id-column", "key"], "no column 'key'; the columns are 'text': name one with --id-column"),
         ("nli", ["-", "-"], "standard input (-) is given twice"),
     ],
 )

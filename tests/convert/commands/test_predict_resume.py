@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_after_its_last_line(tmp_path: Path, monkeypatch, 
         assert not output.exists()
     errors = capsys.readouterr().err
     assert "run the same command again to go on" in errors
-    assert "599 rows were done before" in errors
+    assert "599 rows done before" in errors
     assert main([*arguments, str(output), "--top-k", "1"]) == 1
     assert (
         "x.jsonl.partial was written without --top-k, not with 1; repeat the first command" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Entities with their characters: alone, and equal to the pipeline of transformers."""
 
 import copy
+import itertools
 import re
 
 import numpy as np
@@ -67,6 +68,16 @@ def test_any_white_space_separates_words():
 def test_bad_items_and_settings_are_one_line(items, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         tagger().entities(items, **options)
+
+
+def test_bytes_of_one_character_are_one_word():
+    """Otherwise entities overlap, and whoever cuts them out of the text damages it."""
+    model = tagger()
+    text = "Ünal 日本 lives"
+    assert any(piece.startswith("<0x") for piece in model.tokenizer.pieces(model.tokenizer.encode(text)))
+    for aggregation in ("first", "average", "max"):
+        found = model.entities([text], aggregation=aggregation, ignore=())[0]
+        assert all(before.end <= after.start for before, after in itertools.pairwise(found))
 
 
 def test_xlnet_labels_the_tokens_of_the_text():
