@@ -36,7 +36,7 @@ def complete(tmp_path_factory):
 
 
 def test_bash_completes_commands_options_and_choices(complete) -> None:
-    assert complete("pre") == ["prepare", "pretrain"]
+    assert complete("pre") == ["prepare", "pretrain", "predict"]
     assert complete("prepare", "--s") == ["--sequence-length", "--seed"]
     assert complete("pretrain", "--dtype", "b") == ["bfloat16"]
     assert complete("recipe", "rte/deberta-v2") == ["rte/deberta-v2-xlarge", "rte/deberta-v2-xxlarge"]
