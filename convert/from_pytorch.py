@@ -174,7 +174,8 @@ def _what_is_there(folder: Path) -> str:
         return f". It has only {foreign}"
     inner = [entry.name for entry in entries if entry.is_dir() and (entry / "config.json").is_file()]
     if inner:
-        return f". Its subfolders {list_names(inner)} hold models; give one of them"
+        models = list_names([str(folder / name) for name in inner])
+        return f". Models are in {models}; give {'it' if len(inner) == 1 else 'one of them'}"
     return f". It holds: {list_names([entry.name for entry in entries])}"
 
 

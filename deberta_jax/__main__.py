@@ -47,7 +47,7 @@ COMMANDS = {
     "predict": (
         "deberta_jax.convert.commands.predict",
         "PredictConfig",
-        "apply a model to files or texts: labels, scores, entities, answers, embeddings, ...",
+        "label, score or search texts and files",
     ),
     "fill-mask": (
         "deberta_jax.convert.commands.fill_mask",
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     make_standard_streams_safe()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "--help-all"):
         say(usage())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version") or (arguments[0] in COMMANDS and arguments[1:] in (["-V"], ["--version"])):
@@ -179,8 +179,8 @@ def usage() -> str:
     return "\n".join(
         [
             *lines,
-            "`deberta-jax COMMAND --help` shows the common options of a command and examples, --help-all every option.",
-            "`deberta-jax --version` shows the version. DEBERTA_JAX_TRACEBACK=1 shows the traceback of every error.",
+            "`deberta-jax COMMAND --help` shows the common options and examples, --help-all every option.",
+            "`deberta-jax --version` shows the version. DEBERTA_JAX_TRACEBACK=1 shows the traceback of errors.",
         ]
     )
 

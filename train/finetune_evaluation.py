@@ -197,7 +197,9 @@ def write_results(
                 reporter.message(f"{name}: {', '.join(undefined)} undefined, null in results.json, because {reason}")
         records = task.records(name, predictions)
         if hosts.first:
-            write_records(output / "predictions" / f"{name}.jsonl", records)
+            file = output / "predictions" / f"{name}.jsonl"
+            write_records(file, records)
+            reporter.message(f"saved {file}")
         elif not split.labeled:
             next(records, None)  # raises, as on the first host, if a prediction is not finite
     if hosts.first:

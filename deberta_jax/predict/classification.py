@@ -1,7 +1,7 @@
 """Labels and probabilities of texts and pairs, and the scores of regression and of rerankers."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +14,8 @@ from ..models import DebertaForSequenceClassification
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Item, Pipeline, Result, RowOutputs, Rows, TextPair
 from .windows import Windows
+
+_THRESHOLD = 0.5  # of a model without thresholds of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,8 @@ class ClassifyTexts(TextLogits[str | TextPair, Classification]):
     Attributes:
       windows: What happens to long texts.
       top_k: Number of classes in the result (default: all).
-      threshold: Smallest probability of a class that applies, in multi-label classification.
+      threshold: Smallest probability of a class that applies, in multi-label classification (default: the thresholds
+        of the run that trained the model, else 0.5).
 
     Raises:
       UserError: A value is out of range.
@@ -69,12 +72,12 @@ class ClassifyTexts(TextLogits[str | TextPair, Classification]):
 
     windows: Windows = Windows()
     top_k: int | None = None
-    threshold: float = 0.5
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1")
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"threshold is {self.threshold}; it must be 0 to 1")
 
     def check(self, model: LoadedModel) -> None:
@@ -95,8 +98,13 @@ class ClassifyTexts(TextLogits[str | TextPair, Classification]):
             self.windows.combined(probabilities),
             windows=len(outputs),
             top_k=self.top_k,
-            threshold=self.threshold if is_multi_label else None,
+            thresholds=self._thresholds(model) if is_multi_label else None,
         )
+
+    def _thresholds(self, model: LoadedModel) -> Mapping[str, float]:
+        if self.threshold is None and model.thresholds:
+            return model.thresholds
+        return dict.fromkeys(model.label_names, _THRESHOLD if self.threshold is None else self.threshold)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,7 @@ def classification(
     *,
     windows: int = 1,
     top_k: int | None = None,
-    threshold: float | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Classification:
     """Returns the result of a text.
 
@@ -145,13 +153,13 @@ def classification(
       probabilities: Their probabilities.
       windows: Number of windows that the text was read in.
       top_k: Number of classes in the result (default: all).
-      threshold: Smallest probability of a class that applies (default: only the most probable applies).
+      thresholds: Smallest probability of each class that applies (default: only the most probable applies).
     """
     ranked: list[tuple[str, float]] = [
         (names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")
     ]
     label, probability = ranked[0]
-    labels = (label,) if threshold is None else tuple(name for name, value in ranked if value >= threshold)
+    labels = (label,) if thresholds is None else tuple(name for name, value in ranked if value >= thresholds[name])
     return Classification(label, probability, labels, dict(ranked[:top_k]), windows)
 
 

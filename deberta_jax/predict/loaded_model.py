@@ -1,7 +1,10 @@
 """A model and its tokenizer, loaded together, and the messages about what the two do not have."""
 
 import dataclasses
+import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from ..checkpoint import load_pretrained
@@ -10,6 +13,7 @@ from ..errors import UserError
 from ..terminal import list_names
 from ..tokenizers.tokenizer import Tokenizer
 
+_MULTI_LABEL = "multi_label_classification"
 _TRAIN_HEAD = "`deberta-jax finetune --model MODEL --train FILE --output FOLDER"
 # Parts of the parameters -> what they are for, and how to get them.
 _PURPOSES = {
@@ -40,6 +44,7 @@ class LoadedModel:
       config: The model's configuration.
       params: Nested dict with the encoder under `deberta` and the heads beside it.
       tokenizer: The tokenizer that the model was trained with.
+      thresholds: Of a multi-label run, the probability from which each class was predicted there; empty if unknown.
 
     Raises:
       UserError: The tokenizer is larger than the model's vocabulary, or the parameters contain only a GDES
@@ -50,6 +55,7 @@ class LoadedModel:
     config: DebertaConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
+    thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         if "delta" in self.params["deberta"]["embeddings"]["word_embeddings"]:
@@ -76,7 +82,8 @@ class LoadedModel:
           UserError: The configuration or the tokenizer is invalid, or as the class.
         """
         config, params = load_pretrained(folder)
-        return cls(str(folder), config, params, tokenizer or Tokenizer.from_folder(folder))
+        thresholds = _thresholds_of_run(Path(folder), config) if config.problem_type == _MULTI_LABEL else {}
+        return cls(str(folder), config, params, tokenizer or Tokenizer.from_folder(folder), thresholds=thresholds)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -106,3 +113,20 @@ class LoadedModel:
     def max_tokens(self, heads: tuple[str, ...] = ()) -> int | None:
         """Returns the largest number of tokens of a row, or None if there is no limit: without absolute positions."""
         return self.config.max_tokens if self.config.reads_positions(masked_lm="mlm_head" in heads) else None
+
+
+def _thresholds_of_run(folder: Path, config: DebertaConfig) -> dict[str, float]:
+    """Returns the thresholds that results.json of the run has for each class of its `model/`; empty without them."""
+    file = folder.resolve().parent / "results.json"
+    if folder.resolve().name != "model" or not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())["thresholds"]
+        used = found[found["used"]]
+        by_class: dict[str, Any] = used if isinstance(used, dict) else dict.fromkeys(config.label_names, used)
+        return {name: float(by_class[name]) for name in config.label_names}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{file} does not have a threshold for each class of {folder}; repeat the command of the run, which writes "
+            "it again, or copy the model to another folder"
+        ) from None

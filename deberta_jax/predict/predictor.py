@@ -66,7 +66,16 @@ class Predictor(Runner):
         check_types(dtype, weights)
         model = open_model(source, filename=filename, tokenizer=tokenizer)
         params = int8_parameters(model.config, model.params, dtype=dtype) if weights == "int8" else model.params
-        return cls(model.source, model.config, params, model.tokenizer, dtype, batch_size, weights)
+        return cls(
+            model.source,
+            model.config,
+            params,
+            model.tokenizer,
+            dtype,
+            batch_size,
+            weights,
+            thresholds=model.thresholds,
+        )
 
     def _results(self, pipeline: Pipeline[Item, Result], items: Sequence[Item]) -> list[Result]:
         """Returns the results of a list. An error names the item if there are several."""

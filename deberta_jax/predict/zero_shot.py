@@ -72,7 +72,7 @@ class ClassifyZeroShot(TextLogits[str, Classification]):
             self.labels,
             self.windows.combined(probabilities),
             windows=len(logits),
-            threshold=_THRESHOLD if by_itself else None,
+            thresholds=dict.fromkeys(self.labels, _THRESHOLD) if by_itself else None,
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deberta_jax.atomic_files import write_file
-from deberta_jax.errors import MissingPackageError, UserError
+from deberta_jax.errors import MissingPackageError, UserError, one_line
 from deberta_jax.strict_json import to_json
 
 from .tensorboard import Scalars
@@ -59,7 +59,7 @@ def check_services(names: Sequence[str]) -> None:
 
     Raises:
       MissingPackageError: its package is not installed.
-      UserError: Weights & Biases is used online and there is no key.
+      UserError: Weights & Biases is used online and there is no key, or MLflow has no place to write to.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -67,6 +67,22 @@ def check_services(names: Sequence[str]) -> None:
     is_online = os.environ.get("WANDB_MODE", "online") == "online"
     if "wandb" in names and is_online and not (any(map(os.environ.get, _KEYS)) or _has_saved_key()):
         raise UserError("--log wandb finds no key; run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline")
+    if "mlflow" in names:
+        _check_mlflow()
+
+
+def _check_mlflow() -> None:
+    """Raises UserError if this MLflow cannot write to its tracking URI at all; a server is not asked."""
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient()
+    except Exception as error:  # MLflow raises whatever its store does
+        raise UserError(
+            "--log mlflow has no place to write to; set MLFLOW_TRACKING_URI to that of a server, or to file:FOLDER "
+            "together with MLFLOW_ALLOW_FILE_STORE=true, or pip install mlflow, which writes to mlflow.db "
+            f"({one_line(error):.100})"
+        ) from error
 
 
 def open_service(name: str, run: LoggedRun) -> Service:

@@ -31,7 +31,8 @@ class UseOptions:
     top_k: int | None = None
     """how many classes, documents, answers or tokens for a mask are given (default: all; 1 answer; 5 tokens)"""
     threshold: float | None = None
-    """smallest probability of a class that applies, in multi-label classification (default: 0.5)"""
+    """smallest probability of a class that applies, in multi-label classification (default: of a run the thresholds in
+    its results.json, else 0.5)"""
     raw: bool = False
     """score, rank: give the logit in place of its sigmoid"""
     labels: tuple[str, ...] = ()

@@ -122,6 +122,6 @@ def test_a_classifier_of_tokens_is_no_classifier_of_texts() -> None:
 
 
 def test_equal_probabilities_keep_the_order_of_the_classes() -> None:
-    result = classification(("a", "b", "c"), np.array([0.2, 0.4, 0.4]), threshold=0.3)
+    result = classification(("a", "b", "c"), np.array([0.2, 0.4, 0.4]), thresholds=dict.fromkeys("abc", 0.3))
     assert list(result.probabilities) == ["b", "c", "a"]
     assert result.labels == ("b", "c")

@@ -167,4 +167,11 @@ def test_what_cannot_be_used_is_refused_before_the_run(tmp_path: Path, monkeypat
     check_services(["wandb"])
     (tmp_path / "netrc").unlink()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    check_services(["wandb", "mlflow"])
+    check_services(["wandb"])
+
+
+def test_mlflow_without_a_place_is_refused_before_the_run(tmp_path: Path, mlflow_folder: str, monkeypatch) -> None:
+    check_services(["mlflow"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://place")
+    with pytest.raises(UserError, match=r"--log mlflow has no place to write to; set MLFLOW_TRACKING_URI .*nothing:"):
+        check_services(["mlflow"])

@@ -12,6 +12,7 @@ from deberta_jax.errors import MissingFileError, UserError, one_line
 
 from .cells import Cells, Unreadable
 from .delimited import Reading, open_delimited
+from .hub_sets import SAVED_SETS
 from .json_rows import json_objects
 from .table import Table
 from .text_files import check_is_data, open_text
@@ -62,6 +63,8 @@ def _suffix(path: Path) -> str:
 def _open_folder(given: str, label_column: str, reading: Reading | None) -> Table:
     """Returns the rows of all files in a folder and its subfolders, in the order of their paths."""
     folder = Path(given).expanduser()
+    if any((folder / name).is_file() for name in SAVED_SETS):
+        raise UserError(f"{given} is a set that `save_to_disk` of datasets wrote; give it as hf:{given}")
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     known = [path for path in paths if _suffix(path) in _SUFFIXES]
     if not known:

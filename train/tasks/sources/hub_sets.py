@@ -25,7 +25,7 @@ _FAMILIES = {
 }
 # Sets of the hub without an owner that have configurations, so that glue/sst2 is no name of an owner and a set.
 _OLD_NAMES = {"glue", "super_glue", "xnli", "anli", "race", "paws-x", "xtreme", "tweet_eval", "wikitext"}
-_SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
+SAVED_SETS = ("dataset_dict.json", "state.json")  # of save_to_disk
 
 
 class HubSet(NamedTuple):
@@ -116,7 +116,7 @@ def _load(datasets: Any, given: str, *, split: str, data_dir: Path | None) -> An
     cache = str(data_dir) if data_dir else None
     try:
         with _no_progress_bars(datasets):
-            if wanted.is_local and any((folder / name).is_file() for name in _SAVED):
+            if wanted.is_local and any((folder / name).is_file() for name in SAVED_SETS):
                 return _saved_split(datasets, folder, split, given)
             source = str(folder) if wanted.is_local else wanted.name
             return datasets.load_dataset(source, wanted.config, split=split, revision=wanted.revision, cache_dir=cache)
@@ -158,7 +158,9 @@ def _reason(error: Exception, given: str, split: str) -> str:
     elif "scripts" in text:
         reason = f"{name} needs a script to be read, which `datasets` does not run; use tfds:, or download its files"
     elif isinstance(error, ConnectionError) or "Connect" in kind or "Offline" in kind:
-        reason = f"{name}: the hub cannot be reached, and the set is not in the cache ({text:.200})"
+        reason = (
+            f"{name}: there is no such folder, the hub cannot be reached, and the set is not in the cache ({text:.200})"
+        )
     elif "NotFound" in kind or isinstance(error, FileNotFoundError):
         reason = f"{name}: there is no such set or revision, or it needs `hf auth login` ({text:.200})"
     else:

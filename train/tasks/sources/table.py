@@ -19,6 +19,7 @@ Label = TypeVar("Label")
 
 _HIDDEN = "-1"  # the label of every example of a published test file
 _HIDDEN_SCORES = (_HIDDEN, f"{_HIDDEN}.0")
+_COLUMN_OPTIONS = "--text-column, --label-column and the like"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Table:
         try:
             yield
         except MissingColumnError as error:
-            raise self.error(number, f"{error}{self.advice}") from None
+            options = "" if "--" in str(error) else f"; name columns with {_COLUMN_OPTIONS}"
+            raise self.error(number, f"{error}{options}{self.advice}") from None
         except UserError as error:
             raise self.error(number, error) from None
 

@@ -192,3 +192,9 @@ def test_a_folder_of_several_splits_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty has no file that ends in \.tsv"):
         open_file(str(tmp_path / "empty"), label_column="label")
+
+
+def test_a_folder_of_save_to_disk_is_pointed_to_hf(tmp_path):
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(UserError, match=r"`save_to_disk` of datasets wrote; give it as hf:"):
+        open_file(str(tmp_path), label_column="label")
