@@ -35,8 +35,9 @@ def input_digests(arguments: Sequence[str]) -> dict[str, str] | None:
 
 
 def model_digest(model: LoadedModel) -> str:
-    """Returns the SHA-256 of the parameters, the configuration and the tokenizer, wherever they are."""
-    digest = hashlib.sha256(f"{model.tokenizer.fingerprint} {dataclasses.astuple(model.config)}".encode())
+    """Returns the SHA-256 of the parameters, the configuration, the tokenizer and thresholds, wherever they are."""
+    thresholds = sorted(model.thresholds.items())
+    digest = hashlib.sha256(f"{model.tokenizer.fingerprint} {dataclasses.astuple(model.config)} {thresholds}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         array = np.ascontiguousarray(leaf)
         digest.update(f"\0{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0".encode())
