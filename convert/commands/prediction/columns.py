@@ -132,6 +132,9 @@ def _pairs(columns: Columns, cells: Cells) -> Finder:
         first, found = next(known, (None, None))
         second = second or found
     if second is None:
+        lists = next((name for name in _DOCUMENTS if is_list(cells.get(name))), None)
+        if lists is not None and columns.text_column is None and _first(_TEXTS, cells) is None:
+            raise UserError(f"column {lists!r} has a list of documents; order them with --task rank")
         name = _text_column(columns, cells)
         return Finder(lambda row: TextPair(text_cell(row, name, allow_empty=False)), (name,))
     names = first or _text_column(columns, cells), _existing(second, cells, "--pair-column")

@@ -240,3 +240,9 @@ def test_a_reader_that_ends_early_is_no_error(models: dict[str, str], monkeypatc
         main(["predict", models["scorer"], "one"])
     assert ended.value.code == 0
     assert capfd.readouterr().err == ""
+
+
+def test_lists_of_documents_point_to_the_task_that_orders_them(predict: Predict, tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.jsonl", '{"query": "q", "documents": ["a", "b"]}')
+    predict("scorer", rows, status=1)
+    assert "column 'documents' has a list of documents; order them with --task rank" in predict.errors
