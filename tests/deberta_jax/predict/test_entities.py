@@ -209,13 +209,30 @@ def test_windows_over_long_texts_are_joined_as_in_transformers(real, aggregation
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_odd_texts_equal_the_rules_of_transformers(real):
-    """Compares on our tokens, because those of transformers have [UNK] for emoji and other characters."""
+    """Compares on our tokens, because those of transformers have [UNK] for emoji and other characters.
+
+    Characters that are spelled in bytes are left out if words matter: by the rules of transformers, which has no such
+    bytes, each of them would be a word.
+    """
     ours, reference = real
+    encodings = [ours.tokenizer(text, return_offsets=True) for text in ODD]
+    spelled = [has_bytes(encoding.offsets) for encoding in encodings]
+    assert sum(spelled) < len(ODD) / 2
     for aggregation in AGGREGATIONS:
-        for text, entities in zip(ODD, ours.entities(ODD, aggregation=aggregation), strict=True):
+        by_words = aggregation in ("first", "average", "max")
+        found = ours.entities(ODD, aggregation=aggregation)
+        for text, encoding, entities, in_bytes in zip(ODD, encodings, found, spelled, strict=True):
+            if in_bytes and by_words:
+                continue
             spaced = text.translate(SPACES)
-            outputs = reference.run_encoding(spaced, ours.tokenizer(text, return_offsets=True))
+            outputs = reference.run_encoding(spaced, encoding)
             compare(entities, reference.entities(outputs, spaced, aggregation))
+
+
+def has_bytes(offsets):
+    """Returns whether two tokens have the same character."""
+    places = [offset for offset in offsets if offset is not None]
+    return any(after[0] < before[1] for before, after in itertools.pairwise(places))
 
 
 @pytest.mark.torch
