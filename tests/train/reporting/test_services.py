@@ -12,6 +12,7 @@ import pytest
 
 from deberta_jax.errors import MissingPackageError, UserError
 from deberta_jax.train.reporting.reporter import RunReporter
+from deberta_jax.train.reporting import background
 from deberta_jax.train.reporting.services import FILE, LoggedRun, check_services, open_service
 
 # Tests of the services are slow: CI installs their packages with the other peers.
@@ -22,6 +23,7 @@ SETTINGS = {"batch-size": 8, "optimizer.learning-rate": 1e-4, "text": "a.txt", "
 def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="Weights & Biases is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(background, "_SECONDS_TO_CLOSE", 300.0)  # its start is slow on a busy machine
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def mlflow_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("mlflow", reason="MLflow is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setattr(background, "_SECONDS_TO_CLOSE", 300.0)
     return f"file:{tmp_path / 'mlruns'}"
 
 
