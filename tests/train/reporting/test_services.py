@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from deberta_jax.errors import MissingPackageError, UserError
-from deberta_jax.train.reporting.reporter import RunReporter
 from deberta_jax.train.reporting import background
+from deberta_jax.train.reporting.reporter import RunReporter
 from deberta_jax.train.reporting.services import FILE, LoggedRun, check_services, open_service
 
 # Tests of the services are slow: CI installs their packages with the other peers.
