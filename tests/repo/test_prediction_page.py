@@ -46,7 +46,7 @@ def commands() -> list[list[str]]:
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "not read")  # JAX's settings stay as they are
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "not-read"))  # JAX's settings stay as they are
     for name, kind in MODELS.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_use_model(tmp_path / "small", kind).rename(tmp_path / name)

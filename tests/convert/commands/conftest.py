@@ -13,9 +13,9 @@ from ...support.predictor import write_model_folders
 
 
 @pytest.fixture(autouse=True)
-def _keep_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `predict` leave JAX's settings as they are. JAX read the variable when it was imported."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "not read")
+def _keep_no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lets `predict` leave JAX's settings as they are. JAX read the variable when it was imported; children read it."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled-by-children"))
 
 
 @pytest.fixture(scope="session")
