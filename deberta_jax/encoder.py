@@ -155,6 +155,11 @@ class Embeddings(nn.Module):
         return self.position_embeddings(positions)
 
 
+def split_heads(x: Float[Array, "*tokens W"], config: DebertaConfig) -> Float[Array, "*tokens N H"]:
+    """Returns a projection by heads."""
+    return x.reshape(*x.shape[:-1], config.num_attention_heads, config.attention_head_size)
+
+
 class Attention(nn.Module):
     """Projections, disentangled attention, output projection, residual and LayerNorm of one layer."""
 
@@ -191,7 +196,7 @@ class Attention(nn.Module):
         pos_key, pos_query = self._relative_projections(inputs)
         drops = inputs.train and config.attention_probs_dropout_prob > 0
         context, probabilities = disentangled_attention(
-            self._heads(self.query_proj(hidden)),
+            split_heads(self.query_proj(hidden), config),
             key,
             value,
             AttentionInputs(
@@ -210,7 +215,9 @@ class Attention(nn.Module):
         return LayerOutput(self.layer_norm(self.output_dropout(context, inputs.train) + hidden), probabilities)
 
     def keys_values(self, hidden: Float[Array, "B S D"]) -> KeysValues:
-        return KeysValues(self._heads(self.key_proj(hidden)), self._heads(self.value_proj(hidden)))
+        return KeysValues(
+            split_heads(self.key_proj(hidden), self.config), split_heads(self.value_proj(hidden), self.config)
+        )
 
     def _relative_projections(
         self, inputs: LayerInputs
@@ -222,20 +229,22 @@ class Attention(nn.Module):
         table = self.relative_dropout(inputs.relative, inputs.train)
         pos_key = pos_query = None
         if "c2p" in config.pos_att_type:
-            pos_key = self._heads((self.key_proj if config.share_att_key else self.pos_key_proj)(table))
+            pos_key = split_heads((self.key_proj if config.share_att_key else self.pos_key_proj)(table), config)
         if "p2c" in config.pos_att_type:
-            pos_query = self._heads((self.query_proj if config.share_att_key else self.pos_query_proj)(table))
+            pos_query = split_heads((self.query_proj if config.share_att_key else self.pos_query_proj)(table), config)
         return pos_key, pos_query
-
-    def _heads(self, x: Float[Array, "*tokens W"]) -> Float[Array, "*tokens N H"]:
-        return x.reshape(*x.shape[:-1], self.config.num_attention_heads, self.config.attention_head_size)
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with an activation between them, residual and LayerNorm."""
+    """Two dense layers with an activation between them, residual and LayerNorm.
+
+    Attributes:
+      inner_dropout: also applies dropout after the activation, as XLNet does.
+    """
 
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
+    inner_dropout: bool = False
 
     def setup(self) -> None:
         self.intermediate = Dense(self.config, self.config.intermediate_size, self.dtype)
@@ -246,6 +255,8 @@ class FeedForward(nn.Module):
 
     def __call__(self, hidden: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
         inner = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.intermediate(hidden))
+        if self.inner_dropout:
+            inner = self.dropout(inner, train)
         return self.layer_norm(self.dropout(self.output(inner), train) + hidden)
 
 

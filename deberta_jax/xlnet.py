@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .attention import AttentionOutput, relative_shift
 from .config import DebertaConfig
-from .encoder import EncoderStates, LayerOutput
+from .encoder import EncoderStates, FeedForward, LayerOutput, split_heads
 from .errors import UserError
-from .layers import ACTIVATION_FUNCTIONS, Dense, Dropout, Embedding, layer_norm, refuse_unread
+from .layers import Dense, Dropout, Embedding, layer_norm, refuse_unread
 from .random import dropout
 from .sharding import constrain_batch
 
@@ -152,13 +152,13 @@ class XLNetAttention(nn.Module):
         refuse_unread(self, "segment_keys")
 
     def __call__(self, hidden: Float[Array, "B S D"], inputs: LayerInputs) -> LayerOutput:
-        rate = self.config.attention_probs_dropout_prob
-        query = self._heads(self.query_proj(hidden))
+        config, rate = self.config, self.config.attention_probs_dropout_prob
+        query = split_heads(self.query_proj(hidden), config)
         context, probabilities = xlnet_attention(
             Queries(self.content_bias(query), self.position_bias(query), self.segment_bias(query)),
-            self._heads(self.key_proj(hidden)),
-            self._heads(self.value_proj(hidden)),
-            self._heads(self.pos_key_proj(inputs.sinusoids)),
+            split_heads(self.key_proj(hidden), config),
+            split_heads(self.value_proj(hidden), config),
+            split_heads(self.pos_key_proj(inputs.sinusoids), config),
             self.segment_keys.astype(self.dtype),
             inputs,
             dropout_rate=rate,
@@ -166,27 +166,6 @@ class XLNetAttention(nn.Module):
         )
         context = self.output(context.reshape(*context.shape[:2], -1))
         return LayerOutput(self.layer_norm(self.output_dropout(context, inputs.train) + hidden), probabilities)
-
-    def _heads(self, x: Float[Array, "*tokens W"]) -> Float[Array, "*tokens N H"]:
-        return x.reshape(*x.shape[:-1], self.config.num_attention_heads, self.config.attention_head_size)
-
-
-class XLNetFeedForward(nn.Module):
-    """Two dense layers, with an activation and dropout after the first, then dropout, residual and LayerNorm."""
-
-    config: DebertaConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        self.intermediate = Dense(self.config, self.config.intermediate_size, self.dtype)
-        self.output = Dense(self.config, self.config.hidden_size, self.dtype)
-        self.layer_norm = layer_norm(self.config, self.dtype)
-        self.dropout = Dropout(self.config.hidden_dropout_prob)
-        refuse_unread(self)
-
-    def __call__(self, hidden: Float[Array, "B S D"], train: bool) -> Float[Array, "B S D"]:
-        inner = ACTIVATION_FUNCTIONS[self.config.hidden_act](self.intermediate(hidden))
-        return self.layer_norm(self.dropout(self.output(self.dropout(inner, train)), train) + hidden)
 
 
 class XLNetLayer(nn.Module):
@@ -197,7 +176,7 @@ class XLNetLayer(nn.Module):
 
     def setup(self) -> None:
         self.attention = XLNetAttention(self.config, self.dtype)
-        self.feed_forward = XLNetFeedForward(self.config, self.dtype)
+        self.feed_forward = FeedForward(self.config, self.dtype, inner_dropout=True)
         refuse_unread(self)
 
     def __call__(self, hidden: Float[Array, "B S D"], inputs: LayerInputs) -> LayerOutput:
