@@ -1,8 +1,8 @@
 """One bijective table of parameter names: PyTorch's and deberta-jax's. The only transform reverses a kernel's axes.
 
 PyTorch's names are those of the official code and of transformers. `quirks` removes what published files do
-differently, and `baseline_names` renames the parameters of BERT, RoBERTa and ELECTRA, before the table is used. XLNet
-has a table of its own, and `xlnet_names` renames its parameters.
+differently, and `baseline_names` renames the parameters of BERT, RoBERTa and ELECTRA, before the table is used.
+`xlnet_names` renames the parameters of XLNet, which have their own table.
 """
 
 import functools

@@ -233,7 +233,7 @@ class DebertaConfig:
 
     @property
     def token_dropout(self) -> float:
-        """Dropout rate in front of a classifier of tokens. The encoder of XLNet has one at its end instead."""
+        """Dropout rate in front of a token classifier: 0 for XLNet, whose encoder ends with dropout."""
         return 0.0 if self.model_type == "xlnet" else self.classifier_dropout
 
     @property

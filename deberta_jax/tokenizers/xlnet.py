@@ -127,9 +127,7 @@ class XLNetPieces(SentencePiece):
         """Returns the text that SentencePiece encodes."""
         text = " ".join(text.split()) if self._joins_spaces else text
         text = text.replace("``", '"').replace("''", '"')
-        if not self._keeps_accents and not text.isascii():
-            decomposed = unicodedata.normalize("NFKD", text)
-            text = "".join(character for character in decomposed if not unicodedata.combining(character))
+        text = text if self._keeps_accents else _without_accents(text)
         return text.lower() if self._lowers else text
 
     def _origins(self, text: str) -> list[Offset]:
@@ -139,10 +137,7 @@ class XLNetPieces(SentencePiece):
         """
         origins: list[Offset] = []
         for start, end, characters in self._quoted(text):
-            made = characters
-            if not self._keeps_accents:
-                decomposed = unicodedata.normalize("NFKD", characters)
-                made = "".join(character for character in decomposed if not unicodedata.combining(character))
+            made = characters if self._keeps_accents else _without_accents(characters)
             made = "".join(character.lower() for character in made) if self._lowers else made
             if not made and origins and origins[-1][1] == start and not text[start - 1].isspace():
                 origins[-1] = origins[-1][0], end
@@ -195,3 +190,9 @@ class XLNetPieces(SentencePiece):
     def files(self) -> dict[str, bytes]:
         """Returns `spiece.model`, byte for byte as it was read."""
         return {XLNET_FILE: self._model}
+
+
+def _without_accents(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
