@@ -20,6 +20,7 @@ from deberta_jax.convert.quirks import ConversionError
 
 from ..support.baselines import SMALL, TINY
 from ..support.golden_cases import assert_close
+from ..support.harness import convert_finetune_export, torch_and_transformers
 from ..support.pytorch_files import assert_same, random_state
 
 PREFIX = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra"}
@@ -34,11 +35,6 @@ HEADS = {  # suffix of the class in transformers, our class, settings
     "replaced tokens": ("ForPreTraining", models.DebertaForReplacedTokenDetection, {}),
 }
 CASES = [(family, head) for family in SMALL for head in HEADS if family == "electra" or head != "replaced tokens"]
-
-
-def torch_and_transformers() -> tuple[Any, Any]:
-    torch = pytest.importorskip("torch", reason="torch is not installed; transformers needs it")
-    return torch, pytest.importorskip("transformers", reason="transformers is not installed")
 
 
 def random_model(family: str, head: str) -> Any:
@@ -383,24 +379,6 @@ def test_commands_convert_finetune_and_export(tmp_path: Path, family: str) -> No
     encoder = Deberta(config).init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
     save_pytorch(tmp_path / "published", config, {"deberta": encoder})
     write_tokenizer(tmp_path / "published", family)
-    assert main(["convert", str(tmp_path / "published"), str(tmp_path / "exported")]) == 0
-    rows = [f"{'the man' if number % 2 else 'the woman'} was very happy\t{number % 2}" for number in range(64)]
-    for split in ("train", "dev"):
-        (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
-    options = {
-        "output": tmp_path / "run",
-        "model": tmp_path / "exported",
-        "train": tmp_path / "train.tsv",
-        "validation": tmp_path / "dev.tsv",
-        "max-length": 40,
-        "batch-size": 16,
-        "steps": 40,
-        "evaluate-every": 40,
-        "optimizer.learning-rate": 3e-3,
-    }
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    assert main(["finetune", *arguments]) == 0
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["validation"]["accuracy"] == 1
-    assert main(["export", str(tmp_path / "run" / "model"), str(tmp_path / "back")]) == 0
-    back, params = load_pytorch(tmp_path / "back")
+    exported = convert_finetune_export(tmp_path)
+    back, params = load_pytorch(exported)
     assert (back.model_type, sorted(params)) == (family, ["classifier", "deberta", "pooler"])

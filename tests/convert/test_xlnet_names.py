@@ -19,6 +19,7 @@ from deberta_jax.convert.errors import ConversionError
 from deberta_jax.convert.mapping import to_params
 
 from ..support.golden_cases import assert_close
+from ..support.harness import convert_finetune_export, torch_and_transformers
 from ..support.pytorch_files import assert_same
 from ..support.xlnet import LARGE, PUBLISHED, SMALL, padded_batch, pieces_model
 
@@ -129,8 +130,7 @@ def test_other_weights_are_refused(tmp_path: Path, changes: dict[str, tuple], me
 @pytest.mark.torch
 @pytest.mark.parametrize("fields", [PUBLISHED, LARGE])
 def test_published_keys_are_those_of_transformers(fields: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch, transformers = torch_and_transformers()
     with torch.device("meta"):
         model = transformers.XLNetLMHeadModel(transformers.XLNetConfig(**fields))
     assert {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()} == published_keys(fields)
@@ -140,8 +140,7 @@ def test_published_keys_are_those_of_transformers(fields: dict[str, Any]) -> Non
 
 
 def random_model(head: str) -> Any:
-    torch = pytest.importorskip("torch", reason="torch is not installed; transformers needs it")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch, transformers = torch_and_transformers()
     torch.manual_seed(0)
     suffix, _, options = HEADS[head]
     fields = {name: value for name, value in SMALL.items() if name != "architectures"}
@@ -245,25 +244,7 @@ def test_commands_convert_finetune_and_export(tmp_path: Path) -> None:
     fields = {**SMALL, "vocab_size": 600, "initializer_range": 0.1}
     write_published(tmp_path / "published", fields=fields)
     (tmp_path / "published" / "spiece.model").write_bytes(pieces_model())
-    assert main(["convert", str(tmp_path / "published"), str(tmp_path / "jax")]) == 0
-    rows = [f"{'the man' if number % 2 else 'the woman'} was very happy\t{number % 2}" for number in range(64)]
-    for split in ("train", "dev"):
-        (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
-    options = {
-        "output": tmp_path / "run",
-        "model": tmp_path / "jax",
-        "train": tmp_path / "train.tsv",
-        "validation": tmp_path / "dev.tsv",
-        "max-length": 40,
-        "batch-size": 16,
-        "steps": 40,
-        "evaluate-every": 40,
-        "optimizer.learning-rate": 3e-3,
-    }
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    assert main(["finetune", *arguments]) == 0
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["validation"]["accuracy"] == 1
-    assert main(["export", str(tmp_path / "run" / "model"), str(tmp_path / "back")]) == 0
-    back, params = load_pytorch(tmp_path / "back")
+    exported = convert_finetune_export(tmp_path)
+    back, params = load_pytorch(exported)
     assert (back.model_type, sorted(params)) == ("xlnet", ["classifier", "deberta", "pooler"])
-    assert (tmp_path / "back" / "spiece.model").read_bytes() == pieces_model()
+    assert (exported / "spiece.model").read_bytes() == pieces_model()
