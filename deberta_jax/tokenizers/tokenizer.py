@@ -70,7 +70,7 @@ class Tokenizer:
       pad_id, cls_id, sep_id, unk_id, mask_id: Ids of the special tokens.
       pair_separators: Number of [SEP] between the two texts of a pair: 2 for RoBERTa, otherwise 1.
       cls_last: Whether [CLS] is the last token, as in XLNet, whose padding is on the left; otherwise it is the first.
-      vocab_type: "spm", "gpt2" (the byte-level BPE of v1), "roberta" or "wordpiece".
+      vocab_type: "spm", "gpt2" (the byte-level BPE of v1), "roberta", "wordpiece" or "xlnet".
       fingerprint: SHA-256 of the model file or, for the other kinds, of the content of their files, in hexadecimal.
     """
 
