@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..support.paths import SHARED
+
 Pair = tuple[str, str]
 BATCH_SIZES = (8, 16, 32, 64)
 MAX_TOKENS = 512
@@ -106,23 +108,16 @@ def write_model(name: str, folder: Path) -> Any:
     from ..support.novel import small_tokenizer
     from ..support.small_models import TINY, random_params
 
-    published = shared("real/deberta-v3")
-    if published is None or name == "tiny":
+    published = SHARED / "real" / "deberta-v3"
+    is_small = name == "tiny" or not published.is_dir()
+    if is_small:
         small_tokenizer(folder, folder / "text.txt", lines=3000)
-    tokenizer = Tokenizer.from_folder(folder if published is None or name == "tiny" else published)
+    tokenizer = Tokenizer.from_folder(folder if is_small else published)
     config = TINY.replace(max_position_embeddings=512) if name == "tiny" else DebertaConfig.named(name)
     model = DebertaForSequenceClassification(config)
     save_pytorch(folder, config, random_params(model, jnp.ones((1, 8), jnp.int32)))
     tokenizer.save(folder)
     return tokenizer
-
-
-def shared(name: str) -> Path | None:
-    """Returns a file or folder beside the repository, if it is there."""
-    from ..support.paths import REPOSITORY
-
-    path = REPOSITORY.parent / "shared" / name
-    return path if path.exists() else None
 
 
 def real_pairs(count: int, tokenizer: Any) -> tuple[list[Pair], list[int]]:
@@ -134,11 +129,11 @@ def real_pairs(count: int, tokenizer: Any) -> tuple[list[Pair], list[int]]:
     from deberta_jax.train.data.text import embedded_corpus, read_documents
 
     rng = random.Random(0)
-    books, glue = shared("data/books.txt.xz"), shared("real/glue/rte/dev.tsv")
-    documents = read_documents((books or embedded_corpus(),), boundary="blank_line")
+    books, glue = SHARED / "data" / "books.txt.xz", SHARED / "real" / "glue" / "rte" / "dev.tsv"
+    documents = read_documents((books if books.is_file() else embedded_corpus(),), boundary="blank_line")
     texts = [" ".join(document.split()) for document, _ in zip(documents, range(4 * count), strict=False)]
     sentences: list[Pair] = []
-    if glue is not None:
+    if glue.is_file():
         rows = [line.split("\t") for line in glue.read_text(encoding="utf-8").splitlines()[1:]]
         sentences = [(row[1], row[2]) for row in rows]
         rng.shuffle(sentences)

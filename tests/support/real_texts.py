@@ -10,9 +10,8 @@ import numpy as np
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 
 from .novel import small_tokenizer
-from .paths import REPOSITORY
+from .paths import SHARED
 
-SHARED = REPOSITORY.parent / "shared"
 ODD = (
     "",
     " ",

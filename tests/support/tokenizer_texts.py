@@ -10,6 +10,8 @@ import sentencepiece
 
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 
+from .paths import SHARED
+
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
 
 # Options of SentencePiece that give a model DeBERTa's special pieces.
@@ -79,7 +81,7 @@ def official_part_of_whole_word(piece: str) -> bool:
 
 def real_folder(name: str) -> Path:
     """Returns a folder of published files beside the repository, or skips the test."""
-    folder = Path(__file__).parents[3] / "shared" / "real" / name
+    folder = SHARED / "real" / name
     if not folder.is_dir():
         pytest.skip(f"needs the published files in ../shared/real/{name}")
     return folder

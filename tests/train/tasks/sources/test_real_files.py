@@ -3,8 +3,6 @@
 The files are not part of the repository. They are data for trying the library, in a folder beside it.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,8 +10,9 @@ from deberta_jax.train.tasks.loading import load_task
 
 from ....support.configs import finetune_config
 from ....support.letters import Letters
+from ....support.paths import SHARED
 
-REAL = Path(__file__).parents[5] / "shared" / "real"
+REAL = SHARED / "real"
 GLUE = REAL / "glue"
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="needs the published files in ../shared/real")
 
