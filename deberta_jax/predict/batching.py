@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Shaped
 
 from ..errors import UserError
+from ..tokenizers.batch import pad
 from .pipeline import Row, RowOutputs, Rows
 
 Item = TypeVar("Item")
@@ -106,14 +107,11 @@ class Batch:
 
     def arrays(self, pad_id: int) -> BatchArrays:
         """Returns the arrays that `Pipeline.outputs` describes, padded."""
-        shape = self.size, self.length
-        ids, types = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
-        lengths = np.zeros(self.size, np.int32)
-        for i, slot in enumerate(self.slots):
-            count = lengths[i] = len(slot.row.input_ids)
-            ids[i, :count], types[i, :count] = slot.row.input_ids, slot.row.token_type_ids
-        real = (np.arange(self.length) < lengths[:, None]).astype(np.int32)
-        arrays = {"input_ids": ids, "attention_mask": real, "token_type_ids": types}
+        rows: list[tuple[Sequence[int], Sequence[int]]] = [
+            (slot.row.input_ids, slot.row.token_type_ids) for slot in self.slots
+        ]
+        rows += [((), ())] * (self.size - len(rows))
+        arrays: BatchArrays = dict(vars(pad(rows, padding="max_length", max_length=self.length, pad_id=pad_id)))
         most = max(len(slot.row.masked_positions) for slot in self.slots)
         if most:
             masked = arrays["masked_positions"] = np.zeros((self.size, _power_of_two(most, up=True)), np.int32)
