@@ -75,9 +75,9 @@ def _power_of_two(number: int, *, up: bool) -> int:
 class Entry(Generic[Item]):
     """One item: its rows or the reason why it has none, and the outputs of the rows as they arrive."""
 
-    def __init__(self, index: int, item: Item, rows: Rows[Any] | None, error: UserError | None) -> None:
-        self.index, self.item, self.rows, self.error = index, item, rows, error
-        count = 0 if rows is None else len(rows.rows)
+    def __init__(self, index: int, item: Item, rows: Rows[Any] | UserError) -> None:
+        self.index, self.item, self.rows = index, item, rows
+        count = 0 if isinstance(rows, UserError) else len(rows.rows)
         self.outputs: list[RowOutputs] = [{}] * count
         self.missing = count
 
@@ -181,7 +181,7 @@ def plan_ahead(
 
 
 def _rows(entry: Entry[Any]) -> Iterable[tuple[int, Row]]:
-    return () if entry.rows is None else enumerate(entry.rows.rows)
+    return () if isinstance(entry.rows, UserError) else enumerate(entry.rows.rows)
 
 
 def _weight(entry: Entry[Any]) -> int:

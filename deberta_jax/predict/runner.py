@@ -102,12 +102,12 @@ class Runner(LoadedModel):
         waiting: deque[Entry[Item]] = deque()
         batches = plan_ahead(self._entries(pipeline, items, all_items=skip is not None), sizes, waiting)
         for entry in in_order(batches, waiting, program.dispatch, program.receive):
-            if entry.error is None and entry.rows is not None:
+            if not isinstance(entry.rows, UserError):
                 yield pipeline.decode(self, entry.item, entry.rows, entry.outputs)
             elif skip is None:
-                raise entry.error  # type: ignore[misc]
+                raise entry.rows
             else:
-                skip(entry.index, entry.error)  # type: ignore[arg-type]
+                skip(entry.index, entry.rows)
 
     def _entries(self, pipeline: Pipeline[Item, Any], items: Iterable[Item], *, all_items: bool) -> Iterator[Entry]:
         """Encodes items. An item that cannot be used is the last, unless all items are wanted."""
@@ -121,11 +121,11 @@ class Runner(LoadedModel):
                         f"the text has {longest} tokens, but {self.source} has positions for {limit}; shorten it"
                     )
             except UserError as error:
-                yield Entry(index, item, None, error)
+                yield Entry(index, item, error)
                 if not all_items:
                     return
             else:
-                yield Entry(index, item, rows, None)
+                yield Entry(index, item, rows)
 
     # ------------------------------------------------------------------------------------ parameters and programs
 
@@ -227,12 +227,12 @@ class Program:
         A number of classes may equal the number of tokens by chance, so the program is traced with another length.
         """
         rows, length = arrays["input_ids"].shape
+        if not any(length in output.shape[1:] for output in outputs.values()):
+            return dict.fromkeys(outputs)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(arrays, (rows, _TRACED_LENGTH))
         if "masked_positions" in arrays:
             shapes["masked_positions"] = arrays["masked_positions"].shape
         others = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
-        if not any(length in output.shape[1:] for output in outputs.values()):
-            return dict.fromkeys(outputs)
         shorter = jax.eval_shape(self._compute, self._params, others)
         return {
             name: next((axis for axis, size in enumerate(output.shape) if size != shorter[name].shape[axis]), None)
