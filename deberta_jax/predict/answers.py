@@ -147,7 +147,7 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
         return self.top_k if self.softmax == "window" else max(self.top_k, _SPANS)
 
     def traced_settings(self) -> Hashable:
-        return self._spans_per_window, self.max_answer_length
+        return AnswerQuestions, self._spans_per_window, self.max_answer_length
 
     def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForQuestionAnswering:
         return DebertaForQuestionAnswering(config, **attributes)

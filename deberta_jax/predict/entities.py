@@ -108,7 +108,7 @@ class FindEntities(Pipeline[str | Words, list[Entity]]):
             raise UserError(f"max_length is {self.max_length}; it must be at least 3, for a token and [CLS] and [SEP]")
 
     def traced_settings(self) -> Hashable:
-        return None
+        return FindEntities
 
     def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForTokenClassification:
         return DebertaForTokenClassification(config, **attributes)

@@ -161,7 +161,7 @@ class Runner(LoadedModel):
 
     def _program(self, pipeline: Pipeline[Any, Any], parts: Sequence[str]) -> "Program":
         """Returns the compiled form of a pipeline, the same for pipelines that compute the same."""
-        key = type(pipeline), pipeline.traced_settings()
+        key = pipeline.traced_settings()
         if key not in self._programs:
             params = self._parameters(parts)
             model = pipeline.model(self.config, dtype=jnp.dtype(self.dtype))
