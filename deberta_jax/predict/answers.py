@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, Int32, Shaped
 from ..config import DebertaConfig
 from ..errors import UserError
 from ..models import DebertaForQuestionAnswering
+from .checks import check_at_least_one, check_one_of
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
 from .span_search import SpanCandidate, SpanWindows, best_spans, distinct_texts
@@ -133,13 +134,15 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
 
     def __post_init__(self) -> None:
         Windows(self.max_length)  # checks it
-        for name in ("top_k", "max_question_length", "stride", "max_answer_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_at_least_one(
+            top_k=self.top_k,
+            max_question_length=self.max_question_length,
+            stride=self.stride,
+            max_answer_length=self.max_answer_length,
+        )
         if not math.isfinite(self.null_threshold):
             raise UserError(f"null_threshold is {self.null_threshold}; it must be a finite number")
-        if self.softmax not in get_args(Softmax):
-            raise UserError(f"softmax is {self.softmax!r}; it must be one of {', '.join(get_args(Softmax))}")
+        check_one_of("softmax", self.softmax, get_args(Softmax))
 
     @property
     def _spans_per_window(self) -> int:

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..models import DebertaForTokenClassification
 from ..tokenizers.batch import check_text
 from ..tokenizers.tokenizer import Tokenizer
+from .checks import check_one_of
 from .entity_groups import Aggregation, LabeledSpan, drop_overlaps, label_spans
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
@@ -99,10 +100,7 @@ class FindEntities(Pipeline[str | Words, list[Entity]]):
     ignore: tuple[str, ...] = ("O",)
 
     def __post_init__(self) -> None:
-        if self.aggregation not in get_args(Aggregation):
-            raise UserError(
-                f"aggregation is {self.aggregation!r}; it must be one of {', '.join(get_args(Aggregation))}"
-            )
+        check_one_of("aggregation", self.aggregation, get_args(Aggregation))
         Windows(self.max_length, stride=self.stride)  # checks the two
         if self.max_length is not None and self.max_length < 3:
             raise UserError(f"max_length is {self.max_length}; it must be at least 3, for a token and [CLS] and [SEP]")

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..int8 import int8_parameters
 from ..tokenizers.batch import as_list, check_text, texts_and_pairs
 from .answers import Answer, AnswerQuestions, QuestionAndContext
+from .checks import check_at_least_one
 from .choices import Choice, ChooseAnswers, PromptAndChoices
 from .classification import Classification, ClassifyTexts, ScoreTexts
 from .embeddings import EmbedTexts, Pooling
@@ -164,8 +165,7 @@ class Predictor(Runner):
         Raises:
           UserError: As `classify`.
         """
-        if top_k is not None and top_k < 1:
-            raise UserError(f"top_k is {top_k}; it must be at least 1")
+        check_at_least_one(top_k=top_k)
         texts = _texts(documents, "documents")
         pairs = [TextPair(check_text(query, "the query"), text) for text in texts]
         return ranked(texts, self._results(ScoreTexts(Windows(max_length, windows, stride), raw), pairs), top_k=top_k)

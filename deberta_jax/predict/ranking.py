@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ..errors import UserError
+from .checks import check_at_least_one
 from .classification import ScoreTexts, TextLogits
 from .loaded_model import LoadedModel
 from .pipeline import RowOutputs, Rows, TextPair
@@ -63,8 +64,7 @@ class RankDocuments(TextLogits[QueryAndDocuments, list[RankedDocument]]):
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
+        check_at_least_one(top_k=self.top_k)
 
     def check(self, model: LoadedModel) -> None:
         self._scores.check(model)

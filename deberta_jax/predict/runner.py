@@ -17,6 +17,7 @@ from ..models import Deberta
 from ..parameter_check import check_finite
 from ..sharding import batch_devices, batch_sharding, make_mesh, named_shardings
 from .batching import Batch, BatchSizes, Entry, in_order, plan_ahead
+from .checks import check_at_least_one, check_one_of
 from .loaded_model import LoadedModel
 from .pipeline import Pipeline
 
@@ -30,10 +31,8 @@ _TRACED_LENGTH = 7  # no padded row has it
 
 def check_types(dtype: str, weights: str) -> None:
     """Raises UserError if there is no such dtype of the computation, or of the weights."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    if weights not in WEIGHTS:
-        raise UserError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}")
+    check_one_of("dtype", dtype, DTYPES)
+    check_one_of("weights", weights, WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,8 +57,7 @@ class Runner(LoadedModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_types(self.dtype, self.weights)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        check_at_least_one(batch_size=self.batch_size)
         if jax.process_count() > 1:
             raise UserError(
                 f"prediction runs in one process, but JAX runs in {jax.process_count()}; start one process, and give "

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import UserError
+from .checks import check_at_least_one, check_one_of
 from .loaded_model import LoadedModel
 from .pipeline import Row, TextPair
 
@@ -36,12 +37,8 @@ class Windows:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        if self.combine not in get_args(Combination):
-            raise UserError(f"windows is {self.combine!r}; it must be one of {', '.join(get_args(Combination))}")
-        for name in ("max_length", "stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        check_one_of("windows", self.combine, get_args(Combination))
+        check_at_least_one(max_length=self.max_length, stride=self.stride)
 
     def rows(self, model: LoadedModel, item: str | TextPair) -> list[Row]:
         """Returns the rows of a text or a pair. Of a long pair, the first text is in every window.
