@@ -12,6 +12,7 @@ import tyro
 
 from deberta_jax.errors import UserError
 from deberta_jax.predict.predictor import Predictor
+from deberta_jax.predict.ranking import ranked
 from deberta_jax.terminal import quote_names, say
 
 from .fill_mask import warn_of_untrained_head
@@ -227,10 +228,13 @@ class _Run:
             return results
         all_results = list(results)
         bad = [result for result in all_results if isinstance(result.result, UserError)]
-        scores = [(result.row, result.result) for result in all_results if not isinstance(result.result, UserError)]
-        scores.sort(key=lambda pair: -pair[1])  # equal scores stay in the order of the rows
-        best = enumerate(scores[: self._config.options.top_k], start=1)
-        return [RowResult(row, RankedRow(rank, score, self._item(row).pair)) for rank, (row, score) in best] + bad
+        scored = [result for result in all_results if not isinstance(result.result, UserError)]
+        documents = [self._item(result.row).pair for result in scored]
+        scores: list[Any] = [result.result for result in scored]
+        return [
+            RowResult(scored[best.index].row, RankedRow(rank, best.score, best.text))
+            for rank, best in enumerate(ranked(documents, scores, top_k=self._config.options.top_k), start=1)
+        ] + bad
 
     def _with_columns(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yields the rows, after the columns of their file are known.

@@ -11,7 +11,6 @@ from ..errors import UserError
 from ..int8 import int8_parameters
 from ..tokenizers.batch import as_list, check_text, texts_and_pairs
 from .answers import Answer, AnswerQuestions, QuestionAndContext
-from .checks import check_at_least_one
 from .choices import Choice, ChooseAnswers, PromptAndChoices
 from .classification import Classification, ClassifyTexts, ScoreTexts
 from .embeddings import EmbedTexts, Pooling
@@ -20,7 +19,7 @@ from .entity_groups import Aggregation
 from .fill_mask import FillMask, TokenCandidate
 from .open_model import open_model
 from .pipeline import Pipeline, TextPair
-from .ranking import RankedDocument, ranked
+from .ranking import RankDocuments, RankedDocument, ranked
 from .replaced_tokens import DetectReplacedTokens, TokenScore
 from .runner import Runner, check_types
 from .windows import Combination, Windows
@@ -165,10 +164,10 @@ class Predictor(Runner):
         Raises:
           UserError: As `classify`.
         """
-        check_at_least_one(top_k=top_k)
+        pipeline = RankDocuments(Windows(max_length, windows, stride), raw, top_k)
         texts = _texts(documents, "documents")
         pairs = [TextPair(check_text(query, "the query"), text) for text in texts]
-        return ranked(texts, self._results(ScoreTexts(Windows(max_length, windows, stride), raw), pairs), top_k=top_k)
+        return ranked(texts, self._results(pipeline.scores, pairs), top_k=top_k)
 
     def zero_shot(
         self,

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 
 from deberta_jax.errors import UserError
-from deberta_jax.predict.classification import ScoreTexts
 from deberta_jax.predict.loaded_model import LoadedModel
 from deberta_jax.predict.pipeline import Pipeline
 from deberta_jax.predict.windows import Windows
@@ -142,7 +141,7 @@ def make_pipeline(
         raise UserError(f"{_option(next(iter(given)))} has no effect on the task {task}; {_own_options(fields)}")
     pipeline = pipeline_class(**values)
     if one_query:
-        pipeline = ScoreTexts(pipeline.windows, pipeline.raw)
+        pipeline = pipeline.scores
     model.parts(pipeline.heads)
     pipeline.check(model)
     return pipeline
