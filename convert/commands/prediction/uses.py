@@ -1,15 +1,22 @@
 """The uses of a model: which one its heads are for, and its settings from the options of the command line."""
 
 import dataclasses
-import importlib
 from typing import Any, Literal
 
 import numpy as np
 
 from deberta_jax.errors import UserError
+from deberta_jax.predict.answers import AnswerQuestions
+from deberta_jax.predict.choices import ChooseAnswers
+from deberta_jax.predict.classification import ClassifyTexts, ScoreTexts
+from deberta_jax.predict.embeddings import EmbedTexts
+from deberta_jax.predict.entities import FindEntities
+from deberta_jax.predict.fill_mask import FillMask
 from deberta_jax.predict.loaded_model import LoadedModel
 from deberta_jax.predict.pipeline import Pipeline
-from deberta_jax.predict.windows import Windows
+from deberta_jax.predict.ranking import RankDocuments
+from deberta_jax.predict.replaced_tokens import DetectReplacedTokens
+from deberta_jax.predict.zero_shot import ClassifyZeroShot
 from deberta_jax.terminal import list_names
 
 from .columns import Columns, Task
@@ -56,19 +63,19 @@ class UseOptions:
     """embed: scale each vector to length 1"""
 
 
-# Module and class of the pipelines.
-_PIPELINES: dict[Task, tuple[str, str]] = {
-    "classify": ("classification", "ClassifyTexts"),
-    "score": ("classification", "ScoreTexts"),
-    "zero-shot": ("zero_shot", "ClassifyZeroShot"),
-    "entities": ("entities", "FindEntities"),
-    "answer": ("answers", "AnswerQuestions"),
-    "choose": ("choices", "ChooseAnswers"),
-    "rank": ("ranking", "RankDocuments"),
-    "embed": ("embeddings", "EmbedTexts"),
-    "fill-mask": ("fill_mask", "FillMask"),
-    "detect": ("replaced_tokens", "DetectReplacedTokens"),
+_PIPELINES: dict[Task, Any] = {
+    "classify": ClassifyTexts,
+    "score": ScoreTexts,
+    "zero-shot": ClassifyZeroShot,
+    "entities": FindEntities,
+    "answer": AnswerQuestions,
+    "choose": ChooseAnswers,
+    "rank": RankDocuments,
+    "embed": EmbedTexts,
+    "fill-mask": FillMask,
+    "detect": DetectReplacedTokens,
 }
+_WINDOWS = {"max_length": "max_length", "windows": "combine", "stride": "stride"}  # option -> field of `Windows`
 _PRETRAINING: dict[str, Task] = {"mlm_head": "fill-mask", "rtd_head": "detect"}  # head -> task
 
 
@@ -125,15 +132,13 @@ def make_pipeline(
     """
     if task == "zero-shot" and not options.labels:
         raise UserError("the task zero-shot needs --labels, the classes to choose from, as in --labels sun rain")
-    name, class_name = _PIPELINES[task]
-    pipeline_class = getattr(importlib.import_module(f"deberta_jax.predict.{name}"), class_name)
+    pipeline_class = _PIPELINES[task]
     fields = {field.name for field in dataclasses.fields(pipeline_class)}
     given = _given(options)
     values: dict[str, Any] = {}
     if "windows" in fields:
-        parts = {"max_length": "max_length", "windows": "combine", "stride": "stride"}
-        windows: dict[str, Any] = {"combine": "max"} if task == "rank" else {}
-        values["windows"] = Windows(**windows | {parts[name]: given.pop(name) for name in parts if name in given})
+        own = {field: given.pop(name) for name, field in _WINDOWS.items() if name in given}
+        values["windows"] = dataclasses.replace(pipeline_class.windows, **own)
     if "vocab_size" in fields:
         values["vocab_size"] = model.tokenizer.vocab_size
     values |= {name: given.pop(name) for name in fields & given.keys()}
@@ -155,7 +160,7 @@ def _given(options: UseOptions) -> dict[str, Any]:
 def _own_options(fields: set[str]) -> str:
     names = fields & vars(UseOptions()).keys()
     if "windows" in fields:
-        names |= {"max_length", "windows", "stride"}
+        names |= _WINDOWS.keys()
     return f"its options are {', '.join(map(_option, sorted(names)))}" if names else "it has no options"
 
 
