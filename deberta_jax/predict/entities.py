@@ -18,7 +18,7 @@ from .entity_groups import Aggregation, LabeledSpan, drop_overlaps, label_spans
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
 from .tokenized_text import TokenizedText, cut_windows, spaced_words, strip_span, tokenize
-from .windows import Windows
+from .windows import Windows, window_step
 
 Words = tuple[str, ...]
 
@@ -124,8 +124,7 @@ class FindEntities(Pipeline[str | Words, list[Entity]]):
             text, tokens, words = _tokenize_words(model.tokenizer, item)
             continues = np.diff(words, prepend=-1) == 0
         count = len(tokens.ids)
-        stride = min(self.stride or max(1, room // 2), room)
-        windows = list(cut_windows(count, room=room, stride=stride)) if count else []
+        windows = list(cut_windows(count, room=room, stride=window_step(room, self.stride))) if count else []
         rows = [Row(*model.tokenizer.with_special_tokens(tokens.ids[first : first + size])) for first, size in windows]
         begins = _begins(text, tokens) if model.tokenizer.vocab_type == "spm" else tokens.offsets[:, 0]
         return Rows(rows, _Tokens(text, tokens, begins, continues, words, windows))
