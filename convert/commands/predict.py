@@ -25,7 +25,7 @@ from .prediction.output import Output, OutputFile, StandardOutput, is_complete
 from .prediction.progress import shown_progress
 from .prediction.results import RowResult, row_results
 from .prediction.rows import TEXT, Format, Position, Reading, Row, arrived_parts, check_inputs, is_file, read_rows
-from .prediction.streams import STANDARD_INPUT
+from .prediction.streams import STANDARD_INPUT, input_name
 from .prediction.tables import print_tables
 from .prediction.uses import UseOptions, choose_task, make_pipeline
 
@@ -122,10 +122,10 @@ def _inputs(config: PredictConfig) -> tuple[str, ...]:
     """Returns the inputs: standard input if none is given and it is not a terminal."""
     if config.inputs.count(STANDARD_INPUT) > 1:
         raise UserError("standard input (-) is given twice; it can be read once")
-    if config.inputs or sys.stdin is None or sys.stdin.isatty():
-        if not config.inputs:
-            raise UserError("no input; give files or texts after MODEL and before the options, or - for standard input")
+    if config.inputs:
         return config.inputs
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("no input; give files or texts after MODEL and before the options, or - for standard input")
     return (STANDARD_INPUT,)
 
 
@@ -195,8 +195,8 @@ class _Run:
 
     def _write(self, rows: Iterator[Row], output: Output) -> None:
         """Writes the lines of the rows that are not done yet."""
-        done = output.done
-        errors: list[str] = []
+        done, bad = output.done, 0
+        named: list[str] = []
         try:
             with noticed_interrupts() as check_interrupt, shown_progress(self._position) as show:
                 for result in self._ordered(self._results(rows)):
@@ -205,7 +205,9 @@ class _Run:
                     done += 1
                     show(done)
                     if isinstance(result.result, UserError):
-                        errors.append(str(result.result) if len(errors) < _NAMED_ERRORS else "")
+                        bad += 1
+                        if bad <= _NAMED_ERRORS:
+                            named.append(str(result.result))
         except KeyboardInterrupt:
             if self._config.output is not None:
                 say(f"\n{done:,} rows are done; run the same command again to go on", error=True)
@@ -213,10 +215,10 @@ class _Run:
         output.finish()
         if self._config.output is not None:
             say(f"{_rows(done)} in {self._config.output}", error=True)
-        if errors:
-            more = len(errors) - _NAMED_ERRORS
-            named = [*errors[:_NAMED_ERRORS], *([f"and {more:,} more"] if more > 0 else [])]
-            say("\n  ".join([f"{_rows(len(errors))} could not be used:", *named]), error=True)
+        if bad > _NAMED_ERRORS:
+            named.append(f"and {bad - _NAMED_ERRORS:,} more")
+        if bad:
+            say("\n  ".join([f"{_rows(bad)} could not be used:", *named]), error=True)
 
     def _results(self, rows: Iterator[Row]) -> Iterator[RowResult]:
         for part in arrived_parts(rows, self._position):
@@ -249,7 +251,7 @@ class _Run:
                 except UserError as error:
                     raise UserError(f"{row.place}: {error}") from None
                 if row.file is not None and finder.columns != (TEXT,) and finder not in self._finders.values():
-                    say(f"{row.name}: reading {quote_names(finder.columns)}", error=True)
+                    say(f"{input_name(row.file)}: reading {quote_names(finder.columns)}", error=True)
                 self._finders[row.file] = finder
             yield row
 
