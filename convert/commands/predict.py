@@ -60,13 +60,13 @@ class PredictConfig:
     output: Path | None = None
     """.jsonl file to write; until it is complete, it is named FILE.partial (default: standard output)"""
     skip_bad: bool = False
-    """go on after a row that cannot be used; its line has "error" in place of a result (default: stop and name it)"""
+    """continue after a bad row; its line has "error" in place of a result (default: stop and name the row)"""
     copy_input: bool = False
     """put all columns of a row into its line, as "input\""""
     json: bool = False
-    """give texts of the command line JSON as well (default on a terminal: a table)"""
+    """print JSON for texts of the command line as well (default on a terminal: a table)"""
     format: Format | None = None
-    """format of the inputs (default: by the suffix; of standard input jsonl if it begins with {, else text)"""
+    """format of the inputs (default: by the suffix; for standard input jsonl if it begins with {, else text)"""
     header: bool = True
     """the first line of .csv and .tsv files names the columns; with --no-header the names are numbers from 0"""
     quoting: Literal["none", "csv"] | None = None
@@ -210,7 +210,7 @@ class _Run:
                             named.append(str(result.result))
         except KeyboardInterrupt:
             if self._config.output is not None:
-                say(f"\n{done:,} rows are done; run the same command again to go on", error=True)
+                say(f"\n{done:,} rows are done; run the same command again to continue", error=True)
             raise
         output.finish()
         if self._config.output is not None:

@@ -54,7 +54,7 @@ class Columns:
     """Names of the columns of the input; by default usual names are looked for in its first row"""
 
     text_column: str | None = None
-    """the text (default: text, sentence, ..., or the only column); of choices the prompt, of `rank` the query"""
+    """the text (default: text, sentence, ..., or the only column); for choices the prompt, for `rank` the query"""
     pair_column: str | None = None
     """the second text of a pair (default: pair, or sentence2, hypothesis, document, response, ... beside the first)"""
     question_column: str | None = None
@@ -77,7 +77,7 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Finder:
-    """Makes items of rows.
+    """Turns rows into items.
 
     Attributes:
       item: Returns the item of a row; raises UserError if the row cannot be used.

@@ -160,12 +160,12 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
 
 
 def arrived_parts(rows: Iterator[Row], position: Position) -> Iterator[Iterator[Row]]:
-    """Yields all rows in parts. A part ends where the next row has not arrived yet, so that nobody waits for it.
+    """Yields all rows in parts. A part ends where the next row has not arrived yet, so that results do not wait for it.
 
     Rows of files are one part.
 
     Args:
-      rows: Of `read_rows`. Each part must be read to its end before the next one.
+      rows: The rows that `read_rows` yields. Each part must be read to its end before the next one.
       position: As for `read_rows`.
     """
 

@@ -27,17 +27,17 @@ class UseOptions:
     """What to do with the texts; each option belongs to some tasks"""
 
     max_length: int | None = None
-    """largest number of tokens of a row; longer texts are read in windows (default: 512, of answers 384, or as many as
-    the model has positions for)"""
+    """largest number of tokens of a row; longer texts are read in windows (default: 512, for answers 384, or as many
+    as the model has positions for)"""
     windows: Literal["mean", "max", "truncate", "error"] | None = None
     """classify, score, zero-shot, embed, rank: combine the windows of a long text by their mean or maximum, cut the
-    text, or refuse it (default: mean; of rank max)"""
+    text, or refuse it (default: mean; for rank max)"""
     stride: int | None = None
-    """tokens between the starts of two windows (default: half a window; of answers 128)"""
+    """tokens between the starts of two windows (default: half a window; for answers 128)"""
     top_k: int | None = None
     """how many classes, documents, answers or tokens for a mask are given (default: all; 1 answer; 5 tokens)"""
     threshold: float | None = None
-    """smallest probability of a class that applies, in multi-label classification (default: of a run the thresholds in
+    """smallest probability of a class that applies, in multi-label classification (default: for a run the thresholds in
     its results.json, else 0.5)"""
     raw: bool = False
     """score, rank: give the logit in place of its sigmoid"""
