@@ -12,6 +12,7 @@ import tyro
 
 from deberta_jax.errors import UserError
 from deberta_jax.predict.predictor import Predictor
+from deberta_jax.predict.ranking import ranked
 from deberta_jax.terminal import quote_names, say
 
 from .fill_mask import warn_of_untrained_head
@@ -24,7 +25,7 @@ from .prediction.output import Output, OutputFile, StandardOutput, is_complete
 from .prediction.progress import shown_progress
 from .prediction.results import RowResult, row_results
 from .prediction.rows import TEXT, Format, Position, Reading, Row, arrived_parts, check_inputs, is_file, read_rows
-from .prediction.streams import STANDARD_INPUT
+from .prediction.streams import STANDARD_INPUT, input_name
 from .prediction.tables import print_tables
 from .prediction.uses import UseOptions, choose_task, make_pipeline
 
@@ -59,13 +60,13 @@ class PredictConfig:
     output: Path | None = None
     """.jsonl file to write; until it is complete, it is named FILE.partial (default: standard output)"""
     skip_bad: bool = False
-    """go on after a row that cannot be used; its line has "error" in place of a result (default: stop and name it)"""
+    """continue after a bad row; its line has "error" in place of a result (default: stop and name the row)"""
     copy_input: bool = False
     """put all columns of a row into its line, as "input\""""
     json: bool = False
-    """give texts of the command line JSON as well (default on a terminal: a table)"""
+    """print JSON for texts of the command line as well (default on a terminal: a table)"""
     format: Format | None = None
-    """format of the inputs (default: by the suffix; of standard input jsonl if it begins with {, else text)"""
+    """format of the inputs (default: by the suffix; for standard input jsonl if it begins with {, else text)"""
     header: bool = True
     """the first line of .csv and .tsv files names the columns; with --no-header the names are numbers from 0"""
     quoting: Literal["none", "csv"] | None = None
@@ -121,10 +122,10 @@ def _inputs(config: PredictConfig) -> tuple[str, ...]:
     """Returns the inputs: standard input if none is given and it is not a terminal."""
     if config.inputs.count(STANDARD_INPUT) > 1:
         raise UserError("standard input (-) is given twice; it can be read once")
-    if config.inputs or sys.stdin is None or sys.stdin.isatty():
-        if not config.inputs:
-            raise UserError("no input; give files or texts after MODEL and before the options, or - for standard input")
+    if config.inputs:
         return config.inputs
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("no input; give files or texts after MODEL and before the options, or - for standard input")
     return (STANDARD_INPUT,)
 
 
@@ -194,8 +195,8 @@ class _Run:
 
     def _write(self, rows: Iterator[Row], output: Output) -> None:
         """Writes the lines of the rows that are not done yet."""
-        done = output.done
-        errors: list[str] = []
+        done, bad = output.done, 0
+        named: list[str] = []
         try:
             with noticed_interrupts() as check_interrupt, shown_progress(self._position) as show:
                 for result in self._ordered(self._results(rows)):
@@ -204,18 +205,20 @@ class _Run:
                     done += 1
                     show(done)
                     if isinstance(result.result, UserError):
-                        errors.append(str(result.result) if len(errors) < _NAMED_ERRORS else "")
+                        bad += 1
+                        if bad <= _NAMED_ERRORS:
+                            named.append(str(result.result))
         except KeyboardInterrupt:
             if self._config.output is not None:
-                say(f"\n{done:,} rows are done; run the same command again to go on", error=True)
+                say(f"\n{done:,} rows are done; run the same command again to continue", error=True)
             raise
         output.finish()
         if self._config.output is not None:
             say(f"{_rows(done)} in {self._config.output}", error=True)
-        if errors:
-            more = len(errors) - _NAMED_ERRORS
-            named = [*errors[:_NAMED_ERRORS], *([f"and {more:,} more"] if more > 0 else [])]
-            say("\n  ".join([f"{_rows(len(errors))} could not be used:", *named]), error=True)
+        if bad > _NAMED_ERRORS:
+            named.append(f"and {bad - _NAMED_ERRORS:,} more")
+        if bad:
+            say("\n  ".join([f"{_rows(bad)} could not be used:", *named]), error=True)
 
     def _results(self, rows: Iterator[Row]) -> Iterator[RowResult]:
         for part in arrived_parts(rows, self._position):
@@ -227,10 +230,13 @@ class _Run:
             return results
         all_results = list(results)
         bad = [result for result in all_results if isinstance(result.result, UserError)]
-        scores = [(result.row, result.result) for result in all_results if not isinstance(result.result, UserError)]
-        scores.sort(key=lambda pair: -pair[1])  # equal scores stay in the order of the rows
-        best = enumerate(scores[: self._config.options.top_k], start=1)
-        return [RowResult(row, RankedRow(rank, score, self._item(row).pair)) for rank, (row, score) in best] + bad
+        scored = [result for result in all_results if not isinstance(result.result, UserError)]
+        documents = [self._item(result.row).pair for result in scored]
+        scores: list[Any] = [result.result for result in scored]
+        return [
+            RowResult(scored[best.index].row, RankedRow(rank, best.score, best.text))
+            for rank, best in enumerate(ranked(documents, scores, top_k=self._config.options.top_k), start=1)
+        ] + bad
 
     def _with_columns(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yields the rows, after the columns of their file are known.
@@ -245,7 +251,7 @@ class _Run:
                 except UserError as error:
                     raise UserError(f"{row.place}: {error}") from None
                 if row.file is not None and finder.columns != (TEXT,) and finder not in self._finders.values():
-                    say(f"{row.name}: reading {quote_names(finder.columns)}", error=True)
+                    say(f"{input_name(row.file)}: reading {quote_names(finder.columns)}", error=True)
                 self._finders[row.file] = finder
             yield row
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, Int32, Shaped
 from ..config import DebertaConfig
 from ..errors import UserError
 from ..models import DebertaForQuestionAnswering
+from .checks import check_at_least_one, check_one_of
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
 from .span_search import SpanCandidate, SpanWindows, best_spans, distinct_texts
@@ -52,24 +53,16 @@ class AnswerCandidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """The answer to a question: `context[start:end]`, or an empty text if there is none.
+class Answer(AnswerCandidate):
+    """The answer to a question, which is the candidate that was chosen.
 
     Attributes:
-      text: The text.
-      start: Position of its first character in the context.
-      end: Position after its last character.
-      score: See `AnswerQuestions`.
       no_answer_score: The score of "no answer".
       candidates: The answer and the next best ones; "no answer" is among them if it is allowed.
       windows: Number of windows that the context was read in.
       notes: What was left out of the model's input, if anything.
     """
 
-    text: str
-    start: int
-    end: int
-    score: float
     no_answer_score: float
     candidates: tuple[AnswerCandidate, ...]
     windows: int
@@ -78,7 +71,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Context:
-    """Where the context stands in the rows, the first token of each window, and the characters of the tokens."""
+    """Where the context begins in the rows, the first token of each window, and the characters of the tokens."""
 
     begin: int
     firsts: Sequence[int]
@@ -133,13 +126,15 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
 
     def __post_init__(self) -> None:
         Windows(self.max_length)  # checks it
-        for name in ("top_k", "max_question_length", "stride", "max_answer_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_at_least_one(
+            top_k=self.top_k,
+            max_question_length=self.max_question_length,
+            stride=self.stride,
+            max_answer_length=self.max_answer_length,
+        )
         if not math.isfinite(self.null_threshold):
             raise UserError(f"null_threshold is {self.null_threshold}; it must be a finite number")
-        if self.softmax not in get_args(Softmax):
-            raise UserError(f"softmax is {self.softmax!r}; it must be one of {', '.join(get_args(Softmax))}")
+        check_one_of("softmax", self.softmax, get_args(Softmax))
 
     @property
     def _spans_per_window(self) -> int:
@@ -147,7 +142,7 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
         return self.top_k if self.softmax == "window" else max(self.top_k, _SPANS)
 
     def traced_settings(self) -> Hashable:
-        return self._spans_per_window, self.max_answer_length
+        return AnswerQuestions, self._spans_per_window, self.max_answer_length
 
     def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForQuestionAnswering:
         return DebertaForQuestionAnswering(config, **attributes)
@@ -207,8 +202,9 @@ class AnswerQuestions(Pipeline[QuestionAndContext, Answer]):
         if self.softmax == "document":
             ends = [np.array([output[name].item() for output in outputs]) for name in ("start_total", "end_total")]
             total = float(sum(np.logaddexp.reduce(end) for end in ends))
-            ordered = sorted(_spans(rows.context, outputs), key=lambda span: -span[0])
-            found = distinct_texts(item.context, ordered, n_best=self.top_k)
+            windows = zip(rows.context.firsts, outputs, strict=True)
+            spans = [span for first, output in windows for span in _spans(rows.context, first, output)]
+            found = distinct_texts(item.context, sorted(spans, key=lambda span: -span[0]), n_best=self.top_k)
             scored = [_candidate(span, math.exp(span.score - total)) for span in found]
             null, margin = min(nulls), min(nulls) - found[0].score if found else math.inf
             null_score = math.exp(null - total)
@@ -248,18 +244,12 @@ def _at(values: Shaped[Array, "B S"], position: Int[Array, "B 1"]) -> Shaped[Arr
     return jnp.take_along_axis(values, position, axis=1)
 
 
-def _spans(context: _Context, outputs: Sequence[RowOutputs]) -> Iterator[tuple[float, tuple[int, int]]]:
-    """Yields the score and the characters of the best spans of each window."""
-    for first, output in zip(context.firsts, outputs, strict=True):
-        for start, end, score in _existing(output):
-            shift = first - context.begin
-            yield score, (int(context.offsets[start + shift, 0]), int(context.offsets[end + shift, 1]))
-
-
-def _existing(output: Mapping[str, Any]) -> Iterator[tuple[int, int, float]]:
+def _spans(context: _Context, first: int, output: RowOutputs) -> Iterator[tuple[float, tuple[int, int]]]:
+    """Yields the score and the characters of the best spans of a window, whose first token is `first`."""
+    shift = first - context.begin
     for start, end, score, exists in zip(*(output[name].tolist() for name in _FIELDS), strict=True):
         if exists:
-            yield start, end, score
+            yield score, (int(context.offsets[start + shift, 0]), int(context.offsets[end + shift, 1]))
 
 
 def _candidate(span: SpanCandidate, score: float) -> AnswerCandidate:
@@ -275,8 +265,7 @@ def _added(
     """
     found: dict[str, AnswerCandidate] = {}
     for first, output, total in zip(context.firsts, outputs, totals, strict=True):
-        window = dataclasses.replace(context, firsts=(first,))
-        for score, characters in _spans(window, (output,)):
+        for score, characters in _spans(context, first, output):
             answer, start = strip_span(text, *characters)
             if not answer:
                 continue

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Shaped
 
 from ..errors import UserError
+from ..tokenizers.batch import pad
 from .pipeline import Row, RowOutputs, Rows
 
 Item = TypeVar("Item")
@@ -74,9 +75,9 @@ def _power_of_two(number: int, *, up: bool) -> int:
 class Entry(Generic[Item]):
     """One item: its rows or the reason why it has none, and the outputs of the rows as they arrive."""
 
-    def __init__(self, index: int, item: Item, rows: Rows[Any] | None, error: UserError | None) -> None:
-        self.index, self.item, self.rows, self.error = index, item, rows, error
-        count = 0 if rows is None else len(rows.rows)
+    def __init__(self, index: int, item: Item, rows: Rows[Any] | UserError) -> None:
+        self.index, self.item, self.rows = index, item, rows
+        count = 0 if isinstance(rows, UserError) else len(rows.rows)
         self.outputs: list[RowOutputs] = [{}] * count
         self.missing = count
 
@@ -106,14 +107,11 @@ class Batch:
 
     def arrays(self, pad_id: int) -> BatchArrays:
         """Returns the arrays that `Pipeline.outputs` describes, padded."""
-        shape = self.size, self.length
-        ids, types = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
-        lengths = np.zeros(self.size, np.int32)
-        for i, slot in enumerate(self.slots):
-            count = lengths[i] = len(slot.row.input_ids)
-            ids[i, :count], types[i, :count] = slot.row.input_ids, slot.row.token_type_ids
-        real = (np.arange(self.length) < lengths[:, None]).astype(np.int32)
-        arrays = {"input_ids": ids, "attention_mask": real, "token_type_ids": types}
+        rows: list[tuple[Sequence[int], Sequence[int]]] = [
+            (slot.row.input_ids, slot.row.token_type_ids) for slot in self.slots
+        ]
+        rows += [((), ())] * (self.size - len(rows))
+        arrays: BatchArrays = dict(vars(pad(rows, padding="max_length", max_length=self.length, pad_id=pad_id)))
         most = max(len(slot.row.masked_positions) for slot in self.slots)
         if most:
             masked = arrays["masked_positions"] = np.zeros((self.size, _power_of_two(most, up=True)), np.int32)
@@ -183,7 +181,7 @@ def plan_ahead(
 
 
 def _rows(entry: Entry[Any]) -> Iterable[tuple[int, Row]]:
-    return () if entry.rows is None else enumerate(entry.rows.rows)
+    return () if isinstance(entry.rows, UserError) else enumerate(entry.rows.rows)
 
 
 def _weight(entry: Entry[Any]) -> int:

@@ -75,7 +75,7 @@ class ChooseAnswers(Pipeline[PromptAndChoices, Choice]):
         Windows(self.max_length)  # checks it
 
     def traced_settings(self) -> Hashable:
-        return None
+        return ChooseAnswers
 
     def check(self, model: LoadedModel) -> None:
         outputs = np.shape(model.params["classifier"]["bias"])[-1]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from ..config import DebertaConfig
 from ..errors import UserError
 from ..models import DebertaForSequenceClassification
+from .checks import check_at_least_one
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Item, Pipeline, Result, RowOutputs, Rows, TextPair
 from .windows import Windows
@@ -75,8 +76,7 @@ class ClassifyTexts(TextLogits[str | TextPair, Classification]):
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
+        check_at_least_one(top_k=self.top_k)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"threshold is {self.threshold}; it must be 0 to 1")
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config import DebertaConfig
-from ..errors import UserError
 from ..models import Deberta
+from .checks import check_one_of
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, RowOutputs, Rows
 from .windows import Windows
@@ -50,8 +50,7 @@ class EmbedTexts(Pipeline[str, Embedding]):
     windows: Windows = Windows()
 
     def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise UserError(f"pooling is {self.pooling!r}; it must be one of {', '.join(get_args(Pooling))}")
+        check_one_of("pooling", self.pooling, get_args(Pooling))
 
     def model(self, config: DebertaConfig, **attributes: Any) -> Deberta:
         return Deberta(config, **attributes)

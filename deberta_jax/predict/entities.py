@@ -13,11 +13,12 @@ from ..errors import UserError
 from ..models import DebertaForTokenClassification
 from ..tokenizers.batch import check_text
 from ..tokenizers.tokenizer import Tokenizer
+from .checks import check_one_of
 from .entity_groups import Aggregation, LabeledSpan, drop_overlaps, label_spans
 from .loaded_model import LoadedModel
 from .pipeline import Arrays, Pipeline, Row, RowOutputs, Rows
 from .tokenized_text import TokenizedText, cut_windows, spaced_words, strip_span, tokenize
-from .windows import Windows
+from .windows import Windows, window_step
 
 Words = tuple[str, ...]
 
@@ -99,16 +100,13 @@ class FindEntities(Pipeline[str | Words, list[Entity]]):
     ignore: tuple[str, ...] = ("O",)
 
     def __post_init__(self) -> None:
-        if self.aggregation not in get_args(Aggregation):
-            raise UserError(
-                f"aggregation is {self.aggregation!r}; it must be one of {', '.join(get_args(Aggregation))}"
-            )
+        check_one_of("aggregation", self.aggregation, get_args(Aggregation))
         Windows(self.max_length, stride=self.stride)  # checks the two
         if self.max_length is not None and self.max_length < 3:
             raise UserError(f"max_length is {self.max_length}; it must be at least 3, for a token and [CLS] and [SEP]")
 
     def traced_settings(self) -> Hashable:
-        return None
+        return FindEntities
 
     def model(self, config: DebertaConfig, **attributes: Any) -> DebertaForTokenClassification:
         return DebertaForTokenClassification(config, **attributes)
@@ -126,8 +124,7 @@ class FindEntities(Pipeline[str | Words, list[Entity]]):
             text, tokens, words = _tokenize_words(model.tokenizer, item)
             continues = np.diff(words, prepend=-1) == 0
         count = len(tokens.ids)
-        stride = min(self.stride or max(1, room // 2), room)
-        windows = list(cut_windows(count, room=room, stride=stride)) if count else []
+        windows = list(cut_windows(count, room=room, stride=window_step(room, self.stride))) if count else []
         rows = [Row(*model.tokenizer.with_special_tokens(tokens.ids[first : first + size])) for first, size in windows]
         begins = _begins(text, tokens) if model.tokenizer.vocab_type == "spm" else tokens.offsets[:, 0]
         return Rows(rows, _Tokens(text, tokens, begins, continues, words, windows))

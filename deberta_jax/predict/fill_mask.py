@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TokenCandidate:
-    """One token that may stand behind a [MASK].
+    """A token that may be behind a [MASK].
 
     Attributes:
       id: Its id.

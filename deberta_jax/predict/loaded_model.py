@@ -44,7 +44,8 @@ class LoadedModel:
       config: The model's configuration.
       params: Nested dict with the encoder under `deberta` and the heads beside it.
       tokenizer: The tokenizer that the model was trained with.
-      thresholds: Of a multi-label run, the probability from which each class was predicted there; empty if unknown.
+      thresholds: The probability from which each class is predicted, for the model of a multi-label run; empty if
+        unknown.
 
     Raises:
       UserError: The tokenizer is larger than the model's vocabulary, or the parameters contain only a GDES
@@ -99,8 +100,9 @@ class LoadedModel:
         Raises:
           UserError: The model does not have a head, or has it for another use.
         """
-        extra = [] if heads != ("classifier",) else [name for name in ("token_proj",) if name in self.params]
-        is_for_texts = heads == ("classifier",) and "pooler" in self.params
+        labels_tokens = heads == ("classifier",)
+        extra = ("token_proj",) if labels_tokens and "token_proj" in self.params else ()
+        is_for_texts = labels_tokens and "pooler" in self.params
         if is_for_texts or not set(heads) <= self.params.keys():
             reason = f"has no {' and '.join(name for name in heads if name not in self.params)}"
             if is_for_texts:

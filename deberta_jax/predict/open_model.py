@@ -20,7 +20,7 @@ def open_model(
     """Opens a deberta-jax folder, or a folder or hub name with PyTorch files.
 
     Args:
-      source: The folder or hub name. Of a run the finished model is opened, of several seeds the best one.
+      source: The folder or hub name. For a run, the finished model is opened; for several seeds, the best one.
         NAME@REVISION names a branch, tag or commit.
       filename: Name of the PyTorch weight file, as in `load_pytorch`.
       tokenizer: The tokenizer, or a folder or hub name that has it (default: that of the model).

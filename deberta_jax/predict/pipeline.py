@@ -114,7 +114,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     def traced_settings(self) -> Hashable:
         """Returns what `model` and `outputs` depend on: pipelines that agree in it share their compiled programs.
 
-        A pipeline with settings that only `encode` and `decode` read returns its class with the others, so that nothing
-        is compiled again for other labels or another number of results.
+        A pipeline with settings that only `encode` and `decode` read returns its class with the other settings, so that
+        nothing is compiled again for other labels or another number of results.
         """
         return self

@@ -19,7 +19,7 @@ from .entity_groups import Aggregation
 from .fill_mask import FillMask, TokenCandidate
 from .open_model import open_model
 from .pipeline import Pipeline, TextPair
-from .ranking import RankedDocument, ranked
+from .ranking import RankDocuments, RankedDocument, ranked
 from .replaced_tokens import DetectReplacedTokens, TokenScore
 from .runner import Runner, check_types
 from .windows import Combination, Windows
@@ -164,11 +164,10 @@ class Predictor(Runner):
         Raises:
           UserError: As `classify`.
         """
-        if top_k is not None and top_k < 1:
-            raise UserError(f"top_k is {top_k}; it must be at least 1")
+        pipeline = RankDocuments(Windows(max_length, windows, stride), raw, top_k)
         texts = _texts(documents, "documents")
         pairs = [TextPair(check_text(query, "the query"), text) for text in texts]
-        return ranked(texts, self._results(ScoreTexts(Windows(max_length, windows, stride), raw), pairs), top_k=top_k)
+        return ranked(texts, self._results(pipeline.scores, pairs), top_k=top_k)
 
     def zero_shot(
         self,

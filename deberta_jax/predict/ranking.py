@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ..errors import UserError
+from .checks import check_at_least_one
 from .classification import ScoreTexts, TextLogits
 from .loaded_model import LoadedModel
 from .pipeline import RowOutputs, Rows, TextPair
@@ -63,16 +64,15 @@ class RankDocuments(TextLogits[QueryAndDocuments, list[RankedDocument]]):
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
+        check_at_least_one(top_k=self.top_k)
 
     def check(self, model: LoadedModel) -> None:
-        self._scores.check(model)
+        self.scores.check(model)
 
     def encode(self, model: LoadedModel, item: QueryAndDocuments) -> Rows[list[Rows[None]]]:
         if not item.documents:
             raise UserError("there are no documents to order")
-        of_documents = [self._scores.encode(model, TextPair(item.query, text)) for text in item.documents]
+        of_documents = [self.scores.encode(model, TextPair(item.query, text)) for text in item.documents]
         return Rows([row for rows in of_documents for row in rows.rows], of_documents)
 
     def decode(
@@ -85,10 +85,11 @@ class RankDocuments(TextLogits[QueryAndDocuments, list[RankedDocument]]):
         scores, start = [], 0
         for text, own in zip(item.documents, rows.context, strict=True):
             end = start + len(own.rows)
-            scores.append(self._scores.decode(model, TextPair(item.query, text), own, outputs[start:end]))
+            scores.append(self.scores.decode(model, TextPair(item.query, text), own, outputs[start:end]))
             start = end
         return ranked(item.documents, scores, top_k=self.top_k)
 
     @property
-    def _scores(self) -> ScoreTexts:
+    def scores(self) -> ScoreTexts:
+        """The pipeline that scores each query with one of its documents."""
         return ScoreTexts(self.windows, self.raw)

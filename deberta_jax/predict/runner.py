@@ -17,6 +17,7 @@ from ..models import Deberta
 from ..parameter_check import check_finite
 from ..sharding import batch_devices, batch_sharding, make_mesh, named_shardings
 from .batching import Batch, BatchSizes, Entry, in_order, plan_ahead
+from .checks import check_at_least_one, check_one_of
 from .loaded_model import LoadedModel
 from .pipeline import Pipeline
 
@@ -30,10 +31,8 @@ _TRACED_LENGTH = 7  # no padded row has it
 
 def check_types(dtype: str, weights: str) -> None:
     """Raises UserError if there is no such dtype of the computation, or of the weights."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    if weights not in WEIGHTS:
-        raise UserError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}")
+    check_one_of("dtype", dtype, DTYPES)
+    check_one_of("weights", weights, WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,8 +57,7 @@ class Runner(LoadedModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_types(self.dtype, self.weights)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        check_at_least_one(batch_size=self.batch_size)
         if jax.process_count() > 1:
             raise UserError(
                 f"prediction runs in one process, but JAX runs in {jax.process_count()}; start one process, and give "
@@ -102,12 +100,12 @@ class Runner(LoadedModel):
         waiting: deque[Entry[Item]] = deque()
         batches = plan_ahead(self._entries(pipeline, items, all_items=skip is not None), sizes, waiting)
         for entry in in_order(batches, waiting, program.dispatch, program.receive):
-            if entry.error is None and entry.rows is not None:
+            if not isinstance(entry.rows, UserError):
                 yield pipeline.decode(self, entry.item, entry.rows, entry.outputs)
             elif skip is None:
-                raise entry.error  # type: ignore[misc]
+                raise entry.rows
             else:
-                skip(entry.index, entry.error)  # type: ignore[arg-type]
+                skip(entry.index, entry.rows)
 
     def _entries(self, pipeline: Pipeline[Item, Any], items: Iterable[Item], *, all_items: bool) -> Iterator[Entry]:
         """Encodes items. An item that cannot be used is the last, unless all items are wanted."""
@@ -121,11 +119,11 @@ class Runner(LoadedModel):
                         f"the text has {longest} tokens, but {self.source} has positions for {limit}; shorten it"
                     )
             except UserError as error:
-                yield Entry(index, item, None, error)
+                yield Entry(index, item, error)
                 if not all_items:
                     return
             else:
-                yield Entry(index, item, rows, None)
+                yield Entry(index, item, rows)
 
     # ------------------------------------------------------------------------------------ parameters and programs
 
@@ -161,7 +159,7 @@ class Runner(LoadedModel):
 
     def _program(self, pipeline: Pipeline[Any, Any], parts: Sequence[str]) -> "Program":
         """Returns the compiled form of a pipeline, the same for pipelines that compute the same."""
-        key = type(pipeline), pipeline.traced_settings()
+        key = pipeline.traced_settings()
         if key not in self._programs:
             params = self._parameters(parts)
             model = pipeline.model(self.config, dtype=jnp.dtype(self.dtype))
@@ -227,12 +225,12 @@ class Program:
         A number of classes may equal the number of tokens by chance, so the program is traced with another length.
         """
         rows, length = arrays["input_ids"].shape
+        if not any(length in output.shape[1:] for output in outputs.values()):
+            return dict.fromkeys(outputs)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(arrays, (rows, _TRACED_LENGTH))
         if "masked_positions" in arrays:
             shapes["masked_positions"] = arrays["masked_positions"].shape
         others = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
-        if not any(length in output.shape[1:] for output in outputs.values()):
-            return dict.fromkeys(outputs)
         shorter = jax.eval_shape(self._compute, self._params, others)
         return {
             name: next((axis for axis, size in enumerate(output.shape) if size != shorter[name].shape[axis]), None)

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import UserError
+from ..tokenizers.batch import check_text
+from .checks import check_at_least_one, check_one_of
 from .loaded_model import LoadedModel
 from .pipeline import Row, TextPair
 
@@ -36,12 +38,8 @@ class Windows:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        if self.combine not in get_args(Combination):
-            raise UserError(f"windows is {self.combine!r}; it must be one of {', '.join(get_args(Combination))}")
-        for name in ("max_length", "stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        check_one_of("windows", self.combine, get_args(Combination))
+        check_at_least_one(max_length=self.max_length, stride=self.stride)
 
     def rows(self, model: LoadedModel, item: str | TextPair) -> list[Row]:
         """Returns the rows of a text or a pair. Of a long pair, the first text is in every window.
@@ -51,19 +49,18 @@ class Windows:
             larger than the number of positions of the model.
         """
         item = TextPair.of(item)
-        max_length = self.length(model)
-        encoding = model.tokenizer(item.text, item.pair)
-        if len(encoding.input_ids) <= max_length:
-            return [Row(encoding.input_ids, encoding.token_type_ids)]
+        tokenizer, max_length = model.tokenizer, self.length(model)
+        first = tokenizer.encode(item.text)
+        second = None if item.pair is None else tokenizer.encode(check_text(item.pair, "the pair"))
+        row = Row(*tokenizer.with_special_tokens(first, second))
+        if len(row.input_ids) <= max_length:
+            return [row]
         if self.combine == "truncate":
-            encoding = model.tokenizer(item.text, item.pair, max_length=max_length)
+            encoding = tokenizer(item.text, item.pair, max_length=max_length)
             return [Row(encoding.input_ids, encoding.token_type_ids)]
-        first = model.tokenizer.encode(item.text)
-        if item.pair is None:
-            return [Row(*model.tokenizer.with_special_tokens(part)) for part in self.split(model, first, None)]
-        second = model.tokenizer.encode(item.pair)
-        parts = self.split(model, second, len(first))
-        return [Row(*model.tokenizer.with_special_tokens(first, part)) for part in parts]
+        if second is None:
+            return [Row(*tokenizer.with_special_tokens(part)) for part in self.split(model, first, None)]
+        return [Row(*tokenizer.with_special_tokens(first, part)) for part in self.split(model, second, len(first))]
 
     def split(self, model: LoadedModel, tokens: Sequence[int], kept: int | None) -> list[Sequence[int]]:
         """Returns the parts of a text that are read one by one: all of it if it fits into a row.
@@ -122,14 +119,24 @@ class Windows:
         return values.max(axis=0) if self.combine == "max" else values.mean(axis=0)
 
 
+def window_step(room: int, stride: int | None) -> int:
+    """Returns the number of tokens between the starts of two windows.
+
+    Args:
+      room: Number of tokens of a window.
+      stride: The number that the user set; at most `room` is used (default: half of `room`).
+    """
+    return min(stride or max(1, room // 2), room)
+
+
 def window_starts(tokens: int, room: int, stride: int | None) -> list[int]:
     """Returns where the windows of a text start; together they have every token.
 
     Args:
       tokens: Number of tokens of the text.
       room: Number of tokens of a window.
-      stride: Number of tokens between two starts, at most `room` (default: half of `room`).
+      stride: As for `window_step`.
     """
-    step = min(stride or max(1, room // 2), room)
+    step = window_step(room, stride)
     last = max(0, tokens - room)
     return [*range(0, last, step), last]

@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from deberta_jax.errors import UserError
+from deberta_jax.predict.answers import QuestionAndContext
+from deberta_jax.predict.choices import PromptAndChoices
 from deberta_jax.predict.pipeline import TextPair
+from deberta_jax.predict.ranking import QueryAndDocuments
 from deberta_jax.terminal import quote_names
 
 from ....train.tasks.sources.cells import Cells, MissingColumnError, is_list, list_cell, parse_text, text_cell
@@ -51,7 +54,7 @@ class Columns:
     """Names of the columns of the input; by default usual names are looked for in its first row"""
 
     text_column: str | None = None
-    """the text (default: text, sentence, ..., or the only column); of choices the prompt, of `rank` the query"""
+    """the text (default: text, sentence, ..., or the only column); for choices the prompt, for `rank` the query"""
     pair_column: str | None = None
     """the second text of a pair (default: pair, or sentence2, hypothesis, document, response, ... beside the first)"""
     question_column: str | None = None
@@ -74,7 +77,7 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Finder:
-    """Makes items of rows.
+    """Turns rows into items.
 
     Attributes:
       item: Returns the item of a row; raises UserError if the row cannot be used.
@@ -158,8 +161,6 @@ def _words(columns: Columns, cells: Cells) -> Finder:
 
 
 def _questions(columns: Columns, cells: Cells) -> Finder:
-    from deberta_jax.predict.answers import QuestionAndContext
-
     fixed = columns.question
     if fixed is not None:
         fixed = parse_text(fixed, "--question", allow_empty=False)
@@ -173,8 +174,6 @@ def _questions(columns: Columns, cells: Cells) -> Finder:
 
 
 def _choices(columns: Columns, cells: Cells) -> Finder:
-    from deberta_jax.predict.choices import PromptAndChoices
-
     prompt = columns.text_column or _first(_PROMPTS, cells) or _text_column(columns, cells)
     _existing(prompt, cells, "--text-column")
     names = columns.choices_columns or (_first(_CHOICES, cells) or "choices",)
@@ -204,9 +203,7 @@ def _documents(columns: Columns, cells: Cells) -> Finder:
         columns.documents_column or _first(_DOCUMENTS, cells) or "documents", cells, "--documents-column"
     )
 
-    def item(row: Cells) -> Any:
-        from deberta_jax.predict.ranking import QueryAndDocuments
-
+    def item(row: Cells) -> QueryAndDocuments:
         texts = (parse_text(document, documents, allow_empty=False) for document in list_cell(row, documents))
         return QueryAndDocuments(text_cell(row, query_column, allow_empty=False), tuple(texts))
 

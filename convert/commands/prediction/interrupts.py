@@ -9,7 +9,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def noticed_interrupts() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises KeyboardInterrupt if Ctrl-C was pressed and nobody has seen the exception.
+    """Yields a function that raises KeyboardInterrupt if Ctrl-C was pressed and the exception was lost.
 
     Python ignores exceptions in callbacks of the garbage collection, of which JAX has one.
     """

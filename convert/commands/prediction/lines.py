@@ -21,7 +21,6 @@ _NAMES: dict[Task, str] = {
     "score": "score",
     "entities": "entities",
     "rank": "ranking",
-    "embed": "embedding",
     "fill-mask": "masks",
     "detect": "tokens",
 }

@@ -35,7 +35,10 @@ def input_digests(arguments: Sequence[str]) -> dict[str, str] | None:
 
 
 def model_digest(model: LoadedModel) -> str:
-    """Returns the SHA-256 of the parameters, the configuration, the tokenizer and thresholds, wherever they are."""
+    """Returns the SHA-256 of the parameters, the configuration, the tokenizer and the thresholds.
+
+    It does not depend on the folder of the model.
+    """
     thresholds = sorted(model.thresholds.items())
     digest = hashlib.sha256(f"{model.tokenizer.fingerprint} {dataclasses.astuple(model.config)} {thresholds}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
@@ -46,7 +49,7 @@ def model_digest(model: LoadedModel) -> str:
 
 
 def settings_values(settings: Any) -> dict[str, Any]:
-    """Returns the fields of a pipeline or of options that change the output, as JSON values."""
+    """Returns the fields of a dataclass of options as JSON values."""
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
     }

@@ -33,15 +33,15 @@ class Output(Protocol):
     done: int  # number of rows of the input that need not be predicted again
 
     def write(self, line: str) -> None:
-        """Takes the line of the next row, without its end."""
+        """Writes the line of the next row, which is given without its line end."""
         ...
 
     def finish(self) -> None:
-        """Is called after the last row."""
+        """Called after the last row."""
         ...
 
     def close(self) -> None:
-        """Is called at the end, also of a run that failed."""
+        """Called at the end, also if the run failed."""
         ...
 
 
@@ -98,7 +98,7 @@ class OutputFile:
         self._flushed = time.monotonic()
         try:
             if begun and anew is not None:
-                say(f"{self._partial} is begun anew: {anew}", error=True)
+                say(f"{self._partial} is started over: {anew}", error=True)
                 self._file.truncate(0)
             self.done = _cut(self._file)
             write_file(self._origin_file, json.dumps(origin, indent=2) + "\n")
@@ -145,15 +145,17 @@ class OutputFile:
             yield
         except OSError as error:
             raise UserError(
-                f"{self._partial}: {error.strerror}; free some space, and run the same command again to go on"
+                f"{self._partial}: {error.strerror}; free some space, and run the same command again to continue"
             ) from None
 
 
 def is_complete(path: Path) -> bool:
-    """Returns whether an earlier run wrote all predictions, and was killed before its last act.
+    """Returns whether an earlier run wrote all predictions and was killed before it deleted `x.jsonl.partial.json`.
+
+    That file is deleted then.
 
     Raises:
-      UserError: The file exists, and is not known to be of such a run; or it cannot be written where it is to be.
+      UserError: The file exists and no such run is known; or it is a folder, or its folder does not exist.
     """
     partial, origin_file = _beside(path)
     if path.is_dir() or not path.parent.is_dir():
@@ -205,7 +207,7 @@ def _cut(file: BinaryIO) -> int:
 
 def _check_origin(partial: Path, origin_file: Path, origin: dict[str, Any]) -> None:
     """Raises UserError if the lines of the partial file were not made from the same."""
-    advice = f"repeat the first command to go on, give another --output, or delete {partial} to begin anew"
+    advice = f"repeat the first command to continue, give another --output, or delete {partial} to start over"
     try:
         before = json.loads(origin_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ class _Console(PlainConsole):
     """A console that leaves the cursor visible: the guarded standard error shows the sequence that would hide it."""
 
     def show_cursor(self, show: bool = True) -> bool:
-        """Changes nothing, and says so."""
+        """Does nothing and returns False, which means that nothing has changed."""
         return False
 
 

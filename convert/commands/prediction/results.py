@@ -23,8 +23,8 @@ class _Waiting(NamedTuple):
 
     Attributes:
       row: The row.
-      number: Which item it is.
-      error: Why it is no item.
+      number: Index of its item; -1 if it has none.
+      error: Why it has no item, if that is so.
     """
 
     row: Row
@@ -97,4 +97,4 @@ def row_results(
 
 
 def _advised(error: UserError) -> UserError:
-    return UserError(f"{error}; --skip-bad goes on after such rows")
+    return UserError(f"{error}; add --skip-bad to continue after such rows")

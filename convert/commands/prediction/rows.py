@@ -1,5 +1,6 @@
 """Reads the rows of the inputs of `predict` one by one, so that a row which cannot be used does not end the reading."""
 
+import codecs
 import csv
 import dataclasses
 import json
@@ -14,7 +15,7 @@ from ....train.tasks.sources.delimited import check_header
 from ....train.tasks.sources.files import open_parquet
 from ....train.tasks.sources.json_rows import json_objects, without_twins
 from ....train.tasks.sources.text_files import open_text
-from .streams import COMPRESSED, STANDARD_INPUT, Stream
+from .streams import COMPRESSED, STANDARD_INPUT, Stream, input_name
 
 Format = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -64,11 +65,6 @@ class Row:
     place: str
     cells: Cells | UserError
 
-    @property
-    def name(self) -> str | None:
-        """The file in messages."""
-        return "standard input" if self.file == STANDARD_INPUT else self.file
-
 
 def _always() -> bool:
     return True
@@ -102,7 +98,7 @@ def is_file(argument: str) -> bool:
 
 
 def file_format(name: str) -> Format | None:
-    """Returns the format that the suffix of a file stands for, if any."""
+    """Returns the format of a file by its suffix, or None if the suffix is unknown."""
     path = Path(name)
     return FORMATS.get((path.with_suffix("") if path.suffix in COMPRESSED else path).suffix.lower())
 
@@ -153,8 +149,7 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
             yield Row(None, texts, f"text {texts + 1}", {TEXT: argument})
             texts += 1
             continue
-        name = "standard input" if argument == STANDARD_INPUT else argument
-        index = -1
+        name, index = input_name(argument), -1
         for index, (place, cells, share) in enumerate(_file_rows(argument, reading, position)):
             position.share = (number + share) / len(arguments)
             yield Row(argument, index, f"{name}, {place}", cells)
@@ -165,12 +160,12 @@ def read_rows(arguments: Sequence[str], reading: Reading, position: Position) ->
 
 
 def arrived_parts(rows: Iterator[Row], position: Position) -> Iterator[Iterator[Row]]:
-    """Yields all rows in parts. A part ends where the next row has not arrived yet, so that nobody waits for it.
+    """Yields all rows in parts. A part ends where the next row has not arrived yet, so that results do not wait for it.
 
     Rows of files are one part.
 
     Args:
-      rows: Of `read_rows`. Each part must be read to its end before the next one.
+      rows: The rows that `read_rows` yields. Each part must be read to its end before the next one.
       position: As for `read_rows`.
     """
 
@@ -195,11 +190,11 @@ def _file_rows(given: str, reading: Reading, position: Position) -> Iterator[_Fi
     position.ready = stream.ready
     try:
         if kind is None:
-            kind = "jsonl" if stream.head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "text"
+            kind = "jsonl" if stream.head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{") else "text"
         if kind == "text":
             rows = _numbered(stream, _text_cells)
         elif kind == "jsonl":
-            rows = ((number, cells) for number, cells in _numbered(stream, _json_cells) if cells is not None)
+            rows = (row for row in _numbered(stream, _json_cells) if row[1] is not None)
         else:
             rows = _delimited_rows(stream, "," if kind == "csv" else "\t", reading)
         for number, cells in rows:
@@ -230,7 +225,8 @@ def _parquet_rows(given: str) -> Iterator[_FileRow]:
         yield f"record {number}", cells, number / total
 
 
-def _numbered(stream: Stream, parse: Any) -> Iterator[tuple[int, Any]]:
+def _numbered(stream: Stream, parse: Callable[[str], Any]) -> Iterator[tuple[int, Any]]:
+    """Yields the number of each line and what it is parsed to, or the error of a bad one."""
     for number, line in enumerate(stream.lines(), start=1):
         try:
             yield number, parse(_decode(line))
@@ -242,14 +238,10 @@ def _decode(line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise _not_utf8(line[error.start], error.start) from None
-
-
-def _not_utf8(byte: int, place: int) -> UserError:
-    return UserError(
-        f"byte {byte:#04x} at offset {place} of the line is not UTF-8; save the file as UTF-8 (from Windows or "
-        "Latin-1: iconv -f WINDOWS-1252 -t UTF-8)"
-    )
+        raise UserError(
+            f"byte {line[error.start]:#04x} at offset {error.start} of the line is not UTF-8; save the file as UTF-8 "
+            "(from Windows or Latin-1: iconv -f WINDOWS-1252 -t UTF-8)"
+        ) from None
 
 
 def _text_cells(line: str) -> Cells:

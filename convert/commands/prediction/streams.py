@@ -1,5 +1,6 @@
 """The bytes of an input of `predict`: a file, compressed or not, or standard input. They are read once, in order."""
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -21,8 +22,12 @@ STANDARD_INPUT = "-"
 COMPRESSED = (".gz", ".xz")
 _HEAD = 4096
 _PATIENCE = 0.05  # seconds to wait for the next line of a pipe, so that a fast writer fills whole batches
-_MARK = b"\xef\xbb\xbf"  # UTF-8 with a byte-order mark, as Windows writes it
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
+
+
+def input_name(given: str) -> str:
+    """Returns the name of an input in messages."""
+    return "standard input" if given == STANDARD_INPUT else given
 
 
 class Stream:
@@ -43,7 +48,7 @@ class Stream:
           OSError: It cannot be opened.
           UserError: It is damaged, or known not to be text in UTF-8.
         """
-        self.name = "standard input" if given == STANDARD_INPUT else given
+        self.name = input_name(given)
         self._raw, self._size = _open(given)
         self._data = _decompressed(given, self._raw)
         try:
@@ -56,7 +61,7 @@ class Stream:
 
     def lines(self) -> Iterator[bytes]:
         """Yields the lines without their ends, and without the blank ones at the end."""
-        blank, mark = 0, _MARK
+        blank, mark = 0, codecs.BOM_UTF8  # as Windows writes it
         while True:
             with self._reading():
                 line = self._data.readline()

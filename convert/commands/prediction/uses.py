@@ -1,16 +1,22 @@
 """The uses of a model: which one its heads are for, and its settings from the options of the command line."""
 
 import dataclasses
-import importlib
 from typing import Any, Literal
 
 import numpy as np
 
 from deberta_jax.errors import UserError
-from deberta_jax.predict.classification import ScoreTexts
+from deberta_jax.predict.answers import AnswerQuestions
+from deberta_jax.predict.choices import ChooseAnswers
+from deberta_jax.predict.classification import ClassifyTexts, ScoreTexts
+from deberta_jax.predict.embeddings import EmbedTexts
+from deberta_jax.predict.entities import FindEntities
+from deberta_jax.predict.fill_mask import FillMask
 from deberta_jax.predict.loaded_model import LoadedModel
 from deberta_jax.predict.pipeline import Pipeline
-from deberta_jax.predict.windows import Windows
+from deberta_jax.predict.ranking import RankDocuments
+from deberta_jax.predict.replaced_tokens import DetectReplacedTokens
+from deberta_jax.predict.zero_shot import ClassifyZeroShot
 from deberta_jax.terminal import list_names
 
 from .columns import Columns, Task
@@ -21,17 +27,17 @@ class UseOptions:
     """What to do with the texts; each option belongs to some tasks"""
 
     max_length: int | None = None
-    """largest number of tokens of a row; longer texts are read in windows (default: 512, of answers 384, or as many as
-    the model has positions for)"""
+    """largest number of tokens of a row; longer texts are read in windows (default: 512, for answers 384, or as many
+    as the model has positions for)"""
     windows: Literal["mean", "max", "truncate", "error"] | None = None
     """classify, score, zero-shot, embed, rank: combine the windows of a long text by their mean or maximum, cut the
-    text, or refuse it (default: mean; of rank max)"""
+    text, or refuse it (default: mean; for rank max)"""
     stride: int | None = None
-    """tokens between the starts of two windows (default: half a window; of answers 128)"""
+    """tokens between the starts of two windows (default: half a window; for answers 128)"""
     top_k: int | None = None
     """how many classes, documents, answers or tokens for a mask are given (default: all; 1 answer; 5 tokens)"""
     threshold: float | None = None
-    """smallest probability of a class that applies, in multi-label classification (default: of a run the thresholds in
+    """smallest probability of a class that applies, in multi-label classification (default: for a run the thresholds in
     its results.json, else 0.5)"""
     raw: bool = False
     """score, rank: give the logit in place of its sigmoid"""
@@ -57,19 +63,19 @@ class UseOptions:
     """embed: scale each vector to length 1"""
 
 
-# Module and class of the pipelines.
-_PIPELINES: dict[Task, tuple[str, str]] = {
-    "classify": ("classification", "ClassifyTexts"),
-    "score": ("classification", "ScoreTexts"),
-    "zero-shot": ("zero_shot", "ClassifyZeroShot"),
-    "entities": ("entities", "FindEntities"),
-    "answer": ("answers", "AnswerQuestions"),
-    "choose": ("choices", "ChooseAnswers"),
-    "rank": ("ranking", "RankDocuments"),
-    "embed": ("embeddings", "EmbedTexts"),
-    "fill-mask": ("fill_mask", "FillMask"),
-    "detect": ("replaced_tokens", "DetectReplacedTokens"),
+_PIPELINES: dict[Task, Any] = {
+    "classify": ClassifyTexts,
+    "score": ScoreTexts,
+    "zero-shot": ClassifyZeroShot,
+    "entities": FindEntities,
+    "answer": AnswerQuestions,
+    "choose": ChooseAnswers,
+    "rank": RankDocuments,
+    "embed": EmbedTexts,
+    "fill-mask": FillMask,
+    "detect": DetectReplacedTokens,
 }
+_WINDOWS = {"max_length": "max_length", "windows": "combine", "stride": "stride"}  # option -> field of `Windows`
 _PRETRAINING: dict[str, Task] = {"mlm_head": "fill-mask", "rtd_head": "detect"}  # head -> task
 
 
@@ -126,15 +132,13 @@ def make_pipeline(
     """
     if task == "zero-shot" and not options.labels:
         raise UserError("the task zero-shot needs --labels, the classes to choose from, as in --labels sun rain")
-    name, class_name = _PIPELINES[task]
-    pipeline_class = getattr(importlib.import_module(f"deberta_jax.predict.{name}"), class_name)
+    pipeline_class = _PIPELINES[task]
     fields = {field.name for field in dataclasses.fields(pipeline_class)}
     given = _given(options)
     values: dict[str, Any] = {}
     if "windows" in fields:
-        parts = {"max_length": "max_length", "windows": "combine", "stride": "stride"}
-        windows: dict[str, Any] = {"combine": "max"} if task == "rank" else {}
-        values["windows"] = Windows(**windows | {parts[name]: given.pop(name) for name in parts if name in given})
+        own = {field: given.pop(name) for name, field in _WINDOWS.items() if name in given}
+        values["windows"] = dataclasses.replace(pipeline_class.windows, **own)
     if "vocab_size" in fields:
         values["vocab_size"] = model.tokenizer.vocab_size
     values |= {name: given.pop(name) for name in fields & given.keys()}
@@ -142,7 +146,7 @@ def make_pipeline(
         raise UserError(f"{_option(next(iter(given)))} has no effect on the task {task}; {_own_options(fields)}")
     pipeline = pipeline_class(**values)
     if one_query:
-        pipeline = ScoreTexts(pipeline.windows, pipeline.raw)
+        pipeline = pipeline.scores
     model.parts(pipeline.heads)
     pipeline.check(model)
     return pipeline
@@ -156,7 +160,7 @@ def _given(options: UseOptions) -> dict[str, Any]:
 def _own_options(fields: set[str]) -> str:
     names = fields & vars(UseOptions()).keys()
     if "windows" in fields:
-        names |= {"max_length", "windows", "stride"}
+        names |= _WINDOWS.keys()
     return f"its options are {', '.join(map(_option, sorted(names)))}" if names else "it has no options"
 
 

@@ -137,7 +137,7 @@ def test_bad_rows_stop_the_run_after_the_rows_before_them(predict: Predict, tmp_
     rows = write(tmp_path / "a.jsonl", {"text": "one"}, '{"text": ', {"text": 3}, {"text": "four"})
     assert [line["row"] for line in predict("scorer", rows, status=1)] == [0]
     assert predict.errors.startswith(f"deberta-jax predict: {rows}, line 2: not JSON (")
-    assert predict.errors.endswith("; --skip-bad goes on after such rows\n")
+    assert predict.errors.endswith("; add --skip-bad to continue after such rows\n")
     assert predict.errors.count("\n") == 1
     lines = predict("scorer", rows, "--skip-bad")
     assert [(line["row"], "error" in line) for line in lines] == [(0, False), (1, True), (2, True), (3, False)]

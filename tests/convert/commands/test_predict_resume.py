@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_after_its_last_line(tmp_path: Path, monkeypatch, 
         partial.write_bytes(b"".join(content[:kept]) + content[kept][:50])  # as a process leaves it that is killed
         assert not output.exists()
     errors = capsys.readouterr().err
-    assert "run the same command again to go on" in errors
+    assert "run the same command again to continue" in errors
     assert "599 rows done before" in errors
     assert main([*arguments, str(output), "--top-k", "1"]) == 1
     assert (

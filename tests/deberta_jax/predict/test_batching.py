@@ -15,7 +15,7 @@ SIZES = BatchSizes(batch_size=2, devices=4, steps=2)
 
 def entry(index: int, *lengths: int, masks: int = 0) -> Entry[int]:
     rows = [Row(range(5, 5 + length), [0] * length, range(min(masks, length))) for length in lengths]
-    return Entry(index, index, Rows(rows, None), None)
+    return Entry(index, index, Rows(rows, None))
 
 
 def planned(entries: list[Entry[int]]) -> list[Batch]:
@@ -56,7 +56,7 @@ def test_rows_with_many_masks_make_small_batches() -> None:
 
 
 def test_arrays_are_padded() -> None:
-    (batch,) = planned([Entry(0, 0, Rows([Row([7, 8, 9], [0, 0, 1], [2]), Row([5], [0])], None), None)])
+    (batch,) = planned([Entry(0, 0, Rows([Row([7, 8, 9], [0, 0, 1], [2]), Row([5], [0])], None))])
     arrays = batch.arrays(pad_id=3)
     np.testing.assert_array_equal(arrays["input_ids"][:, :4], [[7, 8, 9, 3], [5, 3, 3, 3], [3] * 4, [3] * 4])
     np.testing.assert_array_equal(arrays["attention_mask"].sum(axis=1), [3, 1, 0, 0])
@@ -106,5 +106,5 @@ def test_an_endless_stream_is_read_at_most_two_windows_ahead(rows: int) -> None:
 
 
 def test_entries_with_errors_keep_their_place() -> None:
-    entries = [Entry(i, i, None, UserError("bad")) if i % 2 else entry(i, 10) for i in range(2 * SIZES.window)]
+    entries = [Entry(i, i, UserError("bad")) if i % 2 else entry(i, 10) for i in range(2 * SIZES.window)]
     assert [e.index for e in run(iter(entries))] == list(range(2 * SIZES.window))

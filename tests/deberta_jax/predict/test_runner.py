@@ -119,6 +119,13 @@ def test_settings_that_only_the_host_reads_compile_nothing(monkeypatch: pytest.M
     assert traces == [1]
 
 
+def test_uses_of_the_same_logits_share_a_program() -> None:
+    model = dataclasses.replace(random_classifier(1))
+    model.classify(["It was"])
+    model.score(["It was"])
+    assert len(model._programs) == 1
+
+
 def test_bfloat16_is_close() -> None:
     exact = random_classifier().classify(["It was a fine house"])[0]
     rounded = dataclasses.replace(random_classifier(), dtype="bfloat16").classify(["It was a fine house"])[0]

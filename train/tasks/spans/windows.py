@@ -263,6 +263,5 @@ def _ends_in_window(
 
 
 def _tokenizing(tokenizer: Tokenizer) -> Callable[[str], TokenizedText]:
-    """Returns a function that tokenizes a context, and has the last ones in memory."""
-
+    """Returns a function that tokenizes a context, and keeps the last ones in memory."""
     return functools.lru_cache(maxsize=_KEPT)(functools.partial(tokenize, tokenizer))

@@ -82,7 +82,7 @@ def test_another_origin_is_refused_and_nothing_is_lost(tmp_path: Path, changes: 
     with pytest.raises(UserError) as error:
         OutputFile(path, {**ORIGIN, **changes})
     assert reason in str(error.value)
-    assert "to begin anew" in str(error.value)
+    assert "to start over" in str(error.value)
     assert done(path, ORIGIN) == 1
 
 
@@ -106,7 +106,7 @@ def test_lines_that_cannot_be_continued_are_dropped(tmp_path: Path, capsys: pyte
     path = tmp_path / "x.jsonl"
     begun(path, "{}")
     assert done(path, ORIGIN, anew="its input cannot be read again") == 0
-    assert "x.jsonl.partial is begun anew: its input cannot be read again" in capsys.readouterr().err
+    assert "x.jsonl.partial is started over: its input cannot be read again" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
