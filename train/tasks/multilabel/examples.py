@@ -11,8 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 
@@ -26,6 +24,7 @@ from ..sources.cells import (
     decode_utf8,
     is_list,
     lacks_label,
+    list_cell,
     parse_class_name,
     preview,
     text_cell,
@@ -259,7 +258,7 @@ def _labels_of_cell(cells: Cells, column: str, class_names: tuple[str, ...], rol
     value = cell_value(cells, column)
     value = decode_utf8(value, f"column {column!r}") if isinstance(value, bytes) else value
     if is_list(value):
-        return tuple(sorted({parse_class_name(_plain(label), class_names) for label in value}))
+        return tuple(sorted({parse_class_name(label, class_names) for label in list_cell(cells, column)}))
     if isinstance(value, str):
         text = value.strip()
         if not (text.startswith("[") and text.endswith("]")):
@@ -272,10 +271,6 @@ def _labels_of_cell(cells: Cells, column: str, class_names: tuple[str, ...], rol
     if isinstance(value, int) and not isinstance(value, bool):
         return (parse_class_name(value, class_names),)
     raise UserError(f"column {column!r} holds {preview(value)}, not a list of labels or a text with separators")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _written_list(text: str, column: str) -> list[Any]:
