@@ -15,7 +15,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 
 from ...configs import FinetuneConfig
-from ..classification.examples import class_order
+from ..classification.examples import BlankTexts, class_order
 from ..packed import PackedExamples, PackedRows, Row
 from ..sources.cells import (
     Cells,
@@ -197,26 +197,20 @@ def _read_split(table: Table, config: FinetuneConfig, role: Role) -> _ReadSplit:
         else:
             yield (text, pair), _labels_of_cell(cells, label_column or "labels", table.class_names, role)
 
-    rows, first_rows = PackedRows(), {}
-    blank, first_blank, all_blank = 0, 0, True
+    rows, first_rows, blank = PackedRows(), {}, BlankTexts()
     for row in parse_rows(table, _with_advice(parse, config)):
         rows.append((*row.example, row.label))
         if row.label is not None:
             first_rows.setdefault(row.label, row.number)
-        given = [bool(text.strip()) for text in row.example if text is not None]
-        all_blank = all_blank and not any(given)
-        if not all(given):
-            first_blank = first_blank if blank else row.number
-            blank += 1
-    if all_blank and role == "train":
+        blank.add(row.number, row.example)
+    if blank.all_blank and role == "train":
         raise UserError(f"{table.name}: all texts are blank; give the column of the text as text_column")
     if role == "test" and first_rows.keys() == {""}:  # a column of labels without any
         unlabeled = PackedRows()
         for text, pair, _ in rows:
             unlabeled.append((text, pair, None))
         rows, first_rows = unlabeled, {}
-    notes = (f"{blank} with a blank text, the first in {table.unit} {first_blank}",) if blank else ()
-    return _ReadSplit(table, rows, first_rows, notes)
+    return _ReadSplit(table, rows, first_rows, blank.notes(table))
 
 
 def _with_advice(parse: Any, config: FinetuneConfig) -> Any:
