@@ -14,6 +14,7 @@ import numpy as np
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 
+from ...configs import FinetuneConfig
 from ..packed import PackedExamples, PackedRows, Row
 from ..ragged import as_numpy
 from ..sources.cells import (
@@ -160,6 +161,27 @@ def load_examples(
         },
         unseen=classes.unseen,
         positive=match_names(official[1:2], classes.names).get(official[1], 1) if official else 1,
+    )
+
+
+def load_examples_of(
+    config: FinetuneConfig, *, kind: Literal["classification", "regression", "ranking"], head: Head = NO_HEAD
+) -> ClassificationData:
+    """Returns the examples of a run. The arguments and errors are those of `load_examples`."""
+    data, columns = config.data, config.data.columns
+    return load_examples(
+        data.train,
+        validation=data.validation,
+        test=data.test,
+        text_column=columns.text_column or "text",
+        pair_column=columns.pair_column,
+        label_column=columns.label_column or "label",
+        kind=kind,
+        labels=data.labels,
+        head=head,
+        data_dir=data.data_dir,
+        manual_dir=data.manual_dir,
+        reading=Reading.of(columns),
     )
 
 

@@ -29,10 +29,9 @@ from ..base import (
 from ..binary_metrics import BINARY_NAMES, Binary, binary_log_loss, binary_metric
 from ..class_metrics import unknown_metric
 from ..metrics import REGRESSION_METRICS, accuracy
-from ..sources.delimited import Reading
 from ..texts import TextObjective, TextTask, stack_scores, text_fields
-from .encoding import EncodedExamples, encode_examples
-from .examples import ClassificationData, load_examples
+from .encoding import EncodedExamples, encode_splits
+from .examples import ClassificationData, load_examples_of
 
 _OF_BINARY = ("average_precision", "auc", "f1", "accuracy")  # reported where all labels are 0 or 1
 _OF_SHARES = ("spearman", "pearson")  # reported where labels are between
@@ -41,23 +40,8 @@ _ALWAYS = (*REGRESSION_METRICS, "log_loss")
 
 def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "RankingTask":
     """Returns the tokenized task of a run. Raises the errors of `load_examples`."""
-    columns = config.data.columns
-    data = load_examples(
-        config.data.train,
-        validation=config.data.validation,
-        test=config.data.test,
-        text_column=columns.text_column or "text",
-        pair_column=columns.pair_column,
-        label_column=columns.label_column or "label",
-        kind="ranking",
-        data_dir=config.data.data_dir,
-        manual_dir=config.data.manual_dir,
-        reading=Reading.of(columns),
-    )
-    splits = {
-        name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
-        for name, examples in data.splits.items()
-    }
+    data = load_examples_of(config, kind="ranking")
+    splits = encode_splits(data, tokenizer, max_length=config.data.max_length)
     labels = [split.labels for split in splits.values() if split.labels is not None]
     is_binary = all(bool(np.isin(of_split, (0, 1)).all()) for of_split in labels)
     metric = config.selection.metric

@@ -27,10 +27,9 @@ from ..class_metrics import chosen_metric, class_metric
 from ..class_weights import class_weights, weights_array
 from ..metrics import METRICS, REGRESSION_METRICS, compute_metrics
 from ..sources.classes import NO_HEAD, Head
-from ..sources.delimited import Reading
 from ..texts import TextObjective, TextTask, class_record_size, shown_probabilities, stack_scores, text_fields
-from .encoding import EncodedExamples, encode_examples
-from .examples import ClassificationData, load_examples
+from .encoding import EncodedExamples, encode_splits
+from .examples import ClassificationData, load_examples_of
 from .grouped_metrics import answer_scores, exact_match
 
 
@@ -42,30 +41,14 @@ def load(
     head: Head = NO_HEAD,
 ) -> "ClassificationTask":
     """Returns the tokenized task of a run. Raises the errors of `load_examples`, which describes `head`."""
-    data = load_examples(
-        config.data.train,
-        validation=config.data.validation,
-        test=config.data.test,
-        text_column=config.data.columns.text_column or "text",
-        pair_column=config.data.columns.pair_column,
-        label_column=config.data.columns.label_column or "label",
-        kind=kind,
-        labels=config.data.labels,
-        head=head,
-        data_dir=config.data.data_dir,
-        manual_dir=config.data.manual_dir,
-        reading=Reading.of(config.data.columns),
-    )
+    data = load_examples_of(config, kind=kind, head=head)
     metric = config.selection.metric
     if metric is not None and metric not in data.metrics:  # raises for a name that is unknown
         if kind == "regression":
             chosen_metric(metric, list(REGRESSION_METRICS))
         else:
             class_metric(metric, data.label_names, positive=data.positive)
-    splits = {
-        name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
-        for name, examples in data.splits.items()
-    }
+    splits = encode_splits(data, tokenizer, max_length=config.data.max_length)
     labels = splits["train"].labels
     counts = np.bincount([] if labels is None or not data.label_names else labels, minlength=len(data.label_names))
     objective = Classification(
