@@ -132,8 +132,8 @@ class Embedding(nn.Module):
             vectors = lookup(self.embedding, ids, path=f"{self.name}/embedding")
         else:
             inside = ((ids >= 0) & (ids < self.rows))[..., None]
-            found = (jnp.take(table, ids, axis=0, mode="clip") for table in (self.embedding, self._scale))
-            vectors = jnp.where(inside, next(found).astype(jnp.float32) * next(found), jnp.nan)
+            words, scales = (jnp.take(table, ids, axis=0, mode="clip") for table in (self.embedding, self._scale))
+            vectors = jnp.where(inside, words.astype(jnp.float32) * scales, jnp.nan)
         if self.has_variable("params", "delta"):
             vectors = vectors + lookup(self.get_variable("params", "delta"), ids, path=f"{self.name}/delta")
         return vectors.astype(self.dtype)

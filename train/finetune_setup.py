@@ -23,7 +23,7 @@ from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
 from .hosts.processes import gather_json
 from .model_folders import model_folder, tokenizer_folder
-from .new_tokens import with_new_rows, with_new_tokens
+from .new_tokens import check_vocabulary, with_new_rows, with_new_tokens
 from .settings import LARGEST_INT
 from .tasks.base import Objective, Task
 from .tasks.classification.task import Classification
@@ -199,11 +199,7 @@ def check_settings(config: FinetuneConfig, model: DebertaConfig, task: Task, tok
         )
     if config.sift.weight and model.model_type == "xlnet":
         raise UserError(NO_SIFT)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size {model.vocab_size}; "
-            "give the tokenizer that the model was trained with"
-        )
+    check_vocabulary(tokenizer, model)
 
 
 def count_steps(config: FinetuneConfig, epoch: int) -> int:
@@ -310,23 +306,15 @@ def identity(
 
 def _newer_settings(config: FinetuneConfig) -> dict[str, Any]:
     """Returns the settings of `identity` that earlier versions did not have, where they are not the default."""
-    defaults = {
-        "class_weights": [],
-        "focal_gamma": 0.0,
-        "metric": None,
-        "threshold": None,
-        "per_class_thresholds": False,
-        "lora": None,
-    }
     settings = {
-        "class_weights": list(config.loss.class_weights),
-        "focal_gamma": config.loss.focal_gamma,
+        "class_weights": list(config.loss.class_weights) or None,
+        "focal_gamma": config.loss.focal_gamma or None,
         "lora": dataclasses.asdict(config.lora) if config.lora.rank else None,
     }
     if config.selection.select == "best" or config.selection.patience:  # which these decide about
         settings |= {
             "metric": config.selection.metric,
             "threshold": config.multilabel.threshold,
-            "per_class_thresholds": config.multilabel.per_class_thresholds,
+            "per_class_thresholds": config.multilabel.per_class_thresholds or None,
         }
-    return {name: value for name, value in settings.items() if value != defaults[name]}
+    return {name: value for name, value in settings.items() if value is not None}

@@ -11,6 +11,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from .task_configs import NewTokensConfig
 
 if TYPE_CHECKING:
+    from deberta_jax.config import DebertaConfig
     from deberta_jax.new_rows import GrownModel
 
 
@@ -60,13 +61,18 @@ def with_new_rows(
     if not contents:
         return {name: GrownModel(*model) for name, model in models.items()}
     for model_config, _ in models.values():
-        if tokenizer.vocab_size > model_config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size "
-                f"{model_config.vocab_size}; give the tokenizer that the model was trained with"
-            )
+        check_vocabulary(tokenizer, model_config)
     rows = NewRows.of(tokenizer, contents)
     return {name: add_rows(*model, rows) for name, model in models.items()}
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: "DebertaConfig") -> None:
+    """Raises UserError if a tokenizer has more pieces than a model has rows for."""
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, more than the model's vocab_size {model.vocab_size}; "
+            "give the tokenizer that the model was trained with"
+        )
 
 
 def new_tokens_message(tokenizer: Tokenizer, added: int, vocab_size: int) -> str:

@@ -8,6 +8,8 @@ from deberta_jax.errors import UserError
 
 from .settings import Flat, Positive, Range, Settings, Share
 
+Kind = Literal["classification", "multilabel", "regression", "ranking", "reward", "choice", "tokens", "span"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnsConfig(Settings):
@@ -49,9 +51,7 @@ class TaskDataConfig(Settings):
     split)"""
     test: str | None = None
     """examples to test the finished model on, in the same forms; they need no labels (default: no test)"""
-    kind: (
-        Literal["classification", "multilabel", "regression", "ranking", "reward", "choice", "tokens", "span"] | None
-    ) = None
+    kind: Kind | None = None
     """kind of the task (default: that of a published set, else classification). multilabel: any number of classes for a
     text; ranking: one logit, trained on labels from 0 to 1, as of query and document; reward: one score, trained on
     pairs of a better and a worse answer"""

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,6 @@ from deberta_jax.config import DebertaConfig
 
 from ..engine.divergence import TrainingError
 
-Kind = Literal["classification", "multilabel", "regression", "ranking", "reward", "choice", "tokens", "span"]
 ExampleBatch = dict[str, Num[np.ndarray, "B ..."]]
 Arrays = Mapping[str, jax.Array]  # an `ExampleBatch` on the devices
 Predictions = Sequence[Mapping[str, np.ndarray]]  # the arrays of `Objective.predict` for each example of a split

@@ -9,8 +9,8 @@ from deberta_jax.terminal import quote_names
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ..configs import FinetuneConfig
-from ..task_configs import MultilabelConfig
-from .base import Kind, Task
+from ..task_configs import Kind, MultilabelConfig
+from .base import Task
 from .choices import task as choices
 from .classification import ranking
 from .classification import task as classification

@@ -1,4 +1,4 @@
-"""Tokenizes the examples of classification and regression."""
+"""Tokenizes the examples of classification, regression and ranking."""
 
 import dataclasses
 from array import array
@@ -12,7 +12,7 @@ from deberta_jax.tokenizers.tokenizer import Encoding
 
 from ..base import ExampleBatch
 from ..ragged import Ragged, RaggedBuilder, as_numpy
-from .examples import Example
+from .examples import ClassificationData, Example
 
 
 class PairTokenizer(Protocol):
@@ -91,3 +91,11 @@ def encode_examples(
         (*notes, *((f"{truncated} cut to {max_length} tokens",) if truncated else ())),
         last_type,
     )
+
+
+def encode_splits(data: ClassificationData, tokenizer: PairTokenizer, *, max_length: int) -> dict[str, EncodedExamples]:
+    """Returns the token ids of the examples of a task by split."""
+    return {
+        name: encode_examples(examples, tokenizer, max_length=max_length, notes=data.notes[name])
+        for name, examples in data.splits.items()
+    }

@@ -5,7 +5,7 @@ import functools
 import re
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 
+from ...configs import FinetuneConfig
 from ..packed import PackedExamples, PackedRows, Row
 from ..ragged import as_numpy
 from ..sources.cells import (
@@ -163,6 +164,27 @@ def load_examples(
     )
 
 
+def load_examples_of(
+    config: FinetuneConfig, *, kind: Literal["classification", "regression", "ranking"], head: Head = NO_HEAD
+) -> ClassificationData:
+    """Returns the examples of a run. The arguments and errors are those of `load_examples`."""
+    data, columns = config.data, config.data.columns
+    return load_examples(
+        data.train,
+        validation=data.validation,
+        test=data.test,
+        text_column=columns.text_column or "text",
+        pair_column=columns.pair_column,
+        label_column=columns.label_column or "label",
+        kind=kind,
+        labels=data.labels,
+        head=head,
+        data_dir=data.data_dir,
+        manual_dir=data.manual_dir,
+        reading=Reading.of(columns),
+    )
+
+
 class _ClassNames:
     """The label of each example of a split, of which there are few different ones.
 
@@ -184,6 +206,29 @@ class _ClassNames:
             self.rows.append(row)
         self.counts[name] += 1
         self.codes.append(code)
+
+
+class BlankTexts:
+    """Counts the examples of a split of which a text is blank.
+
+    Attributes:
+      all_blank: whether no example has any text.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._first, self.all_blank = 0, 0, True
+
+    def add(self, row: int, texts: Iterable[str | None]) -> None:
+        """Adds an example by the number of its row and its texts, `None` for one that it does not have."""
+        given = [bool(text.strip()) for text in texts if text is not None]
+        self.all_blank = self.all_blank and not any(given)
+        if not all(given):
+            self._first = self._first if self._count else row
+            self._count += 1
+
+    def notes(self, table: Table) -> tuple[str, ...]:
+        """Returns a message to the user, if a text was blank."""
+        return (f"{self._count} with a blank text, the first in {table.unit} {self._first}",) if self._count else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +279,7 @@ def _read_split(
         yield _parse_example(cells, table, columns, kind, label_optional=role == "test")
 
     texts, names, scores, hidden = PackedRows(), _ClassNames(), array("d"), HiddenLabels()
-    blank, first_blank, all_blank = 0, 0, True
+    blank = BlankTexts()
     for row in parse_rows(table, parse):
         texts.append(row.example)
         hidden.add(row.number, row.label)
@@ -242,11 +287,7 @@ def _read_split(
             names.append(row.label, row.number)
         elif row.label is not None:
             scores.append(row.label)
-        given = [bool(text.strip()) for text in row.example[:2] if text is not None]
-        all_blank = all_blank and not any(given)
-        if not all(given):
-            first_blank = first_blank if blank else row.number
-            blank += 1
+        blank.add(row.number, row.example[:2])
     notes = []
     if train is not None:
         # -1 is a label like any other if it is a class of training, or one of several scores.
@@ -254,9 +295,7 @@ def _read_split(
         if not known and hidden.all_hidden(table, role):
             names, scores = _ClassNames(), array("d")
             notes = ["labels of -1 read as not published"]
-    if blank:
-        notes.append(f"{blank} with a blank text, the first in {table.unit} {first_blank}")
-    return _ReadSplit(table, texts, names, scores, all_blank, (*table.notes, *notes))
+    return _ReadSplit(table, texts, names, scores, blank.all_blank, (*table.notes, *notes, *blank.notes(table)))
 
 
 def _rare_classes(split: _ReadSplit) -> tuple[str, ...]:

@@ -4,19 +4,15 @@ A saved model is what cross-encoders are in sentence-transformers: a classifier 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from deberta_jax import losses
-from deberta_jax.config import DebertaConfig
-from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
@@ -32,10 +28,10 @@ from ..base import (
 )
 from ..binary_metrics import BINARY_NAMES, Binary, binary_log_loss, binary_metric
 from ..class_metrics import unknown_metric
-from ..metrics import REGRESSION_METRICS, accuracy, check_predictions
-from ..sources.delimited import Reading
-from .encoding import EncodedExamples, encode_examples
-from .examples import ClassificationData, Example, load_examples
+from ..metrics import REGRESSION_METRICS, accuracy
+from ..texts import TextObjective, TextTask, stack_scores, text_fields
+from .encoding import EncodedExamples, encode_splits
+from .examples import ClassificationData, load_examples_of
 
 _OF_BINARY = ("average_precision", "auc", "f1", "accuracy")  # reported where all labels are 0 or 1
 _OF_SHARES = ("spearman", "pearson")  # reported where labels are between
@@ -44,23 +40,8 @@ _ALWAYS = (*REGRESSION_METRICS, "log_loss")
 
 def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "RankingTask":
     """Returns the tokenized task of a run. Raises the errors of `load_examples`."""
-    columns = config.data.columns
-    data = load_examples(
-        config.data.train,
-        validation=config.data.validation,
-        test=config.data.test,
-        text_column=columns.text_column or "text",
-        pair_column=columns.pair_column,
-        label_column=columns.label_column or "label",
-        kind="ranking",
-        data_dir=config.data.data_dir,
-        manual_dir=config.data.manual_dir,
-        reading=Reading.of(columns),
-    )
-    splits = {
-        name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
-        for name, examples in data.splits.items()
-    }
+    data = load_examples_of(config, kind="ranking")
+    splits = encode_splits(data, tokenizer, max_length=config.data.max_length)
     labels = [split.labels for split in splits.values() if split.labels is not None]
     is_binary = all(bool(np.isin(of_split, (0, 1)).all()) for of_split in labels)
     metric = config.selection.metric
@@ -74,7 +55,7 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer) -> "RankingTask":
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
+class Ranking(TextObjective):
     """A sigmoid of one logit. Implements `base.Objective`.
 
     Attributes:
@@ -85,16 +66,10 @@ class Ranking:
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
 
-    def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
-        return DebertaForSequenceClassification(config, dtype=dtype, remat=remat)
-
     def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
         return losses.binary(
             out.logits, batch["labels"][:, None], smoothing=self.label_smoothing, focal_gamma=self.focal_gamma
         )
-
-    def count(self, batch: Arrays) -> Float[Array, ""]:
-        return jnp.asarray(batch["input_ids"].shape[0], jnp.float32)
 
     def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
         """Returns logits [B, 1, 2], whose softmax is the sigmoid."""
@@ -108,36 +83,23 @@ class Ranking:
 
 
 @dataclasses.dataclass(frozen=True)
-class RankingTask(WithoutTuning):
+class RankingTask(TextTask[ClassificationData], WithoutTuning):
     """A task of ranking. Implements `base.Task`. A score of 0.5 and more counts as a prediction of 1."""
 
-    data: ClassificationData
     objective: Ranking
     splits: Mapping[str, EncodedExamples]
     is_binary: bool  # whether all labels are 0 or 1
     metric: str | None = None  # that the user named, which is the main metric then
 
     @property
-    def name(self) -> str:
-        return self.data.name
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def main_metric(self) -> str:
         return self.metric or (_OF_BINARY if self.is_binary else _OF_SHARES)[0]
-
-    @property
-    def examples(self) -> Mapping[str, Sequence[Example]]:
-        return self.data.splits
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         labels = self.splits[split].labels
         if labels is None:
             raise unlabeled_split(split)
-        scores = self._scores(predictions)
+        scores = stack_scores(predictions)
         names = dict.fromkeys([*(_OF_BINARY if self.is_binary else _OF_SHARES), "log_loss", self.main_metric])
         return {name: self._metric(name, scores, labels) for name in names}
 
@@ -153,19 +115,12 @@ class RankingTask(WithoutTuning):
         return measure(Binary(scores, scores >= 0.5, labels == 1))
 
     def records(self, split: str, predictions: Predictions) -> Iterator[dict[str, Any]]:
-        for example, score in zip(self.data.splits[split], self._scores(predictions), strict=True):
-            pair = {} if example.pair is None else {"pair": example.pair}
+        for example, score in zip(self.data.splits[split], stack_scores(predictions), strict=True):
             label = {} if example.label is None else {"label": example.label}
-            yield {"text": example.text} | pair | label | {"prediction": float(score)}
+            yield text_fields(example) | label | {"prediction": float(score)}
 
     def record_size(self, split: str) -> float:
         return mean_json_size(self.data.splits[split]) + PROBABILITY_BYTES
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
         """Does nothing, because this kind has no plot."""
-
-    def _scores(self, predictions: Predictions) -> Float[np.ndarray, "E"]:
-        """Returns the scores. Raises TrainingError if one is not finite."""
-        scores = np.array([prediction["score"] for prediction in predictions])
-        check_predictions(scores)
-        return scores

@@ -1,42 +1,35 @@
 """Classification and regression: objective and task."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
 from deberta_jax import losses
-from deberta_jax.config import DebertaConfig
-from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
 from ...reporting.classification_plots import plot_answers
 from ..base import (
-    PROBABILITY_BYTES,
     AnswerLogits,
     Arrays,
     Predictions,
     WithoutTuning,
-    mean_json_size,
-    most_probable,
-    shown_classes,
     stack_probabilities,
     unlabeled_split,
 )
 from ..class_metrics import chosen_metric, class_metric
 from ..class_weights import class_weights, weights_array
-from ..metrics import METRICS, REGRESSION_METRICS, check_predictions, compute_metrics
+from ..metrics import METRICS, REGRESSION_METRICS, compute_metrics
 from ..sources.classes import NO_HEAD, Head
-from ..sources.delimited import Reading
-from .encoding import EncodedExamples, encode_examples
-from .examples import ClassificationData, Example, load_examples
+from ..texts import TextObjective, TextTask, class_record_size, shown_probabilities, stack_scores, text_fields
+from .encoding import EncodedExamples, encode_splits
+from .examples import ClassificationData, load_examples_of
 from .grouped_metrics import answer_scores, exact_match
 
 
@@ -48,30 +41,14 @@ def load(
     head: Head = NO_HEAD,
 ) -> "ClassificationTask":
     """Returns the tokenized task of a run. Raises the errors of `load_examples`, which describes `head`."""
-    data = load_examples(
-        config.data.train,
-        validation=config.data.validation,
-        test=config.data.test,
-        text_column=config.data.columns.text_column or "text",
-        pair_column=config.data.columns.pair_column,
-        label_column=config.data.columns.label_column or "label",
-        kind=kind,
-        labels=config.data.labels,
-        head=head,
-        data_dir=config.data.data_dir,
-        manual_dir=config.data.manual_dir,
-        reading=Reading.of(config.data.columns),
-    )
+    data = load_examples_of(config, kind=kind, head=head)
     metric = config.selection.metric
     if metric is not None and metric not in data.metrics:  # raises for a name that is unknown
         if kind == "regression":
             chosen_metric(metric, list(REGRESSION_METRICS))
         else:
             class_metric(metric, data.label_names, positive=data.positive)
-    splits = {
-        name: encode_examples(examples, tokenizer, max_length=config.data.max_length, notes=data.notes[name])
-        for name, examples in data.splits.items()
-    }
+    splits = encode_splits(data, tokenizer, max_length=config.data.max_length)
     labels = splits["train"].labels
     counts = np.bincount([] if labels is None or not data.label_names else labels, minlength=len(data.label_names))
     objective = Classification(
@@ -84,7 +61,7 @@ def load(
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(TextObjective):
     """A softmax over the classes, or one score. Implements `base.Objective`.
 
     Attributes:
@@ -99,9 +76,6 @@ class Classification:
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
 
-    def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
-        return DebertaForSequenceClassification(config, dtype=dtype, remat=remat)
-
     def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
         if self.regression:
             return losses.regression(out.logits[:, 0], batch["labels"])
@@ -115,7 +89,7 @@ class Classification:
 
     def count(self, batch: Arrays) -> Float[Array, ""]:
         weights = self._weights(batch)
-        return jnp.asarray(batch["input_ids"].shape[0], jnp.float32) if weights is None else weights.sum()
+        return super().count(batch) if weights is None else weights.sum()
 
     def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
         return AnswerLogits(out.logits, self._weights(batch))
@@ -131,33 +105,20 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationTask(WithoutTuning):
+class ClassificationTask(TextTask[ClassificationData], WithoutTuning):
     """A task of classification or regression. Implements `base.Task`.
 
     The records have the probabilities of the `top_k` most probable classes (default: see `base.shown_classes`).
     """
 
-    data: ClassificationData
     objective: Classification
     splits: Mapping[str, EncodedExamples]
     top_k: int | None = None
     metric: str | None = None  # that the user named, which is the main metric then
 
     @property
-    def name(self) -> str:
-        return self.data.name
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return self.data.label_names
-
-    @property
     def main_metric(self) -> str:
         return self.metric or self.data.metrics[0]
-
-    @property
-    def examples(self) -> Mapping[str, Sequence[Example]]:
-        return self.data.splits
 
     def score(self, split: str, predictions: Predictions) -> dict[str, float]:
         labels = self.splits[split].labels
@@ -192,9 +153,7 @@ class ClassificationTask(WithoutTuning):
         values = self._values(predictions)
         names = (*self.label_names, *self.data.unseen)
         for example, value, prediction in zip(self.data.splits[split], values, predictions, strict=True):
-            record: dict[str, Any] = {"text": example.text}
-            if example.pair is not None:
-                record["pair"] = example.pair
+            record = text_fields(example)
             if example.group is not None:
                 record["group"] = example.group
             if self.objective.regression:
@@ -202,14 +161,11 @@ class ClassificationTask(WithoutTuning):
                 yield record | label | {"prediction": float(value)}
             else:
                 label = {} if example.label is None else {"label": names[int(example.label)]}
-                shares = prediction["probabilities"]
-                shown = most_probable(shares, shown_classes(len(shares), self.top_k))
-                probabilities = {names[index]: float(shares[index]) for index in shown}
+                probabilities = shown_probabilities(prediction["probabilities"], names, self.top_k)
                 yield record | label | {"prediction": self.label_names[value], "probabilities": probabilities}
 
     def record_size(self, split: str) -> float:
-        shown = shown_classes(len(self.label_names), self.top_k)
-        return mean_json_size(self.data.splits[split]) + shown * (mean_json_size(self.label_names) + PROBABILITY_BYTES)
+        return class_record_size(self.data.splits[split], self.label_names, self.top_k)
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
         """Writes the confusion and the calibration of a labeled split to a PNG file; does nothing for regression."""
@@ -223,7 +179,5 @@ class ClassificationTask(WithoutTuning):
     def _values(self, predictions: Predictions) -> Num[np.ndarray, "E"]:
         """Returns the scores, or the most probable classes. Raises TrainingError if one is not finite."""
         if self.objective.regression:
-            scores = np.array([prediction["score"] for prediction in predictions])
-            check_predictions(scores)
-            return scores
+            return stack_scores(predictions)
         return stack_probabilities(predictions, "example").argmax(axis=1)

@@ -9,23 +9,9 @@ from jaxtyping import Bool, Int, Int32
 from ..base import ExampleBatch
 from ..classification.encoding import EncodedExamples, PairTokenizer, encode_examples
 from ..classification.examples import Example
-from ..on_demand import OnDemand
+from ..on_demand import Mapped
 from ..ragged import Ragged
 from .examples import MultilabelExample
-
-
-class _Texts(OnDemand[Example]):
-    """The texts of examples, without their labels."""
-
-    def __init__(self, examples: Sequence[MultilabelExample]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def _build(self, position: int) -> Example:
-        example = self._examples[position]
-        return Example(example.text, example.pair, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +67,11 @@ def encode_labels(
     notes: Sequence[str] = (),
 ) -> EncodedLabels:
     """Returns the token ids of examples, of which either all or none have labels. `notes` about reading come first."""
-    texts = encode_examples(_Texts(examples), tokenizer, max_length=max_length, notes=notes)
+    texts = encode_examples(Mapped(_without_labels, examples), tokenizer, max_length=max_length, notes=notes)
     labeled = examples[0].labels is not None  # as the others
     labels = Ragged.of(example.labels or () for example in examples) if labeled else None
     return EncodedLabels(texts, labels, classes)
+
+
+def _without_labels(example: MultilabelExample) -> Example:
+    return Example(example.text, example.pair, None)

@@ -11,13 +11,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import quote_names
 
 from ...configs import FinetuneConfig
-from ..classification.examples import class_order
+from ..classification.examples import BlankTexts, class_order
 from ..packed import PackedExamples, PackedRows, Row
 from ..sources.cells import (
     Cells,
@@ -26,6 +24,7 @@ from ..sources.cells import (
     decode_utf8,
     is_list,
     lacks_label,
+    list_cell,
     parse_class_name,
     preview,
     text_cell,
@@ -198,26 +197,20 @@ def _read_split(table: Table, config: FinetuneConfig, role: Role) -> _ReadSplit:
         else:
             yield (text, pair), _labels_of_cell(cells, label_column or "labels", table.class_names, role)
 
-    rows, first_rows = PackedRows(), {}
-    blank, first_blank, all_blank = 0, 0, True
+    rows, first_rows, blank = PackedRows(), {}, BlankTexts()
     for row in parse_rows(table, _with_advice(parse, config)):
         rows.append((*row.example, row.label))
         if row.label is not None:
             first_rows.setdefault(row.label, row.number)
-        given = [bool(text.strip()) for text in row.example if text is not None]
-        all_blank = all_blank and not any(given)
-        if not all(given):
-            first_blank = first_blank if blank else row.number
-            blank += 1
-    if all_blank and role == "train":
+        blank.add(row.number, row.example)
+    if blank.all_blank and role == "train":
         raise UserError(f"{table.name}: all texts are blank; give the column of the text as text_column")
     if role == "test" and first_rows.keys() == {""}:  # a column of labels without any
         unlabeled = PackedRows()
         for text, pair, _ in rows:
             unlabeled.append((text, pair, None))
         rows, first_rows = unlabeled, {}
-    notes = (f"{blank} with a blank text, the first in {table.unit} {first_blank}",) if blank else ()
-    return _ReadSplit(table, rows, first_rows, notes)
+    return _ReadSplit(table, rows, first_rows, blank.notes(table))
 
 
 def _with_advice(parse: Any, config: FinetuneConfig) -> Any:
@@ -259,7 +252,7 @@ def _labels_of_cell(cells: Cells, column: str, class_names: tuple[str, ...], rol
     value = cell_value(cells, column)
     value = decode_utf8(value, f"column {column!r}") if isinstance(value, bytes) else value
     if is_list(value):
-        return tuple(sorted({parse_class_name(_plain(label), class_names) for label in value}))
+        return tuple(sorted({parse_class_name(label, class_names) for label in list_cell(cells, column)}))
     if isinstance(value, str):
         text = value.strip()
         if not (text.startswith("[") and text.endswith("]")):
@@ -272,10 +265,6 @@ def _labels_of_cell(cells: Cells, column: str, class_names: tuple[str, ...], rol
     if isinstance(value, int) and not isinstance(value, bool):
         return (parse_class_name(value, class_names),)
     raise UserError(f"column {column!r} holds {preview(value)}, not a list of labels or a text with separators")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _written_list(text: str, column: str) -> list[Any]:

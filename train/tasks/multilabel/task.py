@@ -1,39 +1,32 @@
 """Multi-label classification, in which a text has any number of classes: objective and task."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from deberta_jax import losses
-from deberta_jax.config import DebertaConfig
-from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from ...configs import FinetuneConfig
 from ...task_configs import MultilabelConfig
 from ..base import (
-    PROBABILITY_BYTES,
     AnswerLogits,
     Arrays,
     Predictions,
-    mean_json_size,
-    most_probable,
-    shown_classes,
     sigmoid_answers,
     stack_probabilities,
     unlabeled_split,
 )
 from ..class_weights import class_weights, weights_array
 from ..sources.classes import NO_HEAD, Head
+from ..texts import TextObjective, TextTask, class_record_size, shown_probabilities, text_fields
 from .encoding import EncodedLabels, encode_labels
-from .examples import MultilabelData, MultilabelExample, load_examples
+from .examples import MultilabelData, load_examples
 from .metrics import REPORTED, LabelPredictions, label_metric
 from .thresholds import UNTUNED, Thresholds
 
@@ -68,7 +61,7 @@ def load(config: FinetuneConfig, tokenizer: Tokenizer, *, head: Head = NO_HEAD) 
 
 
 @dataclasses.dataclass(frozen=True)
-class Multilabel:
+class Multilabel(TextObjective):
     """A sigmoid for each class. Implements `base.Objective`.
 
     Attributes:
@@ -81,9 +74,6 @@ class Multilabel:
     positive_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
 
-    def model(self, config: DebertaConfig, *, dtype: Any, remat: bool) -> nn.Module:
-        return DebertaForSequenceClassification(config, dtype=dtype, remat=remat)
-
     def loss(self, out: Any, batch: Arrays) -> tuple[Float[Array, ""], Float[Array, ""]]:
         return losses.binary(
             out.logits,
@@ -92,9 +82,6 @@ class Multilabel:
             positive_weights=weights_array(self.positive_weights),
             focal_gamma=self.focal_gamma,
         )
-
-    def count(self, batch: Arrays) -> Float[Array, ""]:
-        return jnp.asarray(batch["input_ids"].shape[0], jnp.float32)
 
     def answers(self, out: Any, batch: Arrays) -> AnswerLogits:
         """Returns logits [B, C, 2]: each sigmoid is a softmax with a second logit of 0. An example has their mean."""
@@ -108,7 +95,7 @@ class Multilabel:
 
 
 @dataclasses.dataclass(frozen=True)
-class MultilabelTask:
+class MultilabelTask(TextTask[MultilabelData]):
     """A task of multi-label classification. Implements `base.Task`.
 
     A class is predicted if its probability is at least a threshold: that of the user; or else the best one for the
@@ -116,7 +103,6 @@ class MultilabelTask:
     validation split are therefore those of its own best threshold.
     """
 
-    data: MultilabelData
     objective: Multilabel
     splits: Mapping[str, EncodedLabels]
     settings: MultilabelConfig
@@ -125,20 +111,8 @@ class MultilabelTask:
     thresholds: Thresholds | None = None  # of the validation split, from `tuned`
 
     @property
-    def name(self) -> str:
-        return self.data.name
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return self.data.label_names
-
-    @property
     def main_metric(self) -> str:
         return self.metric or REPORTED[0]
-
-    @property
-    def examples(self) -> Mapping[str, Sequence[MultilabelExample]]:
-        return self.data.splits
 
     def tuned(self, validation: Predictions) -> Self:
         """Returns the task with the thresholds that are the best ones for the validation split."""
@@ -183,18 +157,14 @@ class MultilabelTask:
         thresholds, names = self.used_thresholds, self.label_names
         stacked = stack_probabilities(predictions, "example")
         for example, probabilities in zip(self.data.splits[split], stacked, strict=True):
-            record: dict[str, Any] = {"text": example.text}
-            if example.pair is not None:
-                record["pair"] = example.pair
+            record = text_fields(example)
             if example.labels is not None:
                 record["labels"] = [names[index] for index in example.labels]
             record["predictions"] = [names[index] for index in np.flatnonzero(probabilities >= thresholds)]
-            shown = most_probable(probabilities, shown_classes(len(names), self.top_k))
-            yield record | {"probabilities": {names[index]: float(probabilities[index]) for index in shown}}
+            yield record | {"probabilities": shown_probabilities(probabilities, names, self.top_k)}
 
     def record_size(self, split: str) -> float:
-        shown = shown_classes(len(self.label_names), self.top_k)
-        return mean_json_size(self.data.splits[split]) + shown * (mean_json_size(self.label_names) + PROBABILITY_BYTES)
+        return class_record_size(self.data.splits[split], self.label_names, self.top_k)
 
     def plot(self, path: Path, split: str, predictions: Predictions) -> None:
         """Does nothing, because this kind has no plot."""

@@ -9,23 +9,8 @@ from jaxtyping import Int, Int32
 from ..base import ExampleBatch
 from ..classification.encoding import EncodedExamples, PairTokenizer, encode_examples
 from ..classification.examples import Example
-from ..on_demand import OnDemand
+from ..on_demand import Mapped
 from .examples import Preference
-
-
-class _Answers(OnDemand[Example]):
-    """One answer of each example with its prompt, as a text or a pair of texts."""
-
-    def __init__(self, examples: Sequence[Preference], which: str) -> None:
-        self._examples, self._which = examples, which
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def _build(self, position: int) -> Example:
-        example = self._examples[position]
-        answer = example.chosen if self._which == "chosen" else example.rejected
-        return Example(answer, None, None) if example.prompt is None else Example(example.prompt, answer, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,13 +43,10 @@ def encode_preferences(
     examples: Sequence[Preference], tokenizer: PairTokenizer, *, max_length: int, notes: Sequence[str] = ()
 ) -> EncodedPreferences:
     """Returns the token ids of pairs of answers. `notes` about reading come first."""
-    chosen, rejected = (
-        encode_examples(_Answers(examples, which), tokenizer, max_length=max_length) for which in ("chosen", "rejected")
-    )
-    equal = sum(
-        len(chosen.ids[index]) == len(rejected.ids[index]) and bool((chosen.ids[index] == rejected.ids[index]).all())
-        for index in range(len(examples))
-    )
+    better = Mapped(lambda example: _after_prompt(example.prompt, example.chosen), examples)
+    worse = Mapped(lambda example: _after_prompt(example.prompt, example.rejected), examples)
+    chosen, rejected = (encode_examples(texts, tokenizer, max_length=max_length) for texts in (better, worse))
+    equal = sum(np.array_equal(chosen.ids[index], rejected.ids[index]) for index in range(len(examples)))
     added = [f"{name}: {note}" for name, part in (("chosen", chosen), ("rejected", rejected)) for note in part.notes]
     if equal:
         added.append(
@@ -72,3 +54,8 @@ def encode_preferences(
             "they differ"
         )
     return EncodedPreferences(chosen, rejected, (*notes, *added))
+
+
+def _after_prompt(prompt: str | None, answer: str) -> Example:
+    """Returns an answer with the prompt before it, if there is one."""
+    return Example(answer, None, None) if prompt is None else Example(prompt, answer, None)

@@ -23,7 +23,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..base import Kind
+from ...task_configs import Kind
 from . import published_formats as formats
 
 # The name of the column for each of text, pair, choices, label, group and answer.

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from deberta_jax.errors import UserError, one_line
 from deberta_jax.terminal import list_names
 
-from ..base import Kind
+from ...task_configs import Kind
 from .cells import Cells
 from .delimited import Reading
 from .files import open_file
