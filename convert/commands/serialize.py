@@ -37,7 +37,6 @@ from ..from_pytorch import WEIGHT_FILES, read_tokenizer
 from ..run_record import model_of_run
 
 _EXAMPLE = ("A program for every device.", "It reads texts of any length, and as many of them as there are.")
-_TOLERANCE = 1e-4  # of the largest output, float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,19 +120,13 @@ def _is_cuda(program: ServingProgram) -> bool:
 
 
 def _compare(program: ServingProgram, inputs: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Returns the largest difference between program and model.
+    """Returns the largest difference between the outputs of the program and of the model.
 
     Raises:
-      RuntimeError: They compute different things.
+      RuntimeError: It is larger than rounding explains.
     """
-    actual = program.run(inputs)
-    differences = [
-        np.abs(np.asarray(actual[name], np.float64) - array).max() / max(np.abs(array).max(), 1e-30)
-        for name, array in ((name, np.asarray(array, np.float64)) for name, array in expected.items())
-    ]
-    difference = float(np.max(differences))
-    exact = jax.default_backend() == "cpu" and program.dtype == "float32"
-    if not difference <= (_TOLERANCE if exact else 0.05):
+    difference = load.difference(program.run(inputs), expected)
+    if not difference <= load.tolerance(program.dtype):
         raise RuntimeError(f"the program differs from the model by {difference:.1e} of the largest output")
     return difference
 
