@@ -11,6 +11,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingPackageError
 from deberta_jax.terminal import message_text
 
+from .hub import NAME
 from .mapping import Params
 from .run_record import RunRecord
 
@@ -146,11 +147,8 @@ def _metadata(config: DebertaConfig, use: _Use, record: RunRecord, options: Card
 def _hub_name(source: Any) -> str | None:
     """Returns the hub's name of a model, without its revision; None for a folder."""
     text = str(source or "")
-    return (
-        text.partition("@")[0]
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@.+)?", text) and not Path(text).exists()
-        else None
-    )
+    match = NAME.fullmatch(text)
+    return match[1] if match and not Path(text).exists() else None
 
 
 def _dataset(train: Any) -> str | None:
