@@ -15,7 +15,7 @@ from .errors import first_line
 # Folder of the model in the repositories of early versions of sentence-transformers.
 TRANSFORMER_FOLDER = "0_Transformer"
 
-_NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?")
+NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?")
 # In the order of preference. The last resort is a file of any other name.
 _WEIGHT_PATTERNS = (("model*.safetensors*",), ("pytorch_model*.bin*",), ("*.safetensors", "*.bin"))
 _OTHER_FILES = ("*config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json")
@@ -84,7 +84,7 @@ def parse_name(source: str) -> tuple[str, str | None]:
     Raises:
       MissingFileError: It is neither.
     """
-    match = _NAME.fullmatch(f"microsoft/{source}" if source.partition("@")[0] in RELEASED else source)
+    match = NAME.fullmatch(f"microsoft/{source}" if source.partition("@")[0] in RELEASED else source)
     if match is None:
         raise MissingFileError(
             f"no folder {source}; pass one, or a hub name such as microsoft/deberta-v3-base or OWNER/NAME@REVISION"

@@ -11,6 +11,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingPackageError
 from deberta_jax.terminal import message_text
 
+from .hub import NAME
 from .mapping import Params
 from .run_record import RunRecord
 
@@ -146,18 +147,21 @@ def _metadata(config: DebertaConfig, use: _Use, record: RunRecord, options: Card
 def _hub_name(source: Any) -> str | None:
     """Returns the hub's name of a model, without its revision; None for a folder."""
     text = str(source or "")
-    return (
-        text.partition("@")[0]
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@.+)?", text) and not Path(text).exists()
-        else None
-    )
+    match = NAME.fullmatch(text)
+    return match[1] if match and not Path(text).exists() else None
 
 
 def _dataset(train: Any) -> str | None:
-    """Returns the name of a published data set: of hf:NAME, tfds:NAME or NAME:FILE."""
+    """Returns the name of a published data set: of hf:NAME, tfds:NAME or NAME:FILE; None for local data."""
     text = str(train or "")
-    match = re.match(r"(?:hf|tfds):([\w./-]+)|(\w[\w-]*(?:/[\w.-]+)?):", text)
-    return next(filter(None, match.groups())) if match and not Path(text).exists() else None
+    kind, colon, rest = text.partition(":")
+    if not colon or Path(text).exists():
+        return None
+    if kind not in ("hf", "tfds"):
+        return kind if re.fullmatch(r"\w[\w-]*(/[\w.-]+)?", kind) else None
+    is_folder = kind == "hf" and (rest[:1] in (".", "/", "~") or Path(rest.partition("@")[0]).is_dir())
+    name = re.match(r"[\w./-]+", rest)
+    return name[0] if name and not is_folder else None
 
 
 def _public(value: Any) -> str:
@@ -165,7 +169,7 @@ def _public(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_public, value))
     text = str(value)
-    if _hub_name(text) or re.match(r"(hf|tfds):", text):
+    if _hub_name(text) or (text.startswith(("hf:", "tfds:")) and _dataset(text)):
         return text
     prefix, colon, path = text.rpartition(":")
     return prefix + colon + Path(path).name if "/" in path or "\\" in path else text

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax.checkpoint import holds_model
+from deberta_jax.config_file import FILE as SETTINGS
 from deberta_jax.errors import MissingFileError, UserError
 
-RESULTS, SUMMARY, SETTINGS = "results.json", "summary.json", "config.yaml"
+_RESULTS, _SUMMARY = "results.json", "summary.json"
 _MODELS = ("model", "discriminator", "generator")  # folders of models in the folder of a run
 
 
@@ -55,7 +56,7 @@ def model_of_run(folder: Path) -> tuple[Path, RunRecord]:
       MissingFileError: The run has no finished model.
       UserError: A run of pre-training has two models, or a file of the run is damaged.
     """
-    if (folder / SUMMARY).is_file():
+    if (folder / _SUMMARY).is_file():
         return _best_of(folder)
     found = [name for name in _MODELS if holds_model(folder / name)]
     if len(found) > 1:
@@ -79,21 +80,21 @@ def read_record(run: Path) -> RunRecord:
     settings.pop("command", None)
     if version := settings.pop("version", None):
         versions = {"deberta-jax": str(version), **versions}
-    results = _read_json(run / RESULTS) if (run / RESULTS).is_file() else {}
+    results = _read_json(run / _RESULTS) if (run / _RESULTS).is_file() else {}
     results.pop("thresholds", None)  # of a multi-label classification; the other keys are splits
     return RunRecord(settings, versions, {split: _numbers(metrics) for split, metrics in results.items()})
 
 
 def _best_of(folder: Path) -> tuple[Path, RunRecord]:
     """Returns the best model of several runs, and the record of its run with the mean over the seeds."""
-    summary = _read_json(folder / SUMMARY)
+    summary = _read_json(folder / _SUMMARY)
     row = next((row for row in summary.get("settings", ()) if row.get("best") == summary.get("best")), None)
     if row is None or not summary.get("best"):
-        raise MissingFileError(f"{folder / SUMMARY} names no best model; all runs diverged or have not finished")
+        raise MissingFileError(f"{folder / _SUMMARY} names no best model; all runs diverged or have not finished")
     parts = Path(summary["best"]).parts  # as the run named it, which may have been elsewhere
     model = next((path for n in (2, 3) if holds_model(path := folder.joinpath(*parts[-n:]))), None)
     if model is None:
-        raise MissingFileError(f"{folder / SUMMARY} names the best model {summary['best']}, which is not in {folder}")
+        raise MissingFileError(f"{folder / _SUMMARY} names the best model {summary['best']}, which is not in {folder}")
     record = read_record(model.parent)
     mean = row.get("mean")
     if mean is None or len(row["seeds"]) < 2:

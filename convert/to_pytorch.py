@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -222,8 +221,7 @@ def _cast(array: Float[np.ndarray, "*shape"], dtype: np.dtype[Any], key: str) ->
 
 def _write(folder: Path, tensors: State, fields: dict[str, Any], tokenizer: Mapping[str, bytes]) -> None:
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        import safetensors.numpy  # noqa: F401 (before a folder is created)
     except ImportError:
         raise MissingPackageError(
             f"writing {folder} needs the package safetensors; install deberta-jax[convert]"
@@ -233,13 +231,32 @@ def _write(folder: Path, tensors: State, fields: dict[str, Any], tokenizer: Mapp
         for name, content in tokenizer.items():
             (new / name).write_bytes(content)
         (new / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        try:
-            save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # which has no error number
-            message = f"{folder} was not written: {one_line(error)}; an earlier model stays"
-            raise OSError(write_errno(error), message) from None
-        # safetensors makes its files readable only for their owner
-        shutil.copymode(new / "config.json", new / "model.safetensors")
+        write_tensors(new / "model.safetensors", tensors, where=folder, metadata={"format": "pt"})
+
+
+def write_tensors(path: Path, tensors: State, *, where: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file with the permissions of other new files; safetensors allows only the owner to read it.
+
+    Args:
+      path: The file.
+      tensors: Arrays by name.
+      where: The folder of the model, for messages.
+      metadata: Texts for the header of the file (default: none).
+
+    Raises:
+      OSError: The file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # which has no error number
+        message = f"{where} was not written: {one_line(error)}; an earlier model stays"
+        raise OSError(write_errno(error), message) from None
+    path.chmod(mode)
 
 
 # ------------------------------------------------------------------------------------------------------- command

@@ -67,14 +67,13 @@ COMMANDS = {
     ),
     "completion": ("deberta_jax.completion", None, "print a script for the completion of bash, zsh or fish"),
 }
-# The groups of `deberta-jax --help`. A command in none of them stands in that of its package.
-_GROUPS = {
+# Title -> the commands below it in `deberta-jax --help`.
+GROUPS = {
     "Use a model": ("predict", "fill-mask", "detect"),
     "Train a model": ("tokenizer", "prepare", "pretrain", "finetune", "recipe", "demo"),
-    "Convert, export and share": ("convert", "export", "verify"),
+    "Convert, export and share": ("convert", "export", "serialize", "share", "verify"),
     "Plan, and this program": ("compile-ahead", "completion"),
 }
-_PACKAGES = {".train.": "Train a model", ".convert.": "Convert, export and share"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,7 +173,7 @@ def _interrupts_end_at_once(command: str) -> Iterator[None]:
 def usage() -> str:
     """Returns the list of commands."""
     lines = ["usage: deberta-jax COMMAND [OPTIONS]", ""]
-    for title, names in command_groups().items():
+    for title, names in GROUPS.items():
         lines += [title, *(f"  {name:15} {COMMANDS[name][2]}" for name in names), ""]
     return "\n".join(
         [
@@ -183,16 +182,6 @@ def usage() -> str:
             "`deberta-jax --version` shows the version. DEBERTA_JAX_TRACEBACK=1 shows the traceback of errors.",
         ]
     )
-
-
-def command_groups() -> dict[str, list[str]]:
-    """Returns the names of all commands by the title of their group."""
-    groups: dict[str, list[str]] = {title: [] for title in _GROUPS}
-    first = next(iter(groups))
-    for name, (module, _, _) in COMMANDS.items():
-        of_package = next((title for part, title in _PACKAGES.items() if part in module), first)
-        groups[next((title for title, names in _GROUPS.items() if name in names), of_package)].append(name)
-    return groups
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 
 from .errors import UserError
-from .option_list import CONFIG, options_of, reads_config
+from .option_list import command_line_options
 from .terminal import say
 
 SHELLS = ("bash", "zsh", "fish")
@@ -140,6 +140,5 @@ def words_of(command: str) -> list[str]:
 
 def option_words(settings: type) -> list[str]:
     """Returns each name of an option of a dataclass of settings, followed by its choices."""
-    options = options_of(settings)
-    options += [CONFIG] if reads_config(options) else []
+    options = command_line_options(settings)
     return [*(" ".join([name, *option.choices]) for option in options for name in option.names), *_ALWAYS]

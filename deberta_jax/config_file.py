@@ -7,13 +7,12 @@
       learning-rate: 2e-5
     seeds: [0, 1, 2]
 
-The keys are the names of the options, with hyphens or underscores; the options of a group stand below its name or have
-it in front, as in `optimizer.learning-rate: 2e-5`. Options of the command line win over the file. A relative path is
-relative to the current folder. `null` stands for an option that is not given. A file that a run wrote has two further
-keys: the `command`, which must be the one that reads it, and the `version` of the library, which is for people.
+The keys are the names of the options, with hyphens or underscores. The options of a group are nested below its name, or
+begin with it, as in `optimizer.learning-rate: 2e-5`. Options of the command line win over the file. A relative path is
+relative to the current folder. `null` means that an option has no value. A file that a run wrote has two further keys:
+`command`, which must name the command that reads the file, and `version`, the version of the library, which is ignored.
 """
 
-import dataclasses
 import difflib
 import math
 import pathlib
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 
 from .atomic_files import write_file
 from .errors import MissingFileError, MissingPackageError, UserError, one_line
-from .option_list import Option, options_of, without_wrapping
+from .option_list import Option, annotations_of, options_of, without_wrapping
 from .terminal import quote_names, shorten
 
 SettingsType = TypeVar("SettingsType")
@@ -50,12 +49,14 @@ def read_settings(
       MissingFileError: there is no such file.
       UserError: the file is not YAML, or a key or a value is wrong; the message names the file and the key.
     """
+    import tyro
+
     content = dict(_load(path))
     given = content.pop(_COMMAND, command)
     content.pop(_VERSION, None)
     if given != command:
         raise UserError(f"{path}: command is {given!r}; these are settings of `deberta-jax {given}`")
-    options = [option for option in options_of(settings, default) if not option.is_positional]
+    options = options_of(settings, default)
     known = {name: option for option in options for name in (option.name, *option.aliases)}
     chosen: dict[tuple[str, ...], Any] = {}
     for key, value in _flatten(path, content):
@@ -65,8 +66,9 @@ def read_settings(
         if option.path in chosen:
             raise UserError(f"{path}: {option.name} is given twice; remove one of them")
         chosen[option.path] = _convert(value, option, where=f"{path}: {key}")
+    values = {option.path: tyro.MISSING if option.is_required else option.default for option in options}
     try:
-        return _build(settings, default, chosen)
+        return _build(settings, values | chosen)
     except ValueError as error:  # of the checks of the settings
         raise UserError(f"{path}: {one_line(error)}") from None
 
@@ -228,28 +230,11 @@ def _number(text: str, kind: type) -> Any:
     return None if kind is float and math.isnan(number) else number
 
 
-def _build(settings: type[SettingsType], default: Any, chosen: Mapping[tuple[str, ...], Any]) -> SettingsType:
-    """Returns an instance with the chosen values by path, and `tyro.MISSING` for required fields without one."""
-    import tyro
-
-    values: dict[str, Any] = {}
-    annotations = typing.get_type_hints(settings)
-    for field in dataclasses.fields(settings):  # pyright: ignore[reportArgumentType]
-        if not field.init:
-            continue
-        before = getattr(default, field.name) if default is not None else _default(field, tyro.MISSING)
-        inside = {path[1:]: value for path, value in chosen.items() if path[0] == field.name}
-        if () in inside:
-            values[field.name] = inside[()]
-        elif inside or (before is tyro.MISSING and dataclasses.is_dataclass(annotations[field.name])):
-            group = None if before is tyro.MISSING else before
-            values[field.name] = _build(annotations[field.name], group, inside)
-        else:
-            values[field.name] = before
-    return settings(**values)
-
-
-def _default(field: dataclasses.Field, missing: Any) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return missing if field.default is dataclasses.MISSING else field.default
+def _build(settings: type[SettingsType], values: Mapping[tuple[str, ...], Any]) -> SettingsType:
+    """Returns an instance with these values, which have the paths of their fields as keys."""
+    annotations = annotations_of(settings)
+    fields: dict[str, Any] = {}
+    for name in dict.fromkeys(path[0] for path in values):
+        inside = {path[1:]: value for path, value in values.items() if path[0] == name}
+        fields[name] = inside[()] if () in inside else _build(without_wrapping(annotations[name]), inside)
+    return settings(**fields)

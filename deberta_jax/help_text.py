@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Self
 
-from .option_list import CONFIG, Option, options_of, reads_config
+from .option_list import CONFIG, Option, command_line_options
 
 _NARROWEST, _WIDEST = 60, 110  # columns
 _LEFT = 34  # columns of names; a longer name has a line of its own
@@ -51,8 +51,7 @@ def help_text(settings: type, *, prog: str, show_all: bool, texts: HelpTexts, de
       default: settings with other defaults (default: none).
     """
     width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((100, 40)).columns))
-    options = options_of(settings, default)
-    options += [CONFIG] if reads_config(options) else []
+    options = command_line_options(settings, default)
     common = () if show_all else texts.common
     shown = _common(options, common) if common else options
     positionals = [option for option in options if option.is_positional]

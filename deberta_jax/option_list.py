@@ -48,15 +48,11 @@ class Option:
 
     @property
     def is_flag(self) -> bool:
-        return _plain(self.annotation) is bool
+        return without_wrapping(self.annotation) is bool
 
     @property
     def is_list(self) -> bool:
-        return typing.get_origin(_plain(self.annotation)) is tuple
-
-    @property
-    def is_path(self) -> bool:
-        return pathlib.Path in (_plain(self.annotation), *typing.get_args(_plain(self.annotation)))
+        return typing.get_origin(without_wrapping(self.annotation)) is tuple
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,8 +66,8 @@ class Option:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that are allowed, if there are few."""
-        types_of_items = typing.get_args(_plain(self.annotation)) if self.is_list else (self.annotation,)
-        plain = _plain(types_of_items[0])
+        types_of_items = typing.get_args(without_wrapping(self.annotation)) if self.is_list else (self.annotation,)
+        plain = without_wrapping(types_of_items[0])
         return tuple(map(str, typing.get_args(plain))) if typing.get_origin(plain) is Literal else ()
 
     @property
@@ -95,7 +91,7 @@ CONFIG = Option(
 
 
 def options_of(settings: type, default: Any = None) -> list[Option]:
-    """Returns the options of a command in the order of the fields of its settings.
+    """Returns the options that set the fields of a command's settings, in the order of the fields.
 
     Args:
       settings: the dataclass of the settings.
@@ -104,9 +100,11 @@ def options_of(settings: type, default: Any = None) -> list[Option]:
     return list(_walk(settings, default, prefix="", path=(), group=""))
 
 
-def reads_config(options: Sequence[Option]) -> bool:
-    """Returns whether a command takes `--config FILE`: every one does whose values all have names."""
-    return not any(option.is_positional or option.name == CONFIG.name for option in options)
+def command_line_options(settings: type, default: Any = None) -> list[Option]:
+    """Returns what `options_of` returns, and `--config FILE` unless the command has positional values."""
+    options = options_of(settings, default)
+    takes_file = not any(option.is_positional or option.name == CONFIG.name for option in options)
+    return [*options, CONFIG] if takes_file else options
 
 
 def heading_of(settings: type) -> str:
@@ -114,13 +112,8 @@ def heading_of(settings: type) -> str:
     return inspect.cleandoc(settings.__doc__ or "").partition("\n\n")[0].replace("\n", " ").rstrip(".")
 
 
-def without_wrapping(annotation: Any) -> Any:
-    """Returns a type without what `Annotated` adds to it and without `None`."""
-    return _plain(annotation)
-
-
 def _walk(settings: type, default: Any, *, prefix: str, path: tuple[str, ...], group: str):
-    helps, annotations = field_helps(settings), _annotations(settings)
+    helps, annotations = field_helps(settings), annotations_of(settings)
     for field in dataclasses.fields(settings):
         if not field.init:
             continue
@@ -130,7 +123,7 @@ def _walk(settings: type, default: Any, *, prefix: str, path: tuple[str, ...], g
         own = field.name.replace("_", "-") if given is None else given
         name = f"{prefix}{own}"
         value = _default_of(field) if default is None else getattr(default, field.name)
-        plain = _plain(annotation)
+        plain = without_wrapping(annotation)
         if dataclasses.is_dataclass(plain) and isinstance(plain, type):
             inside = None if value is dataclasses.MISSING or _is_missing(value) else value
             inner = f"{name}." if own else prefix
@@ -158,7 +151,8 @@ def _is_missing(value: Any) -> bool:
 
 
 @functools.cache
-def _annotations(settings: type) -> dict[str, Any]:
+def annotations_of(settings: type) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass, with what their annotations add."""
     return typing.get_type_hints(settings, include_extras=True)
 
 
@@ -183,17 +177,18 @@ def field_helps(settings: type) -> dict[str, str]:
     return helps
 
 
-def _plain(annotation: Any) -> Any:
+def without_wrapping(annotation: Any) -> Any:
+    """Returns a type without what `Annotated` adds to it and without `None`."""
     if typing.get_origin(annotation) is typing.Annotated:
-        return _plain(typing.get_args(annotation)[0])
+        return without_wrapping(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         inside = [part for part in typing.get_args(annotation) if part is not types.NoneType]
-        return _plain(inside[0]) if len(inside) == 1 else annotation
+        return without_wrapping(inside[0]) if len(inside) == 1 else annotation
     return annotation
 
 
 def _form(annotation: Any) -> str:
-    plain = _plain(annotation)
+    plain = without_wrapping(annotation)
     parts = typing.get_args(plain)
     if plain is bool:
         return ""

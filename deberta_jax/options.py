@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from .config_file import read_settings
 from .help_text import HelpTexts, help_text
-from .option_list import CONFIG, Option, options_of, reads_config
+from .option_list import CONFIG, Option, command_line_options
 from .terminal import LONGEST_LINE, list_names, say, shorten
 
 SettingsType = TypeVar("SettingsType")
@@ -63,10 +63,9 @@ def parse_options(
     if {"-V", "--version"} & set(given):
         say(version_line())
         raise SystemExit(0)
-    known = options_of(settings, default)
+    known = command_line_options(settings, default)
     words = list(options)
-    if reads_config(known):
-        known.append(CONFIG)
+    if CONFIG in known:
         words, file = _split_config(words, prog=prog)
         if file is not None:
             default = read_settings(file, settings, default=default, command=_command(prog))

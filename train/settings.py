@@ -1,7 +1,6 @@
 """Groups of settings whose fields say in their annotations what they accept."""
 
 import dataclasses
-import functools
 import math
 import numbers
 import typing
@@ -11,6 +10,7 @@ import numpy as np
 import tyro
 
 from deberta_jax.errors import UserError
+from deberta_jax.option_list import annotations_of
 from deberta_jax.terminal import shown_number
 
 
@@ -72,15 +72,10 @@ class Settings:
     PREFIX: ClassVar[str] = ""  # of the group's options, for error messages
 
     def __post_init__(self) -> None:
-        for name, annotation in _annotations(type(self)).items():
+        for name, annotation in annotations_of(type(self)).items():
             value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
                 _check(f"{self.PREFIX}{name}", item, annotation)
-
-
-@functools.cache
-def _annotations(settings: type) -> dict[str, Any]:
-    return typing.get_type_hints(settings, include_extras=True)
 
 
 def _check(name: str, value: Any, annotation: Any) -> None:

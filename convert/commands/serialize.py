@@ -35,9 +35,9 @@ from ..cache import local_model
 from ..folders import check_destination
 from ..from_pytorch import WEIGHT_FILES, read_tokenizer
 from ..run_record import model_of_run
+from ..to_pytorch import write_tensors
 
 _EXAMPLE = ("A program for every device.", "It reads texts of any length, and as many of them as there are.")
-_TOLERANCE = 1e-4  # of the largest output, float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,19 +121,13 @@ def _is_cuda(program: ServingProgram) -> bool:
 
 
 def _compare(program: ServingProgram, inputs: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Returns the largest difference between program and model.
+    """Returns the largest difference between the outputs of the program and of the model.
 
     Raises:
-      RuntimeError: They compute different things.
+      RuntimeError: It is larger than rounding explains.
     """
-    actual = program.run(inputs)
-    differences = [
-        np.abs(np.asarray(actual[name], np.float64) - array).max() / max(np.abs(array).max(), 1e-30)
-        for name, array in ((name, np.asarray(array, np.float64)) for name, array in expected.items())
-    ]
-    difference = float(np.max(differences))
-    exact = jax.default_backend() == "cpu" and program.dtype == "float32"
-    if not difference <= (_TOLERANCE if exact else 0.05):
+    difference = load.difference(program.run(inputs), expected)
+    if not difference <= load.tolerance(program.dtype):
         raise RuntimeError(f"the program differs from the model by {difference:.1e} of the largest output")
     return difference
 
@@ -180,13 +174,11 @@ def _write(
     example: dict[str, Any],
 ) -> None:
     """Writes the folder; files of the same names are replaced together."""
-    from safetensors.numpy import save_file
-
     obsolete = [name for name in TOKENIZER_FILES if name not in tokenizer]
     with replace_entries(folder, last=DIGESTS_FILE, remove=obsolete) as new:
         (new / "model.stablehlo").write_bytes(program.exported.serialize())
         weights = {name: np.ascontiguousarray(array, np.float32) for name, array in program.weights.items()}
-        save_file(weights, new / "weights.safetensors")
+        write_tensors(new / "weights.safetensors", weights, where=folder)
         for name, value in {"config.json": config.to_json(), "serving.json": description}.items():
             (new / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         arrays: Any = {name: np.asarray(array, _storable(array)) for name, array in example.items()}
@@ -195,7 +187,6 @@ def _write(
         for name, content in tokenizer.items():
             (new / name).write_bytes(content)
         names = [entry.name for entry in new.iterdir()]
-        (new / "weights.safetensors").chmod((new / "config.json").stat().st_mode)  # else readable for its owner only
         (new / DIGESTS_FILE).write_text(format_digests(file_digests(new, names)), encoding="utf-8")
 
 

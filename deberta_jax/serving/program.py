@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.export import Exported, export, symbolic_shape
 from jaxtyping import Array, Int, Shaped
 
@@ -186,23 +187,11 @@ def _function(task: TaskName, model: nn.Module) -> Any:
 
     def serve(weights: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
         others = {name: array for name, array in inputs.items() if name not in ("input_ids", "attention_mask")}
-        variables = {"params": _nested(weights)}
+        variables = {"params": unflatten_dict(weights, sep="/")}
         out: Any = model.apply(variables, inputs["input_ids"], inputs["attention_mask"], **others)
         return {name: getattr(out, name) for name in TASKS[task].outputs}
 
     return serve
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree of arrays by path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[name] = leaf
-    return tree
 
 
 def _input_shapes(

@@ -73,6 +73,28 @@ def test_people_read_scores_settings_and_seeds_and_no_paths() -> None:
         assert absent not in card
 
 
+@pytest.mark.parametrize("train", ["hf:/home/me/secret/set", "hf:~/secret/set", "hf:../secret/set@train"])
+def test_a_local_folder_is_no_published_data_set(train: str) -> None:
+    record = RunRecord({"train": train}, results={"test": {"accuracy": 0.5}})
+    card = card_of("pooler", "classifier", record=record)
+    fields = metadata(card)
+    assert "datasets" not in fields
+    assert fields["model-index"][0]["results"][0]["dataset"]["type"] == "local"
+    assert not any(absent in card for absent in ("/home", "secret", "~"))
+
+
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [
+        ("hf:org/set/config:v1@test", "org/set/config"),
+        ("tfds:glue/sst2:2.0.0", "glue/sst2"),
+        ("squad:b.json", "squad"),
+    ],
+)
+def test_published_data_sets_are_named(train: str, name: str) -> None:
+    assert metadata(card_of("pooler", "classifier", record=RunRecord({"train": train})))["datasets"] == [name]
+
+
 @pytest.mark.parametrize(
     ("heads", "pipeline"),
     [

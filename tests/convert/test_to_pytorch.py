@@ -1,5 +1,6 @@
 """Models written as PyTorch files, and read back by this library and by transformers."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.convert import ConversionError, from_pytorch, load_pytorch, save_pytorch, to_pytorch
@@ -171,6 +173,16 @@ def test_missing_safetensors_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(MissingPackageError, match=r"needs the package safetensors; install deberta-jax\[convert\]"):
         save_pytorch(tmp_path, V3, to_params(random_state(V3), V3))
+
+
+def test_a_full_disk_has_its_error_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    with pytest.raises(OSError, match="was not written: I/O error: No space left on device") as raised:
+        to_pytorch.write_tensors(tmp_path / "tensors", {}, where=tmp_path)
+    assert raised.value.errno == errno.ENOSPC
 
 
 @pytest.mark.torch

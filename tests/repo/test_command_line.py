@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 import deberta_jax
-from deberta_jax.__main__ import COMMANDS, command_groups, main
+from deberta_jax.__main__ import COMMANDS, GROUPS, main
 from deberta_jax.option_list import Option, options_of
 from deberta_jax.options import parse_options
 
@@ -108,10 +108,10 @@ def test_examples_are_understood(command: str) -> None:
 
 
 def test_commands_are_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sorted(name for names in command_groups().values() for name in names) == sorted(COMMANDS)
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n{title}\n  " in printed for title in command_groups())
+    assert all(f"\n{title}\n  " in printed for title in GROUPS)
 
 
 @pytest.mark.parametrize(

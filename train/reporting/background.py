@@ -1,7 +1,6 @@
 """Writes logs in threads, so that a full disk or a file system that hangs never delays a training step."""
 
 import collections
-import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,8 @@ from deberta_jax.errors import one_line
 
 _MOST_WAITING = 100_000  # entries in memory while they cannot be written
 _LONGEST_PAUSE = 30.0  # seconds between two tries
-_SECONDS_TO_CLOSE = 10.0
 _CLOSING_PAUSE = 0.5  # the same while `close` waits
+_SECONDS_TO_CLOSE = 10.0
 
 Entry = TypeVar("Entry")
 
@@ -26,7 +25,7 @@ class LogThread(Generic[Entry]):
       retries: whether an entry that could not be written is tried again after 1, 2, 4, ... and then every 30 seconds.
         Otherwise the first error ends the log, and everything after it is dropped.
       say: receives messages; it is called from the thread.
-      finish: called by the thread after the last entry (default: nothing).
+      finish: called by the thread after the last entry or the first error (default: nothing). It may raise.
     """
 
     def __init__(
@@ -61,19 +60,22 @@ class LogThread(Generic[Entry]):
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, timeout=seconds)
 
-    def close(self, *, seconds: float | None = None) -> None:
-        """Waits until all entries are written, at most for `seconds` (10), and reports how many were lost."""
+    def close(self) -> None:
+        """Waits until all entries are written, at most for 10 seconds, and reports how many were lost."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout=_SECONDS_TO_CLOSE if seconds is None else seconds)
+        self._thread.join(timeout=_SECONDS_TO_CLOSE)
         if lost := self._dropped + len(self._waiting):
             self._say(f"{self._name}: {lost} entries could not be written")
 
     def _run(self) -> None:
         self._write_entries()
-        with contextlib.suppress(OSError):  # of the last bytes, on a full disk; the error was reported
+        try:
             self._finish()
+        except Exception as error:
+            if not self._ended:  # otherwise the first error was reported
+                self._say(f"{self._name} was not closed: {one_line(error)}")
 
     def _write_entries(self) -> None:
         while True:

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.live import Live
 
 from deberta_jax.console import PlainConsole, plain_text
-from deberta_jax.errors import one_line
 from deberta_jax.strict_json import to_json
 from deberta_jax.terminal import discard, message_text
 
@@ -138,7 +137,10 @@ class RunReporter:
         self._tensorboard = LogThread(
             "tensorboard/", self._events.write, retries=False, say=self.message, finish=self._events.close
         )
-        self._services = [self._open_service(name, service) for name, service in services.items()]
+        self._services = [
+            LogThread(name, service.write, retries=False, say=self.message, finish=service.close)
+            for name, service in services.items()
+        ]
         self._header = ""
         self._lines_since_header = 0
         self._live: Live | None = None  # started with the first step, so that earlier messages stay above it
@@ -211,15 +213,6 @@ class RunReporter:
 
     def _open_log(self, name: str) -> LogThread[str]:
         return LogThread(name, LineFile(self._folder / name).write, retries=True, say=self.message)
-
-    def _open_service(self, name: str, service: Service) -> LogThread[Scalars]:
-        def finish() -> None:
-            try:
-                service.close()
-            except Exception as error:  # of the service; the run is over
-                self.message(f"{name} was not closed: {one_line(error)}")
-
-        return LogThread(name, service.write, retries=False, say=self.message, finish=finish)
 
     def _write_goodput(self) -> None:
         if self._goodput is not None:

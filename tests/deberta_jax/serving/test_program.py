@@ -12,6 +12,7 @@ from jax.export import DisabledSafetyCheck, export, symbolic_shape
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.convert.mapping import to_params
 from deberta_jax.errors import UserError
+from deberta_jax.serving.load import difference, tolerance
 from deberta_jax.serving.program import TASKS, TaskName, example_inputs, find_task, inputs_of, serving_program
 
 from ...support.baselines import SMALL
@@ -124,3 +125,10 @@ def test_the_head_tells_the_task() -> None:
         found("mlm_head", "rtd_head")
     with pytest.raises(UserError, match=r"^here has no pooler, classifier, which choice needs; .* as span, encoder$"):
         found("span_classifier", task="choice")
+
+
+def test_the_loader_finds_a_nan_in_any_output() -> None:
+    good, bad = np.ones(2), np.array([1, np.nan])
+    assert difference({"a": good, "b": 1.5 * good}, {"a": good, "b": 2 * good}) == 0.25
+    for outputs in ({"a": good, "b": bad}, {"a": bad, "b": good}):
+        assert not difference(outputs, {"a": good, "b": good}) <= tolerance("float32")

@@ -56,11 +56,12 @@ def test_entries_that_a_full_disk_refuses_are_written_later_and_in_order(disk, s
 
 def test_what_is_lost_in_the_end_is_counted(disk, said, monkeypatch):
     monkeypatch.setattr(background, "_CLOSING_PAUSE", 0.01)
+    monkeypatch.setattr(background, "_SECONDS_TO_CLOSE", 0.1)
     disk.full = True
     log = LogThread("metrics.jsonl", disk.write, retries=True, say=said.append)
     for entry in "abc":
         log.put(entry)
-    log.close(seconds=0.1)
+    log.close()
     assert said[-1] == "metrics.jsonl: 3 entries could not be written"
 
 
@@ -83,11 +84,12 @@ def test_without_retries_the_first_error_ends_the_log_and_is_said_once(disk, sai
 def test_a_writer_that_hangs_delays_nobody(said, monkeypatch):
     """20 entries in a log of at most 10 waiting: neither `put` nor `close` waits for the writer."""
     monkeypatch.setattr(background, "_MOST_WAITING", 10)
+    monkeypatch.setattr(background, "_SECONDS_TO_CLOSE", 0.05)
     released = threading.Event()
     log = LogThread("metrics.jsonl", lambda entry: released.wait(), retries=True, say=said.append)  # type: ignore[arg-type]
     for entry in range(20):
         log.put(entry)
-    log.close(seconds=0.05)
+    log.close()
     assert said == ["metrics.jsonl: 20 entries could not be written"]
     released.set()
 
@@ -131,3 +133,17 @@ def test_a_torn_line_is_skipped_and_its_retry_is_whole(tmp_path: Path, monkeypat
     lines.write('{"step": 2}')
     assert path.read_text() == '{"step": 1}\n{"ste\n{"step": 2}\n'
     assert read_records(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("fails_before", [False, True])
+def test_a_failure_at_the_end_is_said_unless_the_log_had_failed(disk, said, fails_before: bool):
+    def finish() -> None:
+        raise ValueError("no connection")
+
+    disk.full = fails_before
+    log = LogThread("service", disk.write, retries=False, say=said.append, finish=finish)
+    log.put("a")
+    log.close()
+    first = "service is no longer written: [Errno 28] No space left on device. Training goes on"
+    lost = "service: 1 entries could not be written"
+    assert said == ([first, lost] if fails_before else ["service was not closed: no connection"])

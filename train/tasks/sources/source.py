@@ -48,26 +48,24 @@ class Source:
 
     @classmethod
     def parse(cls, given: str) -> Self:
-        if given.startswith("hf:"):
-            name, at, split = given.removeprefix("hf:").partition("@")
-            parse_hub_set(name)
-            if at and not split:
-                raise UserError(f"{given!r} is not a source; write hf:NAME, hf:NAME/CONFIG or hf:NAME/CONFIG@SPLIT")
-            return cls(given, hub_name=name, split=split or None)
-        if not given.startswith("tfds:"):
-            name, colon, path = given.partition(":")
-            name = SHORT_NAMES.get(name, name)
-            if not colon or name not in PUBLISHED:
-                family = name.partition("/")[0]
-                known = [task for task in PUBLISHED if task.partition("/")[0] == family]
-                if colon and known and not Path(given).exists():
-                    raise UserError(f"{given!r}: {name!r} is unknown; write NAME:FILE with one of {', '.join(known)}")
-                return cls(given, path=given)
-            return cls(given, format_name=name, path=path)
-        name, at, split = given.removeprefix("tfds:").partition("@")
-        if not name or (at and not split):
-            raise UserError(f"{given!r} is not a source; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG@SPLIT")
-        return cls(given, tfds_name=name, split=split or None)
+        kind, colon, rest = given.partition(":")
+        if colon and kind in ("tfds", "hf"):
+            name, at, split = rest.partition("@")
+            if kind == "hf":
+                parse_hub_set(name)
+            if not name or (at and not split):
+                form = f"{kind}:NAME"
+                raise UserError(f"{given!r} is not a source; write {form}, {form}/CONFIG or {form}/CONFIG@SPLIT")
+            tfds_name, hub_name = (name, None) if kind == "tfds" else (None, name)
+            return cls(given, tfds_name, hub_name, split=split or None)
+        name = SHORT_NAMES.get(kind, kind)
+        if colon and name in PUBLISHED:
+            return cls(given, format_name=name, path=rest)
+        family = name.partition("/")[0]
+        known = [task for task in PUBLISHED if task.partition("/")[0] == family]
+        if colon and known and not Path(given).exists():
+            raise UserError(f"{given!r}: {name!r} is unknown; write NAME:FILE with one of {', '.join(known)}")
+        return cls(given, path=given)
 
     @property
     def name(self) -> str:
@@ -97,7 +95,7 @@ class Source:
 
     def with_splits(self, role: Role) -> list[Self]:
         """Returns one source for each split that `role` reads."""
-        if (self.tfds_name or self.hub_name) is None or self.split:
+        if self.path is not None or self.split:
             return [self]
         names = (role,)
         if self.published:
