@@ -4,6 +4,8 @@ Threads write to them (see `background`): a service that hangs or fails never de
 line after an error. A resumed run continues the run of the service, whose id is in `services.json` of the run's folder.
 """
 
+# wandb and mlflow are optional, and `make lint` does not install them.
+# pyright: reportMissingImports=false
 import contextlib
 import dataclasses
 import importlib.util
