@@ -30,10 +30,13 @@ ODD = (
 
 
 def real_tokenizer(folder: Path) -> Path:
-    """Returns the folder of the tokenizer of DeBERTa-v3, or of a small one that is trained on a novel."""
+    """Returns the folder of the tokenizer of DeBERTa-v3, or of a smaller one that is trained on a novel.
+
+    That one has pieces enough that few texts need bytes, which transformers reads as [UNK].
+    """
     if (SHARED / "real" / "deberta-v3").is_dir():
         return SHARED / "real" / "deberta-v3"
-    small_tokenizer(folder / "tokenizer", folder / "text.txt")
+    small_tokenizer(folder / "tokenizer", folder / "text.txt", lines=None, pieces=4000)
     return folder / "tokenizer"
 
 

@@ -113,7 +113,7 @@ def test_classes_and_probabilities_of_texts(make_reference: Any, problem: str | 
     assert_same_ids_mostly(reference)
     # The whole pipeline, on texts that both tokenizers read alike.
     for text, result in zip(texts()[:60], results, strict=False):
-        if text.isascii() and text.isprintable() and text.strip():
+        if text.strip() and is_read_alike(reference, text, max_length=512):
             top = pipe(text)[0]
             assert top["label"] == result.label
             assert top["score"] == pytest.approx(result.probability, abs=1e-4)
@@ -161,7 +161,7 @@ def test_zero_shot_classification(make_reference: Any, names: tuple[str, ...], m
         ]
         expected = pipe.postprocess(outputs, multi_label=multi_label)
         compare(result, dict(zip(expected["labels"], expected["scores"], strict=True)))
-    plain = [text for text in texts() if text.isascii() and text.isprintable() and 20 < len(text) < 900][:10]
+    plain = [text for text in texts() if len(text) > 20 and is_read_alike(reference, text, max_length=400)][:10]
     for text, result in zip(plain, predictor.zero_shot(plain, labels, multi_label=multi_label), strict=True):
         expected = pipe(text, list(labels), multi_label=multi_label)
         compare(result, dict(zip(expected["labels"], expected["scores"], strict=True)))
@@ -218,8 +218,10 @@ def test_cross_encoder(make_reference: Any, activation: str) -> None:
     np.testing.assert_allclose([entry.score for entry in ranked], [by_index[e.index] for e in ranked], atol=1e-4)
 
 
-def is_read_alike(reference: Reference, text: str) -> bool:
-    return reference.tokenizer(text)["input_ids"] == reference.predictor.tokenizer(text).input_ids
+def is_read_alike(reference: Reference, text: str, *, max_length: int | None = None) -> bool:
+    """Returns whether both tokenizers give the same ids, and at most `max_length` of them."""
+    ids = reference.predictor.tokenizer(text).input_ids
+    return reference.tokenizer(text)["input_ids"] == ids and (max_length is None or len(ids) <= max_length)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
