@@ -222,6 +222,11 @@ class DebertaConfig:
         return self.embedding_size if self.projects_normalized_embeddings else self.hidden_size
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether any number of classes applies to a text, so that each has a sigmoid of its own."""
+        return self.problem_type == "multi_label_classification"
+
+    @property
     def classifies_last_token(self) -> bool:
         """Whether the classifier of a text reads its last token, as XLNet's does, and not its first."""
         return self.model_type == "xlnet"

@@ -156,7 +156,7 @@ def describe_program(program: ServingProgram, config: DebertaConfig, tokenizer: 
 
 def activation(task: TaskName, config: DebertaConfig) -> Literal["softmax", "sigmoid"] | None:
     """Returns what makes probabilities of the logits along their last axis; None if they are scores as they are."""
-    if task == "replaced-tokens" or config.problem_type == "multi_label_classification":
+    if task == "replaced-tokens" or config.is_multi_label:
         return "sigmoid"
     if task == "encoder" or (
         task == "classification" and (config.num_labels == 1 or config.problem_type == "regression")

@@ -16,7 +16,7 @@ from .loaded_model import LoadedModel
 from .pipeline import Arrays, Item, Pipeline, Result, RowOutputs, Rows, TextPair
 from .windows import Windows
 
-_THRESHOLD = 0.5  # of a model without thresholds of its own
+THRESHOLD = 0.5  # of a class that applies, unless the model has its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ClassifyTexts(TextLogits[str | TextPair, Classification]):
     def decode(
         self, model: LoadedModel, item: str | TextPair, rows: Rows[None], outputs: Sequence[RowOutputs]
     ) -> Classification:
-        is_multi_label = model.config.problem_type == "multi_label_classification"
+        is_multi_label = model.config.is_multi_label
         logits = np.stack([output["logits"] for output in outputs])
         probabilities = sigmoid(logits) if is_multi_label or logits.shape[1] == 1 else softmax(logits)
         return classification(
@@ -104,7 +104,7 @@ class ClassifyTexts(TextLogits[str | TextPair, Classification]):
     def _thresholds(self, model: LoadedModel) -> Mapping[str, float]:
         if self.threshold is None and model.thresholds:
             return model.thresholds
-        return dict.fromkeys(model.label_names, _THRESHOLD if self.threshold is None else self.threshold)
+        return dict.fromkeys(model.label_names, THRESHOLD if self.threshold is None else self.threshold)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from ..errors import UserError
 from ..terminal import list_names
 from ..tokenizers.tokenizer import Tokenizer
 
-_MULTI_LABEL = "multi_label_classification"
 _TRAIN_HEAD = "`deberta-jax finetune --model MODEL --train FILE --output FOLDER"
 # Parts of the parameters -> what they are for, and how to get them.
 _PURPOSES = {
@@ -83,7 +82,7 @@ class LoadedModel:
           UserError: The configuration or the tokenizer is invalid, or as the class.
         """
         config, params = load_pretrained(folder)
-        thresholds = _thresholds_of_run(Path(folder), config) if config.problem_type == _MULTI_LABEL else {}
+        thresholds = _thresholds_of_run(Path(folder), config) if config.is_multi_label else {}
         return cls(str(folder), config, params, tokenizer or Tokenizer.from_folder(folder), thresholds=thresholds)
 
     @property

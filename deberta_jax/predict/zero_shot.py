@@ -7,13 +7,12 @@ import numpy as np
 
 from ..errors import UserError
 from ..terminal import quote_names
-from .classification import Classification, TextLogits, classification, softmax
+from .classification import THRESHOLD, Classification, TextLogits, classification, softmax
 from .loaded_model import LoadedModel
 from .pipeline import Row, RowOutputs, Rows
 from .windows import Windows
 
 DEFAULT_TEMPLATE = "This example is {}."
-_THRESHOLD = 0.5  # of a class that applies, with multi_label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ class ClassifyZeroShot(TextLogits[str, Classification]):
             self.labels,
             self.windows.combined(probabilities),
             windows=len(logits),
-            thresholds=dict.fromkeys(self.labels, _THRESHOLD) if by_itself else None,
+            thresholds=dict.fromkeys(self.labels, THRESHOLD) if by_itself else None,
         )
 
 
