@@ -7,7 +7,7 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-slow chaos soak lint resolve pins clean
+.PHONY: demo test test-slow compare docs chaos soak lint resolve pins clean
 
 demo: $(VENV)/installed
 	$(BIN)/deberta-jax demo --output runs/demo
@@ -18,6 +18,15 @@ test: $(VENV)/installed
 # What .ci/run adds: the slow tests, the kernels through the TPU compiler, and parity with transformers on torch.
 test-slow: $(VENV)/installed $(VENV)/peers
 	$(BIN)/python -m pytest -m "(slow or torch) and not long" -n 2 --dist loadfile
+
+# Features and benchmarks beside other libraries, into docs/compare.md.
+compare: $(VENV)/peers
+	$(BIN)/python -m pip install --quiet 'keras==3.15.1' 'keras-hub==0.32.0'
+	$(BIN)/python -m tests.benchmarks.compare
+
+# The documentation's site, in build/site. A warning is an error.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Twenty faults on a run of four processes; its report says what was lost (nothing) and whether the losses are the same.
 chaos: $(VENV)/installed
@@ -42,8 +51,12 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 
 # PyTorch, transformers and the TPU compiler, which only tests and benchmarks use.
 $(VENV)/peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[train,convert,adapt,datasets,mlflow,wandb,test,tpu]' \
+	$(BIN)/python -m pip install --quiet --editable '.[train,convert,adapt,datasets,mlflow,wandb,test,docs,tpu]' \
 	  'torch==2.13.0' 'transformers>=5,<6' 'sentence-transformers>=6,<7' onnx onnxruntime onnxscript
+	@touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[train,convert,adapt,datasets,test,docs]'
 	@touch $@
 
 # Resolves deberta-jax beside the packages that people use with it, and writes the pinned sets (needs the package uv).

@@ -15,21 +15,25 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from deberta_jax.atomic_folder import create_folder
-from deberta_jax.checkpoint import holds_model, save_pretrained
+from deberta_jax.cache_folder import cache_folder
+from deberta_jax.checkpoint import holds_model, load_pretrained, save_pretrained
+from deberta_jax.embedded import embedded_folder
 from deberta_jax.errors import UserError, one_line
+from deberta_jax.file_digests import DIGESTS_FILE
+from deberta_jax.mirrors import local_folder
 from deberta_jax.terminal import say
 
 from .errors import ConversionError
-from .folders import cache_folder
 from .from_pytorch import find_folder, find_weights, load_pytorch, read_tokenizer
 
 # Part of every digest. Increase it when `load_pytorch` starts to return other parameters or another configuration for
-# the same files.
+# the same files, or `save_pytorch` to write other files.
 CONVERTER = 1
 
 _COPIED = ("*.json", "*.model", "*.txt", "bpe_encoder.bin")  # besides the weights: configuration and tokenizer
@@ -39,9 +43,10 @@ def local_model(source: str | os.PathLike[str], *, filename: str | None = None) 
     """Returns a folder in the format of this library, whatever names the model.
 
     Args:
-      source: A folder that `save_pretrained` wrote, which is returned itself; a folder with PyTorch files; or, if there
-        is no such folder, the name of a hub repository, as NAME or NAME@REVISION. Of the last two a converted copy is
-        returned, which is made once and kept in `cache_folder()`.
+      source: A folder that `save_pretrained` wrote, which is returned itself; the name of an embedded model, whose
+        folder in the package is returned; a folder with PyTorch files; or, if there is no such folder, the name of a
+        hub repository, as NAME or NAME@REVISION. Of the last two a converted copy is returned, which is made once and
+        kept in `cache_folder()`.
       filename: Name of the PyTorch weight file, as in `load_pytorch`; a folder of this library has none.
 
     Raises:
@@ -50,14 +55,34 @@ def local_model(source: str | os.PathLike[str], *, filename: str | None = None) 
       ConversionError: The weights are damaged or do not match the configuration.
       UserError: The configuration is invalid, or the cache cannot be written.
     """
-    if holds_model(source):
-        return Path(source)
+    found = local_folder(source)
+    if holds_model(found):
+        return found
     folder = find_folder(source, filename=filename)
     weights = find_weights(folder, filename)
     entry = cache_folder() / f"{_label(source)}-{_digest(folder, weights)}"
     if not entry.is_dir():
         _add(folder, weights, entry)
         say(f"converted {source}; kept in {entry}", error=True)
+    return entry
+
+
+def pytorch_copy(source: str | os.PathLike[str]) -> Path:
+    """Returns a folder with an embedded model as PyTorch files, which is made once and kept in `cache_folder()`.
+
+    Raises:
+      UserError: The files of the model are damaged, or the cache cannot be written.
+    """
+    from .to_pytorch import save_pytorch  # which imports this module
+
+    folder = embedded_folder(source)
+    assert folder is not None
+    digest = hashlib.sha256(f"{CONVERTER} {(folder / DIGESTS_FILE).read_text(encoding='utf-8')}".encode())
+    entry = cache_folder() / f"{_label(source)}-pytorch-{digest.hexdigest()[:20]}"
+    if not entry.is_dir():
+        config, params = load_pretrained(folder)
+        with _new_entry(entry) as partial:
+            save_pytorch(partial, config, params, tokenizer=read_tokenizer(folder))
     return entry
 
 
@@ -94,6 +119,16 @@ def _files(folder: Path, weights: Path) -> list[Path]:
 
 def _add(folder: Path, weights: Path, entry: Path) -> None:
     """Converts a folder into an entry of the cache. Another process may do the same at the same time."""
+    with _new_entry(entry) as partial:
+        if jax.process_count() == 1:
+            convert(weights, partial)
+        else:
+            _convert_apart(weights, partial)
+
+
+@contextlib.contextmanager
+def _new_entry(entry: Path) -> Iterator[Path]:
+    """Yields a folder that becomes an entry of the cache if the block succeeds."""
     with contextlib.ExitStack() as stack:
         try:
             partial = stack.enter_context(create_folder(entry))
@@ -102,10 +137,7 @@ def _add(folder: Path, weights: Path, entry: Path) -> None:
                 f"the cache of converted models {entry.parent} cannot be written: {error.strerror}; set "
                 "DEBERTA_JAX_CACHE to another folder, or run `deberta-jax convert` and give its output"
             ) from None
-        if jax.process_count() == 1:
-            convert(weights, partial)
-        else:
-            _convert_apart(weights, partial)
+        yield partial
 
 
 def convert(weights: Path, destination: Path) -> None:

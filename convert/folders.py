@@ -1,25 +1,12 @@
-"""The folders of the caches, and where a command may write: not over what it reads."""
+"""Where a command may write: not over what it reads, nor into a cache."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from deberta_jax.cache_folder import cache_folder, hugging_face_folder
 from deberta_jax.errors import UserError
-
-
-def cache_folder() -> Path:
-    """Returns the folder of the converted models, which need not exist.
-
-    It is DEBERTA_JAX_CACHE, or deberta-jax/ in the folder of the Hugging Face caches: HF_HOME, by default
-    `huggingface` in XDG_CACHE_HOME or ~/.cache.
-    """
-    given = os.environ.get("DEBERTA_JAX_CACHE")
-    return Path(given).expanduser() if given else _hugging_face_folder() / "deberta-jax"
-
-
-def _hugging_face_folder() -> Path:
-    general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{general}/huggingface").expanduser()
+from deberta_jax.mirrors import is_local_copy
 
 
 def check_destination(destination: Path, source: Path, *, foreign: Sequence[str]) -> None:
@@ -40,9 +27,9 @@ def check_destination(destination: Path, source: Path, *, foreign: Sequence[str]
         if same or resolved.is_relative_to(source.resolve()):
             relation = "is" if same else "is inside"
             raise UserError(f"the destination {destination} {relation} the source {source}; give another folder")
-    hub = os.environ.get("HF_HUB_CACHE") or _hugging_face_folder() / "hub"
+    hub = os.environ.get("HF_HUB_CACHE") or hugging_face_folder() / "hub"
     for cache in (cache_folder(), Path(hub).expanduser()):
-        if resolved.is_relative_to(cache.resolve()):
+        if resolved.is_relative_to(cache.resolve()) and not is_local_copy(resolved):
             raise UserError(
                 f"the destination {destination} is in the cache {cache}, whose entries must not change; give another "
                 "folder"

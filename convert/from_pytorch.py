@@ -17,8 +17,10 @@ from jaxtyping import Shaped
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.config_json import read_json_object
+from deberta_jax.embedded import embedded_folder
 from deberta_jax.errors import MissingFileError, MissingPackageError, UserError
 from deberta_jax.file_digests import TOKENIZER_FILES
+from deberta_jax.mirrors import local_copy, local_folder
 from deberta_jax.parameter_check import check_finite
 from deberta_jax.terminal import list_names, quote_names, say
 from deberta_jax.tokenizers.tokenizer import Tokenizer
@@ -112,7 +114,8 @@ def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) 
 
     Args:
       source: A folder, or the name of a hub repository if there is no such folder. NAME@REVISION names a branch, tag or
-        commit of it. Folders of early versions of sentence-transformers have the files in a subfolder.
+        commit of it. Folders of early versions of sentence-transformers have the files in a subfolder. The name of an
+        embedded model gives its copy in the cache of converted models.
       filename: The only weight file to download (default: safetensors files or, without any, `*.bin`).
 
     Raises:
@@ -121,17 +124,21 @@ def find_folder(source: str | os.PathLike[str], *, filename: str | None = None) 
     """
     if source == "":  # which `Path` takes for the current folder
         raise MissingFileError("the model is empty; give a folder or the name of a hub repository")
-    folder = Path(source)
+    folder = local_copy(source)
     if folder.is_dir():
         return inner_folder(folder)
     if folder.exists():
         raise MissingFileError(f"{source} is a file; pass its folder, and the file's name as filename")
+    if embedded_folder(source) is not None:
+        from .cache import pytorch_copy  # which imports this module
+
+        return pytorch_copy(source)
     return inner_folder(hub.download(str(source), filename=filename, files=TOKENIZER_FILES))
 
 
 def find_tokenizer_folder(source: str | os.PathLike[str]) -> Path:
     """Returns the folder with a tokenizer's files: as `find_folder`, but without downloading weights."""
-    folder = Path(source)
+    folder = local_folder(source)
     return inner_folder(folder if folder.is_dir() else hub.download_tokenizer(str(source), files=TOKENIZER_FILES))
 
 

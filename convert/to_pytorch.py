@@ -19,6 +19,7 @@ from deberta_jax.atomic_folder import replace_entries
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingPackageError, UserError, one_line, write_errno
 from deberta_jax.file_digests import TOKENIZER_FILES
+from deberta_jax.mirrors import written_to
 from deberta_jax.parameter_check import check_finite
 from deberta_jax.terminal import say
 
@@ -114,7 +115,8 @@ def save_pytorch(
     fields |= _architectures(fields["model_type"], params)
     fields["dtype"] = number_type.name
     tensors = {key: _cast(array, number_type, key) for key, array in state.items()}
-    _write(Path(folder), tensors, fields, tokenizer)
+    with written_to(folder) as local:
+        _write(local, tensors, fields, tokenizer)
 
 
 def _check_representable(config: DebertaConfig, params: Params) -> None:
@@ -269,7 +271,7 @@ class ExportConfig:
     EXAMPLES: ClassVar[tuple[str, ...]] = ("runs/sst2/model for-transformers",)
 
     source: tyro.conf.Positional[str]
-    """Folder that deberta-jax wrote, or a folder or hub name with PyTorch files"""
+    """Folder that deberta-jax wrote, a folder or hub name with PyTorch files, or deberta-v3-tiny"""
     destination: tyro.conf.Positional[Path]
     """Folder to write config.json and model.safetensors to"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

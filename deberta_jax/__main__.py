@@ -15,15 +15,18 @@ import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
+from .allocator import keep_freed_memory
 from .errors import UserError, as_expected, is_expected, one_line
 from .options import parse_options, version_line
+from .process_start import note_process_start
 from .standard_streams import make_standard_streams_safe
+from .store_paths import local_settings
 from .terminal import guarded_output, say
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
     "tokenizer": ("deberta_jax.train.data.train_tokenizer", "TokenizerConfig", "train a SentencePiece model on text"),
-    "prepare": ("deberta_jax.train.data.prepare", "PrepareConfig", "tokenize text and pack it into rows on disk"),
+    "prepare": ("deberta_jax.train.prepare", "PrepareConfig", "tokenize text and pack it into rows on disk"),
     "pretrain": ("deberta_jax.train.pretrain", "PretrainConfig", "pre-train: replaced token detection or masked LM"),
     "finetune": ("deberta_jax.train.finetune", "FinetuneConfig", "fine-tune on a task"),
     "recipe": ("deberta_jax.train.recipes", None, "fine-tune with the published settings of a task and a model"),
@@ -55,6 +58,7 @@ COMMANDS = {
         "predict the tokens behind [MASK]",
     ),
     "detect": ("deberta_jax.convert.commands.detect", "DetectConfig", "show which tokens of a text look replaced"),
+    "report": ("deberta_jax.train.report.command", "ReportConfig", "make an HTML page of one run or of two runs"),
     "compile-ahead": (
         "deberta_jax.train.compile_ahead.command",
         "CompileAheadConfig",
@@ -63,17 +67,20 @@ COMMANDS = {
     "demo": (
         "deberta_jax.train.demo",
         "DemoConfig",
-        "go from six novels to a classifier in about 7 minutes",
+        "see deberta-v3-tiny guess, learn and answer, in about 5 minutes",
     ),
     "completion": ("deberta_jax.completion", None, "print a script for the completion of bash, zsh or fish"),
 }
 # Title -> the commands below it in `deberta-jax --help`.
 GROUPS = {
     "Use a model": ("predict", "fill-mask", "detect"),
-    "Train a model": ("tokenizer", "prepare", "pretrain", "finetune", "recipe", "demo"),
+    "Train a model": ("tokenizer", "prepare", "pretrain", "finetune", "recipe", "report", "demo"),
     "Convert, export and share": ("convert", "export", "serialize", "share", "verify"),
     "Plan, and this program": ("compile-ahead", "completion"),
 }
+
+
+_TRAINING = ("pretrain", "finetune", "recipe")  # commands that say how long the first step took
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
       SystemExit: with 42 if training stopped early and the same command continues it (`train/hosts/exit_codes.py`).
     """
     make_standard_streams_safe()
+    is_process = arguments is None  # and no call by another program
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "--help-all"):
         say(usage())
@@ -99,6 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         say(f"deberta-jax: no command {command!r}.{hint}\n\n{usage()}", error=True)
         return 2
+    if is_process and command in _TRAINING:
+        note_process_start()
+    if is_process and command in (*_TRAINING, "demo"):
+        keep_freed_memory()
     with guarded_output():
         return run(command, options)
 
@@ -120,10 +132,12 @@ def run(command: str, options: list[str]) -> int:
     except Exception as failure:
         return _report(command, failure)
     try:
-        config = options
-        if class_name is not None:
+        if class_name is None:
+            module.main(options)
+        else:
             config = parse_options(getattr(module, class_name), options, prog=f"deberta-jax {command}")
-        module.main(config)
+            with local_settings(config) as config:
+                module.main(config)
     except KeyboardInterrupt:
         say(f"\ndeberta-jax {command}: interrupted", error=True)
         return 130

@@ -6,18 +6,23 @@ import json
 import logging
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from .atomic_folder import Staging, current_path, leftovers, new_name
 from .config import DebertaConfig
+from .embedded import PACKED_FILE
 from .errors import MissingFileError, UserError, as_expected, write_errno
 from .file_digests import (
     DIGESTS_FILE,
@@ -29,9 +34,11 @@ from .file_digests import (
     format_digests,
     read_digests,
 )
+from .mirrors import local_folder, written_to
 from .orbax_path import orbax_path
 from .parameter_check import adapt_to_parameters, check_readable
 from .sharding import named_shardings
+from .stores import is_address
 from .terminal import list_names
 
 CONFIG_FILE = "config.json"
@@ -42,17 +49,18 @@ _ATTEMPTS = 5  # to read a folder while other processes replace the model in it
 
 
 def holds_model(folder: str | os.PathLike[str]) -> bool:
-    """Returns whether a folder has parameters that `save_pretrained` wrote.
+    """Returns whether a folder has parameters that `save_pretrained` wrote, or is the name of an embedded model.
 
     Raises:
       UserError: it has an adapter, which is not a model.
     """
-    if current_path(Path(folder), ADAPTER_FILE).is_file():
+    folder = local_folder(folder)
+    if current_path(folder, ADAPTER_FILE).is_file():
         raise UserError(
             f"{folder} is an adapter of LoRA, not a model; give the folder model/ beside it, in which the adapter is "
             "merged, or use deberta_jax.merge_adapter"
         )
-    return current_path(Path(folder), PARAMETERS_FOLDER).is_dir()
+    return current_path(folder, PARAMETERS_FOLDER).is_dir() or (folder / PACKED_FILE).is_file()
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -70,6 +78,9 @@ def save_pretrained(
     The new model is written beside the old one, read back, and moved to its place. A process that is killed leaves the
     old model or the new one. What it has written besides is not read, and removed by the next save. Both models need
     space for a moment.
+
+    In a store, such as at gs://bucket/model, the model is complete when model.sha256 is written, at the end. A process
+    that is killed while it replaces a model there leaves one that `load_pretrained` calls damaged.
 
     With several processes, every process calls it with the same global arrays.
 
@@ -101,6 +112,12 @@ def save_folder(
       files: Content of the other files by name.
       new_tokenizer: Whether the files of a tokenizer that are in the folder are removed.
     """
+    if is_address(folder):
+        if jax.process_count() > 1:
+            raise UserError(f"{folder}: {jax.process_count()} processes save a model together in a folder that all see")
+        with written_to(folder) as local:
+            save_folder(local, params, files, new_tokenizer=new_tokenizer)
+        return
     from .orbax_folder import write_folder
 
     orbax_path(folder)  # raises
@@ -172,22 +189,27 @@ def _write_error(folder: str | os.PathLike[str], error: Exception) -> OSError:
 def load_pretrained(
     folder: str | os.PathLike[str], *, mesh: Mesh | None = None
 ) -> tuple[DebertaConfig, dict[str, Any]]:
-    """Reads a model that `save_pretrained` wrote.
+    """Reads a model that `save_pretrained` wrote, or one that is part of the package.
 
     Its files are first compared with the digests in model.sha256, if the folder has them.
 
     Args:
+      folder: the folder, its address in a store such as gs://bucket/model, or "deberta-v3-tiny" or
+        "deberta-v3-tiny/generator" (see `embedded.embedded_folder`).
       mesh: places each parameter according to the sharding table (default: all on the first local device).
 
     Returns:
       The configuration and the parameters, a nested dict with the encoder under `deberta`.
+
+    Example:
+      config, params = load_pretrained("deberta-v3-tiny")
 
     Raises:
       MissingFileError: the folder does not exist, or lacks config.json or params/.
       UserError: the configuration is invalid, does not belong to the parameters (layers beyond its number, for
         example), or is not the one that was saved; or the parameters are damaged.
     """
-    folder = Path(folder).resolve()
+    folder = local_folder(folder).resolve()
     for attempt in range(_ATTEMPTS):
         version = _version(folder)
         try:
@@ -209,13 +231,19 @@ def _version(folder: Path) -> tuple[Any, ...]:
 
 def _load(folder: Path, mesh: Mesh | None) -> tuple[DebertaConfig, dict[str, Any]]:
     config_path, path = current_path(folder, CONFIG_FILE), current_path(folder, PARAMETERS_FOLDER)
-    if not config_path.is_file() or not path.is_dir():
+    packed = not path.is_dir() and (folder / PACKED_FILE).is_file()
+    if not config_path.is_file() or not (packed or path.is_dir()):
         raise _missing(folder)
-    if path.parent != folder:
+    if not packed and path.parent != folder:
         _LOG.warning("%s: a save was interrupted; this is the previous model, in %s", folder, path.parent)
     config = DebertaConfig.from_json(config_path)
     digests = read_digests(current_path(folder, DIGESTS_FILE))
     check_file(folder, CONFIG_FILE, digests, path=config_path)
+    if packed:
+        check_file(folder, PACKED_FILE, digests)
+        params = _read_packed(folder / PACKED_FILE)
+        check_readable(config, params, where=str(folder))
+        return config, jax.tree.map(_put, params, _placement(params, mesh))
     shapes = verified_shapes(path, digests)
     config = adapt_to_parameters(config, shapes)
     check_readable(config, shapes, where=str(folder))
@@ -245,16 +273,39 @@ def read_parameters(path: Path, shapes: Any, mesh: Mesh | None) -> Any:
     """
     from .orbax_folder import read_folder
 
-    if mesh is None:
-        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placement = jax.tree.map(lambda _: first, shapes)
-    else:
-        placement = named_shardings(shapes, mesh)
+    placement = _placement(shapes, mesh)
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
     )
     with _reading(path):
         return read_folder(path, target)
+
+
+def _placement(shapes: Any, mesh: Mesh | None) -> Any:
+    """Returns the sharding of each parameter: the first local device or, with a mesh, what the table says."""
+    if mesh is not None:
+        return named_shardings(shapes, mesh)
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda _: first, shapes)
+
+
+def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts an array onto devices; of a mesh over several processes, each puts its own part."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def _read_packed(path: Path) -> dict[str, Any]:
+    """Returns the parameters in a PACKED_FILE, float32.
+
+    Raises:
+      UserError: It is damaged.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name].view(ml_dtypes.bfloat16).astype(np.float32) for name in file.files}
+    except (ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(_damaged(path, str(error))) from None
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 @contextlib.contextmanager

@@ -1,16 +1,16 @@
 """DebertaConfig: everything that fixes a model's shape and arithmetic."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 from .config_json import FIXED_FIELDS, ModelType, config_fields, config_path, read_json_object
+from .embedded import EMBEDDED, package_folder
 from .errors import UserError
 from .file_digests import DIGESTS_FILE, check_file, read_digests
 from .released import RELEASED
-from .terminal import list_names
+from .terminal import list_names, shown_number
 from .unknown_fields import nearest
 from .xlnet_json import to_xlnet_fields
 
@@ -24,6 +24,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 # Fields that version 0.1 did not have. They are written only with another value than this one, because checkpoints of
 # interrupted runs contain the configuration and must stay equal to it.
 _WRITTEN_IF_SET = {"problem_type": None, "token_projection": False}
+_LARGEST_FLOAT32 = 3.4028234663852886e38
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh")
 
 
@@ -155,8 +156,10 @@ class DebertaConfig:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("initializer_range", "layer_norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be positive and finite")
+            value = getattr(self, name)
+            if not 0 < value <= _LARGEST_FLOAT32:
+                raise UserError(f"{name} is {shown_number(value)}; it must be positive and finite in 32 bits")
+            object.__setattr__(self, name, float(value))  # JAX takes a whole number for an int32
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
@@ -251,15 +254,18 @@ class DebertaConfig:
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Returns the configuration of a released model, such as "deberta-v3-small".
+        """Returns the configuration of a released model, such as "deberta-v3-small", or of one in the package.
 
         Raises:
-          UserError: no released model has this name; the message lists all names.
+          UserError: no model has this name; the message lists all names.
         """
+        if name in EMBEDDED:
+            return cls.from_json(package_folder(name) / "discriminator" / "config.json")
         if name not in RELEASED:
+            known = (*RELEASED, *EMBEDDED)
             raise UserError(
-                f"no released model is called {name!r}.{nearest(name, RELEASED)} The released models are "
-                f"{', '.join(RELEASED)}"
+                f"no released model is called {name!r}.{nearest(name, known)} The released models are "
+                f"{', '.join(known)}"
             )
         return cls(**RELEASED[name])
 

@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 from .atomic_files import write_file
 from .errors import MissingFileError, MissingPackageError, UserError, one_line
 from .option_list import Option, annotations_of, options_of, without_wrapping
-from .terminal import quote_names, shorten
+from .stores import check_protocol
+from .terminal import quote_names, shorten, with_addresses
 
 SettingsType = TypeVar("SettingsType")
 
@@ -73,6 +74,18 @@ def read_settings(
         raise UserError(f"{path}: {one_line(error)}") from None
 
 
+def recorded_settings(path: Path) -> dict[str, Any]:
+    """Returns what a file of settings says, as text, by the names of options, with the keys `command` and `version`.
+
+    Nothing is checked, so that files of other versions can be shown. The value of an option is text, a list of texts or
+    None.
+
+    Raises:
+      MissingFileError, UserError: the file does not exist or is not YAML.
+    """
+    return {key.replace("_", "-"): value for key, value in _flatten(path, _load(path))}
+
+
 def write_settings(path: Path, settings: Any, *, command: str, version: str) -> None:
     """Writes all settings to a file, from which the command can be run again. Replaces the file atomically.
 
@@ -94,7 +107,7 @@ def write_settings(path: Path, settings: Any, *, command: str, version: str) -> 
 def _plain_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain_value(item) for item in value]
-    return str(value) if isinstance(value, pathlib.PurePath) else value
+    return with_addresses(str(value)) if isinstance(value, pathlib.PurePath | str) else value
 
 
 def _yaml() -> Any:
@@ -213,6 +226,10 @@ def _convert_text(text: str, kind: Any, *, where: str) -> Any:
     elif kind is pathlib.Path:
         if not text:
             raise UserError(f"{where}: the path is empty")
+        try:
+            check_protocol(text)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         converted = Path(text)
     elif kind is str:
         converted = text

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import UserError
+from .mirrors import local_copy
 from .terminal import quote_names, shorten
 from .unknown_fields import set_aside
 from .xlnet_json import from_xlnet_fields
@@ -70,7 +71,8 @@ _JSON_TYPES = {
 
 def config_path(source: str | os.PathLike[str]) -> Path:
     """Returns the path of a configuration: the file itself, or `config.json` in a folder."""
-    return Path(source) / "config.json" if Path(source).is_dir() else Path(source)
+    path = local_copy(source)
+    return path / "config.json" if path.is_dir() else path
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class Attention(nn.Module):
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
     attention_implementation: str = "auto"
+    keep_probabilities: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -210,6 +211,7 @@ class Attention(nn.Module):
                 dropout_key=self.make_rng("dropout") if drops else None,
             ),
             implementation=self.attention_implementation,
+            keep_probabilities=self.keep_probabilities,
         )
         context = self.output(context.reshape(*context.shape[:2], -1))
         return LayerOutput(self.layer_norm(self.output_dropout(context, inputs.train) + hidden), probabilities)
@@ -266,9 +268,10 @@ class EncoderLayer(nn.Module):
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
     attention_implementation: str = "auto"
+    keep_probabilities: bool = False
 
     def setup(self) -> None:
-        self.attention = Attention(self.config, self.dtype, self.attention_implementation)
+        self.attention = Attention(self.config, self.dtype, self.attention_implementation, self.keep_probabilities)
         self.feed_forward = FeedForward(self.config, self.dtype)
         refuse_unread(self)
 
@@ -312,12 +315,14 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     attention_implementation: str = "auto"
     remat: bool = False
+    kept_layers: int = 0
 
     def setup(self) -> None:
         config = self.config
         layer_class = nn.remat(EncoderLayer) if self.remat else EncoderLayer
         self.layer = [
-            layer_class(config, self.dtype, self.attention_implementation) for _ in range(config.num_hidden_layers)
+            layer_class(config, self.dtype, self.attention_implementation, number < self.kept_layers)
+            for number in range(config.num_hidden_layers)
         ]
         if config.relative_attention:
             self.rel_embeddings = Embedding(

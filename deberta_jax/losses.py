@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .sharding import constrain_features
 
-# Maps the logits of some words, the ids of these words and a random key to scores. The word with
-# the highest score of the whole vocabulary is drawn.
+# Maps the logits of some words, the ids of these words and a random key to scores. The word with the highest score of
+# the whole vocabulary is drawn. Every part of the vocabulary has the same key, so noise has to depend on the ids.
 Sampler = Callable[[Float[Array, "B M words"], Int[Array, "words"], Array], Float[Array, "B M words"]]
 
 # The vocabulary is processed in chunks of at least this many words, and of more if there are few slots: a single chunk
@@ -72,11 +72,21 @@ def masked_lm_and_samples(
     Args:
       hidden: its dtype is that of the products; table and bias are float32.
       labels: the original ids; 0 marks an unused slot.
-      sampler: see `Sampler`. Logits plus Gumbel noise draw from the softmax. Each chunk has its own key.
+      sampler: see `Sampler`. Logits plus Gumbel noise draw from the softmax.
     """
-    used = labels > 0
     visited: Any = _visit_vocabulary(sampler, hidden, table, bias, labels, key)
     losses, correct, sampled = visited
+    return sum_used_slots(labels, losses, correct, sampled)
+
+
+def sum_used_slots(
+    labels: Int[Array | np.ndarray, "B M"],
+    losses: Float[Array, "B M"],
+    correct: Bool[Array, "B M"],
+    sampled: Int[Array, "B M"],
+) -> MaskedLMPass:
+    """Sums the losses and the correct slots over the used ones."""
+    used = labels > 0
     loss_sum = jnp.where(used, losses, 0.0).sum()
     return MaskedLMPass(loss_sum, used.sum().astype(jnp.float32), (used & correct).sum().astype(jnp.float32), sampled)
 
@@ -113,7 +123,7 @@ def _visit_forward(sampler: Sampler, hidden, table, bias, labels, key) -> tuple[
         chunk = _Running(
             jnp.exp(logits - new_largest[..., None]),
             jnp.where(words == labels[..., None], logits, 0.0),
-            sampler(logits, words, jax.random.fold_in(key, start)),
+            sampler(logits, words, key),
             jnp.broadcast_to(words, logits.shape),
         )
         zero, lowest = jnp.float32(0), jnp.float32(-jnp.inf)

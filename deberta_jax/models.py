@@ -27,15 +27,18 @@ class _Model(nn.Module):
       dtype: of the computation.
       attention_implementation: "auto", "xla" or "pallas" (the fused kernels); "auto" chooses by device and length.
       remat: recomputes each layer in the backward pass instead of keeping its activations.
+      kept_layers: the first layers, so many, keep their attention probabilities for the backward pass where the kernels
+        can: see `keep_probabilities` of `attention.disentangled_attention`. Ignored by XLNet.
     """
 
     config: DebertaConfig
     dtype: jnp.dtype = jnp.float32
     attention_implementation: str = "auto"
     remat: bool = False
+    kept_layers: int = 0
 
     def _encoder(self) -> "Deberta":
-        return Deberta(self.config, self.dtype, self.attention_implementation, self.remat)
+        return Deberta(self.config, self.dtype, self.attention_implementation, self.remat, self.kept_layers)
 
     def _classified(
         self, out: EncoderOutput, attention_mask: TokenMask | None, segment_ids: TokenIds | None
@@ -83,7 +86,7 @@ class Deberta(_Model):
             self.output_dropout = Dropout(self.config.hidden_dropout_prob)
         else:
             self.embeddings = Embeddings(self.config, self.dtype)
-            self.encoder = Encoder(self.config, self.dtype, self.attention_implementation, self.remat)
+            self.encoder = Encoder(self.config, self.dtype, self.attention_implementation, self.remat, self.kept_layers)
         refuse_unread(self)
 
     def __call__(

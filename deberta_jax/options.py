@@ -1,6 +1,7 @@
 """Reads the options of a command."""
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.metadata
 import io
@@ -12,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from .config_file import read_settings
 from .help_text import HelpTexts, help_text
 from .option_list import CONFIG, Option, command_line_options
+from .stores import check_protocol
 from .terminal import LONGEST_LINE, list_names, say, shorten
 
 SettingsType = TypeVar("SettingsType")
@@ -42,7 +44,8 @@ def parse_options(
 
     `--help` prints the common options, `--help-all` every one (see `help_text`), and `--version` the version. If no
     value is positional, `--config FILE` reads a YAML file (see `config_file`), which gives the defaults of the other
-    options. A mistake is one line on standard error.
+    options. All words after the option that `settings.LAST` names are its values. A mistake is one line on standard
+    error.
 
     Args:
       settings: the dataclass of the settings.
@@ -55,6 +58,7 @@ def parse_options(
       SystemExit: with 2 for a mistake, with 0 after --help and --version.
       UserError: the file of --config cannot be used.
     """
+    options, rest = _split_last(settings, options)
     given = list(options[: options.index("--")] if "--" in options else options)
     if {"-h", "--help", "--help-all"} & set(given):
         texts = texts or HelpTexts.of(settings)
@@ -69,7 +73,19 @@ def parse_options(
         words, file = _split_config(words, prog=prog)
         if file is not None:
             default = read_settings(file, settings, default=default, command=_command(prog))
-    return _parse(settings, words, known, prog=prog, default=default)
+    parsed = _parse(settings, words, known, prog=prog, default=default)
+    return parsed if rest is None else dataclasses.replace(parsed, **rest)  # pyright: ignore[reportArgumentType]
+
+
+def _split_last(settings: type, options: Sequence[str]) -> tuple[Sequence[str], dict[str, tuple[str, ...]] | None]:
+    """Returns the words before the option that the settings name as `LAST`, and that option's words, which are all that
+    follow, whatever they look like.
+    """
+    name = getattr(settings, "LAST", None)
+    if name is None or f"--{name}" not in options:
+        return options, None
+    place = list(options).index(f"--{name}")
+    return options[:place], {name: tuple(options[place + 1 :])}
 
 
 def version_line() -> str:
@@ -112,7 +128,7 @@ def _parse(
     printed = io.StringIO()
     extra: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(printed), _paths_are_not_empty():
+        with contextlib.redirect_stderr(printed), _paths_are_checked():
             return tyro.cli(settings, args=words, prog=prog, **extra)
     except SystemExit as stopped:
         if stopped.code:
@@ -145,7 +161,7 @@ def _mistake(box: str, words: list[str], known: list[Option]) -> str:
         return _missing(body, known)
     named = re.search(r"(?:argument '|Error parsing )(--[\w.-]+)", text)
     option = next((option for option in known if named and named[1] in option.names), None)
-    if option is not None and named is not None and "the path is empty" not in text:
+    if option is not None and named is not None and "the path is empty" not in text and "unknown protocol" not in text:
         value = _value_of(named[1], words)
         allowed = f"one of {', '.join(option.choices)}" if option.choices else _KINDS.get(option.value, option.value)
         return f"{named[1]} is {value!r}; it must be {allowed}" if value else f"{named[1]} needs a value: {allowed}"
@@ -207,16 +223,17 @@ def _similarity(first: str, second: str) -> float:
     return difflib.SequenceMatcher(a=first.replace("-", ""), b=second.replace("-", "")).ratio()
 
 
-def _paths_are_not_empty() -> Any:
-    """Returns a context in which tyro refuses an empty path, which would be the current folder.
+def _paths_are_checked() -> Any:
+    """Returns a context in which tyro refuses an empty path, which would be the current folder, and unknown protocols.
 
-    It usually comes from a variable of the shell that is not set.
+    An empty path usually comes from a variable of the shell that is not set.
     """
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     def to_path(words: list[str]) -> Path:
         if not words[0]:
             raise ValueError("the path is empty")
+        check_protocol(words[0])
         return Path(words[0])
 
     registry = ConstructorRegistry()

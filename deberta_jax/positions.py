@@ -75,12 +75,12 @@ class LiveRows:
 
     @property
     def c2p_columns(self) -> Int[np.ndarray, "distances"]:
-        """The rows of distances S - 1 and down: `attention.relative_shift` moves their products to the keys."""
+        """The rows of distances S - 1 and down: `position_scores.relative_shift` moves their products to the keys."""
         return self.row_of_distance
 
     @property
     def p2c_columns(self) -> Int[np.ndarray, "distances"]:
-        """The rows of distances 1 - S and up: `attention.relative_shift` moves their products to the queries."""
+        """The rows of distances 1 - S and up: `position_scores.relative_shift` moves their products to the queries."""
         return self.row_of_distance[::-1]
 
     def row_of_pair(self) -> Int[np.ndarray, "S S"]:
@@ -136,12 +136,12 @@ class SymbolicRows:
 
     @property
     def c2p_columns(self) -> Int[Array, "distances"]:
-        """The rows of distances S - 1 and down: `attention.relative_shift` moves their products to the keys."""
+        """The rows of distances S - 1 and down: `position_scores.relative_shift` moves their products to the keys."""
         return self.rows_of(self.length - 1 - jnp.arange(2 * self.length))
 
     @property
     def p2c_columns(self) -> Int[Array, "distances"]:
-        """The rows of distances 1 - S and up: `attention.relative_shift` moves their products to the queries."""
+        """The rows of distances 1 - S and up: `position_scores.relative_shift` moves their products to the queries."""
         return self.rows_of(jnp.arange(2 * self.length) - (self.length - 1))
 
     def row_of_pair(self) -> Int[Array, "S S"]:

@@ -5,34 +5,139 @@ operations per element. Both hashes are permutations of 32-bit integers with low
 hash-prospector; neither is cryptographic.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, UInt32
 
 
-def random_bits(shape: tuple[int, ...], key: PRNGKeyArray) -> UInt32[Array, "..."]:
+class Part(NamedTuple):
+    """Which part of a larger array an array is, so that its elements get the random bits that they have in the whole.
+
+    Attributes:
+      start: index of its first element in the larger array.
+      whole: shape of the larger array.
+    """
+
+    start: Sequence[Int[Array, ""] | int]
+    whole: tuple[int, ...]
+
+
+def random_bits(shape: tuple[int, ...], key: PRNGKeyArray, *, part: Part | None = None) -> UInt32[Array, "..."]:
     """Returns an array of the given shape: a hash of each element's flat index, modulo 2^32, and of the key.
 
     Costs about a twentieth of JAX's counter-based generator on a CPU.
+
+    Args:
+      shape: shape of the result.
+      key: random key.
+      part: which part of a larger array this is (default: an array of its own).
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
+    return element_bits(shape, seeds[0], seeds[1], part=part)
+
+
+def element_bits(
+    shape: tuple[int, ...],
+    first_seed: UInt32[Array, ""],
+    second_seed: UInt32[Array, ""],
+    *,
+    part: Part | None = None,
+) -> UInt32[Array, "..."]:
+    """Returns `random_bits` for two seeds in place of a key."""
+    start, whole = ((0,) * len(shape), shape) if part is None else part
     # The flat index is summed axis by axis and not reshaped, so that every device computes that of its own shard.
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= shape[axis]
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.asarray(start[axis], jnp.uint32)
+        index += position * jnp.uint32(stride % 2**32)
+        stride *= whole[axis]
+    return bits_of_index(index, first_seed, second_seed)
+
+
+def bits_of_index(
+    index: UInt32[Array, "*shape"], first_seed: UInt32[Array, ""], second_seed: UInt32[Array, ""]
+) -> UInt32[Array, "*shape"]:
+    """Returns a hash of each index and of two seeds."""
     # The golden-ratio multiply spreads neighboring indices before the two rounds of multiply and xor-shift.
-    mixed = index * jnp.uint32(0x9E3779B9) + seeds[0]
+    mixed = index * jnp.uint32(0x9E3779B9) + first_seed
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x21F0AAAD)
-    mixed = (mixed ^ (mixed >> 15)) + seeds[1]
+    mixed = (mixed ^ (mixed >> 15)) + second_seed
     mixed *= jnp.uint32(0xD35A2D97)
     return mixed ^ (mixed >> 15)
 
 
-def dropout(x: Float[Array, "*shape"], *, rate: float, key: PRNGKeyArray) -> Float[Array, "*shape"]:
-    """Inverted dropout (the original's StableDropout): zeroes a share `rate`, scales the others by 1 / (1 - rate)."""
-    keep = random_bits(x.shape, key) >= jnp.uint32(round(rate * 2**32))
+class SlotSeeds(NamedTuple):
+    """Two random numbers for each masked slot, from which `gumbel_noise` makes the noise of every word."""
+
+    first: Int32[Array, "*slots"]
+    second: Int32[Array, "*slots"]
+
+    @classmethod
+    def draw(cls, shape: tuple[int, ...], key: PRNGKeyArray) -> "SlotSeeds":
+        """Draws the seeds of an array of slots."""
+        bits = (random_bits(shape, part_key) for part_key in jax.random.split(key))
+        return cls(*(jax.lax.bitcast_convert_type(x, jnp.int32) for x in bits))
+
+
+GOLDEN_RATIO = np.int32(0x9E3779B9 - 2**32)
+
+
+def gumbel_noise(words: Int[Array, "..."], seeds: SlotSeeds) -> Float[Array, "..."]:
+    """Returns noise of the standard Gumbel distribution, float32; words and seeds are broadcast.
+
+    The noise depends only on a slot's seeds and on a word's id, not on the part of the vocabulary that is visited.
+    """
+    return gumbel_of_mixed(words.astype(jnp.int32) * GOLDEN_RATIO + seeds.first, seeds.second)
+
+
+def gumbel_of_mixed(mixed: Int32[Array, "..."], second: Int32[Array, "..."]) -> Float[Array, "..."]:
+    """Returns `gumbel_noise` from mixed = words * GOLDEN_RATIO + seeds.first and from seeds.second.
+
+    A kernel adds `mixed` up in steps. The rest is `bits_of_index` with signed numbers, without its last xor-shift,
+    which changes only the lower bits; and -log of a number of the exponential distribution.
+    """
+    shift = jax.lax.shift_right_logical
+    mixed = (mixed ^ shift(mixed, 16)) * np.int32(0x21F0AAAD)
+    mixed = (mixed ^ shift(mixed, 15)) + second
+    mixed = mixed * np.int32(0xD35A2D97 - 2**32)
+    # Uniform from 0 to 2^31. 1 minus a small number has too few digits for the highest noise, which comes from these.
+    uniform = shift(mixed, 1).astype(jnp.float32) + 0.5
+    exponential = jnp.where(
+        uniform < 2.0**21, uniform * (2.0**-31 + uniform * 2.0**-63), -jnp.log(1 - uniform * 2.0**-31)
+    )
+    return -jnp.log(exponential)
+
+
+def normal_initializer(stddev: float) -> Callable[..., Float[Array, "..."]]:
+    """Returns an initializer for parameters: draws of a normal distribution with mean 0, by (key, shape, dtype).
+
+    Outside of jit it compiles one program for each distinct shape, and draws the same numbers as inside.
+    """
+    return functools.partial(_normal, stddev=stddev)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "stddev"))
+def _normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype, *, stddev: float) -> Float[Array, "..."]:
+    return stddev * jax.random.normal(key, shape, dtype)
+
+
+def dropout(
+    x: Float[Array, "*shape"], *, rate: float, key: PRNGKeyArray, part: Part | None = None
+) -> Float[Array, "*shape"]:
+    """Inverted dropout (the original's StableDropout): zeroes a share `rate`, scales the others by 1 / (1 - rate).
+
+    Args:
+      x: any array.
+      rate: share of the elements that are zeroed.
+      key: random key.
+      part: which part of a larger array `x` is (default: an array of its own).
+    """
+    keep = random_bits(x.shape, key, part=part) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 

@@ -25,13 +25,14 @@ from .config_json import config_path, read_json_object
 from .errors import UserError
 from .losses import MaskedLMPass, Sampler
 from .models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
-from .random import random_bits
 from .unknown_fields import set_aside
-from .warm_start import merge_pretrained
+from .vocabulary_head import masked_lm_pass
+from .warm_start import initial_params
 
 Params = dict[str, Any]
 EmbeddingSharing = Literal["gdes", "es", "nes"]
 _SHARED_TABLES = ("word_embeddings", "position_embeddings")
+_IDS = np.ones((1, 8), np.int32)  # of any shape, to initialize a model
 
 
 class PretrainingBatch(TypedDict):
@@ -137,11 +138,19 @@ class RTDModels:
         """Builds both modules.
 
         Args:
-          attributes: dtype, attention_implementation and remat, as for every model.
+          attributes: dtype, attention_implementation, remat and kept_layers, as for every model.
         """
         return cls(
             DebertaForMaskedLM(config.generator, **attributes),
             DebertaForReplacedTokenDetection(config.discriminator, **attributes),
+        )
+
+    def keeping(self, kept_layers: int) -> Self:
+        """Returns the same modules with another number of layers that keep their attention probabilities."""
+        return dataclasses.replace(
+            self,
+            generator=self.generator.clone(kept_layers=kept_layers),
+            discriminator=self.discriminator.clone(kept_layers=kept_layers),
         )
 
 
@@ -163,28 +172,24 @@ def init_params(
     Raises:
       UserError: a parameter is missing or has another shape, or `delta` is given without the generator.
     """
-    models, ids = RTDModels.build(config), jnp.ones((1, 8), jnp.int32)
-    generator_key, discriminator_key = jax.random.split(key)
-    generator_params = jax.jit(models.generator.init)(generator_key, ids)["params"]
-    discriminator_params = jax.jit(models.discriminator.init)(discriminator_key, ids)["params"]
-    if generator is not None:
-        generator_params = merge_pretrained(generator, generator_params)
-    if discriminator is not None:
-        if "delta" in discriminator["deberta"]["embeddings"]["word_embeddings"]:
-            if generator is None:
-                raise UserError(
-                    "the discriminator's embeddings are differences (GDES): give its generator as well, with "
-                    "--init-generator"
-                )
-            discriminator = standalone_discriminator(
-                {"generator": generator_params, "discriminator": discriminator}, "gdes"
+    generator_params = init_generator(config, key, generator)
+    if discriminator is not None and "delta" in discriminator["deberta"]["embeddings"]["word_embeddings"]:
+        if generator is None:
+            raise UserError(
+                "the discriminator's embeddings are differences (GDES): give its generator as well, with "
+                "--init-generator"
             )
-        discriminator_params = merge_pretrained(discriminator, discriminator_params)
-        if generator is None and config.embedding_sharing != "nes":
-            generator_params = _with_tables(
-                generator_params,
-                {name: discriminator_params["deberta"]["embeddings"][name] for name in _shared(discriminator_params)},
-            )
+        discriminator = standalone_discriminator(
+            {"generator": generator_params, "discriminator": discriminator}, "gdes"
+        )
+    _, discriminator_key = jax.random.split(key)
+    model = RTDModels.build(config).discriminator
+    discriminator_params = initial_params(model, discriminator_key, _IDS, discriminator)
+    if discriminator is not None and generator is None and config.embedding_sharing != "nes":
+        generator_params = _with_tables(
+            generator_params,
+            {name: discriminator_params["deberta"]["embeddings"][name] for name in _shared(discriminator_params)},
+        )
     tables: dict[str, Params | None] = {}
     if config.embedding_sharing == "gdes":
         pretrained = None if discriminator is None else discriminator_params
@@ -192,6 +197,21 @@ def init_params(
     elif config.embedding_sharing == "es":
         tables |= dict.fromkeys(_SHARED_TABLES)
     return {"generator": generator_params, "discriminator": _with_tables(discriminator_params, tables)}
+
+
+def init_generator(config: RTDConfig, key: jax.Array, pretrained: Params | None = None) -> Params:
+    """Returns the generator of `init_params` alone, for a run that trains no discriminator.
+
+    Args:
+      config: generator and discriminator.
+      key: the key of both.
+      pretrained: the generator to start from (default: random parameters).
+
+    Raises:
+      UserError: a parameter is missing or has another shape.
+    """
+    generator_key, _ = jax.random.split(key)
+    return initial_params(RTDModels.build(config).generator, generator_key, _IDS, pretrained)
 
 
 def _shared(params: Params) -> list[str]:
@@ -250,20 +270,6 @@ def _with_tables(params: Params, tables: Mapping[str, Params | None]) -> Params:
     return {**params, "deberta": {**params["deberta"], "embeddings": embeddings}}
 
 
-def sample_replacements(
-    logits: Float[Array, "B M words"], words: Int[Array, "words"], key: Array
-) -> Float[Array, "B M words"]:
-    """Returns scores whose highest is a draw from softmax(logits) at temperature 1 (the Gumbel-max trick).
-
-    Args:
-      logits: float32, of a part of the vocabulary.
-      words: the ids of that part; not used.
-    """
-    del words
-    uniform = ((random_bits(logits.shape, key) >> 1).astype(jnp.int32) + 0.5) * 2**-31
-    return logits - jnp.log(-jnp.log1p(-uniform))  # log1p: the highest scores come from the smallest numbers
-
-
 def corrupt(
     input_ids: Int[Array | np.ndarray, "B S"],
     masked_positions: Int[Array | np.ndarray, "B M"],
@@ -317,8 +323,12 @@ def generator_pass(
         rngs={"dropout": dropout_key},
         method="logit_factors",
     )
-    return losses.masked_lm_and_samples(
-        out.hidden, out.table, out.bias, batch["masked_labels"], key=sample_key, sampler=sample
+    return masked_lm_pass(
+        out,
+        batch["masked_labels"],
+        key=sample_key,
+        sampler=sample,
+        implementation=model.attention_implementation,
     )
 
 

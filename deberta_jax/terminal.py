@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, TextIO
 
 LONGEST_LINE = 1500  # characters of a message
+PRINTED_AS: dict[str, str] = {}  # beginnings of paths, and what messages have in their place (see `mirrors`)
 _LONGEST_NAME = 200  # characters of a name in a list
 _MOST_NAMES = 8  # in a list
 
@@ -32,6 +33,7 @@ _LINES = re.compile(f"({_FLAG})|[{_HIDDEN}]|{_JOINER}")
 _ONE_LINE = re.compile(f"({_FLAG})|[{_HIDDEN}\t\n]|{_JOINER}")
 # Sequences of progress bars, which other libraries write to standard error, and of colors.
 _BARS = re.compile("(\x1b\\[[0-9]*[AK]|\r)")
+_ONE_SLASH = re.compile(r"(?<![\w./])(gs|gcs|s3|s3a|az|abfs|abfss|hdfs|memory):/(?![/\s])")  # of pathlib
 _COLORS_AND_BARS = re.compile("(\x1b\\[[0-9;]*[mAK]|\r)")
 
 
@@ -77,9 +79,18 @@ def quote_names(names: Collection[Any]) -> str:
     return list_names(names, show=repr)
 
 
+def with_addresses(text: str) -> str:
+    """Returns a text in which paths of local copies of a store are its addresses, with both slashes."""
+    for path, address in PRINTED_AS.items():
+        text = text.replace(path, address)
+    return _ONE_SLASH.sub(r"\1://", text)
+
+
 def message_text(text: str) -> str:
     """Returns a message as it may be printed: visible, and at most LONGEST_LINE characters long."""
-    return shorten(printable(shorten(text, LONGEST_LINE).replace("\r\n", "\n"), lines=True), LONGEST_LINE)
+    return shorten(
+        printable(shorten(with_addresses(text), LONGEST_LINE).replace("\r\n", "\n"), lines=True), LONGEST_LINE
+    )
 
 
 def say(text: str, *, error: bool = False) -> None:

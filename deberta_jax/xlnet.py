@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .attention import AttentionOutput, relative_shift
+from .attention import AttentionOutput
 from .config import DebertaConfig
 from .encoder import EncoderStates, FeedForward, LayerOutput, split_heads
 from .errors import UserError
 from .layers import Dense, Dropout, Embedding, layer_norm, refuse_unread
-from .random import dropout
+from .position_scores import relative_shift
+from .random import dropout, normal_initializer
 from .sharding import constrain_batch
 
 _MASKED = -1e30  # below every real score: its exponential is exactly 0
@@ -125,7 +126,7 @@ class HeadBias(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S N H"]) -> Float[Array, "B S N H"]:
-        init = nn.initializers.normal(self.config.initializer_range)
+        init = normal_initializer(self.config.initializer_range)
         bias = self.param("bias", init, x.shape[-2:], jnp.float32)
         refuse_unread(self, "bias")
         return (x + bias).astype(x.dtype)
@@ -144,7 +145,7 @@ class XLNetAttention(nn.Module):
             Dense(config, heads * size, self.dtype, use_bias=False) for _ in range(4)
         )
         self.content_bias, self.position_bias, self.segment_bias = (HeadBias(config) for _ in range(3))
-        init = nn.initializers.normal(config.initializer_range)
+        init = normal_initializer(config.initializer_range)
         self.segment_keys = self.param("segment_keys", init, (2, heads, size), jnp.float32)
         self.output = Dense(config, config.hidden_size, self.dtype, use_bias=False)
         self.layer_norm = layer_norm(config, self.dtype)

@@ -15,6 +15,7 @@ from deberta_jax.lora import LoraConfig
 from deberta_jax.rtd import EmbeddingSharing
 from deberta_jax.sift import SiftConfig
 
+from .corpus_options import Stage, parse_stages, parse_weighted
 from .host_configs import HostsConfig, MeshConfig
 from .settings import (
     LONGEST_ROW,
@@ -71,11 +72,15 @@ class OptimizerConfig(Settings):
     """correct the bias of Adam's moments (the official code does not)"""
     decay_embedding_delta: bool = False
     """apply weight decay to GDES's delta as well, as the official code does by oversight"""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """data type of Adam's moments; bfloat16 halves their memory, and rounds up or down at random"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
     """The settings that pre-training and fine-tuning share"""
+
+    IS_RUN: ClassVar[bool] = True  # its output is copied to a store while it goes on
 
     output: Path
     """folder of the run: checkpoints, metrics and the finished models"""
@@ -85,6 +90,9 @@ class RunConfig(Settings):
     """data type of activations; parameters, softmax, LayerNorm, scores and losses stay float32"""
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
+    kept_layers: NotNegative | None = None
+    """number of layers of each model that keep their attention probabilities for the backward pass, which the TPU
+    kernels can for rows of up to 512 tokens (default: as many as fit into the memory of a TPU, elsewhere none)"""
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
     seed: Seed = 0
@@ -103,8 +111,8 @@ class RunConfig(Settings):
     """first and last step to record with JAX's profiler, into profile/ of the run's folder (default: records
     nothing)"""
     compilation_cache: Path | None = None
-    """folder that keeps compiled programs for the next start (default: compiled/ of the run's folder on a TPU,
-    elsewhere JAX_COMPILATION_CACHE_DIR if it is set)"""
+    """folder that keeps compiled programs for the next start (default: compiled/ of the run's folder on a TPU
+    or GPU, elsewhere JAX_COMPILATION_CACHE_DIR if it is set)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,20 +128,31 @@ class TextConfig(Settings):
     """The text to train on"""
 
     text: tuple[Path, ...] = ()
-    """text files or folders of them, .txt, .gz or .xz (default: the embedded corpus, six novels)"""
+    """text files, folders of them, patterns or sets, as in `deberta-jax prepare` (default: the embedded corpus, six
+    novels)"""
     boundary: Literal["blank_line", "line", "file", "chapter"] | None = None
     """what separates documents (default: blank_line, for the embedded corpus chapter)"""
-    corpus: Path | None = None
-    """folder written by `deberta-jax prepare`, instead of text (default: text is read)"""
+    corpus: tuple[str, ...] = ()
+    """folders written by `deberta-jax prepare`, instead of text. FOLDER:WEIGHT draws rows by weight: wiki:7 books:3
+    takes 70 % of them from wiki; weights need not sum to 1. Without weights, rows are drawn in proportion to their
+    number (default: text is read)"""
     held_out_fraction: ShareBelowOne = 0.02
     """share of the documents that is held out for evaluation"""
     sequence_length: Annotated[int, Range(at_least=SHORTEST_ROW, at_most=LONGEST_ROW)] = 512
     """tokens per row"""
+    curriculum: tuple[str, ...] = ()
+    """stages of one sequence length after the other, each LENGTH:STEPS, such as 128:90000 512, where the last one takes
+    the remaining steps. It replaces sequence_length, and needs a corpus of each length (default: one stage)"""
+    data_workers: Annotated[int, Range(at_least=0, at_most=1024)] = 0
+    """number of processes that read and mask rows ahead of the training thread, which does it itself with 0; the
+    batches are the same"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.corpus is not None and self.text:
+        if self.corpus and self.text:
             raise UserError("give --text or --corpus, not both")
+        for name in self.corpus:
+            parse_weighted(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,13 +201,16 @@ class PretrainConfig(RunConfig):
     """Pre-train a DeBERTa on text. Repeat the same command to resume an interrupted run."""
 
     COMMON: ClassVar[tuple[str, ...]] = tuple(
-        "output tokenizer text corpus model objective sequence-length "
+        "output tokenizer text corpus model objective sequence-length curriculum "
         "batch-size steps optimizer.learning-rate dtype seed max-seconds log".split()
     )
     EXAMPLES: ClassVar[tuple[str, ...]] = (
         "--output runs/base --tokenizer tok --text corpus/ --model deberta-v3-base --vocab-size 32064",
         "--output runs/more --tokenizer v3-small --corpus rows/ --init-discriminator v3-small --steps 10000",
+        "--output runs/mix --tokenizer tok --corpus wiki128:7 books128:3 wiki512 --curriculum 128:90000 512",
     )
+
+    READS_STORES: ClassVar[tuple[str, ...]] = ("text", "corpus")
 
     tokenizer: Path
     """folder of a tokenizer, for instance from `deberta-jax tokenizer`, or a hub name such as
@@ -206,6 +228,8 @@ class PretrainConfig(RunConfig):
     """learning rate of the discriminator (default: that of the generator)"""
     evaluate_every: NotNegative = 1000
     """steps between evaluations on held-out documents (0 disables them)"""
+    evaluate_first: bool = False
+    """evaluate the initial models too, before the first step"""
     save_every: NotNegative = 1000
     """steps between checkpoints (0 disables them; the final step is always saved)"""
     keep: Positive = 3
@@ -215,6 +239,17 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         if self.objective.name == "mlm" and self.models.init_discriminator is not None:
             raise UserError("--objective mlm trains no discriminator; give the model to start from as --init-generator")
+        parse_stages(self.data.curriculum, self.steps)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The sequence lengths of the run in order, with their steps."""
+        return parse_stages(self.data.curriculum, self.steps) or (Stage(self.data.sequence_length, self.steps),)
+
+    @property
+    def longest_row(self) -> int:
+        """The largest sequence length of the run."""
+        return max(stage.sequence_length for stage in self.stages)
 
 
 # -------------------------------------------------------------------- fine-tuning
@@ -301,7 +336,7 @@ class FinetuneConfig(RunConfig):
 
     model: Path
     """folder of a model of ours or of PyTorch files, or a hub name such as microsoft/deberta-v3-small, also
-    NAME@REVISION; discriminator/ of a pre-training run is one"""
+    NAME@REVISION; discriminator/ of a pre-training run is one. deberta-v3-tiny is part of the package"""
     random_weights: bool = False
     """start from random weights, with the configuration of the model alone, as a baseline for pre-training"""
     tokenizer: Path | None = None

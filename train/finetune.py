@@ -8,7 +8,7 @@ Read `run` from top to bottom; the step is `build_step`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,19 +19,21 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, Num
 
+from deberta_jax.config import DebertaConfig
 from deberta_jax.lora import adapters_of, joined
 from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.terminal import list_names, say
-from deberta_jax.warm_start import left_out, merge_pretrained
+from deberta_jax.warm_start import evaluate_by_operation, initial_params, left_out
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import FinetuneConfig, SweepConfig
 from .engine.accumulation import accumulate, check_batch_size
+from .engine.kept_layers import KeptLayers, training_step
 from .engine.layerwise import layerwise_learning_rates, stop_frozen_gradients
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
-from .engine.state import TrainState, training_key
+from .engine.state import TrainState, place_state, training_key
 from .finetune_evaluation import (
     Predictor,
     Validation,
@@ -98,9 +100,11 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     All hosts call it. It raises the errors of `main`.
     """
     # ---------------------------------------------------------------- the task, and the model for it
+    hosts.phases.enter("weights")
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     pretrained, weights, tokenizer, added = open_base(config, mesh)
+    hosts.phases.enter("data")
     task = load_task(config, tokenizer, model_head(config, pretrained, weights))
     model_config = task_config(config, pretrained, task)
     check_settings(config, model_config, task, tokenizer)
@@ -112,6 +116,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     steps = count_steps(config, epoch)
 
     # ---------------------------------------------------------------- state, sharded by the table
+    hosts.phases.enter("weights")
     optimizer = build_layerwise_optimizer(config, total_steps=steps, layers=model_config.num_hidden_layers)
     # Real token ids, because their number of axes depends on the kind: [B, S], or [B, choices, S].
     first = examples.batch(np.zeros(1, np.int64), length=int(examples.lengths[0]))
@@ -125,22 +130,27 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
     unused = left_out(initial, whole) if initial else []
     run_identity = identity(config, model_config, tokenizer, task, input_digests(config, task, weights))
     head = heads_message(None if config.random_weights else weights, whole, pretrained, task)
-    with jax.set_mesh(mesh):  # attention reads it, here and in every step
-        state = jax.jit(create, out_shardings=placement)(initial)
+    state = place_state(
+        functools.partial(start_params, model, first["input_ids"], seed=config.seed, adapted=tuning.adapted),
+        functools.partial(create_state, optimizer, seed=config.seed),
+        initial,
+        placement,
+    )
     del weights, initial  # their memory is needed
 
     # ---------------------------------------------------------------- one step, compiled once per padded length
-    step = jax.jit(
-        build_step(tuning.model, task.objective, optimizer, config, total_steps=steps),
-        donate_argnums=0,
-        out_shardings=(placement, None),
-    )
+    def jitted_step(kept_layers: int) -> Any:
+        step = build_step(
+            tuning.model.clone(kept_layers=kept_layers), task.objective, optimizer, config, total_steps=steps
+        )
+        return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+
     predictor = Predictor(config, task, model, mesh, check_stop=hosts.check_stop)
     validation = Validation(predictor, model_config, tuning)
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
-        jax.set_mesh(mesh),
+        jax.set_mesh(mesh),  # attention reads it
         Checkpointer(
             config.output / "checkpoints",
             keep=config.keep,
@@ -174,7 +184,16 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
             save_every=config.save_every,
             profile=config.profile,
             profile_folder=config.output / "profile",
-            step=functools.partial(step, frozen=tuning.frozen),
+            step=functools.partial(
+                training_step(
+                    jitted_step,
+                    kept_of_batch(config, model_config, mesh),
+                    kept_layers=config.kept_layers,
+                    mesh=mesh,
+                    log=reporter.message,
+                ),
+                frozen=tuning.frozen,
+            ),
             batches=training_batches(config, examples, mesh),
             place_batch=functools.partial(place_batch, mesh=mesh),
             summarize=training_figures,
@@ -194,6 +213,19 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
         if hosts.first:  # last, because everything else must be on disk if a picture fails or hangs
             draw_predictions(predictor, written.predictions, reporter)
     return RunOutcome(written.results, task.main_metric)
+
+
+def kept_of_batch(config: FinetuneConfig, model: DebertaConfig, mesh: Mesh) -> Callable[[Sequence[int]], KeptLayers]:
+    """Returns what kept layers take, as a function of the shape of a batch's token ids."""
+    return functools.partial(
+        KeptLayers.of_batch,
+        # SiFT has a second forward pass, whose probabilities are kept beside those of the first.
+        [model] * (2 if config.sift.weight else 1),
+        mesh=mesh,
+        accumulation=config.accumulation,
+        dtype=jnp.dtype(config.dtype),
+        together=True,
+    )
 
 
 def training_batches(config: FinetuneConfig, examples: Encoded, mesh: Mesh) -> FinetuneBatches:
@@ -238,13 +270,29 @@ def build_state(
       adapted: the model with adapters (see `deberta_jax.lora`), of which only these and the head are in the state
         (default: all parameters of `model` are).
     """
+    return create_state(optimizer, start_params(model, input_ids, weights, seed=seed, adapted=adapted), seed=seed)
+
+
+def start_params(
+    model: nn.Module,
+    input_ids: Int[Array | np.ndarray, "B ..."],
+    weights: Params | None = None,
+    *,
+    seed: int,
+    adapted: nn.Module | None = None,
+) -> Params:
+    """Returns the parameters of `build_state`, as in its state, from the same arguments."""
     key = training_key(seed)
-    params: Any = model.init(key, input_ids)["params"]
-    if weights is not None:
-        params = merge_pretrained(weights, params)
+    params = initial_params(model, key, input_ids, weights)
     if adapted is not None:
-        params = {**params, **adapters_of(adapted.init({"params": key, "dropout": key}, input_ids)["params"])}
-    return TrainState.create({"model": params}, {"model": optimizer.init(params)}, seed=seed)
+        rngs = {"params": key, "dropout": key}
+        params |= evaluate_by_operation(lambda rngs: adapters_of(adapted.init(rngs, input_ids)["params"]), rngs)
+    return {"model": params}
+
+
+def create_state(optimizer: optax.GradientTransformation, params: Params, *, seed: int) -> TrainState:
+    """Returns the state before the first step with parameters from `start_params`."""
+    return TrainState.create(params, {"model": optimizer.init(params["model"])}, seed=seed)
 
 
 def build_step(

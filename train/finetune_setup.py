@@ -21,6 +21,7 @@ from deberta_jax.xlnet import NO_SIFT
 
 from .checkpoints.manifest import DIGESTS, join_names
 from .configs import FinetuneConfig
+from .engine.optimizer import optimizer_identity
 from .hosts.processes import gather_json
 from .model_folders import model_folder, tokenizer_folder
 from .new_tokens import check_vocabulary, with_new_rows, with_new_tokens
@@ -290,7 +291,7 @@ def identity(
         "accumulation": config.accumulation,
         "epochs": config.epochs,
         "steps": config.steps,
-        "optimizer": dataclasses.asdict(config.optimizer),
+        "optimizer": optimizer_identity(config.optimizer),
         "label_smoothing": regularization.label_smoothing,
         "layer_decay": regularization.layer_decay,
         "freeze_layers": regularization.freeze_layers,

@@ -8,7 +8,9 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from deberta_jax.embedded import embedded_folder, masked_lm_of
 from deberta_jax.errors import MissingFileError, UserError
+from deberta_jax.mirrors import local_copy
 
 # Beside the weights of a released discriminator, with a generator_config.json.
 _GENERATOR_FILE = "pytorch_model.generator.bin"
@@ -18,14 +20,17 @@ def model_folder(source: Path, *, generator: bool = False) -> Path:
     """Returns a folder that `load_pretrained` reads: `source` itself, or its conversion (see `convert.cache`).
 
     Args:
-      source: a folder of ours or of PyTorch files, or a hub name.
-      generator: of PyTorch files that are a pair for replaced token detection, take the generator.
+      source: a folder of ours or of PyTorch files, a hub name, or the name of an embedded model.
+      generator: of PyTorch files or an embedded model that are a pair for replaced token detection, take the generator.
 
     Raises:
       UserError: as `convert.cache.local_model`.
     """
     from deberta_jax.checkpoint import holds_model  # here, because `prepare` does not need JAX
 
+    if (embedded := embedded_folder(masked_lm_of(str(source)) if generator else source)) is not None:
+        return embedded
+    source = local_copy(source)
     if holds_model(source):
         return source
     from ..convert.cache import local_model
@@ -37,13 +42,16 @@ def model_folder(source: Path, *, generator: bool = False) -> Path:
 
 
 def tokenizer_folder(source: Path) -> Path:
-    """Returns a folder that `Tokenizer.from_folder` reads: `source` itself, or the download of a hub name.
+    """Returns a folder that `Tokenizer.from_folder` reads: `source` itself, an embedded model's, or a download's.
 
     Raises:
       UserError: as `convert.from_pytorch.find_tokenizer_folder`.
     """
+    source = local_copy(source)
     if source.is_dir():
         return source
+    if (embedded := embedded_folder(source)) is not None:
+        return embedded
     from ..convert.from_pytorch import find_tokenizer_folder
 
     return find_tokenizer_folder(source)

@@ -7,15 +7,15 @@ of the official `rtd_task.py`: the generator's loss and samples from one forward
 discriminator's loss with the embeddings that were just updated, and its update.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Key, Num
 
 from deberta_jax.checkpoint import save_pretrained
@@ -31,21 +31,21 @@ from deberta_jax.rtd import (
     discriminator_pass,
     discriminator_view,
     generator_pass,
-    init_params,
-    sample_replacements,
     standalone_discriminator,
 )
 from deberta_jax.sharding import batch_devices, make_mesh, named_shardings
 from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.vocabulary_head import sample_replacements
 
 from .checkpoints.checkpointer import Checkpointer
 from .configs import PretrainConfig
 from .data.prepare import boundary_hint
 from .data.text_files import describe_ignored
 from .engine.accumulation import accumulate, check_batch_size
+from .engine.kept_layers import KeptLayers, training_step
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
-from .engine.optimizer import apply_gradients, build_optimizer, schedule
-from .engine.state import TrainState, training_key
+from .engine.optimizer import apply_gradients, schedule
+from .engine.state import TrainState, place_state, training_key
 from .hosts.join import Hosts, join_run
 from .model_folders import check_not_overwritten, tokenizer_folder
 from .pretrain_setup import (
@@ -55,18 +55,17 @@ from .pretrain_setup import (
     identity,
     input_digests,
     load_initial_models,
-    resolve_corpus,
     resolve_masking,
     resolve_models,
+    resolve_rows,
 )
+from .pretrain_state import Optimizers, build_optimizers, build_state, create_state, start_params
 from .reporting.curves import plot_curves
 from .reporting.pictures import draw_or_report
-from .reporting.pretraining_metrics import discriminator_sums, generator_sums, pretraining_figures
+from .reporting.pretraining_metrics import add_sums, discriminator_sums, generator_sums, pretraining_figures
 from .reporting.reporter import Reporter, open_reporter
 from .reporting.services import check_services
 from .run_settings import describe_run, record_settings
-
-Optimizers = dict[str, optax.GradientTransformation]
 
 
 def main(config: PretrainConfig) -> None:
@@ -88,6 +87,7 @@ def main(config: PretrainConfig) -> None:
 def run(config: PretrainConfig, hosts: Hosts) -> None:
     """Trains one run and writes its models. All hosts call it. It raises the errors of `main`."""
     # ---------------------------------------------------------------- what is trained, on what
+    hosts.phases.enter("weights")
     tokenizer = Tokenizer.from_folder(tokenizer_folder(Path(config.tokenizer)))
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     tokenizer, initial = add_new_tokens(config, tokenizer, load_initial_models(config, mesh))
@@ -95,41 +95,60 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
     check_tables(config, tokenizer, models_config)
     check_batch_size(config.batch_size, accumulation=config.accumulation, devices=batch_devices(mesh))
     models = RTDModels.build(models_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    rows = PretrainingRows(resolve_corpus(config, tokenizer), resolve_masking(config), tokenizer, mesh)
+    hosts.phases.enter("data")
+    rows = PretrainingRows(resolve_rows(config, tokenizer), resolve_masking(config), tokenizer, mesh)
 
     # ---------------------------------------------------------------- state, sharded by the table
+    hosts.phases.enter("weights")
     optimizers = build_optimizers(config)
     create = functools.partial(build_state, config, models_config, optimizers)
     digests = input_digests(initial)
     weights = {name: model.params for name, model in initial.items()}
     origins = {name: f"pretrained {', '.join(params)}" for name, params in weights.items()}
     placement = named_shardings(jax.eval_shape(create, weights), mesh)
-    with jax.set_mesh(mesh):  # attention reads it, here and in every step
-        state = jax.jit(create, out_shardings=placement)(weights)
+    state = place_state(
+        functools.partial(start_params, config, models_config),
+        functools.partial(create_state, optimizers, seed=config.seed),
+        weights,
+        placement,
+    )
     del initial, weights  # their memory is needed
 
     # ---------------------------------------------------------------- one step, compiled once, its state donated
     sharing = models_config.embedding_sharing
-    step = build_step(models, optimizers, config, sharing=sharing)
+
+    def jitted_step(kept_layers: int) -> Any:
+        step = build_step(models.keeping(kept_layers), optimizers, config, sharing=sharing)
+        return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+
+    kept = functools.partial(
+        KeptLayers.of_batch,
+        [getattr(models_config, name) for name in state.params],  # for "mlm" the generator alone
+        mesh=mesh,
+        accumulation=config.accumulation,
+        dtype=jnp.dtype(config.dtype),
+        together=not config.objective.decoupled,
+    )
     measure = jax.jit(build_evaluation(models, config, sharing=sharing))
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (
-        jax.set_mesh(mesh),
+        jax.set_mesh(mesh),  # attention reads it
         Checkpointer(
             config.output / "checkpoints",
             keep=config.keep,
-            identity=identity(config, models_config, rows.corpus, digests),
+            identity=identity(config, models_config, rows.curriculum, digests),
             stop_requested=hosts.stop_requested,
         ) as checkpointer,
         open_reporter(
             config.output,
             hosts=hosts,
             total_steps=config.steps,
-            tokens_per_step=config.batch_size * config.data.sequence_length,
+            tokens_per_step=functools.partial(rows.curriculum.tokens_until, batch_size=config.batch_size),
             every=config.log_every,
             run=describe_run(config),
         ) as reporter,
+        contextlib.closing(rows.training_batches(config)) as batches,
     ):
         if hosts.first:
             record_settings(config, log=reporter.message)
@@ -138,72 +157,30 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
             reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'random weights')}")
         if ignored := describe_ignored(config.data.text):
             reporter.message(ignored)
-        if config.data.text and config.data.boundary is None and (hint := boundary_hint(rows.corpus)):
+        if config.data.text and config.data.boundary is None and (hint := boundary_hint(rows.curriculum.corpora[0])):
             reporter.message(hint)
+        for line in rows.curriculum.describe(config.steps, config.batch_size):
+            reporter.message(line)
         plan = TrainingRun(
             steps=config.steps,
             log_every=config.log_every,
+            evaluate_first=config.evaluate_first,
             evaluate_every=config.evaluate_every,
             save_every=config.save_every,
             profile=config.profile,
             profile_folder=config.output / "profile",
-            step=jax.jit(step, donate_argnums=0, out_shardings=(placement, None)),
-            batches=rows.training_batches(config),
+            step=training_step(jitted_step, kept, kept_layers=config.kept_layers, mesh=mesh, log=reporter.message),
+            batches=batches,
             place_batch=rows.place,
             summarize=pretraining_figures,
-            evaluate=functools.partial(evaluate, config, rows, measure, check_stop=hosts.check_stop),
+            position=functools.partial(rows.curriculum.epoch_figures, batch_size=config.batch_size),
+            evaluate=functools.partial(evaluate, config, rows, measure, reporter, check_stop=hosts.check_stop),
             checkpointer=checkpointer,
             reporter=reporter,
             hosts=hosts,
         )
         state = train(state, plan)
         save_models(config, models_config, state.params, tokenizer, hosts, reporter)
-
-
-# -------------------------------------------------------------------- state
-
-
-def build_state(
-    config: PretrainConfig, models: RTDConfig, optimizers: Optimizers, weights: Mapping[str, Params]
-) -> TrainState:
-    """Returns the state before the first step; traceable by `jax.jit` and `jax.eval_shape`.
-
-    Args:
-      config: the settings of the run.
-      models: configurations of generator and discriminator.
-      optimizers: from `build_optimizers`.
-      weights: pretrained models by "generator" and "discriminator"; `rtd.init_params` says what a missing model starts
-        from. With the objective "mlm" only the generator is kept.
-
-    Raises:
-      UserError: if pretrained weights do not fit the model.
-    """
-    params = init_params(models, training_key(config.seed), **weights)
-    if config.objective.name == "mlm":
-        params = {"generator": params["generator"]}
-    return create_state(optimizers, params, seed=config.seed)
-
-
-def create_state(optimizers: Optimizers, params: Params, *, seed: int) -> TrainState:
-    """Returns the state before the first step with these parameters."""
-    opt_state = {
-        name: optimizer.init(params if name == "joint" else params[name]) for name, optimizer in optimizers.items()
-    }
-    return TrainState.create(params, opt_state, seed=seed)
-
-
-def build_optimizers(config: PretrainConfig) -> Optimizers:
-    """Returns one optimizer per model, or one named "joint" for both if they are not decoupled."""
-    generator = build_optimizer(config.optimizer, total_steps=config.steps)
-    if config.objective.name == "mlm":
-        return {"generator": generator}
-    if not config.objective.decoupled:
-        return {"joint": generator}
-    rate = config.discriminator_learning_rate
-    if rate is None:
-        rate = config.optimizer.learning_rate
-    discriminator = dataclasses.replace(config.optimizer, learning_rate=rate)
-    return {"generator": generator, "discriminator": build_optimizer(discriminator, total_steps=config.steps)}
 
 
 # -------------------------------------------------------------------- the step
@@ -322,27 +299,31 @@ def evaluate(
     config: PretrainConfig,
     rows: PretrainingRows,
     measure: Callable[[Params, PretrainingBatch, jax.Array], StepMetrics],
+    reporter: Reporter,
     state: TrainState,
     *,
     check_stop: Callable[[], None],
 ) -> Figures:
-    """Computes the figures of the held-out rows, with the same masks and replacements at every evaluation.
+    """Returns the figures of the held-out rows of the current phase, with the same masks and replacements every time.
 
-    Args:
-      config: the settings of the run.
-      rows: the rows of text.
-      measure: the jitted function of `build_evaluation`.
-      state: the state to evaluate.
-      check_stop: called after each batch; may raise to end the evaluation.
+    Those of each corpus go to the reporter, if there are several. `measure` is the jitted function of
+    `build_evaluation`. `check_stop` is called after each batch and may raise to end the evaluation.
     """
-    sums: Sums = {}
-    # A batch is as large as one accumulation step, which is known to fit into memory.
-    for number, batch in enumerate(rows.held_out_batches(config.batch_size // config.accumulation)):
-        key = jax.random.fold_in(training_key(config.seed), number)
-        for name, value in jax.device_get(measure(state.params, rows.place(batch), key)).items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        check_stop()
-    return pretraining_figures(sums)
+    phase = rows.curriculum.phase_of(int(state.step))
+    sums: dict[str, Sums] = {}
+    for name, corpus in zip(phase.names, phase.corpora, strict=True):
+        sums[name] = {}
+        # A batch is as large as one accumulation step, which is known to fit into memory.
+        for number, batch in enumerate(rows.held_out_batches(corpus, config.batch_size // config.accumulation)):
+            key = jax.random.fold_in(training_key(config.seed), number)
+            add_sums(sums[name], jax.device_get(measure(state.params, rows.place(batch), key)))
+            check_stop()
+    total: Sums = {}
+    for name, part in sums.items():
+        add_sums(total, part)
+        if len(sums) > 1:
+            reporter.evaluation(int(state.step), pretraining_figures(part), name)
+    return pretraining_figures(total)
 
 
 # -------------------------------------------------------------------- results

@@ -21,13 +21,17 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 
 from .checkpoints.manifest import DIGESTS
 from .configs import PretrainConfig
+from .corpus_options import parse_weighted
 from .data.batches import TrainingBatches, held_out_batches
 from .data.corpus import Corpus, open_corpus
+from .data.curriculum import Curriculum, arrange
 from .data.masking import MaskingConfig
 from .data.prepare import prepare
 from .data.text import text_or_novels
+from .engine.optimizer import optimizer_identity
 from .model_folders import model_folder
 from .new_tokens import with_new_rows, with_new_tokens
+from .prepare import process_driver, set_records
 
 BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
@@ -119,43 +123,53 @@ def check_tables(config: PretrainConfig, tokenizer: Tokenizer, models: RTDConfig
             f"a smaller tokenizer"
         )
     for name, model in (("generator", models.generator), ("discriminator", models.discriminator)):
-        if model.reads_positions(masked_lm=name == "generator") and config.data.sequence_length > model.max_tokens:
+        if model.reads_positions(masked_lm=name == "generator") and config.longest_row > model.max_tokens:
             raise UserError(
-                f"sequence_length is {config.data.sequence_length}, but the {name} has absolute positions for "
+                f"sequence_length is {config.longest_row}, but the {name} has absolute positions for "
                 f"{model.max_tokens} tokens; give a shorter one, or a --model FILE.json with a larger "
                 "max_position_embeddings"
             )
 
 
-def resolve_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
+def resolve_rows(config: PretrainConfig, tokenizer: Tokenizer) -> Curriculum:
     """Returns the packed rows: those of --corpus, or rows made from the text once and kept in the run's folder.
 
     Raises:
-      UserError: if the corpus does not fit the tokenizer or the settings, or if several processes would prepare it.
+      UserError: if a corpus does not fit the tokenizer or the settings, or if several processes would prepare it.
     """
-    if config.data.corpus is not None:
-        corpus = open_corpus(config.data.corpus)
-        corpus.check(tokenizer=tokenizer, sequence_length=config.data.sequence_length)
-        if config.evaluate_every and not corpus.held_out.rows:
-            raise UserError(
-                f"{config.data.corpus} has no held-out rows to evaluate on; prepare it with a held_out_fraction above "
-                f"0, or give --evaluate-every 0"
-            )
-        return corpus
+    if config.data.corpus:
+        given = [(text, open_corpus(parse_weighted(text).name)) for text in config.data.corpus]
+        for _, corpus in given:
+            if config.evaluate_every and not corpus.held_out.rows:
+                raise UserError(
+                    f"{corpus.folder} has no held-out rows to evaluate on; prepare it with a held_out_fraction above "
+                    f"0, or give --evaluate-every 0"
+                )
+        return arrange(given, config.stages, tokenizer=tokenizer)
     if jax.process_count() > 1:
         raise UserError(
             f"{jax.process_count()} processes cannot all prepare the text; run `deberta-jax prepare` once and give "
             f"its folder with --corpus"
         )
+    lengths = [stage.sequence_length for stage in config.stages]
+    names = ["corpus"] if len(lengths) == 1 else [f"corpus-{length}" for length in lengths]
+    made = [_prepare(config, tokenizer, name, length) for name, length in zip(names, lengths, strict=True)]
+    return arrange([*zip(names, made, strict=True)], config.stages, tokenizer=tokenizer)
+
+
+def _prepare(config: PretrainConfig, tokenizer: Tokenizer, name: str, sequence_length: int) -> Corpus:
+    """Prepares the text of a run in its folder, or opens what an earlier start prepared."""
     text, boundary = text_or_novels(config.data.text, config.data.boundary)
     return prepare(
         text,
         tokenizer,
-        config.output / "corpus",
-        sequence_length=config.data.sequence_length,
+        config.output / name,
+        sequence_length=sequence_length,
         boundary=boundary,
         held_out_fraction=config.data.held_out_fraction,
         seed=config.seed,
+        driver=process_driver(),
+        open_set=set_records,
     )
 
 
@@ -170,7 +184,7 @@ def resolve_masking(config: PretrainConfig) -> MaskingConfig:
 class PretrainingRows:
     """Rows of text and how they are masked and spread over the hosts."""
 
-    corpus: Corpus
+    curriculum: Curriculum
     masking: MaskingConfig
     tokenizer: Tokenizer
     mesh: Mesh
@@ -178,18 +192,19 @@ class PretrainingRows:
     def training_batches(self, config: PretrainConfig) -> TrainingBatches:
         """Returns this host's rows of the endless stream of training batches."""
         return TrainingBatches(
-            self.corpus,
+            self.curriculum,
             global_batch=config.batch_size,
             batch_indices=local_batch_indices(self.mesh, config.batch_size),
             seed=config.seed,
             masking=self.masking,
             tokenizer=self.tokenizer,
+            workers=config.data.data_workers,
         )
 
-    def held_out_batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields this host's rows of the held-out rows, in batches of `size` over all hosts."""
+    def held_out_batches(self, corpus: Corpus, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this host's rows of a corpus's held-out rows, in batches of `size` over all hosts."""
         return held_out_batches(
-            self.corpus,
+            corpus,
             global_batch=size,
             batch_indices=local_batch_indices(self.mesh, size),
             masking=self.masking,
@@ -209,7 +224,7 @@ def input_digests(initial: Mapping[str, PretrainedModel]) -> dict[str, str]:
     return {f"weights of the initial {name}": tree_digest(model.params) for name, model in sorted(initial.items())}
 
 
-def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus, digests: Mapping[str, str]) -> dict[str, Any]:
+def identity(config: PretrainConfig, models: RTDConfig, rows: Curriculum, digests: Mapping[str, str]) -> dict[str, Any]:
     """Returns the settings and digests that a checkpoint and the run that resumes it must have in common.
 
     Keys and values are a format on disk: a change would keep interrupted runs from resuming. `checkpoints.restore`
@@ -218,7 +233,7 @@ def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus, digests:
     Args:
       config: the settings of the run.
       models: the configurations of generator and discriminator.
-      corpus: the rows to train on.
+      rows: the rows to train on.
       digests: from `input_digests`.
     """
     initial = {
@@ -227,17 +242,17 @@ def identity(config: PretrainConfig, models: RTDConfig, corpus: Corpus, digests:
     }
     return {
         "model": models.to_json(),
-        "corpus": corpus.fingerprint,
+        "corpus": rows.identity,
         "objective": config.objective.name,
         "decoupled": config.objective.decoupled,
         "rtd_lambda": config.objective.rtd_lambda,
-        "sequence_length": config.data.sequence_length,
+        "sequence_length": config.longest_row,
         "batch_size": config.batch_size,
         "accumulation": config.accumulation,
         "steps": config.steps,
         "mask_rate": config.objective.mask_rate,
         "max_ngram": config.objective.max_ngram,
-        "optimizer": dataclasses.asdict(config.optimizer),
+        "optimizer": optimizer_identity(config.optimizer),
         "discriminator_learning_rate": config.discriminator_learning_rate,
         "dtype": config.dtype,
         "seed": config.seed,

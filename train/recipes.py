@@ -22,6 +22,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.help_text import HelpTexts
 from deberta_jax.options import parse_options
 from deberta_jax.sift import SiftConfig
+from deberta_jax.store_paths import local_settings
 from deberta_jax.terminal import say
 
 from . import finetune
@@ -110,19 +111,19 @@ def main(arguments: Sequence[str]) -> None:
         hint = f"; did you mean {' or '.join(near)}?" if near else ";"
         raise UserError(f"no recipe {name!r}{hint} `deberta-jax recipe` lists them")
     recipe = RECIPES[name]
-    finetune.main(
-        parse_options(
-            FinetuneConfig,
-            options,
-            default=recipe.config,
-            texts=HelpTexts(
-                description=recipe.text,
-                examples=(f"--model {recipe.name.partition('/')[2]} --output runs/{recipe.name.replace('/', '-')}",),
-                common=_COMMON,
-            ),
-            prog=f"deberta-jax recipe {name}",
-        )
+    config = parse_options(
+        FinetuneConfig,
+        options,
+        default=recipe.config,
+        texts=HelpTexts(
+            description=recipe.text,
+            examples=(f"--model {recipe.name.partition('/')[2]} --output runs/{recipe.name.replace('/', '-')}",),
+            common=_COMMON,
+        ),
+        prog=f"deberta-jax recipe {name}",
     )
+    with local_settings(config) as config:
+        finetune.main(config)
 
 
 def completion_words() -> list[str]:

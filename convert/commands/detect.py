@@ -21,7 +21,10 @@ _STYLES = ((0.5, "bold red"), (0.2, "dark_orange"), (0.05, "yellow"))
 class DetectConfig(ModelAndText):
     """Show which tokens of a text look replaced, with the discriminator of replaced token detection."""
 
-    EXAMPLES: ClassVar[tuple[str, ...]] = ("microsoft/deberta-v3-small 'The capital of France is banana.'",)
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "deberta-v3-tiny 'He sat down in the chair and read the banana.'",
+        "microsoft/deberta-v3-small 'The capital of France is banana.'",
+    )
 
 
 def main(config: DetectConfig) -> None:

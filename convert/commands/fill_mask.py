@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deberta_jax.console import PlainConsole, plain_text
+from deberta_jax.embedded import masked_lm_of
 from deberta_jax.predict import Predictor
 from deberta_jax.predict.fill_mask import TokenCandidate, fill_mask, has_untrained_mlm_head, replace_mask
 from deberta_jax.predict.loaded_model import LoadedModel
@@ -21,6 +22,7 @@ class FillMaskConfig(ModelAndText):
     """Predict the token behind each [MASK] of a text with a masked language model."""
 
     EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "deberta-v3-tiny 'She went to the door and [MASK] it.'",
         "microsoft/deberta-v3-small 'Paris is the [MASK] of France.' --filename pytorch_model.generator.bin",
     )
 
@@ -34,7 +36,8 @@ def main(config: FillMaskConfig) -> None:
     Raises:
       Exception: As `Predictor.load` and `fill_mask`.
     """
-    model = Predictor.load(config.model, filename=config.filename)
+    source = config.model if config.filename else masked_lm_of(config.model)
+    model = Predictor.load(source, filename=config.filename)
     warn_of_untrained_head(model)
     print_masks(model, config.text, fill_mask(model, config.text, top_k=config.top_k))
 

@@ -10,7 +10,7 @@ class ModelAndText:
     """Options of every command that applies a model to a text."""
 
     model: tyro.conf.Positional[str]
-    """Folder of a model (deberta-jax or PyTorch), or a hub name such as microsoft/deberta-v3-base"""
+    """Folder of a model (deberta-jax or PyTorch), a hub name such as microsoft/deberta-v3-base, or deberta-v3-tiny"""
     text: tyro.conf.Positional[str]
     """The text"""
     filename: str | None = None

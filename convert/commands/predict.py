@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from deberta_jax.embedded import masked_lm_of
 from deberta_jax.errors import UserError
 from deberta_jax.predict.predictor import Predictor
 from deberta_jax.predict.ranking import ranked
@@ -52,7 +53,8 @@ class PredictConfig:
     )
 
     model: tyro.conf.Positional[str]
-    """folder of a run or a model (deberta-jax or PyTorch), or a hub name, NAME or NAME@REVISION"""
+    """folder of a run or a model (deberta-jax or PyTorch), a hub name, NAME or NAME@REVISION, or deberta-v3-tiny,
+    which is part of the package"""
     inputs: tyro.conf.Positional[tuple[str, ...]] = ()
     """files, texts, or - for standard input (default: standard input)"""
     task: Task | None = None
@@ -107,7 +109,7 @@ def main(config: PredictConfig) -> None:
             return
     keep_compiled_programs()
     predictor = Predictor.load(
-        config.model,
+        masked_lm_of(config.model) if config.task == "fill-mask" and not config.filename else config.model,
         filename=config.filename,
         tokenizer=config.tokenizer,
         dtype=config.dtype,

@@ -47,7 +47,8 @@ class SerializeConfig:
     EXAMPLES: ClassVar[tuple[str, ...]] = ("runs/mine served", "microsoft/deberta-v3-small served --task encoder")
 
     model: tyro.conf.Positional[str]
-    """Folder of a run or a model (deberta-jax or PyTorch), or a hub name such as microsoft/deberta-v3-base"""
+    """Folder of a run or a model (deberta-jax or PyTorch), a hub name such as microsoft/deberta-v3-base, or
+    deberta-v3-tiny, which is part of the package"""
     output: tyro.conf.Positional[Path]
     """Folder to write"""
     format: Literal["stablehlo"] = "stablehlo"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import tyro
 
 from deberta_jax.checkpoint import CONFIG_FILE, PARAMETERS_FOLDER, holds_model, load_pretrained
+from deberta_jax.embedded import PACKED_FILE, embedded_folder
 from deberta_jax.errors import MissingFileError, UserError
 from deberta_jax.file_digests import DIGESTS_FILE, TOKENIZER_FILES, files_below
 from deberta_jax.parameter_check import check_finite
@@ -64,9 +65,10 @@ def main(config: ShareConfig) -> None:
         raise UserError(f"the repository is {config.repository!r}; give OWNER/NAME, such as me/my-deberta")
     if config.license is not None and not _LICENSE.fullmatch(config.license):
         raise UserError(f"license is {config.license!r}; give an identifier of the hub, such as mit or apache-2.0")
-    if not config.folder.is_dir():
+    source = embedded_folder(config.folder) or config.folder
+    if not source.is_dir():
         raise MissingFileError(f"no folder {config.folder}; give the folder of a run or of a model")
-    folder, record = model_of_run(config.folder)
+    folder, record = model_of_run(source)
     with tempfile.TemporaryDirectory() as scratch:
         files = dict(_prepare(folder, record, config, Path(scratch)))
         _show(files, config)
@@ -90,7 +92,8 @@ def _prepare(folder: Path, record: RunRecord, config: ShareConfig, scratch: Path
         save_pytorch(scratch, model_config, params, tokenizer=tokenizer)
         yield from ((name, scratch / name) for name in (CONFIG_FILE, "model.safetensors", *tokenizer))
     else:
-        names = [name for name in (CONFIG_FILE, DIGESTS_FILE, *TOKENIZER_FILES) if (folder / name).is_file()]
+        single = (CONFIG_FILE, DIGESTS_FILE, PACKED_FILE, *TOKENIZER_FILES)
+        names = [name for name in single if (folder / name).is_file()]
         yield from ((name, folder / name) for name in (*names, *files_below(folder, PARAMETERS_FOLDER)))
     if is_ours(folder):
         (scratch / CARD).write_text(model_card(model_config, params, record, options), encoding="utf-8")

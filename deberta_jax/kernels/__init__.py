@@ -1,5 +1,7 @@
 """Fused TPU kernels of disentangled attention: forward, backward, and a differentiable function over them.
 
+The kernels of `vocabulary*.py`, for the masked LM loss, are described in `vocabulary.py`; this page is about attention.
+
 The problem. A score needs q_i . pos_key[row(i - j)] and k_j . pos_query[row(i - j)] for each query i and key j. A
 gather of S x S numbers is what a TPU does slowest. But the row depends on i - j alone, so the kernels multiply and then
 shift:
@@ -33,6 +35,12 @@ the next head, and at the end of a step for the first head of the next sequence;
 Dropout. Masks come from a hash of seed, sequence, head, query and key (`random.keep_mask`), so the backward kernel
 draws the forward's mask again. The TPU's own generator returns only zeros in interpret mode and could not be tested.
 
+Kept probabilities. The backward kernel computes the scores again, unless the call keeps the probabilities, where a
+sequence is one tile: the forward kernel then also writes the weights of the softmax, [B, heads, S keys, S queries] in
+the dtype of the inputs, and the maxima that they refer to. A weight that dropout drops has a negative sign. The
+backward kernel reads them, and needs neither the products of the scores nor the softmax nor the hash. The context is
+the same bit for bit; the gradients differ by the rounding of the weights. `plan.kept_bytes` says what that takes.
+
 Files: `fused.py` (padding, tables, VJP), `plan.py` (static choices, what is supported), `operands.py` (what kernels
 read and write), `forward.py`, `forward_128.py` (sequences of 128), `backward.py` and `backward_tile.py`, `scores.py`
 (the three terms of a tile) and `tiles.py` (operations on tiles). `python -m tests.benchmarks.kernel_cost` prices the
@@ -40,6 +48,6 @@ compiled kernels without a TPU.
 """
 
 from .fused import fused_attention
-from .plan import unsupported
+from .plan import kept_bytes, unsupported
 
-__all__ = ["fused_attention", "unsupported"]
+__all__ = ["fused_attention", "kept_bytes", "unsupported"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32
 
 from .backward_tile import tile_gradients
 from .operands import (
@@ -20,9 +20,12 @@ from .operands import (
     BackwardRefs,
     BackwardScratch,
     ChunkSegments,
+    ForwardOutputs,
     Gradients,
     KernelInputs,
+    Leaf,
     Ref,
+    kept_specs,
     tile_specs,
 )
 from .plan import LANES, KernelPlan
@@ -35,8 +38,7 @@ def backward(
     origin: Int32[Array, "3"],
     chunk_segments: ChunkSegments,
     inputs: KernelInputs[jax.Array],
-    context: Float[Array, "B S W"],
-    lse: Float32[Array, "B heads 1 S"],
+    out: ForwardOutputs[jax.Array],
     d_context: Float[Array, "B S W"],
 ) -> Gradients[jax.Array]:
     """Runs the backward kernel.
@@ -46,22 +48,23 @@ def backward(
       origin: see `tiles.head_salt`.
       chunk_segments: see `ChunkSegments`.
       inputs: as for the forward kernel.
-      context, lse: the forward's results.
+      out: the forward's results.
       d_context: the cotangent of the context.
     """
     batch, _, width = inputs.query.shape
     operands = BackwardInputs(
-        context=context,
+        context=out.context,
         d_context=d_context,
-        shared=inputs,
-        lse=lse,
+        shared=_read_inputs(plan, inputs),
+        kept=out.kept,
+        lse=out.lse,
         key_table_transposed=None if inputs.key_table is None else inputs.key_table.T,
         query_table_transposed=None if inputs.query_table is None else inputs.query_table.T,
     )
     input_specs, output_specs = _specs(plan)
     tokens = jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype)
     d_table = jax.ShapeDtypeStruct((width, 2 * plan.length), jnp.float32)
-    out = pl.pallas_call(
+    gradients = pl.pallas_call(
         functools.partial(_kernel, plan),
         name="disentangled_backward",
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -69,14 +72,21 @@ def backward(
             grid=(width // LANES, batch, plan.chunks, plan.chunks),
             in_specs=[input_specs],
             out_specs=[output_specs],
-            scratch_shapes=[_scratch_shapes(plan, inputs.query.dtype)],
+            scratch_shapes=[_scratch_shapes(plan)],
         ),
         out_shape=[Gradients(tokens, tokens, tokens, d_table if plan.c2p else None, d_table if plan.p2c else None)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
     )(origin, chunk_segments, operands)
-    return out[0]
+    return gradients[0]
+
+
+def _read_inputs(plan: KernelPlan, inputs: KernelInputs[Leaf]) -> KernelInputs[Leaf]:
+    """Removes what only serves to compute the probabilities, if they are kept."""
+    if not plan.keeps:
+        return inputs
+    return inputs._replace(key_code=None, key_table=None, query_code=None, query_table=None)
 
 
 def _specs(plan: KernelPlan) -> tuple[BackwardInputs[pl.BlockSpec], Gradients[pl.BlockSpec]]:
@@ -87,7 +97,8 @@ def _specs(plan: KernelPlan) -> tuple[BackwardInputs[pl.BlockSpec], Gradients[pl
     shared = tile_specs(plan, query_axis=3, key_axis=2, **single)
     table_transposed = pl.BlockSpec((LANES, 2 * plan.length), lambda group, sequence, j, i, *_: (group, 0), **single)
     inputs = BackwardInputs(
-        shared=shared,
+        shared=_read_inputs(plan, shared),
+        kept=kept_specs(plan),
         context=shared.query,
         d_context=shared.query,
         lse=pl.BlockSpec((1, plan.heads, 1, plan.chunk), lambda group, sequence, j, i, *_: (sequence, group, 0, i)),
@@ -104,14 +115,14 @@ def _specs(plan: KernelPlan) -> tuple[BackwardInputs[pl.BlockSpec], Gradients[pl
     return inputs, outputs
 
 
-def _scratch_shapes(plan: KernelPlan, dtype: jnp.dtype) -> BackwardScratch:
+def _scratch_shapes(plan: KernelPlan) -> BackwardScratch:
     products = pltpu.VMEM((plan.chunk, plan.chunk + LANES), jnp.float32)
     of_keys, of_queries = pltpu.VMEM((LANES, plan.chunk), jnp.float32), pltpu.VMEM((LANES, plan.length), jnp.float32)
     return BackwardScratch(
-        c2p_products=products if plan.c2p else None,
-        p2c_products=products if plan.p2c else None,
-        c2p=pltpu.VMEM((plan.chunk, len(plan.slabs) * LANES), jnp.int32) if plan.c2p else None,
-        d_scores=pltpu.VMEM((plan.chunk, plan.chunk), dtype) if plan.c2p else None,
+        c2p_products=products if plan.c2p and not plan.keeps else None,
+        p2c_products=products if plan.p2c and not plan.keeps else None,
+        c2p=pltpu.VMEM((plan.chunk, len(plan.slabs) * LANES), jnp.int32) if plan.c2p and not plan.keeps else None,
+        d_scores=pltpu.VMEM((plan.heads, len(plan.slabs) * LANES, plan.chunk), jnp.int32) if plan.c2p else None,
         d_query=of_queries if plan.chunks > 1 else None,
         d_key=of_keys if plan.chunks > 1 else None,
         d_value=of_keys if plan.chunks > 1 else None,

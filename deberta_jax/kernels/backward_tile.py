@@ -1,9 +1,11 @@
 """What one tile adds to the gradients.
 
-The scores are computed again from the inputs, and the weights from the scores and the saved log-sum-exp. With P the
-dropped weights, dP = dO V^T, and D the sum of O * dO over a query's lanes, the gradient of the scores is
+With P the dropped weights, dP = dO V^T, and D the sum of O * dO over a query's lanes, the gradient of the scores is
 dS = weights * (dP - D), where dP is masked and scaled like P; each of the three terms of the scores then passes dS on
 to its two factors.
+
+The weights are those that the forward kernel kept, if the plan says so. Otherwise the scores are computed again from
+the inputs, and the weights from the scores and the saved log-sum-exp.
 
 The gradients and the operands of their products are stored as [head size, tokens]: such products load few weights into
 the matrix unit.
@@ -64,37 +66,45 @@ class TileHead(NamedTuple):
 
     Attributes:
       number: index of the head within the grid step.
-      key, query: of this head alone, with the segment codes in the other lanes.
       mean: D, the sum of O * dO over the lanes, which equals the mean of dP under the softmax.
-      salt: salt of the dropout mask.
       c2p_base, p2c_base: see `table_bases`.
-      c2p: the c2p term, int32 [C, 128 per slab] (see `turn_c2p`); None without the term.
-      p2c_products: the p2c products by offset, not yet skewed, float32 [C, C + 128]; None without the term.
     """
 
     number: int
-    key: Float[Array, "C 128"]
-    query: Float[Array, "C 128"]
     mean: Float32[Array, "1 C"]
-    salt: Int32[Array, ""]
     c2p_base: ChunkIndex
     p2c_base: ChunkIndex
+
+
+class ScoreParts(NamedTuple):
+    """What the scores of one head of a tile are computed from.
+
+    Attributes:
+      key, query: of this head alone, with the segment codes in the other lanes.
+      salt: salt of the dropout mask.
+      c2p: the c2p term, what `turn_c2p` wrote; None without the term.
+      p2c_products: the p2c products by offset, what `table_products` wrote; None without the term.
+    """
+
+    key: Float[Array, "C 128"]
+    query: Float[Array, "C 128"]
+    salt: Int32[Array, ""]
     c2p: Ref | None
     p2c_products: Ref | None
 
 
-class SlabGradients(NamedTuple):
-    """Gradients of the scores and of the values of a slab.
+class SlabWeights(NamedTuple):
+    """The weights of a slab, and the gradient of its scores.
 
     Attributes:
       d_scores: dS, [128 keys, C queries] for each block of the slab.
-      narrow: the same blocks on top of each other, in the dtype of the inputs.
-      d_value: [head size, 128 keys per block].
+      weights: P for each block, in the dtype of the inputs. Of kept weights, P is this times a factor for each query.
+      d_context: dO of this head, transposed, times that factor.
     """
 
     d_scores: list[Float32[Array, "128 C"]]
-    narrow: Float[Array, "keys C"]
-    d_value: Float32[Array, "H keys"]
+    weights: list[Float[Array, "128 C"]]
+    d_context: Float[Array, "H C"]
 
 
 def tile_gradients(
@@ -113,82 +123,120 @@ def tile_gradients(
 def _head_gradients(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: int) -> TileGradients:
     """Gradients [head size, C] of one head, before the scale; adds to the tables' gradients."""
     inputs, outputs, scratch, lanes = refs.inputs, refs.outputs, refs.scratch, plan.lanes(number)
-    query_t, key_t = tile.query[lanes], tile.key[lanes]
-    head = _prepare_head(plan, refs, tile, number)
+    query_t, key_t, dtype = tile.query[lanes], tile.key[lanes], tile.query.dtype
+    mean = jnp.sum(
+        tile.context[lanes].astype(jnp.float32) * tile.d_context[lanes].astype(jnp.float32), axis=0, keepdims=True
+    )
+    head = TileHead(number, mean, *table_bases(plan, tile.query_chunk, tile.key_chunk))
+    parts = None if plan.keeps else _score_parts(plan, refs, tile, head)
     d_query_t = jnp.zeros((plan.head_size, plan.chunk), jnp.float32)
     d_keys: dict[int, jax.Array] = {}
     d_values: dict[int, jax.Array] = {}
     for slab in plan.slabs:
-        d_scores, narrow, d_value = _slab_gradients(plan, refs, tile, head, slab)
+        if parts is None:
+            d_scores, weights, d_context_t = _kept_weights(plan, refs, tile, head, slab)
+        else:
+            d_scores, weights, d_context_t = _recomputed_weights(plan, refs, tile, head, parts, slab)
+        d_value = product(d_context_t, jnp.concatenate(weights, axis=0), 1, 1)
+        narrow = jnp.concatenate([x.astype(dtype) for x in d_scores], axis=0)
         d_key = product(query_t, narrow, 1, 1)
         d_query_t += product(key_t[:, block_slice(slab[0], len(slab))], narrow, 1, 0)
         for n, block in enumerate(slab):
             d_keys[block], d_values[block] = d_key[:, block_slice(n)], d_value[:, block_slice(n)]
             if plan.c2p:
-                scratch.d_scores[:, block_slice(block)] = narrow[block_slice(n)].T
+                for m, queries in enumerate(plan.slabs):
+                    packed = pack(plan, [d_scores[n][:, block_slice(query_block)] for query_block in queries])
+                    scratch.d_scores[number, block_slice(m), block_slice(block)] = packed.T
         if plan.p2c:
             window = TableWindow(inputs.query_table_transposed, outputs.query_table, head.p2c_base)
-            for block, added in _through_table(plan, slab, d_scores, key_t, window, lanes).items():
+            for block, added in _through_table(plan, slab, pack(plan, d_scores), key_t, window, lanes).items():
                 d_keys[block] += added
     if plan.c2p:
         # The rows of the c2p products are queries: their gradient starts when the scores of all keys are known.
         window, d_queries = TableWindow(inputs.key_table_transposed, outputs.key_table, head.c2p_base), {}
-        for slab in plan.slabs:
-            d_scores = [scratch.d_scores[block_slice(block)].astype(jnp.float32) for block in slab]
-            d_queries |= _through_table(plan, slab, d_scores, query_t, window, lanes)
+        for m, slab in enumerate(plan.slabs):
+            packed = scratch.d_scores[number, block_slice(m)]
+            d_queries |= _through_table(plan, slab, packed, query_t, window, lanes)
         d_query_t += _side_by_side(plan, d_queries)
     return TileGradients(d_query_t, _side_by_side(plan, d_keys), _side_by_side(plan, d_values))
 
 
-def _prepare_head(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: int) -> TileHead:
-    """Writes the c2p term and the p2c products of a head into scratch memory, valid until the next head.
+def _kept_weights(
+    plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHead, slab: tuple[int, ...]
+) -> SlabWeights:
+    """Reads the weights of a slab, and passes the gradient of the context on to its scores.
 
-    Returns these and everything else that the slabs of the head share.
+    The weights refer to a maximum and are not divided by their sum. Both are one factor for each query, which
+    multiplies dO and D instead. For that, all weights of a slab must refer to the maximum of its last block.
     """
-    inputs, scratch, lanes = refs.inputs.shared, refs.scratch, plan.lanes(number)
-    mean = tile.context[lanes].astype(jnp.float32) * tile.d_context[lanes].astype(jnp.float32)
-    mean = jnp.sum(mean, axis=0, keepdims=True)
-    key, query = head_with_codes(plan, inputs, number)
-    c2p_base, p2c_base = table_bases(plan, tile.query_chunk, tile.key_chunk)
+    inputs, dtype = refs.inputs, tile.query.dtype
+    assert inputs.kept is not None
+    maxima = {block: inputs.kept.maxima[0, head.number, block : block + 1] for block in slab}
+    factor = jnp.exp2(maxima[slab[-1]] - inputs.lse[0, head.number])
+    d_context = tile.d_context[plan.lanes(head.number)].astype(jnp.float32) * (factor * (1 / plan.kept_share))
+    d_context, mean = d_context.astype(dtype), head.mean * factor
+    others = [jnp.zeros_like(d_context)] * plan.heads
+    others[head.number] = d_context
+    value = inputs.shared.value[0][block_slice(slab[0], len(slab))]
+    d_weights = product(value, jnp.concatenate(others, axis=0), 1, 0)
+    d_scores, weights = [], []
+    for m, block in enumerate(slab):
+        narrow = inputs.kept.weights[0, head.number, block_slice(block)]
+        signed, d_weight = narrow.astype(jnp.float32), d_weights[block_slice(m)]
+        if block != slab[-1]:
+            signed *= jnp.exp2(maxima[block] - maxima[slab[-1]])
+            narrow = signed.astype(dtype)
+        if plan.drop_below:
+            # Of a dropped weight, -P is kept and dP is 0: P * (0 - D) = -P * D.
+            d_scores.append(signed * jnp.where(signed >= 0, d_weight - mean, mean))
+            weights.append(jnp.maximum(signed, 0).astype(dtype))
+        else:
+            d_scores.append(signed * (d_weight - mean))
+            weights.append(narrow)
+    return SlabWeights(d_scores, weights, d_context)
+
+
+def _score_parts(plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHead) -> ScoreParts:
+    """Writes the c2p term and the p2c products of a head into scratch memory, valid until the next head."""
+    inputs, scratch = refs.inputs.shared, refs.scratch
+    key, query = head_with_codes(plan, inputs, head.number)
     if plan.c2p:
-        x = only_head(plan, inputs.query[0], number)
-        table_products(plan, x, inputs.key_table, c2p_base, scratch.c2p_products)
+        x = only_head(plan, inputs.query[0], head.number)
+        table_products(plan, x, inputs.key_table, head.c2p_base, scratch.c2p_products)
         turn_c2p(plan, scratch.c2p_products, scratch.c2p)
     if plan.p2c:
-        x = only_head(plan, inputs.key[0], number)
-        table_products(plan, x, inputs.query_table, p2c_base, scratch.p2c_products)
-    salt = head_salt(plan, refs.origin, pl.program_id(1), number)
-    return TileHead(number, key, query, mean, salt, c2p_base, p2c_base, scratch.c2p, scratch.p2c_products)
+        x = only_head(plan, inputs.key[0], head.number)
+        table_products(plan, x, inputs.query_table, head.p2c_base, scratch.p2c_products)
+    salt = head_salt(plan, refs.origin, pl.program_id(1), head.number)
+    return ScoreParts(key, query, salt, scratch.c2p, scratch.p2c_products)
 
 
-def _slab_gradients(
-    plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHead, slab: tuple[int, ...]
-) -> SlabGradients:
-    """Recomputes the weights of a slab and passes the gradient of the context on to its scores and values."""
-    inputs, dtype = refs.inputs, refs.inputs.shared.query.dtype
-    terms = slab_terms(plan, slab, head.key, head.query, head.p2c_products)
+def _recomputed_weights(
+    plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHead, parts: ScoreParts, slab: tuple[int, ...]
+) -> SlabWeights:
+    """Computes the weights of a slab again, and passes the gradient of the context on to its scores."""
+    inputs, dtype = refs.inputs, tile.query.dtype
+    terms = slab_terms(plan, slab, parts.key, parts.query, parts.p2c_products)
     value = inputs.shared.value[0][block_slice(slab[0], len(slab))]
     d_weights = product(value, only_head(plan, inputs.d_context[0], head.number), 1, 1)
     weights, d_scores = [], []
-    for n, block in enumerate(slab):
-        scores = block_scores(plan, block, terms[block], head.c2p, tile.visible[block])
-        weight, d_weight = jnp.exp2(scores - inputs.lse[0, head.number]), d_weights[block_slice(n)]
+    for m, block in enumerate(slab):
+        scores = block_scores(plan, block, terms[block], parts.c2p, tile.visible[block])
+        weight, d_weight = jnp.exp2(scores - inputs.lse[0, head.number]), d_weights[block_slice(m)]
         dropped = weight
-        keep = keep_block(plan, head.salt, block, tile.query_chunk, tile.key_chunk)
+        keep = keep_block(plan, parts.salt, block, tile.query_chunk, tile.key_chunk)
         if keep is not None:
             d_weight = jnp.where(keep, d_weight * (1 / plan.kept_share), 0)
             dropped = jnp.where(keep, weight * (1 / plan.kept_share), 0)
         weights.append(dropped.astype(dtype))
         d_scores.append(weight * (d_weight - head.mean))
-    narrow = jnp.concatenate([x.astype(dtype) for x in d_scores], axis=0)
-    d_value = product(tile.d_context[plan.lanes(head.number)], jnp.concatenate(weights, axis=0), 1, 1)
-    return SlabGradients(d_scores, narrow, d_value)
+    return SlabWeights(d_scores, weights, tile.d_context[plan.lanes(head.number)])
 
 
 def _through_table(
     plan: KernelPlan,
     slab: tuple[int, ...],
-    d_scores: list[Float32[Array, "128 C"]],
+    d_scores: Int32[Array, "128 C"],
     x_t: Float[Array, "H C"],
     window: TableWindow,
     lanes: slice,
@@ -197,18 +245,27 @@ def _through_table(
 
     Args:
       slab: blocks of x.
-      d_scores: gradient of the scores for each block; rows are the block's tokens.
+      d_scores: gradient of the scores, the blocks packed; rows are the block's tokens.
       x_t: queries (c2p) or keys (p2c) of the head, transposed.
       window: of the table.
       lanes: of the head.
     """
-    by_offset, d_blocks = unskew(plan, pack(plan, d_scores)), {}
-    for block in slab:
+    by_offset, d_blocks, d_table = unskew(plan, d_scores), {}, None
+    for block in slab[::-1]:
         columns = window_slice(window.base, plan.chunk - (block + 1) * LANES, plan.chunk + LANES)
         offsets = unpack(by_offset, slab, block).astype(x_t.dtype)
-        window.gradient[lanes, columns] += product(x_t[:, block_slice(block)], offsets, 1, 0)
+        added = product(x_t[:, block_slice(block)], offsets, 1, 0)
+        # Each block reaches 128 columns further than the one after it: the sum of a slab is stored once.
+        d_table = added if d_table is None else _sum_shifted(d_table, added)
         d_blocks[block] = product(window.table[lanes, columns], offsets, 1, 1)
+    columns = window_slice(window.base, plan.chunk - (slab[-1] + 1) * LANES, plan.chunk + len(slab) * LANES)
+    window.gradient[lanes, columns] += d_table
     return d_blocks
+
+
+def _sum_shifted(left: Float32[Array, "H n"], right: Float32[Array, "H n"]) -> Float32[Array, "H n+128"]:
+    """Returns the sum of two blocks of columns, of which the right one begins 128 columns after the left one."""
+    return jnp.concatenate([left[:, :LANES], left[:, LANES:] + right[:, :-LANES], right[:, -LANES:]], axis=1)
 
 
 def _side_by_side(plan: KernelPlan, blocks: dict[int, Float32[Array, "H 128"]]) -> Float32[Array, "H C"]:

@@ -23,8 +23,11 @@ from .operands import (
     ForwardOutputs,
     ForwardRefs,
     ForwardScratch,
+    KeptProbabilities,
     KernelInputs,
     Ref,
+    kept_shapes,
+    kept_specs,
     tile_specs,
 )
 from .plan import LANES, KernelPlan
@@ -79,13 +82,14 @@ def forward(
             num_scalar_prefetch=2,
             grid=(width // LANES, batch, plan.chunks, plan.chunks),
             in_specs=[ForwardInputs(specs, next_query if prefetches else None)],
-            out_specs=[ForwardOutputs(specs.query, lse_block)],
+            out_specs=[ForwardOutputs(specs.query, lse_block, kept_specs(plan))],
             scratch_shapes=[_scratch_shapes(plan)],
         ),
         out_shape=[
             ForwardOutputs(
                 jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype),
                 jax.ShapeDtypeStruct((batch, width // plan.head_size, 1, plan.length), jnp.float32),
+                kept_shapes(plan, inputs.query),
             )
         ],
         compiler_params=pltpu.CompilerParams(
@@ -194,10 +198,22 @@ def _tile(
                 two = itertools.islice(table_blocks, 2)
                 table_products(plan, following, inputs.key_table, c2p_base, scratch.c2p_products, two)
             keep = keep_block(plan, salt, block, query_chunk, key_chunk)
-            state = online_softmax(scores, keep, values[plan.lanes(head), block_slice(block)], state)
+            kept = kept_of_block(refs.outputs, head, block)
+            state = online_softmax(scores, keep, values[plan.lanes(head), block_slice(block)], state, kept)
         assert state is not None
         results.append(state)
     return results
+
+
+def kept_of_block(
+    outputs: ForwardOutputs[Ref], head: int, block: int, sequence: int = 0
+) -> KeptProbabilities[Ref] | None:
+    """Views of what a block of keys keeps: weights [128 keys, S queries] and the maximum [1, S queries]."""
+    if outputs.kept is None:
+        return None
+    weights, maxima = outputs.kept
+    rows = (sequence, head, block_slice(block))
+    return KeptProbabilities(weights.at[rows], maxima.at[sequence, head, block : block + 1])
 
 
 def online_softmax(
@@ -205,15 +221,26 @@ def online_softmax(
     keep: Bool[Array, "128 C"] | None,
     values: Float[Array, "H 128"],
     state: SoftmaxState | None,
+    kept: KeptProbabilities[Ref] | None,
 ) -> SoftmaxState:
-    """Adds a block of keys to a softmax, or starts one with it. `keep` is the block's dropout mask."""
+    """Adds a block of keys to a softmax, or starts one with it.
+
+    Args:
+      scores: of the block.
+      keep: the block's dropout mask.
+      values: of the block, transposed.
+      state: of the keys before.
+      kept: see `kept_of_block`; written.
+    """
     maximum = jnp.max(scores, axis=0, keepdims=True)
     if state is not None:
         maximum = jnp.maximum(maximum, state.maximum)
-    weights = jnp.exp2(scores - maximum)
+    weights = signed = jnp.exp2(scores - maximum)
     total = jnp.sum(weights, axis=0, keepdims=True)  # dropout follows the normalization: the sum is over all keys
     if keep is not None:
-        weights = jnp.where(keep, weights, 0)
+        weights, signed = jnp.where(keep, weights, 0), jnp.where(keep, weights, -weights)
+    if kept is not None:
+        kept.weights[...], kept.maxima[...] = signed.astype(values.dtype), maximum
     context = product(values, weights.astype(values.dtype), 1, 0)
     if state is None:
         return SoftmaxState(maximum, total, context)

@@ -12,8 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from .forward import SoftmaxState, online_softmax, write_sequence
-from .operands import ForwardOutputs, KernelInputs, Ref
+from .forward import SoftmaxState, kept_of_block, online_softmax, write_sequence
+from .operands import ForwardOutputs, KernelInputs, Ref, kept_shapes, kept_specs
 from .plan import LANES, KernelPlan
 from .scores import head_with_codes, scale_and_mask, visible_pairs
 from .tiles import VMEM_LIMIT, head_salt, keep_block, only_head, pack, product, skew, unpack
@@ -51,12 +51,13 @@ def forward_128(
             num_scalar_prefetch=1,
             grid=(width // LANES, batch // sequences),
             in_specs=[specs],
-            out_specs=[ForwardOutputs(tokens, lse)],
+            out_specs=[ForwardOutputs(tokens, lse, kept_specs(plan, sequences))],
         ),
         out_shape=[
             ForwardOutputs(
                 jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype),
                 jax.ShapeDtypeStruct((batch, width // plan.head_size, 1, length), jnp.float32),
+                kept_shapes(plan, inputs.query),
             )
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT),
@@ -103,5 +104,6 @@ def _kernel(
                         total += unpack(term, slab, head)
                 keep = keep_block(plan, head_salt(plan, origin, global_sequence, head), 0, 0, 0)
                 scaled = scale_and_mask(plan, total, visible)
-                states.append(online_softmax(scaled, keep, values[plan.lanes(head)], None))
+                kept = kept_of_block(outputs, head, 0, sequence)
+                states.append(online_softmax(scaled, keep, values[plan.lanes(head)], None, kept))
         write_sequence(plan, inputs, outputs, states, sequence)

@@ -1,5 +1,6 @@
 """Fused disentangled attention as a differentiable function: layout, padding, tables by offset, the kernels' VJP."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from ..positions import LiveRows
 from .backward import backward
 from .forward import forward
 from .forward_128 import forward_128
-from .operands import ChunkSegments, KernelInputs
+from .operands import ChunkSegments, ForwardOutputs, KeptProbabilities, KernelInputs
 from .plan import LANES, KernelPlan
 from .scores import segment_codes
 
@@ -57,6 +58,7 @@ def fused_attention(
     inputs: AttentionInputs,
     *,
     device_kind: str,
+    keep_probabilities: bool = False,
     first_sequence: Int[Array, ""] | int = 0,
     first_head: Int[Array, ""] | int = 0,
 ) -> Float[Array, "B S N H"]:
@@ -68,6 +70,8 @@ def fused_attention(
       query, key, value: of a length, head size and dtype that `plan.unsupported` does not exclude.
       inputs: without query_positions.
       device_kind: the kind of TPU that will run the kernels, as JAX names it; any other kind means interpret mode.
+      keep_probabilities: keeps the probabilities for the backward pass instead of computing them again, which takes
+        `plan.kept_bytes` of memory. Ignored for sequences that are several tiles.
       first_sequence, first_head: numbers of the first sequence and head on the whole mesh, for the dropout mask.
 
     Returns:
@@ -82,6 +86,7 @@ def fused_attention(
         c2p=inputs.pos_key is not None,
         p2c=inputs.pos_query is not None,
         dropout_rate=0.0 if inputs.dropout_key is None else inputs.dropout_rate,
+        keep_probabilities=keep_probabilities,
     )
     seed = jnp.zeros((), jnp.uint32)
     if inputs.dropout_key is not None:
@@ -141,17 +146,19 @@ def rows_by_offset(live: LiveRows, length: int) -> TableRows:
 
 
 class Residuals(NamedTuple):
-    """What the forward pass saves for the backward pass."""
+    """What the forward pass saves for the backward pass; `kept` is None if the plan does not keep probabilities."""
 
     indices: Indices
     projections: Projections
     context: Float[Array, "B S W"]
     lse: Float[Array, "B heads 1 S"]
+    kept: KeptProbabilities[jax.Array] | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(plan: KernelPlan, indices: Indices, projections: Projections) -> Float[Array, "B S W"]:
-    return _attention_forward(plan, indices, projections)[0]
+    # Called where there is no backward pass.
+    return _attention_forward(dataclasses.replace(plan, keeps=False), indices, projections)[0]
 
 
 def _attention_forward(
@@ -159,18 +166,20 @@ def _attention_forward(
 ) -> tuple[Float[Array, "B S W"], Residuals]:
     inputs = _kernel_inputs(plan, indices, projections)
     if plan.length == LANES:
-        context, lse = forward_128(plan, indices.origin, inputs)
+        out = forward_128(plan, indices.origin, inputs)
     else:
-        context, lse = forward(plan, indices.origin, _chunk_segments(plan, indices), inputs)
-    return context, Residuals(indices, projections, context, lse)
+        out = forward(plan, indices.origin, _chunk_segments(plan, indices), inputs)
+    return out.context, Residuals(indices, projections, *out)
 
 
 def _attention_backward(
     plan: KernelPlan, residuals: Residuals, d_context: Float[Array, "B S W"]
 ) -> tuple[None, Projections]:
-    indices, projections, context, lse = residuals
+    indices, projections = residuals.indices, residuals.projections
     inputs = _kernel_inputs(plan, indices, projections)
-    gradients = backward(plan, indices.origin, _chunk_segments(plan, indices), inputs, context, lse, d_context)
+    segments = _chunk_segments(plan, indices)
+    forward_outputs = ForwardOutputs(residuals.context, residuals.lse, residuals.kept)
+    gradients = backward(plan, indices.origin, segments, inputs, forward_outputs, d_context)
     d_pos_key = d_pos_query = None
     if indices.table_rows is not None:
         d_pos_key = _sum_offsets(plan, gradients.key_table, projections.pos_key, indices.table_rows.c2p)

@@ -7,6 +7,8 @@ that a call does not have is None in all three.
 
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Int32
 
@@ -94,11 +96,56 @@ class ForwardInputs(NamedTuple, Generic[Leaf]):
     next_query: Leaf | None
 
 
+class KeptProbabilities(NamedTuple, Generic[Leaf]):
+    """The probabilities, before they are divided by their sum, that the forward kernel leaves to the backward kernel.
+
+    Attributes:
+      weights: [B, W / head size, S keys, S queries] in the dtype of the inputs: 2^(score - maximum), with a negative
+        sign where dropout drops it.
+      maxima: float32 [B, W / head size, blocks, S queries], the maximum that the weights of a block of keys refer to:
+        the largest score up to this block, in the order of the plan's slabs.
+    """
+
+    weights: Leaf
+    maxima: Leaf
+
+
+def kept_specs(plan: KernelPlan, sequences: int = 1) -> KeptProbabilities[pl.BlockSpec] | None:
+    """Returns the blocks of `sequences` sequences; axis 0 of the grid is the group of heads, axis 1 the sequences."""
+    if not plan.keeps:
+        return None
+    return KeptProbabilities(
+        *(
+            pl.BlockSpec((sequences, plan.heads, rows, plan.length), lambda group, step, *_: (step, group, 0, 0))
+            for rows in (plan.length, plan.blocks)
+        )
+    )
+
+
+def kept_shapes(plan: KernelPlan, query: jax.Array) -> KeptProbabilities[jax.ShapeDtypeStruct] | None:
+    """Returns the shapes for a query of shape [B, S, W]."""
+    if not plan.keeps:
+        return None
+    batch, length, width = query.shape
+    heads = width // plan.head_size
+    return KeptProbabilities(
+        jax.ShapeDtypeStruct((batch, heads, length, length), query.dtype),
+        jax.ShapeDtypeStruct((batch, heads, plan.blocks, length), jnp.float32),
+    )
+
+
 class ForwardOutputs(NamedTuple, Generic[Leaf]):
-    """context: [B, S, W]. lse: float32 [B, W / head size, 1, S], logarithm to base 2 of the sum of 2^score."""
+    """What the forward kernel writes.
+
+    Attributes:
+      context: [B, S, W].
+      lse: float32 [B, W / head size, 1, S], logarithm to base 2 of the sum of 2^score.
+      kept: the probabilities, or None if the plan does not keep them.
+    """
 
     context: Leaf
     lse: Leaf
+    kept: KeptProbabilities[Leaf] | None
 
 
 class ForwardScratch(NamedTuple):
@@ -136,7 +183,8 @@ class BackwardInputs(NamedTuple, Generic[Leaf]):
     Attributes:
       context: [B, S, W], the forward's result.
       d_context: [B, S, W], its cotangent.
-      shared: what the forward kernel read.
+      shared: what the forward kernel read; without tables and codes where the probabilities are kept.
+      kept: the probabilities, or None if the plan does not keep them.
       lse: float32 [B, W / head size, 1, S], the forward's logarithm to base 2 of the sum of 2^score.
       key_table_transposed, query_table_transposed: [W, 2S]; None without the term.
     """
@@ -144,6 +192,7 @@ class BackwardInputs(NamedTuple, Generic[Leaf]):
     context: Leaf
     d_context: Leaf
     shared: KernelInputs[Leaf]
+    kept: KeptProbabilities[Leaf] | None
     lse: Leaf
     key_table_transposed: Leaf | None
     query_table_transposed: Leaf | None
@@ -170,7 +219,8 @@ class BackwardScratch(NamedTuple):
     Attributes:
       c2p_products, p2c_products: float32 [C, C + 128], by offset, of one head at a time.
       c2p: int32 [C, 128 per slab], what `turn_c2p` writes.
-      d_scores: [C queries, C keys] of one head, for the c2p term, whose rows are queries.
+      d_scores: int32 [heads, 128 queries per slab, C keys], the query blocks of a slab packed, for the c2p term, whose
+        rows are queries.
       d_query: float32 [128, S], summed over the key chunks: the innermost grid axis runs over the query chunks.
       d_key, d_value: float32 [128, C], summed over the query chunks.
     """

@@ -5,6 +5,8 @@ from typing import Any, Self
 
 import jax.numpy as jnp
 
+from ..config import DebertaConfig
+
 LANES = 128  # of a vector register, and of one side of the matrix unit's weights
 HEAD_SIZES = (32, 64, 128)  # other sizes are padded to the next of these
 _MAX_BLOCKS = 4  # a tile is at most 512 x 512: a larger one is no faster, and its program grows with its area
@@ -22,6 +24,8 @@ class KernelPlan:
       scale: factor of the scores, from the head size before padding.
       c2p, p2c: whether the scores have these terms.
       dropout_rate: share of the probabilities to drop; 0 disables dropout.
+      keeps: the forward kernel writes the probabilities, and the backward kernel reads them instead of computing them
+        again. Only where a sequence is one chunk.
       packed: relative scores are skewed as two bfloat16 numbers in 32 bits (bfloat16 inputs only).
       strided_roll: the chip can rotate row r by r lanes (all but v4).
       pack_instruction: the chip can pack two floats into 32 bits (all but interpret mode).
@@ -34,6 +38,7 @@ class KernelPlan:
     c2p: bool
     p2c: bool
     dropout_rate: float
+    keeps: bool
     packed: bool
     strided_roll: bool
     pack_instruction: bool
@@ -49,20 +54,23 @@ class KernelPlan:
         c2p: bool = True,
         p2c: bool = True,
         dropout_rate: float = 0.0,
+        keep_probabilities: bool = False,
     ) -> Self:
         """Plans a call for sequences of `length` tokens, heads of `head_size` and a kind of device as JAX names it.
 
-        A device that is not a TPU means TPU interpret mode.
+        A device that is not a TPU means TPU interpret mode. `keep_probabilities` is ignored for sequences of several
+        chunks.
         """
         chunk, chunks = tiling(length, dtype, device_kind)
         return cls(
             chunk=chunk,
             chunks=chunks,
-            head_size=next(allowed for allowed in HEAD_SIZES if allowed >= head_size),
+            head_size=_padded_head_size(head_size),
             scale=(head_size * (1 + c2p + p2c)) ** -0.5,
             c2p=c2p,
             p2c=p2c,
             dropout_rate=dropout_rate,
+            keeps=keep_probabilities and chunks == 1,
             packed=dtype == jnp.bfloat16,
             strided_roll="v4" not in device_kind,
             pack_instruction="TPU" in device_kind,
@@ -104,6 +112,10 @@ class KernelPlan:
         return slice(head * self.head_size, (head + 1) * self.head_size)
 
 
+def _padded_head_size(size: int) -> int:
+    return next(allowed for allowed in HEAD_SIZES if allowed >= size)
+
+
 def tiling(length: int, dtype: Any, device_kind: str) -> tuple[int, int]:
     """Returns (chunk, chunks) for a sequence length: as few tiles as possible, each as small as possible."""
     narrow = "v4" in device_kind and (length > _V4_LENGTH // 2 or dtype == jnp.float32)  # v4 has less VMEM
@@ -125,3 +137,26 @@ def unsupported(length: int, head_size: int, dtype: Any, device_kind: str) -> st
     if "v4" in device_kind and length > longest:
         return f"there are {length} tokens and on TPU v4 the kernel takes at most {longest} of this dtype"
     return None
+
+
+def kept_bytes(config: DebertaConfig, batch: int, length: int, *, dtype: Any, device_kind: str) -> int:
+    """Returns the bytes that one layer takes to keep its probabilities, or 0 where the kernels cannot keep them.
+
+    Args:
+      config: of the model.
+      batch: sequences on one device.
+      length: tokens of a sequence.
+      dtype: of the computation.
+      device_kind: kind of the device, as JAX names it.
+    """
+    size = config.attention_head_size
+    if unsupported(length, size, dtype, device_kind) is not None:
+        return 0
+    plan = KernelPlan.create(
+        length=length, head_size=size, dtype=dtype, device_kind=device_kind, keep_probabilities=True
+    )
+    if not plan.keeps:
+        return 0
+    heads = -(-config.num_attention_heads // plan.heads) * plan.heads
+    column = plan.length * jnp.dtype(dtype).itemsize + plan.blocks * 4  # weights and maxima of one query
+    return batch * heads * plan.length * column

@@ -26,7 +26,7 @@ _PURPOSES = {
 }
 _TRAINED_BY = {
     ("mlm_head",): "`deberta-jax pretrain`, which writes it in the folder generator/; of a released model it is in the "
-    "generator's file (--filename pytorch_model.generator.bin)",
+    "generator's file (--filename pytorch_model.generator.bin), and of deberta-v3-tiny in deberta-v3-tiny/generator",
     ("rtd_head",): "`deberta-jax pretrain`, which writes it in the folder discriminator/",
     ("pooler", "classifier"): f"{_TRAIN_HEAD}` (--kind regression for scores, --kind choice for choices)",
     ("classifier",): f"{_TRAIN_HEAD} --kind tokens`",

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..checkpoint import holds_model
+from ..embedded import embedded_folder
 from ..errors import MissingPackageError
 from ..tokenizers.tokenizer import Tokenizer
 from .loaded_model import LoadedModel
@@ -20,8 +21,8 @@ def open_model(
     """Opens a deberta-jax folder, or a folder or hub name with PyTorch files.
 
     Args:
-      source: The folder or hub name. For a run, the finished model is opened; for several seeds, the best one.
-        NAME@REVISION names a branch, tag or commit.
+      source: The folder or hub name, or the name of an embedded model, such as "deberta-v3-tiny". For a run, the
+        finished model is opened; for several seeds, the best one. NAME@REVISION names a branch, tag or commit.
       filename: Name of the PyTorch weight file, as in `load_pytorch`.
       tokenizer: The tokenizer, or a folder or hub name that has it (default: that of the model).
 
@@ -48,7 +49,7 @@ def open_model(
 def _open_tokenizer(tokenizer: str | os.PathLike[str] | Tokenizer) -> Tokenizer:
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
-    if Path(tokenizer).is_dir():
+    if Path(tokenizer).is_dir() or embedded_folder(tokenizer) is not None:
         return Tokenizer.from_folder(tokenizer)
     return Tokenizer.from_folder(_import_convert("from_pytorch", tokenizer).find_tokenizer_folder(tokenizer))
 

@@ -52,7 +52,8 @@ class Predictor(Runner):
 
         Args:
           source: A folder of this library or of PyTorch files, or a hub name such as "microsoft/deberta-v3-base";
-            NAME@REVISION names a branch, tag or commit.
+            NAME@REVISION names a branch, tag or commit. "deberta-v3-tiny" and "deberta-v3-tiny/generator" are part of
+            the package.
           filename: Name of the PyTorch weight file, if it is not one of the usual names.
           tokenizer: A `Tokenizer`, or a folder or hub name that has one (default: that of the model).
           dtype: As for `Runner`.

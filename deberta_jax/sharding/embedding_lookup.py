@@ -135,6 +135,22 @@ def _add_vectors(
     return jax.lax.psum(total, tuple(axis for axis in BATCH_AXES if axis in exchange.axes and axis not in split))
 
 
+def sum_over_batch(gradient: Float[Array, "..."], spec: PartitionSpec) -> Float[Array, "..."]:
+    """Sums a parameter's gradient over the devices that have different rows of the batch, inside a shard_map.
+
+    Args:
+      gradient: what this device's rows add to it, split by the axis `tensor` alone.
+      spec: how the sum is split, by `partition_spec`.
+    """
+    rest = [axis for axis in BATCH_AXES if axis in jax.sharding.get_abstract_mesh().shape]
+    for dimension, names in enumerate(spec):
+        axes = tuple(axis for axis in (names if isinstance(names, tuple) else (names,)) if axis in rest)
+        if axes:
+            gradient = jax.lax.psum_scatter(gradient, axes, scatter_dimension=dimension, tiled=True)
+            rest = [axis for axis in rest if axis not in axes]
+    return jax.lax.psum(gradient, tuple(rest)) if rest else gradient
+
+
 def constrain_features(gradient: Float[Array, "words D"]) -> Float[Array, "words D"]:
     """Splits a part of a table's gradient along D over both axes that may split parameters and moments along D.
 

@@ -91,6 +91,20 @@ def mesh_in_use() -> AbstractMesh | None:
     return mesh if ours and mesh.size > 1 else None
 
 
+def current_device_kind() -> str:
+    """Returns the device kind of the current mesh, else of the default device.
+
+    A mesh without devices, as for a compilation ahead of time, has a device kind, too.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return device.device_kind
+    default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None or isinstance(default, str):  # a string names a platform
+        default = jax.devices(default)[0]
+    return default.device_kind
+
+
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def with_spec(x: Shaped[Array, "*shape"], spec: PartitionSpec) -> Shaped[Array, "*shape"]:
     """Constrains the sharding of an array on the mesh in use.

@@ -1,14 +1,14 @@
-"""Finds the kind of vocabulary that a folder holds, and reads it."""
+"""Finds the kind of vocabulary that a folder holds, reads it, and writes one."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..atomic_folder import interrupted_save
+from ..atomic_folder import interrupted_save, replace_entries
 from ..errors import MissingFileError, UserError
-from ..file_digests import DIGESTS_FILE, TOKENIZER_FILES, check_file, read_digests
+from ..file_digests import DIGESTS_FILE, TOKENIZER_FILES, check_file, file_digests, format_digests, read_digests
 from ..terminal import list_names
-from .added_token_files import JSON_FILE, read_added_tokens, read_object
+from .added_token_files import ADDED_FILE, JSON_FILE, MAP_FILE, read_added_tokens, read_object
 from .added_tokens import ExtendedVocabulary
 from .bpe import FORMS, ByteLevelBPE
 from .settings import CLASSES, JSON_CLASSES, check_settings, check_special_names, tokenizer_class
@@ -150,3 +150,21 @@ def _select(kinds: list[_Kind], folder: Path, config: Mapping[str, Any]) -> _Kin
         f"several vocabularies were found in {folder} ({labels}) and `vocab_type` {state} in its {CONFIG_FILE}; set it "
         f"to {choices}, or remove the files of the others"
     )
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes the files of a tokenizer together, removes those of another one, and updates the digests of a model.
+
+    Raises:
+      OSError: The folder cannot be written.
+      UserError: model.sha256 is damaged.
+    """
+    obsolete = {JSON_FILE, ADDED_FILE, MAP_FILE} - files.keys()
+    digests = read_digests(folder / DIGESTS_FILE)
+    last = DIGESTS_FILE if digests else CONFIG_FILE
+    with replace_entries(folder, last=last, remove=sorted(obsolete)) as new:
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        if digests:
+            kept = {name: digest for name, digest in digests.items() if name not in obsolete}
+            (new / DIGESTS_FILE).write_text(format_digests(kept | file_digests(new, files)), encoding="utf-8")

@@ -12,18 +12,15 @@ import json
 import operator
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from jaxtyping import Bool
 
-from ..atomic_folder import replace_entries
 from ..errors import UserError
-from ..file_digests import DIGESTS_FILE, file_digests, format_digests, read_digests
-from .added_token_files import ADDED_FILE, JSON_FILE, MAP_FILE
+from ..mirrors import local_folder, written_to
 from .batch import PaddedBatch, Padding, as_list, check_text, pad, texts_and_pairs
-from .folder import check_files, read_vocabulary
+from .folder import check_files, read_vocabulary, write_files
 from .spm import SentencePiece
 from .vocabulary import CLS, CONFIG_FILE, MASK, PAD, SENTENCE_FIELDS, SEP, SPECIAL_FIELDS, UNK, Offset, Vocabulary
 
@@ -126,7 +123,7 @@ class Tokenizer:
         tokenizer.json is used if the folder has nothing else, or other pieces in it than in the other files. If the
         folder has several kinds, `vocab_type` ("spm", "gpt2", "roberta", "wordpiece" or "xlnet") in its
         tokenizer_config.json selects one. That file also defines capitals and accents, punctuation, and the tokens
-        that were added.
+        that were added. "deberta-v3-tiny" names the tokenizer of the model in the package.
 
         Raises:
           MissingFileError: The folder has no vocabulary.
@@ -135,8 +132,9 @@ class Tokenizer:
             a setting or the class of the tokenizer is not supported; or several vocabularies were found and
             `vocab_type` is not set.
         """
-        check_files(Path(folder))
-        return cls(read_vocabulary(Path(folder)))
+        folder = local_folder(folder)
+        check_files(folder)
+        return cls(read_vocabulary(folder))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files of the vocabulary, and the tokenizer_config.json that transformers reads.
@@ -152,16 +150,8 @@ class Tokenizer:
           OSError: The folder cannot be written.
           UserError: model.sha256 is damaged.
         """
-        folder, files = Path(folder), self.files()
-        obsolete = {JSON_FILE, ADDED_FILE, MAP_FILE} - files.keys()
-        digests = read_digests(folder / DIGESTS_FILE)
-        last = DIGESTS_FILE if digests else CONFIG_FILE
-        with replace_entries(folder, last=last, remove=sorted(obsolete)) as new:
-            for name, content in files.items():
-                (new / name).write_bytes(content)
-            if digests:
-                kept = {name: digest for name, digest in digests.items() if name not in obsolete}
-                (new / DIGESTS_FILE).write_text(format_digests(kept | file_digests(new, files)), encoding="utf-8")
+        with written_to(folder) as local:
+            write_files(local, self.files())
 
     def files(self) -> dict[str, bytes]:
         """Returns the content of the files that `save` writes, by name."""

@@ -29,12 +29,12 @@ import torch
 from jaxtyping import Int
 from scipy import stats
 
-from deberta_jax import DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
+from deberta_jax import DebertaConfig, DebertaForSequenceClassification, Tokenizer, load_pretrained, save_pretrained
 from deberta_jax.train import finetune
 from deberta_jax.train.configs import FinetuneConfig, OptimizerConfig
 from deberta_jax.train.data import train_tokenizer as tokenizer
 from deberta_jax.train.data.text import embedded_corpus, read_documents
-from deberta_jax.train.demo import SMALL, novel_chapters
+from deberta_jax.train.demo_texts import novel_chapters
 from deberta_jax.train.engine.optimizer import schedule
 from deberta_jax.train.reporting.jsonl import read_records
 from deberta_jax.train.tasks.batches import FinetuneBatches, evaluation_batches
@@ -45,10 +45,17 @@ from .cpu_speed import torch_model
 
 MAX_TRAINING, HELD_OUT, NOVELS = 4000, 500, 3  # examples, examples, classes of `single`
 CLASSES = {"single": NOVELS, "pair": 2}
-NARROW = SMALL.replace(
+NARROW = DebertaConfig(
     vocab_size=2032,
     hidden_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=4,
     intermediate_size=256,
+    relative_attention=True,
+    position_biased_input=False,
+    pos_att_type=("c2p", "p2c"),
+    norm_rel_ebd="layer_norm",
+    share_att_key=True,
     attention_head_size=32,
     embedding_size=128,
     position_buckets=64,

@@ -22,49 +22,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Without optimizations, as one piece, and with this ROWS, the program of a step is small enough.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1")
 
-import jax
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
-from deberta_jax import DebertaConfig, Tokenizer
-from deberta_jax.rtd import RTDConfig, RTDModels, init_params
-from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
-from deberta_jax.train.data import train_tokenizer as tokenizer
-from deberta_jax.train.data.batches import TrainingBatches
-from deberta_jax.train.data.corpus import Corpus
-from deberta_jax.train.data.text import embedded_corpus
-from deberta_jax.train.engine.state import training_key
-from deberta_jax.train.pretrain import (
-    build_optimizers,
-    build_step,
-    create_state,
-)
-from deberta_jax.train.pretrain_setup import BATCH_FIELDS, resolve_corpus, resolve_masking
+from deberta_jax import DebertaConfig
+from deberta_jax.rtd import RTDConfig, RTDModels
 
-from ..support.configs import pretrain_config
+from .small_pretraining import WORDS, losses, mean_and_deviation, prepare_run
 
-WORDS = 4096
 ROWS = 11  # a prime number above 8: the kernel then takes one sequence per grid step
-
-
-def losses(
-    run: PretrainConfig, models_config: RTDConfig, implementation: str, corpus: Corpus, words: Tokenizer
-) -> np.ndarray:
-    """Trains and returns the mean loss per masked token of every step."""
-    models = RTDModels.build(models_config, attention_implementation=implementation)
-    optimizers = build_optimizers(run)
-    params = {"generator": init_params(models_config, training_key(run.seed))["generator"]}
-    state = create_state(optimizers, params, seed=run.seed)
-    step = jax.jit(build_step(models, optimizers, run, sharing=models_config.embedding_sharing), donate_argnums=0)
-    batches = TrainingBatches(
-        corpus, global_batch=run.batch_size, seed=run.seed, masking=resolve_masking(run), tokenizer=words
-    )
-    step_losses = []
-    for _ in range(run.steps):
-        batch = next(batches)
-        state, metrics = step(state, {name: batch[name] for name in BATCH_FIELDS})
-        step_losses.append(float(metrics["masked_loss_sum"] / metrics["masked_count"]))
-    return np.array(step_losses)
 
 
 def main() -> None:
@@ -81,28 +47,15 @@ def main() -> None:
         small = small.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     models_config = RTDConfig(generator=small, discriminator=small, embedding_sharing="nes")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tokenizer.main(
-            tokenizer.TokenizerConfig(output=folder / "words", text=(embedded_corpus(),), vocab_size=WORDS - 64)
-        )
-        words = Tokenizer.from_folder(folder / "words")
-        base = pretrain_config(
-            output=folder,
-            tokenizer=folder / "words",
-            objective="mlm",
-            sequence_length=128,
-            batch_size=ROWS,
-            steps=options.steps,
-            optimizer=OptimizerConfig(learning_rate=1e-3),
-        )
-        corpus = resolve_corpus(base, words)
+        base, corpus, words = prepare_run(Path(name), steps=options.steps, batch_size=ROWS)
         final: dict[str, list[float]] = {"xla": []} if options.plain_only else {"xla": [], "pallas": []}
         for seed in options.seeds:
             run, step_losses = dataclasses.replace(base, seed=seed), {}
             for implementation, final_losses in final.items():
                 start = time.perf_counter()
+                models = RTDModels.build(models_config, attention_implementation=implementation)
                 with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
-                    step_losses[implementation] = losses(run, models_config, implementation, corpus, words)
+                    step_losses[implementation] = losses(run, models_config, models, corpus, words)
                 final_losses.append(step_losses[implementation][-options.steps // 5 :].mean())
                 print(
                     f"seed {seed} {implementation:7} first {step_losses[implementation][0]:.4f} "
@@ -113,16 +66,12 @@ def main() -> None:
                 difference = np.abs(step_losses["xla"] - step_losses["pallas"]).max()
                 print(f"seed {seed} largest difference of a step {difference:.2e}", flush=True)
     for implementation, final_losses in final.items():
-        mean, deviation = _mean_and_deviation(final_losses)
+        mean, deviation = mean_and_deviation(final_losses)
         print(f"{implementation:7} {mean:.4f}, standard deviation over seeds {deviation:.4f}")
     if options.plain_only:
         return
-    mean, deviation = _mean_and_deviation([fused - plain for plain, fused in zip(*final.values(), strict=True)])
+    mean, deviation = mean_and_deviation([fused - plain for plain, fused in zip(*final.values(), strict=True)])
     print(f"pallas - xla {mean:+.4f}, standard error {deviation / len(options.seeds) ** 0.5:.4f}")
-
-
-def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 if __name__ == "__main__":

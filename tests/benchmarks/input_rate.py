@@ -1,10 +1,11 @@
 """Measures the CPU time of the input pipeline against what a host of a large slice needs: v3-base, RTD, on v5e:16x16.
 
-    python -m tests.benchmarks.input_rate [--batches 40] [--rows 256] [--step-ms 208]
+    python -m tests.benchmarks.input_rate [--batches 40] [--rows 256] [--step-ms 208] [--workers 1]
 
-The embedded novels are tokenized into rows of 512 tokens with a small tokenizer and then read in three ways: rows alone
-(reading, checksums, shuffling), `TrainingBatches` (with masking), and its batches placed on devices as `pretrain` does,
-with the memory of this machine in place of a TPU's.
+The embedded novels are tokenized into rows of 512 tokens with a small tokenizer and then read in several ways: rows
+alone (reading, checksums, shuffling), `TrainingBatches` (with masking) from one corpus and from a mixture of two, and
+its batches placed on devices as `pretrain` does, with the memory of this machine in place of a TPU's. Last, worker
+processes read and mask; their CPU time includes their start, and their memory is the largest that one has had.
 
 Figures are means of CPU time over batches, so other work on the machine affects them little. They are given for all
 threads ("cores, step/10" is the number of cores that prepare a batch in a tenth of a step) and for the training thread,
@@ -16,7 +17,9 @@ cores measured here are those of this machine.
 """
 
 import argparse
+import multiprocessing
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +34,10 @@ import numpy as np
 
 from deberta_jax import Tokenizer
 from deberta_jax.sharding import make_mesh, place_batch
+from deberta_jax.train.corpus_options import Stage
 from deberta_jax.train.data import batches as data
 from deberta_jax.train.data.corpus import Corpus
+from deberta_jax.train.data.curriculum import Curriculum, arrange
 from deberta_jax.train.data.masking import MaskingConfig
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text import embedded_corpus, read_documents
@@ -40,16 +45,24 @@ from deberta_jax.train.data.train_tokenizer import train_tokenizer
 from deberta_jax.train.pretrain_setup import BATCH_FIELDS
 
 LENGTH = 512
+SETTINGS: dict[str, Any] = {"sequence_length": LENGTH, "boundary": "chapter"}
 GLOBAL_BATCH = 256 * 32  # rows, over all chips
 MASKINGS = {"RTD: single pieces": MaskingConfig(), "MLM: words up to 3": MaskingConfig(max_ngram=3, replace="mlm")}
 
 
-def make_corpus(folder: Path) -> tuple[Corpus, Tokenizer]:
-    """Trains a tokenizer on the embedded novels and packs them into rows."""
+def make_corpora(folder: Path) -> tuple[Corpus, Curriculum, Tokenizer]:
+    """Trains a tokenizer on the embedded novels and packs them into rows, in two orders.
+
+    Returns:
+      One of them, a mixture of both, and the tokenizer.
+    """
     text = embedded_corpus()
     tokenizer = Tokenizer.from_bytes(train_tokenizer(read_documents([text], boundary="line"), vocab_size=8000))
-    corpus = prepare([text], tokenizer, folder / "corpus", sequence_length=LENGTH, boundary="chapter")
-    return corpus, tokenizer
+    given = [
+        (f"{name}:{weight}", prepare([text], tokenizer, folder / name, **SETTINGS, seed=seed))
+        for seed, (name, weight) in enumerate((("corpus", 0.7), ("other", 0.3)))
+    ]
+    return given[0][1], arrange(given, [Stage(LENGTH, 10**6)], tokenizer=tokenizer), tokenizer
 
 
 class CpuSeconds(NamedTuple):
@@ -69,12 +82,14 @@ def cpu_seconds(work: Callable[[], Any], *, times: int) -> CpuSeconds:
     return CpuSeconds((time.process_time() - process_start) / times, (time.thread_time() - thread_start) / times)
 
 
-def measure(corpus: Corpus, tokenizer: Tokenizer, rows: int, times: int) -> Iterator[tuple[str, CpuSeconds]]:
+def measure(
+    corpus: Corpus, mixture: Curriculum, tokenizer: Tokenizer, rows: int, times: int
+) -> Iterator[tuple[str, CpuSeconds]]:
     """Yields each way of reading and the CPU time of a batch."""
 
-    def batches(masking: MaskingConfig) -> data.TrainingBatches:
+    def batches(masking: MaskingConfig, source: Corpus | Curriculum = corpus) -> data.TrainingBatches:
         return data.TrainingBatches(
-            corpus,
+            source,
             tokenizer=tokenizer,
             masking=masking,
             global_batch=GLOBAL_BATCH,
@@ -94,6 +109,10 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, rows: int, times: int) -> Iter
         yield f"masked, {name}", cpu_seconds(stream.__next__, times=times)
         stream.close()
 
+    stream = batches(MaskingConfig(), mixture)
+    yield "mixture, RTD: single pieces", cpu_seconds(stream.__next__, times=times)
+    stream.close()
+
     mesh = make_mesh()
     stream = batches(MaskingConfig())
 
@@ -105,24 +124,58 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, rows: int, times: int) -> Iter
     stream.close()
 
 
+class Workers(NamedTuple):
+    """What worker processes need: CPU seconds of all of them, and the largest memory of one, in MB (10^6 bytes)."""
+
+    cpu_seconds: float
+    megabytes: float
+
+
+def measure_workers(mixture: Curriculum, tokenizer: Tokenizer, rows: int, times: int, workers: int) -> Workers:
+    """Reads and masks `times` batches of the mixture with worker processes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    stream = data.TrainingBatches(
+        mixture,
+        tokenizer=tokenizer,
+        masking=MASKINGS["MLM: words up to 3"],
+        global_batch=GLOBAL_BATCH,
+        seed=0,
+        batch_indices=np.arange(rows),
+        workers=workers,
+    )
+    for _ in range(times):
+        next(stream)
+    memory = max(peak_megabytes(process.pid) for process in multiprocessing.active_children())
+    stream.close()
+    return Workers(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before, memory)
+
+
+def peak_megabytes(process: int | None) -> float:
+    """Returns the largest memory that a process has had, as Linux counts it."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--rows", type=int, default=256, help="rows of a host in a step")
     parser.add_argument("--step-ms", type=float, default=208.0)
+    parser.add_argument("--workers", type=int, default=1, help="worker processes of the last measurement")
     options = parser.parse_args()
     step = options.step_ms / 1000
     with tempfile.TemporaryDirectory() as folder:
-        corpus, tokenizer = make_corpus(Path(folder))
+        corpus, mixture, tokenizer = make_corpora(Path(folder))
+        load = os.getloadavg()[0]
         print(
             f"{corpus.train.rows} rows of {LENGTH}; a host needs {options.rows} rows every {options.step_ms:g} ms, "
-            f"{options.rows / step:,.0f} rows/s"
+            f"{options.rows / step:,.0f} rows/s; the load of this machine is {load:.1f} on {os.cpu_count()} cores"
         )
-        columns = ("rows/s/core", "ms per batch", "of a step", "cores, step/10", "thread, ms", "of a step")
+        columns = ("tokens/s/core", "ms per batch", "of a step", "cores, step/10", "thread, ms", "of a step")
         print(f"{'':28}" + "".join(f"{column:>16}" for column in columns))
-        for name, seconds in measure(corpus, tokenizer, options.rows, options.batches):
+        for name, seconds in measure(corpus, mixture, tokenizer, options.rows, options.batches):
             cells = (
-                f"{options.rows / seconds.process:,.0f}",
+                f"{options.rows * LENGTH / seconds.process:,.0f}",
                 f"{seconds.process * 1e3:.1f}",
                 f"{seconds.process / step:.1%}",
                 f"{seconds.process / (step / 10):.2f}",
@@ -130,6 +183,12 @@ def main() -> None:
                 f"{seconds.thread / step:.1%}",
             )
             print(f"{name:28}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+        workers = measure_workers(mixture, tokenizer, options.rows, options.batches, options.workers)
+        tokens = options.batches * options.rows * LENGTH
+        print(
+            f"{options.workers} worker processes, mixture, MLM: {workers.cpu_seconds:.1f} s of CPU for {tokens:,} "
+            f"tokens with their start; at most {workers.megabytes:.0f} MB each"
+        )
 
 
 if __name__ == "__main__":

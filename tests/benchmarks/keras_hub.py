@@ -17,7 +17,7 @@ small ones: look-ups of embedding rows, and a reshape after each of KerasHub's g
 relative tables for each of 1,024 distances, twice a layer; the schedule shows fewer than 10,000 bundles for each.
 
 Priced cycles are the sum of the compiler's estimates for its fusions and the bundles of our Pallas kernels (see
-train/compile_ahead/kernel_costs.py). The compiler has no estimate for a gather. Gathers of the size of attention scores
+train/compile_ahead/schedules.py). The compiler has no estimate for a gather. Gathers of the size of attention scores
 are priced from the schedule that the compiler wrote for that gather in that program, with its operands in the same
 memory. Gathers that are equal in all of this share one schedule. A schedule has this structure:
 
@@ -56,9 +56,9 @@ from jax.sharding import Mesh
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.sharding import make_mesh
-from deberta_jax.train.compile_ahead.hlo_costs import Cost
-from deberta_jax.train.compile_ahead.kernel_costs import dump_schedules, price_kernels
-from deberta_jax.train.compile_ahead.tpu_compiler import compile_for_tpu, cost_of, topology, trace
+from deberta_jax.train.compile_ahead.hlo_costs import Cost, read_cost
+from deberta_jax.train.compile_ahead.schedules import dump_schedules, read_schedules
+from deberta_jax.train.compile_ahead.tpu_compiler import compile_for_tpu, topology, trace
 
 from .step_cost import elements, replicate
 
@@ -200,7 +200,7 @@ def score_gathers(program: str) -> dict[str, tuple[str, ...]]:
     return gathers
 
 
-def read_schedules(gathers: Mapping[str, tuple[str, ...]], folder: Path) -> dict[str, GatherSchedule]:
+def read_gather_schedules(gathers: Mapping[str, tuple[str, ...]], folder: Path) -> dict[str, GatherSchedule]:
     """Reads the schedule of each gather. The compiler writes one for all gathers with the same types and memory spaces.
 
     Raises:
@@ -274,7 +274,7 @@ def compare(topology_name: str, folder: Path) -> None:
     print(f"{'':14}{'priced':>9}{'in kernels':>12}{'gathers':>9}{'in gathers':>12}{'sum':>10}{'other':>7}{'s':>5}")
     prices = {}
     for name, (function, arguments) in programs.items():
-        prices[name] = price_program(function, arguments, devices[0], folder)
+        prices[name] = price_program(function, arguments, folder)
         print_price(name, prices[name])
     library, peer = prices[PALLAS], prices[PEER]
     priced = library.cycles / peer.cycles
@@ -285,16 +285,15 @@ def compare(topology_name: str, folder: Path) -> None:
     )
 
 
-def price_program(function: Any, arguments: tuple[Any, ...], device: Any, folder: Path) -> Price:
+def price_program(function: Any, arguments: tuple[Any, ...], folder: Path) -> Price:
     """Compiles a program and returns its price. `folder` is that of `dump_schedules`."""
     start = time.perf_counter()
     for path in folder.iterdir():
         path.unlink()  # the fusions of another program have the same names
-    traced = trace(function, *arguments)
-    kernels = price_kernels(traced.jaxpr, device, folder)
-    compiled = compile_for_tpu(traced)
-    schedules = read_schedules(score_gathers(compiled.as_text()), folder)
-    return Price(cost_of(compiled, kernels=kernels), tuple(schedules.values()), time.perf_counter() - start)
+    compiled = compile_for_tpu(trace(function, *arguments))
+    schedules = read_gather_schedules(score_gathers(compiled.as_text()), folder)
+    cost = read_cost(compiled.as_text(), schedules=read_schedules(folder, prefix="disentangled"))
+    return Price(cost, tuple(schedules.values()), time.perf_counter() - start)
 
 
 def print_price(name: str, price: Price) -> None:

@@ -1,19 +1,19 @@
 """What the TPU compiler schedules for the attention kernels: compiler estimates, no device is timed.
 
     python -m tests.benchmarks.kernel_cost [--chips v4 v5e v5p v6e] [--lengths 128 256 512 1024 2048] [--dropout 0 0.1]
+                                           [--keep]
 
 Needs libtpu (`pip install "jax[tpu]"`), whose compiler runs on any Linux host. For each case, a process compiles one
 kernel ahead of time and the compiler dumps its schedule. The numbers are VLIW bundles (about cycles) of one sequence
-and head: those of a grid step, divided by its sequences and heads, times the tiles of a sequence. The case is 12 heads
-of 64 in bfloat16, with segments and both relative terms. Not counted are waits for memory, and the block that only the
-first sequence of a group of heads runs (it multiplies the table for the first head, or zeroes the gradients of the
-tables). Next to the bundles are the busiest unit and the share of its slots that is taken.
+and head: those that a run of the kernel executes, each branch as often as it is taken, divided by its sequences and
+heads. The case is 12 heads of 64 in bfloat16, with segments and both relative terms. With --keep, the forward kernel
+keeps the probabilities for the backward kernel where a sequence is one tile. Waits for memory are not counted. Next to
+the bundles are the busiest unit and the share of its slots that is taken.
 """
 
 import argparse
 import dataclasses
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-HEADS, HEAD_SIZE, HEADS_PER_STEP = 12, 64, 2
+HEADS, HEAD_SIZE = 12, 64
 TOKENS = 131_072  # so many that the compiler keeps the kernel's arguments in HBM, where those of a model are
 
 
-def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None:
+def compile_kernel(kernel: str, topology: str, length: int, rate: float, *, keep: bool) -> None:
     """Compiles one kernel for the topology's first device; the result is what the compiler dumps."""
     import jax
     import jax.numpy as jnp
@@ -34,7 +34,7 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
     from deberta_jax.kernels.backward import backward
     from deberta_jax.kernels.forward import forward
     from deberta_jax.kernels.forward_128 import forward_128
-    from deberta_jax.kernels.operands import ChunkSegments, KernelInputs
+    from deberta_jax.kernels.operands import ChunkSegments, ForwardOutputs, KernelInputs, kept_shapes
     from deberta_jax.kernels.plan import KernelPlan
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
@@ -44,6 +44,7 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
         dtype=jnp.bfloat16,
         device_kind=device.device_kind,
         dropout_rate=rate,
+        keep_probabilities=keep,
     )
     batch, width = TOKENS // plan.length, HEADS * HEAD_SIZE
 
@@ -67,7 +68,8 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float) -> None
     arguments: tuple[Any, ...] = (origin, ChunkSegments(chunks, chunks), inputs)
     if kernel == "backward":
         lse = array(batch, HEADS, 1, plan.length, dtype=jnp.float32)
-        function, arguments = backward, (*arguments, tokens, lse, tokens)
+        kept = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), kept_shapes(plan, tokens))
+        function, arguments = backward, (*arguments, ForwardOutputs(tokens, lse, kept), tokens)
     elif plan.length == 128:
         function, arguments = forward_128, (origin, inputs)
     else:
@@ -84,10 +86,9 @@ class KernelCost:
     share: float
 
 
-def kernel_cost(kernel: str, chip: str, length: int, rate: float) -> KernelCost:
+def kernel_cost(kernel: str, chip: str, length: int, rate: float, *, keep: bool) -> KernelCost:
     """Prices one kernel. Raises RuntimeError with the compiler's message if it does not compile."""
-    from deberta_jax.kernels.forward_128 import MAX_SEQUENCES
-    from deberta_jax.kernels.plan import tiling
+    from deberta_jax.train.compile_ahead.schedules import parse_schedule
 
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -98,18 +99,18 @@ def kernel_cost(kernel: str, chip: str, length: int, rate: float) -> KernelCost:
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
         }
         command = [sys.executable, "-m", "tests.benchmarks.kernel_cost", "--compile", kernel, TOPOLOGIES[chip]]
-        command += [str(length), str(rate)]
+        command += [str(length), str(rate), *(["--keep"] if keep else [])]
         process = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
         schedules = list(Path(folder).glob(f"*disentangled_{kernel}*[0-9]-final_bundles.txt"))
         if process.returncode or len(schedules) != 1:
             raise RuntimeError(f"{kernel}, {chip}, {length} tokens, dropout {rate}:\n{process.stderr[-2000:]}")
-        step = _step_bundles(schedules[0].read_text().splitlines())
+        schedule = parse_schedule(schedules[0].read_text())
+        if schedule is None:
+            raise RuntimeError(f"{kernel}, {chip}, {length} tokens: the schedule takes too many branches to follow")
         unit, share = _busiest(
             next(Path(folder).glob(f"*disentangled_{kernel}*-final_hlo-*utilization.txt")).read_text()
         )
-    chunk, chunks = tiling(length, "bfloat16", chip)
-    sequences = MAX_SEQUENCES if kernel == "forward" and chunk * chunks == 128 else 1
-    return KernelCost(step * chunks**2 / (HEADS_PER_STEP * sequences), unit, share)
+    return KernelCost(schedule.bundles / (HEADS * (TOKENS // length)), unit, share)
 
 
 def _busiest(utilization: str) -> tuple[str, float]:
@@ -128,31 +129,17 @@ def _busiest(utilization: str) -> tuple[str, float]:
     return unit, shares[unit]
 
 
-def _step_bundles(schedule: list[str]) -> int:
-    """Counts the bundles of a grid step, without blocks that few steps run: the shorter side of each branch."""
-    lines = [line for line in schedule if re.match(r"\s*0x[0-9a-f]+ ", line)]
-    total, branch = len(lines), None
-    skipped = 0
-    for number, line in enumerate(lines):
-        if " PF:" in line[:24] and branch is not None and number - branch < total / 4:
-            skipped += number - branch
-        if " PF:" in line[:24]:
-            branch = None
-        if "sbr.rel" in line:
-            branch = number + 5  # a branch takes effect five bundles later
-    return total - skipped
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", nargs="+", default=["v4", "v5e", "v5p", "v6e"], choices=list(TOPOLOGIES))
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 256, 512, 1024, 2048])
     parser.add_argument("--dropout", nargs="+", type=float, default=[0.0, 0.1])
+    parser.add_argument("--keep", action="store_true", help="keep the probabilities for the backward kernel")
     parser.add_argument("--compile", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.compile:
         kernel, topology, length, rate = options.compile
-        compile_kernel(kernel, topology, int(length), float(rate))
+        compile_kernel(kernel, topology, int(length), float(rate), keep=options.keep)
         return
     print("bundles per sequence and head, a compiler estimate")
     print(f"{'chip':6} {'tokens':>6} {'dropout':>7} {'forward':>9} {'':>10} {'backward':>9}")
@@ -161,7 +148,7 @@ def main() -> None:
             for rate in options.dropout:
                 print(f"{chip:6} {length:6} {rate:7}", end="")
                 for kernel in ("forward", "backward"):
-                    cost = kernel_cost(kernel, chip, length, rate)
+                    cost = kernel_cost(kernel, chip, length, rate, keep=options.keep)
                     print(f" {cost.bundles:9.0f} {cost.unit:>5} {cost.share:4.0%}", end="", flush=True)
                 print()
 

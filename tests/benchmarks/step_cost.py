@@ -1,15 +1,20 @@
 """Prints the TPU compiler's estimates for training steps and their parts. Nothing runs; nothing is measured.
 
     python -m tests.benchmarks.step_cost [--topologies v5e:2x2 v5p:2x2x1 v6e:2x2] [--cases layer mlm-head rtd ...]
+                                         [--kept-layers 12]
 
-Each case is compiled ahead of time for one chip of each topology. The columns are:
+Each case is compiled ahead of time for one chip of each topology. Layers keep their attention
+probabilities for the backward pass, as a run makes them if there is memory: `--kept-layers` says how many of a model.
+The columns are:
 
-* Mcycles: millions of cycles, the sum of the compiler's estimates (loops counted as often as they run) and the bundles
-  of our Pallas kernels.
-* in kernels: the part of it in our kernels.
-* matrix, HBM: the cycles that the matrix units and HBM would take at their peak, outside the kernels (loops counted
-  once).
-* unpriced: number of other gathers, scatters and sorts, which have no estimate and count as 0 cycles.
+* Mcycles: millions of cycles, the sum of the compiler's estimates (loops counted as often as they run), of the executed
+  bundles of our Pallas kernels, and of HBM traffic for instructions without an estimate.
+* in kernels, from bytes: the parts of it in our kernels, and in gathers, scatters and sorts without an estimate.
+* bound: a lower bound of the cycles, see train/compile_ahead/hlo_costs.py. Of each instruction, the largest of the next
+  three counts.
+* bundles, matrix, HBM: millions of bundles that are executed, and the millions of cycles that the matrix units and HBM
+  would take at their published peaks. Loops count as often as they run; kernels are included.
+* MFU, MFU by bound: model FLOP/s utilization by either figure, for whole steps; in brackets without the relative terms.
 * temp, peak: temporary memory, and the peak of all memory.
 * score-sized: number of gathers and scatters over arrays at least as large as the attention scores of 8 sequences.
 """
@@ -32,22 +37,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.encoder import Encoder
-from deberta_jax.losses import masked_lm_and_samples
-from deberta_jax.rtd import RTDConfig, RTDModels, sample_replacements
+from deberta_jax.heads import LogitFactors
+from deberta_jax.rtd import RTDConfig, RTDModels
 from deberta_jax.sharding import make_mesh
-from deberta_jax.train.compile_ahead.hlo_costs import Cost
-from deberta_jax.train.compile_ahead.kernel_costs import find_kernels, kernel_cycles
+from deberta_jax.train.compile_ahead.compile_process import compile_with_schedules
+from deberta_jax.train.compile_ahead.hlo_costs import Cost, read_cost
+from deberta_jax.train.compile_ahead.model_flops import rtd_flops, without_relative_terms
 from deberta_jax.train.compile_ahead.tpu_compiler import (
     Chip,
     MemoryUse,
     OutOfMemoryError,
-    compile_for_tpu,
-    cost_of,
-    memory_of,
     topology,
     trace,
 )
 from deberta_jax.train.pretrain import build_optimizers, build_state, build_step
+from deberta_jax.vocabulary_head import masked_lm_pass, sample_replacements
 
 from ..support.configs import pretrain_config
 
@@ -61,10 +65,10 @@ Case = tuple[Callable[..., Any], tuple[Any, ...]]  # a jitted function and its a
 # -------------------------------------------------------------------- the cases
 
 
-def layer(*, train: bool) -> Case:
+def layer(kept_layers: int, *, train: bool) -> Case:
     """Returns one layer, forward and backward, on 16,384 tokens. `train` enables dropout."""
     config = BASE.replace(num_hidden_layers=1)
-    encoder = Encoder(config, jnp.bfloat16)
+    encoder = Encoder(config, jnp.bfloat16, kept_layers=kept_layers)
 
     def loss(params: Any, embeddings: jax.Array, segments: jax.Array, key: jax.Array) -> jax.Array:
         states: Any = encoder.apply({"params": params}, embeddings, segments, train=train, rngs={"dropout": key})
@@ -77,12 +81,12 @@ def layer(*, train: bool) -> Case:
     return jax.jit(jax.grad(loss, argnums=(0, 1))), (variables["params"], embeddings, segments, key)
 
 
-def mlm_head() -> Case:
+def mlm_head(kept_layers: int) -> Case:
     """Returns masked LM loss and sampling for 256 x 512 tokens, forward and backward, at v3-base's width."""
     masked, width, vocab = 19_661, BASE.hidden_size, BASE.vocab_size
 
     def loss(hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, key: jax.Array):
-        out = masked_lm_and_samples(hidden, table, bias, labels, key=key, sampler=sample_replacements)
+        out = masked_lm_pass(LogitFactors(hidden, table, bias), labels, key=key, sampler=sample_replacements)
         return out[0], out
 
     arguments = (
@@ -95,28 +99,29 @@ def mlm_head() -> Case:
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True)), arguments
 
 
-def rtd_step() -> Case:
+def rtd_step(kept_layers: int) -> Case:
     """Returns a whole pre-training step of v3-base with a donated state."""
     run = pretrain_config(dtype="bfloat16", batch_size=BATCH)
     config = RTDConfig.half_depth(BASE)
     optimizers = build_optimizers(run)
     create = functools.partial(build_state, run, config, optimizers, {})
-    models = RTDModels.build(config, dtype=jnp.bfloat16)
+    models = RTDModels.build(config, dtype=jnp.bfloat16, kept_layers=kept_layers)
     shapes = {"input_ids": LENGTH, "segment_ids": LENGTH, "masked_positions": MASKED, "masked_labels": MASKED}
     batch = {name: jax.ShapeDtypeStruct((BATCH, length), jnp.int32) for name, length in shapes.items()}
     step = build_step(models, optimizers, run, sharing=config.embedding_sharing)
     return jax.jit(step, donate_argnums=0), (jax.eval_shape(create), batch)
 
 
-def forward() -> Case:
+def forward(kept_layers: int) -> Case:
     """Returns the forward pass of the encoder on 8 x 512 tokens."""
     model, ids = Deberta(BASE, jnp.bfloat16), jax.ShapeDtypeStruct((8, LENGTH), jnp.int32)
     return jax.jit(model.apply), (jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8), jnp.int32)), ids)
 
 
-CASES: dict[str, Callable[[], Case]] = {
-    "layer": lambda: layer(train=False),
-    "layer-dropout": lambda: layer(train=True),
+# Each takes the number of layers that keep their probabilities; it is of no use without a backward pass through layers.
+CASES: dict[str, Callable[[int], Case]] = {
+    "layer": functools.partial(layer, train=False),
+    "layer-dropout": functools.partial(layer, train=True),
     "mlm-head": mlm_head,
     "forward": forward,
     "rtd": rtd_step,
@@ -131,54 +136,40 @@ class Price:
     """What the compiler says about a case.
 
     Attributes:
-      cost: cycles and kernels.
+      cost: cycles, kernels and the bound.
       memory: memory of the program.
-      flops, bytes: operations and memory traffic outside the kernels, with loops counted once.
       score_sized: gathers and scatters over arrays as large as the attention scores.
       seconds: time of tracing and compiling.
     """
 
     cost: Cost
     memory: MemoryUse
-    flops: float
-    bytes: float
     score_sized: list[str]
     seconds: float
 
 
-def price_case(case: str, name: str) -> Price:
+def price_case(case: str, name: str, kept_layers: int) -> Price:
     """Compiles a case for the first chip of a topology. Raises OutOfMemoryError if it does not fit."""
     start = time.perf_counter()
-    traced, _ = trace_case(case, name)
-    compiled = compile_for_tpu(traced)
-    kernels = kernel_cycles(functools.partial(case_jaxpr, case, name)) if find_kernels(traced.jaxpr) else {}
-    analysis = compiled.cost_analysis()
+    compiled = compile_with_schedules(functools.partial(trace_case, case, name, kept_layers))
     return Price(
-        cost=cost_of(compiled, kernels=kernels),
-        memory=memory_of(compiled),
-        flops=analysis["flops"],
-        bytes=analysis["bytes accessed"],
-        score_sized=gathers_and_scatters(compiled.as_text(), SCORES),
+        cost=read_cost(compiled.text, schedules=compiled.schedules, peaks=topology(name).chip.peaks),
+        memory=compiled.memory,
+        score_sized=gathers_and_scatters(compiled.text, SCORES),
         seconds=time.perf_counter() - start,
     )
 
 
-def trace_case(case: str, name: str) -> tuple[Any, Any]:
-    """Returns the traced case, and the device that it is traced for."""
-    _, devices = topology(name)
-    function, arguments = CASES[case]()
-    return trace(function, *replicate(arguments, make_mesh(devices=devices[:1]))), devices[0]
+def trace_case(case: str, name: str, kept_layers: int) -> Any:
+    """Traces a case for the first chip of a topology."""
+    function, arguments = CASES[case](kept_layers)
+    return trace(function, *replicate(arguments, make_mesh(devices=topology(name).devices[:1])))
 
 
 def replicate(arguments: Any, mesh: Mesh) -> Any:
     """Returns the shapes of a tree of arrays or shapes, replicated on every device of the mesh."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
-
-
-def case_jaxpr(case: str, name: str) -> tuple[Any, Any]:
-    traced, device = trace_case(case, name)
-    return traced.jaxpr, device
 
 
 def gathers_and_scatters(text: str, min_elements: int) -> list[str]:
@@ -199,13 +190,27 @@ def elements(array: str) -> int:
     return prod(int(size) for size in array[array.index("[") + 1 : array.index("]")].split(",") if size)
 
 
+def utilization(case: str, seconds: float, chip: Chip) -> str:
+    """Returns the MFU of a whole step of that duration, such as "42.5% (38.9%)"; "-" for a part of one."""
+    if case != "rtd":
+        return "-"
+    plain = RTDConfig.half_depth(without_relative_terms(BASE))
+    flops = [3 * BATCH * rtd_flops(config, LENGTH, MASKED) for config in (RTDConfig.half_depth(BASE), plain)]
+    whole, without = (count / seconds / chip.peak for count in flops)
+    return f"{whole:.1%} ({without:.1%})"
+
+
 def print_price(case: str, price: Price, chip: Chip) -> None:
-    kernels = sum(price.cost.kernel_cycles.values())
-    matrix, memory = price.flops / chip.peak * chip.clock, price.bytes / chip.bandwidth * chip.clock
+    cost, bound, memory = price.cost, price.cost.bound, price.memory
+    assert bound is not None
+    kernels, moved = sum(cost.kernel_cycles.values()), round(cost.unpriced_bytes / chip.bandwidth * chip.clock)
+    cycles = cost.cycles + kernels + moved
+    counts = (cycles, kernels, moved, bound.cycles, bound.bundle_cycles, bound.matrix_cycles, bound.hbm_cycles)
+    shares = [utilization(case, count / chip.clock, chip) for count in (cycles, bound.cycles)]
     print(
-        f"{case:14}{(price.cost.cycles + kernels) / 1e6:10.2f}{kernels / 1e6:12.2f}{matrix / 1e6:9.2f}"
-        f"{memory / 1e6:9.2f}{sum(price.cost.unpriced.values()):12}{price.memory.temporary_bytes / 1e9:10.2f}"
-        f"{price.memory.peak_bytes / 1e9:10.2f}{len(price.score_sized):13}{price.seconds:12.0f}",
+        f"{case:14}{''.join(f'{count / 1e6:11.2f}' for count in counts)}{''.join(f'{share:>16}' for share in shares)}"
+        f"{memory.temporary_bytes / 1e9:10.2f}{memory.peak_bytes / 1e9:10.2f}{len(price.score_sized):13}"
+        f"{price.seconds:12.0f}",
         flush=True,
     )
     for instruction in sorted(set(price.score_sized)):
@@ -216,17 +221,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topologies", nargs="+", default=["v5e:2x2"])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--kept-layers", type=int, default=BASE.num_hidden_layers)
     options = parser.parse_args()
     for name in options.topologies:
         chip, _ = topology(name)
         print(f"compiler estimates for one chip of {name}; Mcycles at {chip.clock / 1e9:.2f} GHz")
+        counts = ("Mcycles", "in kernels", "from bytes", "bound", "bundles", "matrix", "HBM")
         print(
-            f"{'':14}{'Mcycles':>10}{'in kernels':>12}{'matrix':>9}{'HBM':>9}{'unpriced':>12}{'temp, GB':>10}"
+            f"{'':14}{''.join(f'{name:>11}' for name in counts)}{'MFU':>16}{'MFU by bound':>16}{'temp, GB':>10}"
             f"{'peak, GB':>10}{'score-sized':>13}{'compile, s':>12}"
         )
         for case in options.cases:
             try:
-                print_price(case, price_case(case, name), chip)
+                print_price(case, price_case(case, name, options.kept_layers), chip)
             except OutOfMemoryError as error:
                 print(f"{case:14}does not fit: {error}", flush=True)
 

@@ -1,6 +1,5 @@
 """ONNX by way of transformers: the code in docs/serving.md, compared with this library at three shapes."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.convert import save_pytorch
 from deberta_jax.convert.mapping import to_params
 
+from ..support.documents import blocks
 from ..support.paths import REPOSITORY
 from ..support.pytorch_files import V1, V3, random_state
 
@@ -25,9 +25,8 @@ def test_the_recipe_equals_this_library(tmp_path: Path, config: DebertaConfig) -
     params = to_params(random_state(config, "pooler", "classifier"), config)
     save_pytorch(tmp_path, config, params)
     text = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8").partition("## ONNX")[2]
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
-    exec("".join(blocks).replace('"exported', f'"{tmp_path}'), names)
+    exec("".join(blocks(text, "python")).replace('"exported', f'"{tmp_path}'), names)
     rng, model = np.random.default_rng(0), DebertaForSequenceClassification(config)
     assert names["logits"].shape == (2, 3)
     for batch, length in ((1, 5), (2, 16), (4, 32)):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 
-from deberta_jax import attention
-from deberta_jax.attention import AttentionInputs, disentangled_attention, relative_shift
+from deberta_jax import position_scores
+from deberta_jax.attention import AttentionInputs, disentangled_attention
+from deberta_jax.position_scores import content_to_position, position_to_content, relative_shift
 from deberta_jax.positions import LiveRows
 
 from ..support.attention_cases import (
@@ -33,11 +34,11 @@ def test_gather_and_shift_of_relative_products_agree() -> None:
     row_of_distance = np.array([3, 3, 3, 2, 1, 0, 0, 0, 0])  # distances 4 .. -4 of five tokens
     live = LiveRows(0, 4, row_of_distance)
     x, table = jax.random.normal(keys[0], (2, 3, 5, 4)), jax.random.normal(keys[1], (2, 4, 4))
-    gathered = attention._content_to_position(x, table, live, None)
-    shifted = relative_shift(attention._per_row(x, table[:, row_of_distance]))
+    gathered = content_to_position(x, table, live)
+    shifted = relative_shift(position_scores._per_row(x, table[:, row_of_distance]))
     np.testing.assert_allclose(gathered, shifted, atol=1e-6)
-    gathered = attention._position_to_content(x, table, live, None)
-    shifted = relative_shift(attention._per_row(x, table[:, row_of_distance[::-1]])).swapaxes(-1, -2)
+    gathered = position_to_content(x, table, live)
+    shifted = relative_shift(position_scores._per_row(x, table[:, row_of_distance[::-1]])).swapaxes(-1, -2)
     np.testing.assert_allclose(gathered, shifted, atol=1e-6)
 
 

@@ -63,7 +63,9 @@ def test_replace_derives_fields_again_unless_they_are_among_the_changes() -> Non
         ({"pos_att_type": "c2p|p2p"}, "pos_att_type has p2p; allowed are c2p, p2c"),
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; it must be one of gelu"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
-        ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0; it must be positive and finite"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0; it must be positive and finite in 32 bits"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps is a whole number of 1329 bits; it must be positive and finite"),
+        ({"initializer_range": 1e39}, "initializer_range is 1e+39; it must be positive and finite in 32 bits"),
         ({"conv_kernel_size": 4}, "conv_kernel_size is 4; it must be 0 (no convolution) or odd"),
         ({"conv_groups": 5}, "hidden_size 768 is not divisible by conv_groups 5"),
         ({"mlm_head": "enhanced"}, "mlm_head is 'enhanced'; it must be one of emd, bert, legacy"),
@@ -97,3 +99,10 @@ def test_another_number_of_classes_has_no_names_of_the_old_ones() -> None:
     assert nli.replace(num_labels=2, label_names=("no", "yes")).label_names == ("no", "yes")
     with pytest.raises(UserError, match="num_labels is 2, but there are 3 label names"):
         nli.replace(num_labels=2, label_names=nli.label_names)
+
+
+def test_a_whole_number_is_read_as_the_float_it_stands_for() -> None:
+    """JAX takes the int of a JSON file for an int32, in which 10**18 has no place."""
+    config = DebertaConfig(vocab_size=100, initializer_range=10**18, layer_norm_eps=10**18)
+    assert [type(value) for value in (config.initializer_range, config.layer_norm_eps)] == [float, float]
+    assert (config.initializer_range, config.layer_norm_eps) == (1e18, 1e18)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deberta_jax import Deberta, DebertaConfig
+from deberta_jax.kernels import kept_bytes
 
 from ..support.golden_cases import INVARIANT, assert_close, assert_gradients_close, load
 from ..support.small_models import SMALL
@@ -172,3 +173,20 @@ def test_program_has_no_index_array_of_the_size_of_the_scores() -> None:
     lowered = forward(SMALL).lower(ids).as_text()
     assert "4x2x24x24xf32" in lowered
     assert "4x2x24x24xi32" not in lowered
+
+
+def test_the_first_layers_keep_their_attention_probabilities() -> None:
+    config, ids = SMALL.replace(num_hidden_layers=3), tokens(12)
+    params = jax.eval_shape(Deberta(config).init, jax.random.key(0), ids)["params"]
+
+    def residual_bytes(kept_layers: int) -> int:
+        model = Deberta(config, jnp.bfloat16, attention_implementation="pallas", kept_layers=kept_layers)
+
+        def backward(params):
+            return jax.vjp(lambda params: model.apply({"params": params}, ids).last_hidden_state, params)[1]
+
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(backward, params)))
+
+    layer = kept_bytes(config, *ids.shape, dtype=jnp.bfloat16, device_kind="cpu")
+    sizes = [residual_bytes(kept_layers) - residual_bytes(0) for kept_layers in (0, 1, 3, 9)]
+    assert sizes == [0, layer, 3 * layer, 3 * layer]

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax import losses
-from deberta_jax.rtd import sample_replacements
 from deberta_jax.sharding import make_mesh
+from deberta_jax.vocabulary_head import sample_replacements
 
 from ..support.golden_cases import assert_close
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.random import dropout, dropout_salt, keep_mask
+from deberta_jax.random import SlotSeeds, dropout, dropout_salt, gumbel_noise, keep_mask
 
 
 def assert_every_slice_is_at_the_rate(kept: np.ndarray, rate: float) -> None:
@@ -60,3 +60,26 @@ def test_kernel_mask_does_not_depend_on_the_tile() -> None:
     whole = keep_mask(salt, 128, 0, queries=256, length=256, drop_below=2**15)
     part = keep_mask(salt, 128, 128, queries=128, length=256, drop_below=2**15)
     np.testing.assert_array_equal(whole[:, 128:], part)
+
+
+def test_gumbel_noise_has_its_distribution_and_no_correlation() -> None:
+    slots, words = 500, 4000
+    seeds = SlotSeeds.draw((slots,), jax.random.key(1))
+    noise = np.asarray(jax.jit(gumbel_noise)(jnp.arange(words), SlotSeeds(*(seed[:, None] for seed in seeds))))
+    size = noise.size
+    assert abs(noise.mean() - np.euler_gamma) < 5 * (np.pi**2 / 6 / size) ** 0.5
+    np.testing.assert_allclose(noise.var(), np.pi**2 / 6, rtol=0.01)
+    for threshold in (-2.0, 0.0, 3.0, 6.0, 9.0, 11.0):  # 9 and 11: only numbers below 2^-10 are as high
+        share = 1 - np.exp(-np.exp(-threshold))
+        assert abs((noise > threshold).mean() - share) < 5 * (share * (1 - share) / size) ** 0.5, threshold
+    centered = noise - noise.mean()
+    for lag in (1, 2, 64, 127, 512, words - 1, words, words + 1):
+        flat = centered.ravel()
+        assert abs((flat[:-lag] * flat[lag:]).mean()) < 6 * np.pi**2 / 6 / size**0.5, lag
+
+
+def test_gumbel_noise_of_a_word_does_not_depend_on_the_others() -> None:
+    seeds = SlotSeeds.draw((3, 1), jax.random.key(1))
+    whole = gumbel_noise(jnp.arange(100), seeds)
+    np.testing.assert_array_equal(gumbel_noise(jnp.arange(40, 60), seeds), whole[:, 40:60])
+    assert len(np.unique(whole)) == whole.size

@@ -19,11 +19,11 @@ from deberta_jax.rtd import (
     discriminator_view,
     generator_pass,
     init_params,
-    sample_replacements,
     standalone_discriminator,
 )
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
 from deberta_jax.train.pretrain import build_optimizers, build_step, create_state
+from deberta_jax.vocabulary_head import sample_replacements
 
 from ..support.configs import pretrain_config
 from ..support.golden_cases import Case, assert_close, assert_gradients_close, load, masked_slots

@@ -10,23 +10,40 @@ from ..support.paths import REPOSITORY
 # Modules of deberta_jax from the bottom up: each may import only modules of earlier rows.
 FLOORS = (
     {"terminal", "standard_streams"},
-    {"console", "errors", "released", "safe_pickle", "atomic_files", "strict_json", "random", "option_list"},
+    {
+        "console",
+        "errors",
+        "released",
+        "safe_pickle",
+        "atomic_files",
+        "strict_json",
+        "random",
+        "option_list",
+        "process_start",
+        "allocator",
+        "cache_folder",
+    },
+    {"store_errors", "embedded", "deberta_v3_tiny", "file_digests"},
+    {"stores"},
+    {"mirrors", "store_lock"},
+    {"run_mirror"},
+    {"store_paths"},
     {"help_text", "config_file", "completion"},
     {"options"},
-    {"unknown_fields", "xlnet_json", "path_names", "atomic_folder", "file_digests", "orbax_messages"},
+    {"unknown_fields", "xlnet_json", "path_names", "atomic_folder", "orbax_messages"},
     {"orbax_path"},
     {"config_json"},
     {"config"},
     {"positions", "sharding"},
     {"orbax_folder"},
-    {"attention_inputs"},
-    {"kernels", "layers", "checksums"},
+    {"attention_inputs", "position_scores"},
+    {"kernels", "gpu_kernels", "xla_attention", "layers", "checksums"},
     {"attention"},
     {"encoder"},
     {"heads", "inputs", "outputs", "xlnet"},
     {"models"},
     {"losses", "lora", "parameter_check", "warm_start"},
-    {"checkpoint"},
+    {"checkpoint", "vocabulary_head"},
     {"adapter", "int8"},
     {"rtd", "sift"},
     {"tokenizers"},
@@ -34,25 +51,30 @@ FLOORS = (
 )
 # Rooms of train/ from the bottom up. The landing is split: settings below the rooms, commands above them.
 TRAIN_FLOORS = (
-    {"settings", "model_folders"},
-    {"task_configs", "host_configs", "published_settings"},
+    {"settings", "model_folders", "tfidf"},
+    {"task_configs", "host_configs", "published_settings", "corpus_options"},
     {"configs", "new_tokens"},
     {"hosts", "data"},
+    {"demo_texts"},
     {"checkpoints", "reporting"},
     {"engine"},
     {"tasks"},
-    {"pretrain_setup", "finetune_setup", "sweep", "run_settings", "tuning"},
+    {"prepare"},
+    {"pretrain_setup", "pretrain_state", "samples", "finetune_setup", "sweep", "run_settings", "tuning"},
     {"finetune_evaluation"},
     {"pretrain", "finetune"},
-    {"recipes", "demo", "compile_ahead"},
+    {"demo_questions"},
+    {"demo_screen"},
+    {"recipes", "demo", "compile_ahead", "report"},
 )
 CALLS_CONVERT = "train/model_folders.py"  # for the commands, which stand above both
 OPENS_PYTORCH_FILES = "deberta_jax/predict/open_model.py"  # for the predictor, inside a function
 READS_ROWS = "convert/commands/prediction"  # files of examples, as training does
 TORCH = {"torch", "transformers", "safetensors"}
-DATA = {"grain", "tensorflow_datasets", "array_record", "datasets"}
+DATA = {"grain", "tensorflow_datasets", "array_record", "datasets", "apache_beam"}
 READS_DATA = {
     "train/data/batches.py",
+    "train/data/preparation/beam_driver.py",
     "train/data/row_files.py",
     "train/tasks/batches.py",
     "train/tasks/sources/hub_sets.py",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ..benchmarks.keras_hub import SCORES, GatherSchedule, read_schedules, score_gathers
+from ..benchmarks.keras_hub import SCORES, GatherSchedule, read_gather_schedules, score_gathers
 
 # As libtpu 0.0.42 writes it for v5e, shortened: 3 trips of 4 indices, in chunks of 2. One block of 5 bundles fetches a
 # chunk (four of them are in the delay of the branch), one of 4 picks the elements out, and a last block copies results.
@@ -85,7 +85,7 @@ def test_only_gathers_as_large_as_the_scores_count() -> None:
 def test_schedule_is_shared_by_equal_gathers_only(tmp_path: Path) -> None:
     (tmp_path / "179-gather_fusion.1-01-final_bundles.txt").write_text(SCHEDULE)
     (tmp_path / "179-gather_fusion.1-00-schedule-analysis_final_bundles.txt").write_text("Schedule analysis:")
-    schedules = read_schedules({"gather_fusion.1": ("f32[8]",), "gather_fusion.2": ("f32[8]",)}, tmp_path)
+    schedules = read_gather_schedules({"gather_fusion.1": ("f32[8]",), "gather_fusion.2": ("f32[8]",)}, tmp_path)
     assert [schedule.cycles for schedule in schedules.values()] == [54, 54]
     with pytest.raises(ValueError, match=r"no schedule of 1 gathers, such as gather_fusion\.2"):
-        read_schedules({"gather_fusion.1": ("f32[8]",), "gather_fusion.2": ("f32[8]{S(1)}",)}, tmp_path)
+        read_gather_schedules({"gather_fusion.1": ("f32[8]",), "gather_fusion.2": ("f32[8]{S(1)}",)}, tmp_path)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.pytorch_files import MLM, V3, random_state, write_safetensors
 
+from ..support.documents import README, blocks
 from ..support.paths import REPOSITORY
 
 
@@ -63,6 +64,18 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert tops == {"deberta_jax", next(top for top in tops if top.endswith(".dist-info"))}
     for inside in ("train/pretrain.py", "train/data/corpora/austen_novels.txt.xz", "convert/mapping.py", "models.py"):
         assert f"deberta_jax/{inside}" in names
+    model = REPOSITORY / "deberta_jax" / "deberta_v3_tiny"
+    files = {str(path.relative_to(REPOSITORY)) for path in model.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert files <= set(names), "the model of the package"
+
+
+@pytest.mark.slow
+def test_an_index_would_accept_both_distributions(wheel: Path) -> None:
+    (source,) = wheel.parent.glob("*.tar.gz")
+    settings = ["--config", str(REPOSITORY / "pyproject.toml")]
+    for command in (["twine", "check", "--strict", wheel, source], ["check_wheel_contents", *settings, wheel]):
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -128,9 +141,6 @@ def test_conversion_and_the_readme_work_with_the_wheel_alone(wheel: Path, tmp_pa
 
     assert "wrote converted" in run(bin_folder / "deberta-jax", "convert", "microsoft/deberta-v3-small", "converted")
     run(bin_folder / "python", "-c", CONVERTED)
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert snippet
-    run(bin_folder / "python", "-c", INPUTS + snippet[1])
+    run(bin_folder / "python", "-c", INPUTS + blocks(README, "python")[0])
     assert (here / "for-transformers" / "model.safetensors").is_file()
     assert (here / "my-model" / "config.json").is_file()

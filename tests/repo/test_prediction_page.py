@@ -1,13 +1,13 @@
 """Runs every command of docs/predict.md, on small models with random weights in place of those that it names."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 
 from deberta_jax.__main__ import main
 
+from ..support.documents import commands
 from ..support.paths import REPOSITORY
 from ..support.use_models import write_use_model
 
@@ -36,13 +36,6 @@ FILES = {
 }
 
 
-def commands() -> list[list[str]]:
-    """The words of every `deberta-jax predict` command of the page."""
-    blocks = (REPOSITORY / "docs" / "predict.md").read_text(encoding="utf-8").split("```")[1::2]
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("deberta-jax predict ")]
-
-
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,9 +46,10 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     capsys.readouterr()
-    assert len(commands()) >= 10
-    assert {words[1] for words in commands()} == MODELS.keys()
-    for words in commands():
+    of_page = [words for words in commands(REPOSITORY / "docs" / "predict.md") if words[0] == "predict"]
+    assert len(of_page) >= 10
+    assert {words[1] for words in of_page} == MODELS.keys()
+    for words in of_page:
         assert main(words) == 0, words
         out, _ = capsys.readouterr()
         lines = [json.loads(line) for line in out.splitlines()]

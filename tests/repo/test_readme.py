@@ -1,48 +1,33 @@
 """Tests that documented code runs, documented options exist and links between documents lead to files."""
 
 import re
-import shlex
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from deberta_jax import Deberta
+from deberta_jax import Deberta, DebertaConfig
 from deberta_jax.__main__ import COMMANDS, main
-from deberta_jax.convert import save_pytorch
 
-from ..support.paths import REPOSITORY
+from ..support.documents import DOCUMENTS, README, blocks, commands
 from ..support.small_models import SMALL
-
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-
-
-def documented_commands() -> list[tuple[str, list[str]]]:
-    """Returns each `deberta-jax COMMAND ...` line in the code blocks of the documents, with its options."""
-    commands = []
-    for document in DOCUMENTS:
-        blocks = document.read_text(encoding="utf-8").split("```")[1::2]  # every second part is inside a fence
-        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-        for words in (shlex.split(line, comments=True) for line in lines if line.startswith("deberta-jax ")):
-            commands.append((words[1], [word for word in words if word.startswith("--")]))
-    return commands
 
 
 def test_research_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    snippet = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
+    (snippet,) = blocks(README, "python")
+    assert "save_pytorch(" in snippet
     monkeypatch.chdir(tmp_path)
-    params = jax.jit(Deberta(SMALL).init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
-    save_pytorch(tmp_path / "microsoft" / "deberta-v3-small", SMALL, {"deberta": params})
-    ids = jnp.arange(5, 17)[None]
-    names: dict = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    names: dict = {}
     exec(snippet, names)
-    assert names["out"].last_hidden_state.shape == (1, 12, 32)
-    assert len(names["out"].hidden_states) == SMALL.num_hidden_layers + 1
-    assert names["config"] == SMALL
-    assert (tmp_path / "for-transformers" / "model.safetensors").is_file()
+    assert names["out"].last_hidden_state.shape == (2, names["batch"].input_ids.shape[1], 192)
+    assert len(names["out"].hidden_states) == len(names["out"].attentions) + 1 == 7
+    assert names["config"] == DebertaConfig.named("deberta-v3-tiny")
+    config, params = names["load_pytorch"](tmp_path / "for-transformers")
+    assert config == names["config"]
+    jax.tree.map(np.testing.assert_array_equal, params, names["params"])
 
 
 def test_models_work_as_nnx_modules() -> None:
@@ -54,8 +39,8 @@ def test_models_work_as_nnx_modules() -> None:
 
 def test_documented_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
     documented: dict[str, set[str]] = {}
-    for command, options in documented_commands():
-        documented.setdefault(command, set()).update(options)
+    for command, *words in (words for document in DOCUMENTS for words in commands(document)):
+        documented.setdefault(command, set()).update(word for word in words if word.startswith("--"))
     assert documented.keys() >= {"tokenizer", "pretrain", "finetune", "convert", "compile-ahead"}
     assert documented.keys() <= COMMANDS.keys()
     for command, options in documented.items():

@@ -23,9 +23,9 @@ ADMITTED = (
     *("tokenizers==0.22.0", "tokenizers==0.24.0", "huggingface_hub==0.34.0", "huggingface_hub==1.31.0"),
     *("rich==14.0.0", "rich==17.0.0", "safetensors==0.4.3", "safetensors==0.9.0"),
 )
-MODULE_OF = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
+MODULE_OF = {"absl": "absl-py", "sklearn": "scikit-learn", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
 # Optional in the code, which says what to install: the TPU compiler, and what `verify` compares with.
-OPTIONAL = {"libtpu", "torch", "transformers", "tensorflow", "wandb", "mlflow", "datasets"}
+OPTIONAL = {"libtpu", "torch", "transformers", "tensorflow", "wandb", "mlflow", "datasets", "apache-beam"}
 
 
 def pins(path) -> dict[str, Version]:

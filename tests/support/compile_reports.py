@@ -3,13 +3,15 @@
 from deberta_jax.train.compile_ahead.command import CompileAheadConfig
 from deberta_jax.train.compile_ahead.hlo_costs import read_cost
 from deberta_jax.train.compile_ahead.report import DeviceMemory, Report
+from deberta_jax.train.compile_ahead.schedules import Schedule
 from deberta_jax.train.compile_ahead.timing import Hardware, Timing, Workload
 from deberta_jax.train.compile_ahead.tpu_compiler import CHIPS, GIB, MemoryUse
 
 from .hlo_programs import PROGRAM
 
+SCHEDULES = {"kernel.1": Schedule(bundles=4_000_000, products=500_000)}
 EIGHT_CHIPS = Hardware(chip=CHIPS["v5e"], torus_axes=2, devices=8)
-WORKLOAD = Workload(step_flops=10**9, step_tokens=8192, training_tokens=8.192e9)
+WORKLOAD = Workload(step_flops=10**9, relative_flops=10**8, step_tokens=8192, training_tokens=8.192e9)
 
 
 def make_report(config: CompileAheadConfig, *, needed: float, fits: bool = True) -> Report:
@@ -20,7 +22,7 @@ def make_report(config: CompileAheadConfig, *, needed: float, fits: bool = True)
       needed: GiB that a device needs.
       fits: whether they are enough.
     """
-    cost = read_cost(PROGRAM, kernels={}) if fits else None
+    cost = read_cost(PROGRAM, schedules=SCHEDULES, peaks=CHIPS["v5e"].peaks) if fits else None
     gibibytes = {"temporary_bytes": needed - 6, "argument_bytes": 6, "program_bytes": 0, "peak_bytes": needed}
     compiled = MemoryUse(**{name: int(size * GIB) for name, size in gibibytes.items()})
     return Report(

@@ -84,3 +84,77 @@ ENTRY %main.1 (x: f32[8,128]) -> f32[8,128] {
   ROOT %fusion.4 = f32[8,128]{1,0} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={"estimated_cycles":"7"}
 }
 """  # noqa: E501
+
+
+# A program that changes parts of a table of 1,000 rows of 64 numbers (256,000 bytes), which HBM holds: a loop of ten
+# iterations writes 100 rows each in place, as an instruction and as the root of a fusion, and reads 100 rows; a scatter
+# adds 16 rows. A last fusion fills a new table before it adds rows, so that it writes all of it. VMEM, S(1), holds
+# some of the rows.
+IN_PLACE = """HloModule jit_step, is_scheduled=true
+
+%body.1 (state: (s32[], f32[1000,64])) -> (s32[], f32[1000,64]) {
+  %state = (s32[]{:T(128)}, f32[1000,64]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %table.1 = f32[1000,64]{1,0:T(8,128)} get-tuple-element(%state), index=1
+  %rows.1 = f32[100,64]{1,0:T(8,128)S(1)} fusion(%table.1, %i), kind=kLoop, calls=%read.1, backend_config={"estimated_cycles":"30"}
+  %rows.2 = bf16[100,64]{1,0:T(8,128)(2,1)} fusion(%table.1, %i), kind=kLoop, calls=%read.2, backend_config={"estimated_cycles":"40"}
+  %table.2 = f32[1000,64]{1,0:T(8,128)} dynamic-update-slice(%table.1, %rows.1, %i, %i)
+  %table.3 = f32[1000,64]{1,0:T(8,128)} fusion(%table.2, %rows.2, %i), kind=kLoop, calls=%update.1, metadata={op_name="jit(step)/dynamic_update_slice"}
+  ROOT %next = (s32[]{:T(128)}, f32[1000,64]{1,0:T(8,128)}) tuple(%i, %table.3)
+}
+
+%condition.1 (state: (s32[], f32[1000,64])) -> pred[] {
+  %ten = s32[]{:T(128)} constant(10)
+  ROOT %less = pred[]{:T(512)} compare(%i, %ten), direction=LT
+}
+
+%read.1 (p0: f32[1000,64], p1: s32[]) -> f32[100,64] {
+  %p0 = f32[1000,64]{1,0:T(8,128)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  ROOT %slice.1 = f32[100,64]{1,0:T(8,128)} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={100,64}
+}
+
+%read.2 (p0: f32[1000,64], p1: s32[]) -> bf16[100,64] {
+  %p0 = f32[1000,64]{1,0:T(8,128)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  %inner.1 = f32[100,64]{1,0:T(8,128)} fusion(%p0, %p1), kind=kLoop, calls=%read.1
+  ROOT %convert.1 = bf16[100,64]{1,0:T(8,128)(2,1)} convert(%inner.1)
+}
+
+%update.1 (p0: f32[1000,64], p1: bf16[100,64], p2: s32[]) -> f32[1000,64] {
+  %p0 = f32[1000,64]{1,0:T(8,128)} parameter(0)
+  %p1 = bf16[100,64]{1,0:T(8,128)(2,1)} parameter(1)
+  %p2 = s32[]{:T(128)} parameter(2)
+  %convert.2 = f32[100,64]{1,0:T(8,128)} convert(%p1)
+  ROOT %update = f32[1000,64]{1,0:T(8,128)} dynamic-update-slice(%p0, %convert.2, %p2, %p2)
+}
+
+%add_rows.1 (p0: f32[1000,64], p1: s32[16], p2: f32[16,64]) -> f32[1000,64] {
+  %p0 = f32[1000,64]{1,0:T(8,128)} parameter(0)
+  %p1 = s32[16]{0:T(128)} parameter(1)
+  %p2 = f32[16,64]{1,0:T(8,128)} parameter(2)
+  ROOT %scatter.1 = f32[1000,64]{1,0:T(8,128)} scatter(%p0, %p1, %p2), update_window_dims={1}, to_apply=%add
+}
+
+%new_table.1 (p0: s32[16], p1: f32[16,64]) -> f32[1000,64] {
+  %zero = f32[]{:T(128)} constant(0)
+  %zeros = f32[1000,64]{1,0:T(8,128)} broadcast(%zero), dimensions={}
+  %p0 = s32[16]{0:T(128)} parameter(0)
+  %p1 = f32[16,64]{1,0:T(8,128)} parameter(1)
+  ROOT %scatter.2 = f32[1000,64]{1,0:T(8,128)} scatter(%zeros, %p0, %p1), update_window_dims={1}, to_apply=%add
+}
+
+ENTRY %main.1 (table: f32[1000,64], indices: s32[16], updates: f32[16,64]) -> f32[1000,64] {
+  %table = f32[1000,64]{1,0:T(8,128)} parameter(0)
+  %indices = s32[16]{0:T(128)} parameter(1)
+  %updates = f32[16,64]{1,0:T(8,128)} parameter(2)
+  %zero.1 = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, f32[1000,64]{1,0:T(8,128)}) tuple(%zero.1, %table)
+  %copy-start.1 = (f32[16,64]{1,0:T(8,128)S(1)}, f32[16,64]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%updates)
+  %while.1 = (s32[]{:T(128)}, f32[1000,64]{1,0:T(8,128)}) while(%start), condition=%condition.1, body=%body.1
+  %table.4 = f32[1000,64]{1,0:T(8,128)} get-tuple-element(%while.1), index=1
+  %copy-done.1 = f32[16,64]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
+  %table.5 = f32[1000,64]{1,0:T(8,128)} fusion(%table.4, %indices, %updates), kind=kCustom, calls=%add_rows.1, metadata={op_name="jit(step)/scatter-add"}
+  ROOT %table.6 = f32[1000,64]{1,0:T(8,128)} fusion(%indices, %copy-done.1), kind=kCustom, calls=%new_table.1, metadata={op_name="jit(step)/scatter-add"}
+}
+"""  # noqa: E501

@@ -36,7 +36,7 @@ def home_settings(home: Path, output: Path, **options: Any) -> PretrainConfig:
     return pretrain_config(
         output=output,
         tokenizer=home / "tokenizer",
-        corpus=home / "corpus",
+        corpus=(str(home / "corpus"),),
         model=str(home / "model.json"),
         sequence_length=32,
         batch_size=BATCH,

@@ -1,5 +1,6 @@
 """Settings of runs: the names of their options, their checks, and the identity that checkpoints keep."""
 
+import dataclasses
 import json
 import math
 import re
@@ -22,22 +23,25 @@ from deberta_jax.train.configs import (
     OptimizerConfig,
     PretrainConfig,
 )
+from deberta_jax.train.engine.optimizer import optimizer_identity
 
 from ..support.configs import changed, finetune_config, pretrain_config
 
 SHARED = """
     accumulation batch-size compilation-cache dtype evaluate-every hosts.clock-within hosts.coordinator hosts.count
-    hosts.dead-after hosts.index hosts.slow-after hosts.stall-after hosts.start-within keep log-every max-seconds
+    hosts.dead-after hosts.index hosts.slow-after hosts.stall-after hosts.start-within keep
+    kept-layers log-every max-seconds
     mesh.fsdp mesh.tensor mesh.zero model no-remat optimizer.beta1 optimizer.beta2 optimizer.bias-correction
     optimizer.decay-embedding-delta optimizer.epsilon optimizer.learning-rate optimizer.max-grad-norm
-    optimizer.no-bias-correction optimizer.no-decay-embedding-delta optimizer.schedule optimizer.schedule-end
-    optimizer.warmup optimizer.weight-decay output profile remat save-every seed steps tokenizer
+    optimizer.moment-dtype optimizer.no-bias-correction optimizer.no-decay-embedding-delta optimizer.schedule
+    optimizer.schedule-end optimizer.warmup optimizer.weight-decay output profile remat save-every seed steps tokenizer
     learning-rate log run-name
 """
 PRETRAIN = """
     add-tokens add-tokens-file
-    boundary corpus decoupled discriminator-learning-rate embedding-sharing held-out-fraction init-discriminator
-    init-generator mask-rate max-ngram no-decoupled objective rtd-lambda sequence-length text vocab-size
+    boundary corpus curriculum data-workers decoupled discriminator-learning-rate embedding-sharing evaluate-first
+    held-out-fraction init-discriminator init-generator mask-rate max-ngram no-decoupled no-evaluate-first objective
+    rtd-lambda sequence-length text vocab-size
 """
 FINETUNE = """
     header no-header quoting
@@ -103,6 +107,10 @@ def test_a_value_that_is_not_allowed_is_refused_by_name(option: str, value: Any)
         (lambda: HostsConfig(count=2, index=2, coordinator="a:1"), "index is 2; it must be 0 to 1"),
         (lambda: HostsConfig(count=2), "hosts: count given; give coordinator, count and index, or none of them"),
         (lambda: OptimizerConfig(schedule="linear"), "schedule is 'linear'; it must be one of warmup_linear_shift"),  # type: ignore
+        (
+            lambda: OptimizerConfig(moment_dtype="float16"),  # type: ignore
+            "moment_dtype is 'float16'; it must be one of float32, bfloat16",
+        ),
         (lambda: OptimizerConfig(beta2=1.0), "beta2 is 1; it must be at least 0 and below 1"),
         (lambda: OptimizerConfig(epsilon=0.0), "epsilon is 0; it must be above 0"),
         (lambda: OptimizerConfig(schedule_end=1.5), "schedule_end is 1.5; it must be at least 0 and at most 1"),
@@ -110,7 +118,11 @@ def test_a_value_that_is_not_allowed_is_refused_by_name(option: str, value: Any)
         (lambda: GridConfig(batch_size=(8, 0)), r"grid\.batch_size is 0; it must be at least 1"),
         (lambda: pretrain_config(objective="nsp"), "name is 'nsp'; it must be one of rtd, mlm"),
         (lambda: pretrain_config(profile=(3, 2)), r"profile is \(3, 2\); give the first and the last step"),
-        (lambda: pretrain_config(text=(Path("a"),), corpus=Path("b")), "give --text or --corpus, not both"),
+        (lambda: pretrain_config(text=(Path("a"),), corpus=("b",)), "give --text or --corpus, not both"),
+        (lambda: pretrain_config(corpus=("a:-1", "b:2")), "corpus 'a:-1' has the weight -1; it must be above 0"),
+        (lambda: pretrain_config(curriculum=("128:-9", "512")), "curriculum has -9 steps for length 128"),
+        (lambda: pretrain_config(curriculum=("128:9", "512:1"), steps=11), "does not fit into --steps 11"),
+        (lambda: pretrain_config(data_workers=-1), "data_workers is -1; it must be at least 0"),
         (lambda: pretrain_config(objective="mlm", decoupled=False), "leave out --no-decoupled"),
         (
             lambda: pretrain_config(objective="mlm", init_discriminator=Path("a")),
@@ -142,6 +154,13 @@ OPTIMIZER_ON_DISK = (
 )
 
 
+def test_only_another_dtype_of_the_moments_is_part_of_the_identity() -> None:
+    """Runs of earlier versions, which had none, can be resumed."""
+    assert optimizer_identity(OPTIMIZER) == json.loads(f"{{{OPTIMIZER_ON_DISK}}}")["optimizer"]
+    narrow = dataclasses.replace(OPTIMIZER, moment_dtype="bfloat16")
+    assert optimizer_identity(narrow) == optimizer_identity(OPTIMIZER) | {"moment_dtype": "bfloat16"}
+
+
 def test_the_identity_of_a_pretraining_run_is_as_published() -> None:
     config = pretrain_config(
         init_generator=Path("g"),
@@ -160,7 +179,7 @@ def test_the_identity_of_a_pretraining_run_is_as_published() -> None:
         seed=7,
     )
     models = SimpleNamespace(to_json=lambda: {"models": 1})
-    identity = pretrain_setup.identity(config, models, SimpleNamespace(fingerprint="c0ffee"), {"weights": "f00d"})  # type: ignore[arg-type]
+    identity = pretrain_setup.identity(config, models, SimpleNamespace(identity="c0ffee"), {"weights": "f00d"})  # type: ignore[arg-type]
     assert json.dumps(identity) == (
         '{"model": {"models": 1}, "corpus": "c0ffee", "objective": "rtd", "decoupled": false, "rtd_lambda": 20.0, '
         '"sequence_length": 64, "batch_size": 16, "accumulation": 2, "steps": 40, "mask_rate": 0.2, "max_ngram": 2, '

@@ -8,7 +8,7 @@ import pytest
 
 from deberta_jax import Deberta, Tokenizer
 from deberta_jax.errors import MissingFileError, UserError
-from deberta_jax.train.data import prepare
+from deberta_jax.train import prepare
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.new_tokens import new_tokens_message, read_new_tokens, with_new_tokens
 from deberta_jax.train.pretrain_setup import PretrainedModel, add_new_tokens
@@ -56,7 +56,7 @@ def test_generator_and_discriminator_have_rows_for_the_tokens(novel: Path) -> No
 
 def test_a_prepared_corpus_has_the_added_tokens(novel: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("the <a> man\n\nshe was\n\n" * 20)
+    text.write_text("".join(f"the <a> man {number}\n\nshe was {number}\n\n" for number in range(20)))
     tokens = NewTokensConfig(add_tokens=("<a>",))
     settings = {"output": tmp_path / "corpus", "tokenizer": novel / "tokenizer", "text": (text,), "new_tokens": tokens}
     prepare.main(prepare.PrepareConfig(**settings, sequence_length=32, held_out_fraction=0.2))

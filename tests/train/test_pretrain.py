@@ -24,6 +24,7 @@ from deberta_jax.rtd import RTDConfig, init_params
 from deberta_jax.sharding import make_mesh
 from deberta_jax.train import finetune, pretrain
 from deberta_jax.train.configs import OptimizerConfig, PretrainConfig
+from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.engine.divergence import TrainingError
 from deberta_jax.train.hosts.exit_codes import StoppedError
@@ -177,7 +178,9 @@ def test_a_run_saves_when_time_is_over_and_resumes(home: Path, finished: Path, t
     with pytest.raises(StoppedError) as stopped:
         pretrain.main(settings(home, tmp_path, max_seconds=0.01))
     assert stopped.value.code == 0
-    assert "stopped after --max-seconds 0.01: step 1 is saved" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "stopped after --max-seconds 0.01: step 1 is saved" in printed
+    assert re.search(r"first step after \d+\.\d s: .*compile \d", printed)
     assert losses(tmp_path).keys() == {1}
     # From the settings that the run wrote; the command line takes its limit away.
     assert command_line(["pretrain", "--config", str(tmp_path / "config.yaml"), "--max-seconds", "None"]) == 0
@@ -188,7 +191,9 @@ def test_a_run_saves_when_time_is_over_and_resumes(home: Path, finished: Path, t
     assert goodput.starts == 2
     assert goodput.lost == 0
     assert goodput.useful > 0
-    assert str(goodput) in capsys.readouterr().out.replace("\n", "")
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert str(goodput) in printed
+    assert printed.count("first step after ") == 1
 
 
 @pytest.mark.parametrize(
@@ -356,14 +361,67 @@ def test_settings_that_do_not_fit_are_named(home: Path, tmp_path: Path, changes:
 
 
 def test_a_corpus_must_have_held_out_rows_to_evaluate(home: Path, finished: Path, tmp_path: Path) -> None:
-    from deberta_jax.train.data.prepare import PrepareConfig
-    from deberta_jax.train.data.prepare import main as prepare
+    from deberta_jax.train.prepare import PrepareConfig
+    from deberta_jax.train.prepare import main as prepare
 
     corpus = {"tokenizer": home / "tokenizer", "text": (home / "text.txt",), "sequence_length": 32}
     prepare(PrepareConfig(output=tmp_path / "corpus", held_out_fraction=0.0, **corpus))
-    config = settings(home, tmp_path, text=(), corpus=tmp_path / "corpus")
+    config = settings(home, tmp_path, text=(), corpus=(str(tmp_path / "corpus"),))
     with pytest.raises(ValueError, match="has no held-out rows to evaluate on"):
         pretrain.main(config)
+
+
+@pytest.fixture(scope="module")
+def mixed(home: Path) -> dict[str, Any]:
+    """Settings of a run on two corpora of 16 tokens, then one of 32 tokens."""
+    from deberta_jax.tokenizers.tokenizer import Tokenizer
+    from deberta_jax.train.data.prepare import prepare
+
+    for name, length, seed in (("short", 16, 0), ("other", 16, 1), ("long", 32, 0)):
+        text, options = [home / "text.txt"], {"boundary": "blank_line", "held_out_fraction": 0.02, "seed": seed}
+        prepare(text, Tokenizer.from_folder(home / "tokenizer"), home / name, sequence_length=length, **options)
+    corpus = (f"{home / 'short'}:3", f"{home / 'other'}:1", str(home / "long"))
+    return {"text": (), "corpus": corpus, "curriculum": ("16:5", "32")}
+
+
+@pytest.mark.slow
+def test_a_mixture_and_a_curriculum_are_logged_and_resumed(
+    home: Path, mixed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain.main(settings(home, tmp_path / "whole", **mixed))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "corpus short: 75.00% of the rows of 16 tokens in 5 steps" in printed
+    assert "corpus long: 100.00% of the rows of 32 tokens in 3 steps" in printed
+    steps = losses(tmp_path / "whole")
+    rows = {name: open_corpus(home / name).train.rows for name in ("short", "other", "long")}
+    assert steps[5]["epoch/short"] == 30 / rows["short"] == steps[8]["epoch/short"]
+    assert steps[5]["epoch/other"] == 10 / rows["other"]
+    assert (steps[5]["epoch/long"], steps[8]["epoch/long"]) == (0, 24 / rows["long"])
+    records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [(record["step"], key) for record in records for key in record if key.endswith("rtd_accuracy")]
+    evaluated = [(step, key) for step, key in evaluated if key.startswith("eval/")]
+    assert evaluated == [
+        *[(4, f"eval/{name}rtd_accuracy") for name in ("short/", "other/", "")],
+        (8, "eval/rtd_accuracy"),
+    ]
+    with pytest.raises(StoppedError):
+        pretrain.main(settings(home, tmp_path / "broken", max_seconds=0.01, **mixed))
+    pretrain.main(settings(home, tmp_path / "broken", data_workers=1, **mixed))
+    assert losses(tmp_path / "broken") == steps
+    other = mixed | {"corpus": (mixed["corpus"][0], f"{home / 'other'}:2", mixed["corpus"][2])}
+    with pytest.raises(ValueError, match="corpus"):
+        pretrain.main(settings(home, tmp_path / "broken", **other))
+
+
+def test_corpora_that_do_not_fit_end_the_command_with_one_line(
+    home: Path, mixed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ("--output", str(tmp_path), "--tokenizer", str(home / "tokenizer"), "--model", str(home / "model.json"))
+    common = ("pretrain", *folders, "--corpus", *mixed["corpus"])
+    error = error_line(capsys, *common, "--sequence-length", "16")
+    assert "has rows of 32 tokens, but the run has rows of 16" in error
+    error = error_line(capsys, *common, "--curriculum", "16:5", "64")
+    assert "has rows of 32 tokens, but the run has rows of 16, 64" in error
 
 
 def test_an_unknown_field_of_the_model_is_named(home: Path, tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ from deberta_jax.sharding import make_mesh
 from deberta_jax.strict_json import to_json
 from deberta_jax.terminal import say
 
+from ..engine.kept_layers import KeptLayers, fit_kept_layers
 from ..reporting.pictures import draw_or_report
 from ..settings import BatchSize, NotNegative, Positive, Range
-from .hlo_costs import Cost
-from .kernel_costs import find_kernels, kernel_cycles
+from .compile_process import CompiledProgram, compile_with_schedules
+from .hlo_costs import Cost, read_cost
 from .report import DeviceMemory, Report, describe
 from .report_tables import print_report, print_sweep
 from .step_program import StepConfig, StepProgram, build, check_batch
@@ -37,9 +38,6 @@ from .tpu_compiler import (
     GIB,
     OutOfMemoryError,
     Topology,
-    compile_for_tpu,
-    cost_of,
-    memory_of,
     topology,
     torus_shape,
     trace,
@@ -122,20 +120,16 @@ def compile_step(config: CompileAheadConfig, hardware: Topology) -> Report:
       UserError: the model does not exist, the batch cannot be split, or a flag is wrong.
     """
     start, cpu_start = time.monotonic(), sum(os.times()[:4])
-    program = build(config, hardware.devices)
     flags = _compiler_flags(config)
-    _show_progress(f"compiling {describe(config)}")
-    traced = trace(program.step, program.state, program.batch)
+    program = build(config, hardware.devices)
+    config, compiled = _compile(config, program.kept, flags=flags, available=hardware.chip.hbm)
     cost = compiled_memory = None
-    try:
-        compiled = compile_for_tpu(traced, flags=flags)
-    except OutOfMemoryError as error:
-        needed, available = error.needed, error.available
+    if isinstance(compiled, OutOfMemoryError):
+        needed, available = compiled.needed, compiled.available
     else:
-        # Pallas kernels are priced in another process, which traces the step again: a jaxpr cannot be pickled.
-        cycles = kernel_cycles(functools.partial(_trace_step, config)) if find_kernels(traced.jaxpr) else {}
-        cost, compiled_memory = cost_of(compiled, kernels=cycles), memory_of(compiled)
-        needed, available = compiled_memory.peak_bytes + compiled_memory.program_bytes, hardware.chip.hbm
+        cost = read_cost(compiled.text, schedules=compiled.schedules, peaks=hardware.chip.peaks)
+        compiled_memory = compiled.memory
+        needed, available = compiled_memory.needed_bytes, hardware.chip.hbm
     # Every axis but tensor splits the batch.
     batch_shards = program.mesh.size // program.mesh.shape["tensor"]
     return Report(
@@ -160,6 +154,35 @@ def compile_step(config: CompileAheadConfig, hardware: Topology) -> Report:
     )
 
 
+def _compile(
+    config: CompileAheadConfig, kept: KeptLayers, *, flags: dict[str, str], available: int
+) -> tuple[CompileAheadConfig, CompiledProgram | OutOfMemoryError]:
+    """Compiles a step with the given number of kept layers, or with as many as fit into the available bytes.
+
+    Returns:
+      The settings with the number of kept layers, and the compiled program or why there is none.
+    """
+    refused: dict[int, OutOfMemoryError] = {}
+
+    def compile_with(layers: int) -> CompiledProgram | None:
+        changed = dataclasses.replace(config, kept_layers=layers)
+        _show_progress(f"compiling {describe(changed)}")
+        try:
+            return compile_with_schedules(functools.partial(_trace_step, changed), flags=flags)
+        except OutOfMemoryError as error:
+            refused[layers] = error
+            return None
+
+    if config.kept_layers is None:
+        fitted = fit_kept_layers(compile_with, lambda program: program.memory.needed_bytes, kept, available)
+        layers, compiled = fitted.kept_layers, fitted.program
+        _show_progress(f"{layers} of {kept.layers} layers keep their attention probabilities: {fitted.reason}")
+    else:
+        layers = config.kept_layers
+        compiled = compile_with(layers)
+    return dataclasses.replace(config, kept_layers=layers), compiled or refused[layers]
+
+
 def _estimate_timing(config: CompileAheadConfig, hardware: Topology, program: StepProgram, cost: Cost) -> Timing:
     return Timing.estimate(
         cost,
@@ -171,17 +194,17 @@ def _estimate_timing(config: CompileAheadConfig, hardware: Topology, program: St
         ),
         Workload(
             step_flops=program.flops * config.global_batch,
+            relative_flops=program.relative_flops * config.global_batch,
             step_tokens=config.global_batch * config.sequence_length,
             training_tokens=config.tokens,
         ),
     )
 
 
-def _trace_step(config: CompileAheadConfig) -> tuple[Any, Any]:
-    """Returns the jaxpr of the step and a device of its topology, in the process that prices kernels."""
-    hardware = topology(config.topology, slices=config.slices)
-    program = build(config, hardware.devices)
-    return trace(program.step, program.state, program.batch).jaxpr, hardware.devices[0]
+def _trace_step(config: CompileAheadConfig) -> Any:
+    """Traces the step, in the process that compiles it."""
+    program = build(config, topology(config.topology, slices=config.slices).devices)
+    return trace(program.step, program.state, program.batch)
 
 
 # ---------------------------------------------------------------- alternatives to a step that does not fit

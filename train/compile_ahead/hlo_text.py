@@ -28,6 +28,8 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
 #   %fusion.1 = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%inside.1, backend_config={...}
 #   ROOT %tuple.1 = (s32[], f32[4]{0}) tuple(%next, %y)
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = (.*?[\]})]) ([a-z][a-z0-9\-]*)\(")
+# An operand: fusion(%x, %copy-done.48)
+_NAME = re.compile(r"%([\w.\-]+)")
 # Computations that an instruction runs, one or a list in braces:
 #   calls=%inside.1   body=%body.1   branch_computations={%branch_0.1, %branch_1.2}
 _CALLED = re.compile(r"(?:calls|body|branch_computations|true_computation|false_computation)=(\{[^}]*\}|\S+)")
@@ -44,6 +46,8 @@ _INTEGER_CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 # One array in a type: bf16[8,512]{1,0:T(8,128)(2,1)}, s32[]. Tokens and opaque types match nothing and take no bytes.
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+# The same with its layout. S(1) in the layout: the array is in VMEM. Without an S it is in HBM.
+_PLACED_ARRAY = re.compile(r"\b[a-z]+\d*\[[\d,]*\](?:\{[^}]*\})?")
 
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64} | {
     f"{sign}{bits}": bits for sign in "su" for bits in (2, 4, 8, 16, 32, 64)
@@ -77,6 +81,23 @@ class Instruction:
     @property
     def result_bytes(self) -> int:
         return type_bytes(self.type)
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The names of its operands: "fusion(%x, %y), kind=kLoop" -> ("x", "y")."""
+        start = self.line.index(f" {self.opcode}(") + len(self.opcode) + 2
+        return tuple(_NAME.findall(self.line[start : self.line.index(")", start)]))
+
+    @property
+    def is_root(self) -> bool:
+        """Whether its result is the result of its computation."""
+        return self.line.lstrip().startswith("ROOT ")
+
+    @property
+    def fused(self) -> str | None:
+        """The name of the computation that a fusion runs; None for any other instruction."""
+        called = _called(self) if self.opcode == "fusion" else []
+        return called[0] if called else None
 
     @property
     def result_shapes(self) -> Shapes:
@@ -171,6 +192,16 @@ def type_bytes(text: str) -> int:
     """Returns the bytes of the arrays in a type such as "(f32[8,128]{1,0}, s32[])"; layouts add no padding here."""
     arrays = _ARRAY.findall(text)
     return sum(_BITS.get(kind, 0) * math.prod(_dimensions(sizes)) for kind, sizes in arrays) // 8
+
+
+def placed_arrays(text: str) -> list[str]:
+    """Returns the arrays of a type with their layouts, which say where they are."""
+    return _PLACED_ARRAY.findall(text)
+
+
+def arrays_in_hbm(text: str) -> list[str]:
+    """Returns the arrays of a type that HBM holds, with their layouts."""
+    return [array for array in placed_arrays(text) if "S(" not in array]
 
 
 def _dimensions(text: str) -> tuple[int, ...]:

@@ -38,6 +38,11 @@ def layer_flops(config: DebertaConfig, length: int, queries: int | None = None) 
     return (length if queries is None else queries) * dense + attention_flops(config, length, queries)
 
 
+def without_relative_terms(config: DebertaConfig) -> DebertaConfig:
+    """Returns a model without relative positions, to count what they add. It is not a model to train."""
+    return config.replace(relative_attention=False, pos_att_type=(), position_buckets=-1)
+
+
 def encoder_flops(config: DebertaConfig, length: int, layers: int | None = None) -> int:
     """Counts the forward pass of one sequence through the first `layers` layers (default: all)."""
     layers = config.num_hidden_layers if layers is None else layers

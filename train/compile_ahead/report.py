@@ -90,6 +90,8 @@ def describe(config: StepConfig) -> str:
         parts.append(f"accumulation {config.accumulation}")
     if config.remat:
         parts.append("remat")
+    if config.kept_layers:
+        parts.append(f"{config.kept_layers} kept layers")
     parts += [f"{axis} {size}" for axis, size in dataclasses.asdict(config.mesh).items() if size > 1]
     return ", ".join(parts)
 

@@ -8,9 +8,9 @@ from rich.text import Text
 from deberta_jax.console import PlainConsole, plain_text
 
 from .hlo_collectives import reduction_bytes
-from .hlo_costs import Cost
+from .hlo_costs import Bound, Cost
 from .report import Report, describe
-from .timing import Timing
+from .timing import BoundTiming, Timing
 from .tpu_compiler import GIB, Chip
 
 
@@ -35,6 +35,8 @@ def print_report(report: Report, chip: Chip, alternatives: Sequence[Report]) -> 
             share = reductions.asynchronous / reductions.total
             console.print(f"Reductions within a slice: {share:.0%} of their bytes are asynchronous")
         console.print(_time_table(report.cost, report.timing, chip))
+        if report.cost.bound and report.timing.bound:
+            console.print(_bound_table(report.cost.bound, report.timing.bound, chip))
     console.print(f"Compiled in {report.compile_seconds:.0f} s ({report.compile_cpu_seconds:.0f} s of CPU time)")
     if alternatives:
         print_sweep(alternatives, title="Alternatives")
@@ -43,14 +45,15 @@ def print_report(report: Report, chip: Chip, alternatives: Sequence[Report]) -> 
 def print_sweep(reports: Sequence[Report], *, title: str = "Sweep") -> None:
     """Prints one line per step."""
     columns = ["batch", "accumulation", "remat", "mesh", "rows/device", "GiB", "fits"]
-    columns += ["step", "MFU", "tokens/s", "days", "chip-hours"]
+    columns += ["step", "MFU", "MFU by bound", "tokens/s", "days", "chip-hours"]
     table = _table(f"{title} (compiler estimate)", *columns)
     for report in reports:
-        timing = [""] * 5
+        timing = [""] * 6
         if report.timing:
             timing = [
                 f"{report.timing.step_seconds * 1e3:,.0f} ms",
                 f"{report.timing.mfu:.1%}",
+                f"{report.timing.bound.mfu:.1%}" if report.timing.bound else "",
                 f"{report.timing.tokens_per_second:,.0f}",
                 f"{report.timing.days:,.2f}",
                 f"{report.timing.chip_hours:,.0f}",
@@ -133,9 +136,28 @@ def _time_table(cost: Cost, timing: Timing, chip: Chip) -> Table:
         ("collectives hidden by computation (not added)", f"{timing.hidden_seconds * 1e3:,.1f} ms"),
         ("step", f"{timing.step_seconds * 1e3:,.1f} ms"),
         ("MFU (share of the bfloat16 peak)", f"{timing.mfu:.1%}"),
+        ("MFU without the relative terms of attention", f"{timing.mfu_without_relative:.1%}"),
         ("tokens/s", f"{timing.tokens_per_second:,.0f}"),
         (f"days for {timing.tokens:.3g} tokens", f"{timing.days:,.2f}"),
         ("chip-hours", f"{timing.chip_hours:,.0f}"),
+    )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _bound_table(bound: Bound, timing: BoundTiming, chip: Chip) -> Table:
+    table = _table("Lower bound (schedules of the compiler and published peaks)", "", "")
+    rows = (
+        ("bundles of the schedules", f"{bound.bundle_cycles / 1e6:,.1f} M"),
+        ("matrix units at their peak", f"{bound.matrix_cycles / 1e6:,.1f} M"),
+        (f"HBM at its peak: {bound.hbm_bytes / 1e9:,.1f} GB", f"{bound.hbm_cycles / 1e6:,.1f} M"),
+        ("the largest of the three, summed over the instructions", f"{bound.cycles / 1e6:,.1f} M"),
+        ("of it without a schedule, from estimates and bytes", f"{bound.unscheduled_cycles / 1e6:,.1f} M"),
+        (f"computation at {chip.clock / 1e9:.2f} GHz", f"{bound.cycles / chip.clock * 1e3:,.1f} ms"),
+        ("step, with the waits for collectives", f"{timing.step_seconds * 1e3:,.1f} ms"),
+        ("MFU (share of the bfloat16 peak)", f"{timing.mfu:.1%}"),
+        ("MFU without the relative terms of attention", f"{timing.mfu_without_relative:.1%}"),
     )
     for row in rows:
         table.add_row(*row)

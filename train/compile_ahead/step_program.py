@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
-from deberta_jax.rtd import EmbeddingSharing, RTDModels
+from deberta_jax.rtd import EmbeddingSharing, RTDConfig, RTDModels
 from deberta_jax.sharding import BATCH_AXES, batch_devices, batch_sharding, make_mesh, named_shardings
 
 from .. import finetune, pretrain, pretrain_setup
@@ -21,16 +21,18 @@ from ..configs import (
     MeshConfig,
     ModelsConfig,
     ObjectiveConfig,
+    OptimizerConfig,
     PretrainConfig,
     TaskDataConfig,
     TextConfig,
 )
 from ..data.masking import MaskingConfig
+from ..engine.kept_layers import KeptLayers
 from ..engine.optimizer import build_optimizer
 from ..engine.state import TrainState
-from ..settings import BatchSize, Positive, Range, Settings
+from ..settings import BatchSize, NotNegative, Positive, Range, Settings
 from ..tasks.classification.task import Classification
-from .model_flops import classification_flops, masked_lm_flops, rtd_flops
+from .model_flops import classification_flops, masked_lm_flops, rtd_flops, without_relative_terms
 
 _STEPS = 500_000  # length of the learning-rate schedule, a constant of the program that does not affect its cost
 
@@ -58,6 +60,9 @@ class StepConfig(Settings):
     """dtype of activations"""
     remat: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
+    kept_layers: NotNegative | None = None
+    """number of layers of each model that keep their attention probabilities for the backward pass, for rows of up to
+    512 tokens (default: as many as fit into memory)"""
     vocab_size: Positive | None = None
     """rows of the word embeddings (default: those of the model)"""
     mask_rate: Annotated[float, Range(above=0, below=1)] = 0.15
@@ -66,6 +71,8 @@ class StepConfig(Settings):
     """embedding sharing of generator and discriminator (default: that of the JSON file, else gdes)"""
     decoupled: bool = True
     """update generator and discriminator one after the other (for the task rtd)"""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """data type of Adam's moments"""
     num_labels: Positive = 2
     """number of classes for the task finetune; 1 is regression"""
 
@@ -80,6 +87,8 @@ class StepProgram:
       batch: the global batch by field.
       mesh: the mesh of the devices.
       flops: floating-point operations of one row in both passes, see `model_flops`.
+      relative_flops: the part of them that the relative terms of attention take.
+      kept: what its layers take to keep their probabilities.
     """
 
     step: Any
@@ -87,6 +96,8 @@ class StepProgram:
     batch: dict[str, jax.ShapeDtypeStruct]
     mesh: Mesh
     flops: int
+    relative_flops: int
+    kept: KeptLayers
 
 
 def build(config: StepConfig, devices: list[Any]) -> StepProgram:
@@ -113,6 +124,15 @@ def build(config: StepConfig, devices: list[Any]) -> StepProgram:
         },
         mesh=mesh,
         flops=parts.flops,
+        relative_flops=parts.relative_flops,
+        kept=KeptLayers.of_batch(
+            parts.models,
+            (config.global_batch, config.sequence_length),
+            mesh,
+            accumulation=config.accumulation,
+            dtype=jnp.dtype(config.dtype),
+            together=not config.decoupled,
+        ),
     )
 
 
@@ -124,13 +144,16 @@ class _Parts:
       step: the training step, not jitted.
       create: builds the initial training state.
       row: shape and dtype of each field of a batch, without the batch axis.
-      flops: floating-point operations of one row in both passes.
+      flops, relative_flops: floating-point operations of one row in both passes, all and those of relative terms.
+      models: configurations of the models that are trained.
     """
 
     step: Callable[..., Any]
     create: Callable[[], TrainState]
     row: dict[str, jax.ShapeDtypeStruct]
     flops: int
+    relative_flops: int
+    models: list[DebertaConfig]
 
 
 def _pretrain(config: StepConfig) -> _Parts:
@@ -149,23 +172,38 @@ def _pretrain(config: StepConfig) -> _Parts:
         steps=_STEPS,
         dtype=config.dtype,
         remat=config.remat,
+        optimizer=OptimizerConfig(moment_dtype=config.moment_dtype),
     )
     models_config = pretrain_setup.resolve_models(run)
-    models = RTDModels.build(models_config, dtype=jnp.dtype(run.dtype), remat=run.remat)
+    models = RTDModels.build(
+        models_config, dtype=jnp.dtype(run.dtype), remat=run.remat, kept_layers=config.kept_layers or 0
+    )
     optimizers = pretrain.build_optimizers(run)
 
     length, masked = config.sequence_length, MaskingConfig(rate=config.mask_rate).slots(config.sequence_length)
     widths = {"input_ids": length, "segment_ids": length, "masked_positions": masked, "masked_labels": masked}
-    flops = (
-        masked_lm_flops(models_config.generator, length, masked)
+    # The backward pass takes twice the operations of the forward pass.
+    flops, plain_flops = (
+        3 * masked_lm_flops(models.generator, length, masked)
         if run.objective.name == "mlm"
-        else rtd_flops(models_config, length, masked)
+        else 3 * rtd_flops(models, length, masked)
+        for models in (models_config, _without_relative_terms(models_config))
     )
     return _Parts(
         pretrain.build_step(models, optimizers, run, sharing=models_config.embedding_sharing),
         functools.partial(pretrain.build_state, run, models_config, optimizers, {}),
         {name: jax.ShapeDtypeStruct((widths[name],), jnp.int32) for name in pretrain_setup.BATCH_FIELDS},
-        3 * flops,  # the backward pass takes twice the operations of the forward pass
+        flops,
+        flops - plain_flops,
+        [models_config.generator, *([models_config.discriminator] if config.task == "rtd" else [])],
+    )
+
+
+def _without_relative_terms(models: RTDConfig) -> RTDConfig:
+    return dataclasses.replace(
+        models,
+        generator=without_relative_terms(models.generator),
+        discriminator=without_relative_terms(models.discriminator),
     )
 
 
@@ -179,6 +217,7 @@ def _finetune(config: StepConfig) -> _Parts:
         steps=_STEPS,
         dtype=config.dtype,
         remat=config.remat,
+        optimizer=OptimizerConfig(moment_dtype=config.moment_dtype),
     )
     path = config.model
     model_config = DebertaConfig.from_json(path) if path.endswith(".json") else DebertaConfig.named(path)
@@ -187,16 +226,23 @@ def _finetune(config: StepConfig) -> _Parts:
         model_config = model_config.replace(vocab_size=config.vocab_size)
     objective = Classification(regression=config.num_labels == 1)
     model = objective.model(model_config, dtype=jnp.dtype(run.dtype), remat=run.remat)
+    model = model.clone(kept_layers=config.kept_layers or 0)  # type: ignore[call-arg]  # of every model
     optimizer = build_optimizer(run.optimizer, total_steps=_STEPS)
     ids = jnp.ones((1, 8), jnp.int32)
     tokens = jax.ShapeDtypeStruct((config.sequence_length,), jnp.int32)
     fields = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
     labels = jax.ShapeDtypeStruct((), jnp.float32 if config.num_labels == 1 else jnp.int32)
+    flops, plain_flops = (
+        3 * classification_flops(counted, config.sequence_length)
+        for counted in (model_config, without_relative_terms(model_config))
+    )
     return _Parts(
         finetune.build_step(model, objective, optimizer, run, total_steps=_STEPS),
         functools.partial(finetune.build_state, model, optimizer, ids, seed=run.seed),
         {**fields, "labels": labels},
-        3 * classification_flops(model_config, config.sequence_length),
+        flops,
+        flops - plain_flops,
+        [model_config],
     )
 
 

@@ -47,13 +47,27 @@ class Workload:
 
     Attributes:
       step_flops: floating-point operations of a step on all devices, see `model_flops`.
+      relative_flops: the part of them that the relative terms of attention take.
       step_tokens: tokens of a step on all devices.
       training_tokens: tokens of the whole training.
     """
 
     step_flops: int
+    relative_flops: int
     step_tokens: int
     training_tokens: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundTiming:
+    """A step that takes no longer than the bound of its program, see `hlo_costs`, and the waits for collectives.
+
+    Attributes: see `Timing`.
+    """
+
+    step_seconds: float
+    mfu: float
+    mfu_without_relative: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +76,14 @@ class Timing:
 
     Attributes:
       compute_seconds: the cycles of the program and its kernels, at the clock of the chip.
-      unpriced_seconds: instructions without an estimate, as if their results were read and written once in HBM.
+      unpriced_seconds: instructions without an estimate, by the bytes that they move in HBM.
       collective_seconds: the time that devices wait for collectives, without what computation hides.
       hidden_seconds: the time of collectives that is hidden behind computation.
       network_seconds: the part of the two that is spent between slices.
       step_seconds: the sum of the first three.
       mfu: the share of the chips' bfloat16 peak that the mathematics of the model uses.
+      mfu_without_relative: the same without the relative terms of attention, as for a model that has none.
+      bound: the same for the lower bound of the program; None if it is not known.
       tokens_per_second: of all devices.
       tokens: tokens of the whole training.
       days: duration of the whole training.
@@ -81,6 +97,8 @@ class Timing:
     network_seconds: float
     step_seconds: float
     mfu: float
+    mfu_without_relative: float
+    bound: BoundTiming | None
     tokens_per_second: float
     tokens: float
     days: float
@@ -102,6 +120,15 @@ class Timing:
         unpriced = cost.unpriced_bytes / chip.bandwidth
         step = compute + unpriced + waiting
         training = workload.training_tokens / workload.step_tokens * step
+        fastest, plain_flops = hardware.devices * chip.peak, workload.step_flops - workload.relative_flops
+        bound = None
+        if cost.bound:
+            least = cost.bound.cycles / chip.clock + waiting
+            bound = BoundTiming(
+                step_seconds=least,
+                mfu=workload.step_flops / (least * fastest),
+                mfu_without_relative=plain_flops / (least * fastest),
+            )
         return cls(
             compute_seconds=compute,
             unpriced_seconds=unpriced,
@@ -109,7 +136,9 @@ class Timing:
             hidden_seconds=hidden,
             network_seconds=between_slices,
             step_seconds=step,
-            mfu=workload.step_flops / (step * hardware.devices * chip.peak),
+            mfu=workload.step_flops / (step * fastest),
+            mfu_without_relative=plain_flops / (step * fastest),
+            bound=bound,
             tokens_per_second=workload.step_tokens / step,
             tokens=workload.training_tokens,
             days=training / 86400,

@@ -17,9 +17,10 @@ import jax
 
 from deberta_jax.errors import MissingPackageError, UserError
 
-from .hlo_costs import Cost, KernelKey, read_cost
+from .hlo_costs import Peaks
 
 GIB = 1 << 30
+_PRODUCT_ROWS = 16  # rows of bfloat16 in a vector register, which an instruction multiplies with a matrix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Chip:
       shapes: the slices that Google Cloud offers.
       network: bytes/s from one chip to other slices (cloud.google.com/tpu/docs); None if it is not published.
       devices: JAX devices of a chip.
+      cores: cores of a JAX device. The compiler writes the schedule of one core, which does its share of the work.
+      matrix_unit: rows and columns of the matrix that a matrix unit holds.
       options: further arguments of `jax.experimental.topologies.get_topology_desc`.
     """
 
@@ -47,7 +50,18 @@ class Chip:
     shapes: tuple[str, ...]
     network: float | None = None
     devices: int = 1
+    cores: int = 1
+    matrix_unit: int = 128
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def peaks(self) -> Peaks:
+        """The published speed of a JAX device and, for its products, of one core."""
+        operations = 2 * _PRODUCT_ROWS * self.matrix_unit**2
+        return Peaks(
+            bytes_per_cycle=self.bandwidth / self.clock,
+            cycles_per_product=operations * self.clock * self.cores / self.peak,
+        )
 
 
 class Topology(NamedTuple):
@@ -73,6 +87,11 @@ class MemoryUse:
     program_bytes: int
     peak_bytes: int
 
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes of HBM that the program needs."""
+        return self.peak_bytes + self.program_bytes
+
 
 _FLAT = tuple("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split())
 _CUBE = tuple("2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16".split())
@@ -84,6 +103,7 @@ CHIPS = {
         link=90e9,
         clock=1.05e9,
         shapes=_CUBE,
+        cores=2,
         options={"chip_config_name": "megacore"},
     ),
     "v5e": Chip(
@@ -103,6 +123,7 @@ CHIPS = {
         network=6.25e9,
         clock=1.75e9,
         shapes=_CUBE,
+        cores=2,
     ),
     "v6e": Chip(
         hbm=int(31.25 * GIB),
@@ -112,6 +133,7 @@ CHIPS = {
         network=12.5e9,
         clock=1.75e9,
         shapes=_FLAT,
+        matrix_unit=256,
     ),
     "tpu7x": Chip(
         hbm=int(94.75 * GIB),
@@ -122,6 +144,7 @@ CHIPS = {
         clock=2.2e9,
         shapes=_CUBE,
         devices=2,
+        matrix_unit=256,
     ),
 }
 
@@ -145,6 +168,9 @@ class OutOfMemoryError(Exception):
     def __init__(self, needed: int, available: int) -> None:
         super().__init__(f"needs {needed / GIB:.2f} GiB of {available / GIB:.2f} GiB")
         self.needed, self.available = needed, available
+
+    def __reduce__(self) -> tuple[type["OutOfMemoryError"], tuple[int, int]]:
+        return type(self), (self.needed, self.available)  # it is raised in one process and handled in another
 
 
 def topology(name: str, *, slices: int = 1) -> Topology:
@@ -243,16 +269,6 @@ def compile_for_tpu(traced: Any, *, flags: Mapping[str, str] | None = None) -> A
         if out_of_memory is None:
             raise
         raise out_of_memory from None
-
-
-def cost_of(compiled: Any, *, kernels: Mapping[KernelKey, int]) -> Cost:
-    """Returns the cost of a compiled program.
-
-    Args:
-      compiled: what `compile_for_tpu` returns.
-      kernels: cycles of one run of each Pallas kernel, see `kernel_costs`.
-    """
-    return read_cost(compiled.as_text() or "", kernels=kernels)
 
 
 def memory_of(compiled: Any) -> MemoryUse:

@@ -1,35 +1,42 @@
 """Turns packed rows into pre-training batches: grain reads and shuffles them, then whole batches are masked.
 
-The content of a batch depends only on the corpus, the seed and the position in the stream, never on the number of
-hosts. Therefore the position is the whole state of the stream.
+The content of a batch depends only on the corpora, the seed and the position in the stream, never on the number of
+hosts or of worker processes. Therefore the position is the whole state of the stream.
 """
 
 import bisect
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Int, Integer, UInt64
 
 from deberta_jax.errors import UserError
 
 from ..settings import check_seed
 from .corpus import Corpus
+from .curriculum import Curriculum, RowOrder
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
 from .row_files import open_row_files
 from .text import SupportsEncoding
+from .worker_process import start_reader
 
 Batch = dict[str, Integer[np.ndarray, "B ..."]]
 
 EVALUATION_SEED = 0  # held-out rows have the same masks in every run
 # Grain's default of 500 prefetched elements is meant for single records; 500 batches would take hundreds of MB.
 _PREFETCH = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
+# A worker masks its next batch while the training thread takes the one before.
+_BATCHES_PER_WORKER = 2
+_LARGEST_INDEX = 1 << 23  # rows; their places need 64 MiB in each process that reads
 _ADVICE = "copy the folder again, or prepare the corpus again"
 _ENDLESS = 2**53  # examples; below, a float is exact
-_TRAINING, _EVALUATION = 0, 1  # hash streams of the row keys
+_TRAINING, _EVALUATION, _ORDER = 0, 1, 2  # hash streams of the row keys, and of the seeds of corpora
 
 
 class SupportsPretraining(SupportsEncoding, SupportsMasking, Protocol):
@@ -44,6 +51,9 @@ class GlobalBatches:
       global_batch: number of examples per batch over all hosts.
       batch_indices: positions in the global batch of this host's examples, ascending (see
         `sharding.local_batch_indices`; default: all).
+      read_options: threads and buffers for reading, of each process that reads.
+      finish: applied to each batch; it can be pickled if there are workers.
+      workers: number of processes that read and finish the batches; 0 leaves it to this process.
 
     Raises:
       ValueError: if a position is outside the batch.
@@ -56,20 +66,42 @@ class GlobalBatches:
         global_batch: int,
         batch_indices: Int[np.ndarray, "B"] | None,
         read_options: grain.ReadOptions,
+        finish: Callable[[Any], Any] | None = None,
+        workers: int = 0,
     ) -> None:
         self._batch_indices = check_batch_indices(global_batch, batch_indices)
         self._dataset, self._global_batch, self._read_options = dataset, global_batch, read_options
+        self._finish, self._workers = finish, workers
         self._next = 0  # examples that all hosts together have drawn
         self._iterator: grain.DatasetIterator | None = None
 
     def __next__(self) -> Any:
         if self._iterator is None:
-            local = _LocalExamples(self._dataset, self._next, self._global_batch, self._batch_indices)
-            batches = local.batch(len(self._batch_indices))
-            self._iterator = iter(batches.to_iter_dataset(read_options=self._read_options))
-        batch = next(self._iterator)
+            self._iterator = self._start()
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if self._workers and "terminated unexpectedly" in str(error):
+                raise OSError(
+                    "a worker process that reads rows ended unexpectedly, most likely for lack of memory; the same "
+                    "command resumes the run, also with another number of --data-workers"
+                ) from None
+            raise
         self._next += self._global_batch
-        return batch
+        # Here, and not in the threads that read ahead, where NumPy would hold up the training thread.
+        return batch if self._finish is None or self._workers else self._finish(batch)
+
+    def _start(self) -> grain.DatasetIterator:
+        """Starts to read at the current position."""
+        local = _LocalExamples(self._dataset, self._next, self._global_batch, self._batch_indices)
+        batches = local.batch(len(self._batch_indices)).to_iter_dataset(read_options=self._read_options)
+        if not self._workers:
+            return iter(batches)
+        if self._finish is not None:
+            batches = batches.map(self._finish)
+        flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which only programs of absl parse
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_BATCHES_PER_WORKER)
+        return iter(batches.mp_prefetch(options, worker_init_fn=start_reader))
 
     def get_state(self) -> dict[str, int]:
         """Returns the position, `{"global_next_index": number of examples drawn by all hosts}`.
@@ -89,7 +121,7 @@ class GlobalBatches:
         self._next = index
 
     def close(self) -> None:
-        """Stops the prefetching threads."""
+        """Stops the threads and processes that read ahead."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -139,50 +171,61 @@ class TrainingBatches:
 
     A batch contains the int32 arrays `input_ids` [B, S] (masked), `segment_ids` [B, S] (1, 2, ... within a row, 0 for
     padding), `masked_positions` [B, M] and `masked_labels` [B, M] (see `masking.MaskedRows`), and the int64 array `row`
-    [B], the number of each row in the stream. B is the number of this host's rows.
+    [B], the number of each row in the stream. B is the number of this host's rows. S is that of the current phase of
+    the curriculum.
 
     Args:
-      corpus: the result of `prepare.open_corpus` or `prepare.prepare`.
+      rows: a curriculum, or a corpus, the result of `corpus.open_corpus` or `prepare.prepare`.
       global_batch: rows per step over all hosts. It may exceed the size of the corpus.
       seed: seed of the order and of the masks.
       batch_indices: positions in the global batch of this host's rows, ascending (see `sharding.local_batch_indices`;
         default: all).
+      workers: number of processes that read and mask rows; 0 leaves it to this process.
 
     Raises:
-      UserError: if the corpus was made with another tokenizer, or if a file is missing or truncated.
+      UserError: if a corpus was made with another tokenizer, or if a file is missing or truncated.
       ValueError: if a position is outside the batch.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
+        rows: Corpus | Curriculum,
         *,
         tokenizer: SupportsPretraining,
         masking: MaskingConfig,
         global_batch: int,
         seed: int,
         batch_indices: Int[np.ndarray, "B"] | None = None,
+        workers: int = 0,
     ) -> None:
-        corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
+        curriculum = Curriculum.of(rows) if isinstance(rows, Corpus) else rows
         check_seed(seed)
-        self._tables = MaskingTables.of(tokenizer)
-        self._masking = masking
-        self._seed = seed
-        stream = grain.MapDataset.source(_Rows(corpus, "train")).seed(seed).shuffle().repeat()
+        for corpus in curriculum.corpora:
+            corpus.check(tokenizer=tokenizer, sequence_length=corpus.sequence_length)
+        streams = [
+            grain.MapDataset.source(_Rows(corpus, "train")).seed(_corpus_seed(seed, number)).shuffle().repeat()
+            for number, corpus in enumerate(curriculum.corpora)
+        ]
+        stream = streams[0]
+        if not curriculum.is_single:
+            order: Any = RowOrder(curriculum, global_batch)  # grain does not export the base class of such maps
+            stream = grain.MapDataset.select_from_datasets(streams, order)
         self._batches = GlobalBatches(
-            stream.map_with_index(lambda row, ids: {"row": np.int64(row), "ids": ids}),
+            stream.map_with_index(_number_row),
             global_batch=global_batch,
             batch_indices=batch_indices,
             read_options=_PREFETCH,
+            finish=functools.partial(
+                _mask_training_rows, seed=seed, tables=MaskingTables.of(tokenizer), masking=masking
+            ),
+            workers=workers,
         )
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
-        keys = _row_keys(self._seed, _TRAINING, batch["row"])
-        return _mask_batch(batch["ids"], batch["row"], keys, self._tables, self._masking)
+        return next(self._batches)
 
     def get_state(self) -> dict[str, int]:
         """Returns the position in the stream as JSON values, the same on all hosts (see `GlobalBatches.get_state`)."""
@@ -193,7 +236,7 @@ class TrainingBatches:
         self._batches.set_state(state)
 
     def close(self) -> None:
-        """Stops the prefetching threads."""
+        """Stops the threads and processes that read ahead."""
         self._batches.close()
 
 
@@ -234,6 +277,14 @@ def held_out_batches(
     return batches()
 
 
+def held_out_rows(corpus: Corpus, count: int) -> list[list[int]]:
+    """Returns the first held-out rows as they are on disk, without padding. Raises the errors of `held_out_batches`."""
+    if not corpus.held_out.rows:
+        return []
+    source = _Rows(corpus, "held_out")
+    return [[int(i) for i in source[index] if i] for index in range(min(count, len(source)))]
+
+
 class _Rows:
     """Random access to the rows of a split, as a data source for grain. Every row is verified when it is read."""
 
@@ -246,7 +297,8 @@ class _Rows:
             rows = _count_rows(path)
             if rows != file.rows:
                 raise UserError(f"{path} has {rows} rows instead of {file.rows}; {_ADVICE}")
-        self._source = open_row_files([str(path) for path in self._paths])
+        in_memory = self._ends[-1] <= _LARGEST_INDEX
+        self._source = open_row_files([str(path) for path in self._paths], index_in_memory=in_memory)
         self[0]  # rows of another length are an error before training starts
 
     def __len__(self) -> int:
@@ -286,6 +338,20 @@ def _check_storage(path: Path) -> None:
     with path.open("rb") as file:
         while file.read(1 << 20):
             pass
+
+
+def _corpus_seed(seed: int, number: int) -> int:
+    """Returns the seed of the order of a corpus, by its number in the curriculum; of the first, that of the run."""
+    return seed if number == 0 else int(hash_uint64(hash_uint64(np.uint64(seed), _ORDER), number) >> np.uint64(1))
+
+
+def _number_row(row: int, ids: Integer[np.ndarray, "S"]) -> dict[str, Any]:
+    return {"row": np.int64(row), "ids": ids}
+
+
+def _mask_training_rows(batch: dict[str, Any], *, seed: int, tables: MaskingTables, masking: MaskingConfig) -> Batch:
+    """Returns the batch of rows that `TrainingBatches` documents."""
+    return _mask_batch(batch["ids"], batch["row"], _row_keys(seed, _TRAINING, batch["row"]), tables, masking)
 
 
 def _row_keys(seed: int, stream: int, row: Int[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:

@@ -1,102 +1,54 @@
-"""The command `deberta-jax prepare`: tokenizes text and packs it into rows of token ids on disk.
+"""Turns text into a prepared corpus: packed rows of token ids on disk, in random order.
 
 Rows have a fixed length and are written without masks into ArrayRecord files, which allow random access. A row contains
-one or more segments `[CLS] ... [SEP]`, each a document or a piece of one, followed by padding (0).
+one or more segments `[CLS] ... [SEP]`, each a document or a piece of one, followed by padding (0). `preparation.plan`
+describes how the work is divided.
 """
 
 import dataclasses
-import hashlib
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
-
-import numpy as np
-from jaxtyping import Integer
 
 from deberta_jax.errors import UserError
 from deberta_jax.path_names import check_utf8
-from deberta_jax.terminal import list_names, say, shown_number
+from deberta_jax.stores import address_of, check_protocol
+from deberta_jax.terminal import list_names, shown_number
 
-from ..model_folders import tokenizer_folder
-from ..new_tokens import with_new_tokens
-from ..settings import LONGEST_ROW, SHORTEST_ROW, Flat, check_seed
-from ..task_configs import NewTokensConfig
+from ..settings import LONGEST_ROW, SHORTEST_ROW, check_seed
+from . import storage
 from .corpus import (
     FORMAT,
     MANIFEST,
     Corpus,
-    RowFile,
+    Removal,
     Split,
     TextSource,
+    check_corpus,
     check_identity,
-    ends_digest,
-    open_corpus,
     row_data_type,
     write_manifest,
 )
-from .corpus_folder import check_free, clear_leftovers, replacing, writing
-from .masking import hash_uint64
-from .row_files import create_row_file
-from .text import (
-    Boundary,
-    RowPacker,
-    SupportsEncoding,
-    content_sha256,
-    encode_documents,
-    file_documents,
-    text_or_novels,
-)
-from .text_files import TextError, describe_ignored, refuse_output, text_files
-from .work_folder import stop_at_signals
+from .corpus_folder import check_free, clear_leftovers, move_into_place, work_folder, work_parent, writing
+from .preparation.drivers import Driver, ProcessDriver, Progress, RunTasks, run_here
+from .preparation.plan import Job, OpenSet, Plan, Task, TextInput
+from .preparation.reading import ReadGroup, read_group
+from .preparation.rules import TextRules
+from .preparation.selection import Selection, select
+from .preparation.shards import collect_splits, write_shard
+from .preparation.tokenizing import tokenize_chunk
+from .text import Boundary, SupportsEncoding, content_sha256
+from .text_files import TextError, file_version, text_files
+from .work_folder import UnfinishedWorkError, work_folder_name
 
-ROWS_PER_FILE = 1 << 17  # 128 MB of 512 16-bit ids
-SplitName = Literal["train", "held_out"]
+GROUP_BYTES = 16 << 20  # of inputs that one task reads
+CHUNK_BYTES = 16 << 20  # of text that one task tokenizes
+SHARD_BYTES = 128 << 20  # of token ids in a file of the corpus; a task that writes it holds them in memory
+_SETS = ("tfds:", "hf:")
 _SHORT = 2  # rows of at least this many average documents call for a hint
 
-
-class _SplitWriter:
-    """Packs the documents of one split and writes their rows. Starts a new file after ROWS_PER_FILE rows."""
-
-    def __init__(self, folder: Path, name: SplitName, packer: RowPacker) -> None:
-        self._folder, self._name, self._packer = folder, name, packer
-        self._files: list[RowFile] = []
-        self._writer: Any = None
-        self._rows = 0
-        self._documents = self._tokens = 0
-
-    def add(self, tokens: Integer[np.ndarray, "tokens"]) -> None:
-        """Adds a document."""
-        self._documents += 1
-        self._tokens += len(tokens)
-        for row in self._packer.add(tokens):
-            self._write(row)
-
-    def finish(self) -> Split:
-        """Writes the last row and returns the totals."""
-        for row in self._packer.finish():
-            self._write(row)
-        self._close()
-        rows = sum(file.rows for file in self._files)
-        return Split(self._documents, self._tokens, rows, tuple(self._files))
-
-    def _path(self) -> Path:
-        return self._folder / f"{self._name}-{len(self._files):05d}.array_record"
-
-    def _write(self, row: Integer[np.ndarray, "S"]) -> None:
-        if self._writer is None:
-            self._writer = create_row_file(str(self._path()))
-        self._writer.write(row.tobytes())
-        self._rows += 1
-        if self._rows == ROWS_PER_FILE:
-            self._close()
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            path = self._path()
-            self._files.append(RowFile(path.name, self._rows, path.stat().st_size, ends_digest(path)))
-            self._writer, self._rows = None, 0
+Report = Callable[[str, int, int], None]
 
 
 def prepare(
@@ -108,17 +60,27 @@ def prepare(
     boundary: Boundary,
     held_out_fraction: float = 0.02,
     seed: int = 0,
+    rules: TextRules | None = None,
+    driver: Driver | None = None,
+    open_set: OpenSet | None = None,
+    report: Report | None = None,
 ) -> Corpus:
-    """Tokenizes and packs text files into `folder`, or opens `folder` if it has the same text and settings.
+    """Tokenizes and packs text into `folder`, or opens `folder` if it has the same text and settings.
 
-    Whether a document is held out is a hash of `seed` and the document's number. The folder gets its name only when it
-    is complete. A process that is killed leaves a hidden folder `.NAME.*.tmp` beside it, or inside `folder` if that
-    existed, which the next call removes.
+    The rows depend on the text and the settings only, not on the driver, nor on how the text is divided into files or
+    compressed. Whether a document is held out is a hash of `seed` and the document's number. The folder gets its name
+    only when it is complete. A process that is interrupted or killed leaves a hidden folder `.NAME.*.tmp` beside it, or
+    inside `folder` if that existed; the same call continues there, and another call removes it.
 
     Args:
-      paths, boundary: see `text.read_documents`.
+      paths: files, folders and patterns of text, JSON Lines and Parquet (see `text_files`), and sets such as tfds:lm1b.
+      boundary: what separates documents in text (see `text.read_documents`).
       sequence_length: tokens per row including [CLS] and [SEP], at least 8.
       held_out_fraction: share of the documents that is kept for evaluation; 0 disables it.
+      rules: which documents become rows (default: all but exact duplicates).
+      driver: what runs the tasks (default: this process).
+      open_set: see `preparation.plan.Job`.
+      report: receives the name of a phase, the number of its tasks that are done, and of all of them.
 
     Raises:
       TextError: if the text cannot be used (see `text.read_documents`).
@@ -126,7 +88,10 @@ def prepare(
         process is making it.
       OSError: if writing fails, for instance because the disk is full.
     """
+    check_protocol(folder)
     folder = Path(folder)
+    if (address := address_of(folder)) and "/" not in address.partition("://")[2]:
+        raise UserError(f"{address} is a whole bucket; give a folder in it, such as {address}/rows")
     empty = Split(0, 0, 0, ())
     corpus = Corpus(
         folder=folder,
@@ -140,16 +105,26 @@ def prepare(
         sources=(),
         train=empty,
         held_out=empty,
+        rules=rules or TextRules(),
     )
     _validate(corpus, tokenizer)
-    check_utf8(folder)
-    files = text_files(paths)
-    clear_leftovers(folder)
-    if (folder / MANIFEST).exists():
-        return _open_existing(corpus, files)
+    if not address:
+        check_utf8(folder)
+    plan = _plan(corpus, _find_inputs(paths))
+    clear_leftovers(folder, keep=plan.work)
+    if storage.exists(folder / MANIFEST):
+        return _open_existing(corpus, plan.inputs)
     check_free(folder)
-    with replacing(folder) as complete:
-        return _write(corpus, files, tokenizer, complete)
+    job = Job(plan, tokenizer, open_set)
+    with work_folder(folder, plan.digest), (driver or ProcessDriver(1))(job) as run:
+        corpus = _make(corpus, job, run, report or (lambda *_: None))
+        move_into_place(plan.corpus, folder)
+    return corpus
+
+
+def is_set(name: str | Path) -> bool:
+    """Returns whether text is given as a set, such as tfds:lm1b, not as a file."""
+    return str(name).startswith(_SETS)
 
 
 def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
@@ -165,51 +140,123 @@ def _validate(corpus: Corpus, tokenizer: SupportsEncoding) -> None:
         raise UserError(f"the tokenizer's padding id is {tokenizer.pad_id}; it must be 0, as in every DeBERTa")
 
 
-def _open_existing(expected: Corpus, files: Sequence[Path]) -> Corpus:
-    """Opens the corpus in the folder. Raises UserError with the first difference if it is not the expected one."""
-    corpus = open_corpus(expected.folder)
+def _find_inputs(paths: Sequence[str | Path]) -> tuple[TextInput, ...]:
+    if not paths:
+        text_files(paths)  # raises
+    inputs: list[TextInput] = []
+    for path in paths:
+        if is_set(path):
+            inputs.append(TextInput(str(path), is_set=True))
+            continue
+        for file in text_files([path]):
+            inputs.append(TextInput(str(storage.absolute(file)), *file_version(file)))
+    return tuple(inputs)
+
+
+def _plan(corpus: Corpus, inputs: tuple[TextInput, ...]) -> Plan:
+    assert corpus.rules is not None
+    plan = Plan(
+        work=Path(),
+        inputs=inputs,
+        boundary=corpus.boundary,
+        rules=corpus.rules,
+        sequence_length=corpus.sequence_length,
+        dtype=corpus.dtype,
+        held_out_fraction=corpus.held_out_fraction,
+        seed=corpus.seed,
+        tokenizer=corpus.tokenizer,
+        group_bytes=GROUP_BYTES,
+        chunk_bytes=CHUNK_BYTES,
+        shard_bytes=SHARD_BYTES,
+    )
+    folder = corpus.folder if address_of(corpus.folder) else corpus.folder.resolve()
+    name = work_folder_name(folder.name, plan.digest)
+    return dataclasses.replace(plan, work=storage.absolute(work_parent(corpus.folder)) / name)
+
+
+def _open_existing(expected: Corpus, inputs: Sequence[TextInput]) -> Corpus:
+    """Opens the corpus in the folder. Raises UserError with the first difference if it is not the expected one.
+
+    A corpus of an earlier version serves where no rule is set.
+    """
+    corpus = check_corpus(expected.folder)
     advice = "delete the folder or choose another one"
+    if corpus.format != FORMAT and expected.rules == TextRules():
+        expected = dataclasses.replace(expected, format=corpus.format, rules=None)
     check_identity(corpus, expected.identity, advice)
-    if len(files) != len(corpus.sources):
-        raise UserError(f"{corpus.folder} was made from {len(corpus.sources)} text files, not {len(files)}; {advice}")
-    for path, source in zip(files, corpus.sources, strict=True):
-        stat = path.stat()
-        untouched = (path.name, stat.st_size, stat.st_mtime_ns) == (source.name, source.bytes, source.mtime_ns)
-        if not untouched and (sha256 := content_sha256(path)) != source.sha256:
+    if len(inputs) != len(corpus.sources):
+        raise UserError(f"{corpus.folder} was made from {len(corpus.sources)} text files, not {len(inputs)}; {advice}")
+    for given, source in zip(inputs, corpus.sources, strict=True):
+        if (given.shown_name, given.bytes, given.mtime_ns) == (source.name, source.bytes, source.mtime_ns):
+            continue
+        sha256 = "" if given.is_set else content_sha256(Path(given.name))
+        if sha256 != source.sha256:
+            digest = "" if given.is_set else f" has sha256 {sha256}"
             raise UserError(
-                f"{corpus.folder} was made from other text: {path} has sha256 {sha256}, {source.name} had "
-                f"{source.sha256}; {advice}"
+                f"{corpus.folder} was made from other text: {given.name}{digest}, {source.name} had {source.sha256}; "
+                f"{advice}"
             )
     return corpus
 
 
-def _write(corpus: Corpus, files: Sequence[Path], tokenizer: SupportsEncoding, folder: Path) -> Corpus:
-    """Creates `folder`, writes all rows and the manifest, and returns the corpus with its totals."""
-    writers: dict[SplitName, _SplitWriter] = {}
-    for name in ("train", "held_out"):
-        packer = RowPacker(corpus.sequence_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, dtype=corpus.dtype)
-        writers[name] = _SplitWriter(folder, name, packer)
+def _make(corpus: Corpus, job: Job, run: RunTasks, report: Report) -> Corpus:
+    """Runs all phases and returns the corpus with its totals. Its files and the manifest are in `job.plan.corpus`."""
+    plan = job.plan
     with writing(corpus.folder):
-        folder.mkdir()
-    sources = []
-    number = 0
-    for path in files:
-        digest = hashlib.sha256()
-        stat = path.stat()
-        documents = file_documents(path, corpus.boundary, digest=digest)
-        for tokens in encode_documents(documents, tokenizer, path):
-            share = float(hash_uint64(np.uint64(corpus.seed), number)) / 2**64
-            number += 1
-            with writing(corpus.folder):
-                writers["held_out" if share < corpus.held_out_fraction else "train"].add(tokens)
-        sources.append(TextSource(path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()))
-    with writing(corpus.folder):
-        splits = {name: writer.finish() for name, writer in writers.items()}
-    corpus = dataclasses.replace(corpus, sources=tuple(sources), **splits)
-    _check_splits(corpus)
-    with writing(corpus.folder):
-        write_manifest(corpus, folder)
+        for file in (
+            plan.read_file(0, "json"),
+            plan.chunk_file(0, "json"),
+            plan.bucket_file(0),
+            plan.corpus / MANIFEST,
+        ):
+            storage.make_folder(file.parent)
+            storage.remove_partial_files(file.parent)
+        storage.remove_partial_files(plan.work)
+        groups = [plan.read_file(group, "json") for group in range(len(plan.groups))]
+        _run_phase(run, read_group, groups, functools.partial(report, "read"))
+        selection = select(plan)
+        inputs = [given for group in groups for given in ReadGroup.load(group).inputs]
+        sources = [TextSource(given.name, given.bytes, given.mtime_ns, given.sha256) for given in inputs]
+        removed = [Removal(rule, number) for rule, number in sorted(selection.removed.items())]
+        corpus = dataclasses.replace(corpus, sources=tuple(sources), removed=tuple(removed))
+        _check_text(corpus, selection)
+        chunks = [plan.chunk_file(chunk, "json") for chunk in range(len(selection.chunks))]
+        _run_phase(run, tokenize_chunk, chunks, functools.partial(report, "tokenize"))
+        for group in range(len(groups)):  # their space may be needed
+            storage.remove(plan.read_file(group, "documents"))
+            storage.remove(plan.read_file(group, "signatures"))
+        if len(chunks) == 1:  # not worth starting processes
+            run = functools.partial(run_here, job)
+        buckets = [plan.bucket_file(bucket) for bucket in range(sum(selection.buckets))]
+        _run_phase(run, write_shard, buckets, functools.partial(report, "write"))
+        corpus = dataclasses.replace(corpus, **collect_splits(plan, selection))
+        _check_splits(corpus)
+        write_manifest(corpus, plan.corpus)
     return corpus
+
+
+def _run_phase(run: RunTasks, task: Task, files: Sequence[Path], report: Progress) -> None:
+    """Runs the tasks of a phase, each of which writes one of the files last.
+
+    Raises:
+      UnfinishedWorkError: a task was not run, because its driver lost it.
+    """
+    run(task, range(len(files)), report)
+    done = set(storage.names(files[0].parent))
+    if missing := [file.stem for file in files if file.name not in done]:
+        raise UnfinishedWorkError(
+            f"{len(missing)} of {len(files)} tasks of the phase {files[0].parent.name} were lost: "
+            f"{list_names(missing)}; repeat the command, which runs only these"
+        )
+
+
+def _check_text(corpus: Corpus, selection: Selection) -> None:
+    if not selection.documents:
+        names = list_names([source.name for source in corpus.sources])
+        if any(selection.removed.values()):
+            rules = list_names([f"{removal.rule} {removal.documents:,}" for removal in corpus.removed])
+            raise TextError(f"the rules removed every document of {names}: {rules}; loosen them")
+        raise TextError(f"no text in {names}; give files with at least one line that is not blank")
 
 
 def _check_splits(corpus: Corpus) -> None:
@@ -229,30 +276,6 @@ def _check_splits(corpus: Corpus) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Tokenize text and pack it into rows of token ids, once for any number of pre-training runs."""
-
-    EXAMPLES: ClassVar[tuple[str, ...]] = ("--output rows --tokenizer tok --text corpus/ --sequence-length 512",)
-
-    output: Path
-    """folder to create"""
-    tokenizer: Path
-    """folder of a tokenizer, for instance from `deberta-jax tokenizer`, or a hub name such as
-    microsoft/deberta-v3-small"""
-    text: tuple[Path, ...] = ()
-    """text files, or folders of .txt, .gz and .xz files with subfolders (default: the embedded corpus, six novels)"""
-    boundary: Boundary | None = None
-    """what separates documents (default: blank_line, or chapter for the embedded corpus)"""
-    sequence_length: int = 512
-    """tokens per row"""
-    held_out_fraction: float = 0.02
-    """share of the documents that is kept for evaluation"""
-    seed: int = 0
-    """seed that selects the held-out documents"""
-    new_tokens: Annotated[NewTokensConfig, Flat] = NewTokensConfig()
-
-
 def boundary_hint(corpus: Corpus) -> str:
     """Returns what to do about documents that are much shorter than a row, or an empty string."""
     documents = corpus.train.documents + corpus.held_out.documents
@@ -263,32 +286,3 @@ def boundary_hint(corpus: Corpus) -> str:
         f"hint: a blank line ends a document, and documents have {mean:.0f} tokens on average; if blank lines only "
         "separate paragraphs, prepare the text again with --boundary file, which makes each file a document"
     )
-
-
-def main(config: PrepareConfig) -> None:
-    """Prepares the corpus and prints its totals. Raises as `prepare` does."""
-    from deberta_jax.tokenizers.tokenizer import Tokenizer
-
-    with stop_at_signals():
-        refuse_output(config.output, config.text)
-        if ignored := describe_ignored(config.text):
-            say(ignored)
-        text, boundary = text_or_novels(config.text, config.boundary)
-        corpus = prepare(
-            text,
-            with_new_tokens(config.new_tokens, Tokenizer.from_folder(tokenizer_folder(config.tokenizer))),
-            config.output,
-            sequence_length=config.sequence_length,
-            boundary=boundary,
-            held_out_fraction=config.held_out_fraction,
-            seed=config.seed,
-        )
-    say(f"{corpus.folder}: rows of {corpus.sequence_length} tokens from {len(corpus.sources)} text files")
-    for name, split in (("train", corpus.train), ("held out", corpus.held_out)):
-        filled = split.tokens / max(1, split.rows * corpus.sequence_length)
-        say(
-            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.rows:,} rows in "
-            f"{len(split.files)} files, {filled:.1%} filled with text"
-        )
-    if config.boundary is None and (hint := boundary_hint(corpus)):
-        say(hint)

@@ -4,9 +4,16 @@ from typing import Any
 
 from deberta_jax.errors import MissingPackageError
 
+# Readers take the place of each record from the file, and not from a copy of its index in memory.
+_INDEX_ON_DISK = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
 
-def open_row_files(paths: list[str]) -> Any:
+
+def open_row_files(paths: list[str], *, index_in_memory: bool = True) -> Any:
     """Returns the records of several ArrayRecord files as one random-access sequence of bytes.
+
+    Args:
+      paths: the files.
+      index_in_memory: keep the place of each record in memory, 8 bytes a record, which saves a small read for each.
 
     Raises:
       MissingPackageError: the package array_record is not installed.
@@ -15,7 +22,7 @@ def open_row_files(paths: list[str]) -> Any:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
     except ModuleNotFoundError:
         raise _missing() from None
-    return ArrayRecordDataSource(paths)
+    return ArrayRecordDataSource(paths, None if index_in_memory else _INDEX_ON_DISK)
 
 
 def create_row_file(path: str) -> Any:

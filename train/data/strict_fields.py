@@ -3,13 +3,20 @@
 import dataclasses
 import json
 import types
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from deberta_jax.strict_json import twin_key
 
 T = TypeVar("T")
 _SHOWN = 60  # characters of a value in a message
-_NAMES = {int: "a whole number", float: "a number", str: "a string", dict: "an object", tuple: "a list"}
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    dict: "an object",
+    tuple: "a list",
+}
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -29,7 +36,7 @@ def build(kind: type[T], fields: Any, where: str, **given: Any) -> T:
     """Returns a dataclass of the fields of a JSON object, which may contain lists and other dataclasses.
 
     Args:
-      kind: a dataclass whose fields are annotated with int, float, str, Literal, None, a dataclass, or a tuple
+      kind: a dataclass whose fields are annotated with bool, int, float, str, Literal, None, a dataclass, or a tuple
         `tuple[X, ...]`.
       fields: the object.
       where: the object's place in the file, for messages; "" for the file itself.
@@ -61,7 +68,7 @@ def show(value: Any) -> str:
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):  # `X | None`
+    if get_origin(hint) in (types.UnionType, Union):  # `X | None`
         (hint,) = (choice for choice in get_args(hint) if choice is not type(None))
         return None if value is None else _converted(value, hint, where)
     if get_origin(hint) is Literal:
@@ -80,7 +87,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
 
 def _checked(value: Any, kind: type, where: str) -> Any:
     """Returns the value if JSON has it as this type. True and false are no numbers."""
-    if isinstance(value, list if kind is tuple else kind) and not isinstance(value, bool):
+    if isinstance(value, list if kind is tuple else kind) and isinstance(value, bool) == (kind is bool):
         return value
     raise ValueError(f"{where} is {show(value)}; it must be {_NAMES[kind]}")
 

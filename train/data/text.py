@@ -12,7 +12,8 @@ from jaxtyping import Integer, UInt32
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import list_names
 
-from .text_files import TextError, text_bytes, text_files
+from .records import RECORD_SUFFIXES, clean_document, json_records, parquet_records
+from .text_files import TextError, inner_suffix, text_bytes, text_files
 
 Boundary = Literal["blank_line", "line", "file", "chapter"]
 BOUNDARIES: tuple[Boundary, ...] = ("blank_line", "line", "file", "chapter")
@@ -21,6 +22,7 @@ MAX_DOCUMENT_BYTES = 32 << 20
 # The shortest piece of a longer document: fewer tokens have too little context to learn from, so the end of the row is
 # padded instead. With 512 tokens per row this wastes at most 3 % of a row. Whole documents may be shorter.
 MINIMUM_PIECE = 16
+_JSON_BYTES = 4  # longest line of JSON for each byte of the longest document: other fields, and escapes
 _ENCODE_CHARACTERS = 1 << 20  # characters per tokenizer call: one call per document would be slow for short documents
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -77,7 +79,7 @@ def read_documents(
     of a line and byte order marks are removed. Empty documents are omitted.
 
     Args:
-      paths: plain, .gz or .xz files, or folders (see `text_files`).
+      paths: files of text, of JSON Lines or Parquet (see `file_documents`), or folders (see `text_files`).
       boundary: what separates documents. "blank_line": a blank line. "line": each line is a document. "file": each file
         is a document. "chapter": a heading such as "CHAPTER XII" or "VOLUME II" starts a document; consecutive headings
         start one document, and blank lines are ignored.
@@ -102,10 +104,31 @@ def file_documents(
     *,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     digest: "hashlib._Hash | None" = None,
+    field: str = "text",
 ) -> Iterator[str]:
-    """Yields the documents of one file as `read_documents` does, and updates `digest` with the uncompressed bytes."""
+    """Yields the documents of one file as `read_documents` does, and updates `digest` with the uncompressed bytes.
+
+    In JSON Lines (.jsonl, .ndjson and .json, also compressed) and Parquet (.parquet), each record is a document, whose
+    text is in `field`; `boundary` does not apply.
+    """
     if boundary not in BOUNDARIES:
         raise UserError(f"boundary is {boundary!r}; it must be one of {', '.join(BOUNDARIES)}")
+    if (suffix := inner_suffix(path)) in RECORD_SUFFIXES:
+        if suffix == ".parquet":
+            records = parquet_records(path, field, digest)
+        else:
+            lines = _lines(path, _JSON_BYTES * max_document_bytes, digest)
+            records = json_records(path, field, lines)
+        for place, text in records:
+            if document := clean_document(text, place, max_document_bytes):
+                yield document
+        return
+    yield from _text_documents(path, boundary, max_document_bytes, digest)
+
+
+def _text_documents(
+    path: Path, boundary: Boundary, max_document_bytes: int, digest: "hashlib._Hash | None"
+) -> Iterator[str]:
     lines: list[str] = []
     size = 0
     only_headings = False  # the document has only headings so far, so that another heading continues it
@@ -166,9 +189,11 @@ def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> I
         if position == 0 and chunk.startswith(_BYTE_ORDER_MARK):
             start = line_start = len(_BYTE_ORDER_MARK)
         while (end := chunk.find(b"\n", start)) >= 0:
-            pending += chunk[start:end]
-            yield number, line_start, bytes(pending)
-            pending.clear()
+            line = chunk[start:end]
+            if pending:
+                line = bytes(pending) + line
+                pending.clear()
+            yield number, line_start, line
             start = end + 1
             number, line_start = number + 1, position + start
         pending += chunk[start:]
@@ -180,7 +205,7 @@ def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> I
 
 
 def encode_documents(
-    documents: Iterable[str], tokenizer: SupportsEncoding, path: Path
+    documents: Iterable[str], tokenizer: SupportsEncoding, path: str | Path
 ) -> Iterator[UInt32[np.ndarray, "tokens"]]:
     """Yields the token ids of each document, without [CLS] and [SEP].
 

@@ -1,7 +1,10 @@
 """Finds text files and reads their bytes, of which no one is left out: what cannot be read is an error."""
 
 import errno
+import glob
 import gzip
+import hashlib
+import io
 import lzma
 import os
 import stat
@@ -10,12 +13,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from deberta_jax.errors import UserError
+from deberta_jax import stores
+from deberta_jax.errors import MissingFileError, UserError, one_line
+from deberta_jax.stores import address_of
 from deberta_jax.terminal import list_names
+
+from . import storage
 
 _CHUNK_BYTES = 1 << 20  # bytes per read
 _XZ_MEMORY = 512 << 20  # bytes; `xz -9` makes files that need 65 MiB
-_SUFFIXES = (".txt", ".gz", ".xz")
+_SUFFIXES = (".txt", ".gz", ".xz", ".zst", ".jsonl", ".ndjson", ".parquet")
+_COMPRESSED = (".gz", ".xz", ".zst")
 _NAMES_SHOWN = 5  # in a message
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -33,16 +41,18 @@ class TextError(UserError):
 def text_files(paths: Sequence[str | Path]) -> list[Path]:
     """Returns the files that `read_documents` reads, in order.
 
-    Of a folder these are its *.txt, *.gz and *.xz files, also in upper case and in subfolders, sorted by path. Hidden
-    files and folders are left out.
+    Of a folder these are the files that end in one of _SUFFIXES, also in upper case and in subfolders, sorted by path.
+    Hidden files and folders are left out. A path that does not exist may be a pattern with *, ?, [...] and **.
 
     Raises:
       TextError: if a file is missing, a broken link or no regular file, if a folder cannot be read or contains no text
-        file, or if `paths` is empty.
+        file, if a pattern matches nothing, or if `paths` is empty.
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if address := address_of(path):
+            files += _stored_files(address)
+        elif path.is_dir():
             inside = [file for file in _visible_files(path) if file.suffix.lower() in _SUFFIXES]
             if not inside:
                 raise TextError(
@@ -53,13 +63,64 @@ def text_files(paths: Sequence[str | Path]) -> list[Path]:
             files += inside
         elif path.exists():
             files.append(path)
+        elif glob.has_magic(str(path)):
+            files += _matching_files(path)
         else:
             raise TextError(f"no such file or folder: {path}")
     if not files:
         raise TextError("no text file was given; pass at least one file or folder")
     for file in files:
-        _check_regular(file, file.stat().st_mode)
+        if not address_of(file):
+            _check_regular(file, file.stat().st_mode)
     return files
+
+
+def _stored_files(address: str) -> list[Path]:
+    """Returns the files of an address: that file, the texts of that folder, or those that match that pattern."""
+    found = stores.entries(address)
+    if "" in found:
+        return [Path(address)]
+    visible = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
+    inside = [Path(stores.join(address, name)) for name in visible if Path(name).suffix.lower() in _SUFFIXES]
+    if found and not inside:
+        raise TextError(
+            f"folder {address} contains no file ending in {', '.join(_SUFFIXES)}; pass the files themselves"
+        )
+    if not inside and glob.has_magic(address):
+        inside = [Path(match) for match in stores.matching(address)]
+        if not inside:
+            raise TextError(f"no file matches {address}; correct the pattern")
+    if not inside:
+        raise TextError(f"no such file or folder: {address}")
+    return inside
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Returns the size of a file, and its modification time in ns; of a store a number that changes with the file.
+
+    Raises:
+      MissingFileError: there is no such file in the store.
+    """
+    if (address := address_of(path)) is None:
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns
+    if (entry := stores.entry(address)) is None:
+        raise MissingFileError(f"{address}: no such file")
+    return entry.size, int.from_bytes(hashlib.sha256(entry.version.encode()).digest()[:6])
+
+
+def _matching_files(pattern: Path) -> list[Path]:
+    files = [path for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))) if not path.is_dir()]
+    if not files:
+        raise TextError(f"no file matches {pattern}; correct the pattern")
+    if broken := [path for path in files if not path.exists()]:
+        raise TextError(f"{broken[0]} is a broken link; correct it or delete it")
+    return files
+
+
+def inner_suffix(path: Path) -> str:
+    """Returns the suffix of a file's content in small letters: ".jsonl" for a.jsonl.gz."""
+    return (path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path).suffix.lower()
 
 
 def describe_ignored(paths: Sequence[str | Path]) -> str:
@@ -77,25 +138,38 @@ def describe_ignored(paths: Sequence[str | Path]) -> str:
 
 def refuse_output(output: Path, paths: Sequence[str | Path]) -> None:
     """Raises UserError if a command would write into or over the text that it reads."""
-    target = output.resolve()
+    target = _resolved(output)
     for path in map(Path, paths):
-        source = path.resolve()
+        source = _resolved(path)
         if target == source:
             raise UserError(f"output {output} is the text that is read; choose another folder")
-        if path.is_dir() and source in target.parents:
+        if (address_of(path) or path.is_dir()) and source in target.parents:
             raise UserError(
                 f"output {output} is inside of the folder {path}, whose text is read; choose another folder"
             )
 
 
+def _resolved(path: Path) -> Path:
+    return path if address_of(path) else path.resolve()
+
+
 def text_bytes(path: Path) -> Iterator[bytes]:
-    """Yields the uncompressed bytes of a file in chunks of bounded size.
+    """Yields the bytes of a file in chunks of bounded size; those of .gz, .xz and .zst uncompressed.
 
     Raises:
       TextError: if the file is not a regular file, is damaged, cannot be read, or changes meanwhile.
     """
     done = 0
     try:
+        if address_of(path):
+            before = file_version(path)
+            with storage.open_binary(path) as file:
+                for chunk in _uncompressed(path, file):
+                    yield chunk
+                    done += len(chunk)
+            if before != file_version(path):
+                raise _changed(path)
+            return
         # A pipe that has replaced the file would block here for ever.
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             before = os.fstat(file.fileno())
@@ -104,18 +178,27 @@ def text_bytes(path: Path) -> Iterator[bytes]:
                 yield chunk
                 done += len(chunk)
             after = os.fstat(file.fileno())
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, _ZstdError) as error:
         raise TextError(f"{path}: damaged compressed file, after {done} bytes of text: {error}") from None
+    except UserError:
+        raise
     except OSError as error:
         raise TextError(f"{path} cannot be read, after {done} bytes of text: {error.strerror or error}") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise TextError(f"{path} was changed while it was read; start again when nothing writes to it")
+        raise _changed(path)
+
+
+def _changed(path: Path) -> TextError:
+    return TextError(f"{path} was changed while it was read; start again when nothing writes to it")
 
 
 def _uncompressed(path: Path, file: BinaryIO) -> Iterator[bytes]:
     suffix = path.suffix.lower()
     if suffix == ".xz":
         yield from _uncompressed_xz(file)
+        return
+    if suffix == ".zst":
+        yield from _uncompressed_zst(file)
         return
     readable = gzip.GzipFile(fileobj=file) if suffix == ".gz" else file
     while chunk := readable.read(_CHUNK_BYTES):
@@ -138,6 +221,41 @@ def _uncompressed_xz(file: BinaryIO) -> Iterator[bytes]:
             raise EOFError("the file ends too early")
         if chunk := decoder.decompress(data, _CHUNK_BYTES):
             yield chunk
+
+
+class _ZstdError(Exception):
+    """The content of a .zst file is damaged."""
+
+
+def _uncompressed_zst(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the content of all frames of a .zst file. Arrow also refuses whatever it cannot read after a frame."""
+    import pyarrow
+
+    if not file.seek(0, os.SEEK_END):
+        raise EOFError("the file ends too early")
+    file.seek(0)
+    with (
+        _duplicate(file) as own,  # Arrow closes it
+        pyarrow.CompressedInputStream(pyarrow.PythonFile(own, "r"), "zstd") as stream,
+    ):
+        while True:
+            try:
+                chunk = stream.read(_CHUNK_BYTES)
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                raise _ZstdError(one_line(error)) from None
+            if not chunk:
+                return
+            yield chunk
+
+
+def _duplicate(file: BinaryIO) -> BinaryIO:
+    """Returns another object for an open local file, and a file of a store itself, which may be closed twice."""
+    try:
+        return os.fdopen(os.dup(file.fileno()), "rb")
+    except io.UnsupportedOperation:
+        return file
 
 
 def _check_regular(path: Path, mode: int) -> None:

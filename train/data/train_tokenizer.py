@@ -1,8 +1,11 @@
-"""The command `deberta-jax tokenizer`: trains a SentencePiece tokenizer for DeBERTa v2 and v3 on text files."""
+"""The command `deberta-jax tokenizer`: trains a SentencePiece tokenizer for DeBERTa v2 and v3 on text files.
+
+Text of any size is read as a stream, of which a random sample of bounded size is kept.
+"""
 
 import contextlib
 import dataclasses
-import itertools
+import heapq
 import json
 import random
 import re
@@ -12,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from deberta_jax.errors import UserError
 from deberta_jax.terminal import say, shown_number
@@ -21,7 +24,7 @@ from deberta_jax.tokenizers.spm import MODEL_FILE
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, UNK
 
-from ..settings import LARGEST_INT
+from ..settings import LARGEST_INT, Positive, Range, Settings
 from . import sentencepiece_process
 from .text import embedded_corpus, read_documents
 from .text_files import describe_ignored, refuse_output
@@ -34,33 +37,59 @@ _SPACE = "▁"  # U+2581, which SentencePiece writes for a space
 _RESERVED = "▅"  # U+2585, which SentencePiece reserves for unknown characters; it drops lines that contain it
 _NOT_IN_SYMBOLS = (_SPACE, _RESERVED)
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]")  # noqa: RUF001
+_LARGEST_SAMPLE = 2000  # megabytes; SentencePiece numbers the characters of the text with 32 bits
 _THREADS = 16  # a constant: SentencePiece sums expectations per thread, so the number of threads changes the model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(Settings):
     """Train a SentencePiece tokenizer with DeBERTa's special tokens and save it as spm.model.
 
-    Training takes seconds on the embedded corpus. A million lines take minutes and a few GB of memory.
+    Training takes seconds on the embedded corpus. A million lines take minutes and a few GB of memory. With --extend,
+    pieces for a text are added to the tokenizer and the embeddings of a model instead.
     """
 
-    EXAMPLES: ClassVar[tuple[str, ...]] = ("--output tok --text corpus/ --vocab-size 32000",)
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "--output tok --text corpus/ --vocab-size 32000",
+        "--output tok --text 'c4/*.json.gz' --vocab-size 128000",
+        "--output medical --extend microsoft/deberta-v3-base --text medicine/ --new-pieces 2000",
+    )
+    READS_STORES: ClassVar[tuple[str, ...]] = ("text",)
 
     output: Path
-    """folder for spm.model and tokenizer_config.json; created if it does not exist"""
+    """folder for spm.model and tokenizer_config.json, with --extend also for the model; created if it does not exist"""
     text: tuple[Path, ...] = ()
-    """text files, or folders of .txt, .gz and .xz files with subfolders (default: the embedded corpus, six novels)"""
+    """text files; JSON Lines and Parquet with a field "text"; folders of these; patterns such as 'a/*.zst'
+    (default: the embedded corpus, six novels)"""
     vocab_size: int = 8000
     """number of pieces including 4 special and 256 byte pieces; [MASK] is added to them. DeBERTa-v3 has 128000"""
     character_coverage: float = 0.9995
     """share of the characters that get their own piece, 0.98 to 1; the others are encoded as bytes"""
     input_sentence_size: int = 1_000_000
     """maximum number of lines to train on; if the text has more, a random sample is used"""
+    sample_megabytes: Annotated[int, Range(at_least=1, at_most=_LARGEST_SAMPLE)] = 256
+    """maximum size of these lines, in 2^20 bytes; training needs about 20 times as much memory"""
+    extend: Path | None = None
+    """folder of a model of DeBERTa v2 or v3, or a hub name: pieces are added after those of its tokenizer, and a row of
+    its embeddings for each, the mean of the pieces that stood for it before. Ids stay as they are. vocab_size is not
+    read (default: a new tokenizer is trained)"""
+    new_pieces: Positive = 1000
+    """number of pieces to add with --extend"""
     symbols: tuple[str, ...] = ()
     """strings that are always single pieces, such as markers of entities, which count as pieces of vocab_size
     (default: none)"""
     overwrite: bool = False
     """replace a different spm.model in the output folder"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extend is not None and self.symbols:
+            raise UserError("--symbols are pieces of a new tokenizer; with --extend, leave them out")
+
+    @property
+    def sample(self) -> "TrainingSample":
+        """How much of the text is used."""
+        return TrainingSample(lines=self.input_sentence_size, megabytes=self.sample_megabytes)
 
 
 def main(config: TokenizerConfig) -> None:
@@ -75,6 +104,11 @@ def main(config: TokenizerConfig) -> None:
     with stop_at_signals(), _writable(config.output):
         if ignored := describe_ignored(paths):
             say(ignored)
+        if config.extend is not None:
+            from .extend_model import extend_model  # here, because it needs JAX
+
+            extend_model(config, config.extend)
+            return
         began = time.monotonic()
         # SentencePiece trains on lines, so document boundaries do not matter; reading by line needs the least memory.
         model = train_tokenizer(
@@ -82,15 +116,11 @@ def main(config: TokenizerConfig) -> None:
             vocab_size=config.vocab_size,
             character_coverage=config.character_coverage,
             input_sentence_size=config.input_sentence_size,
+            sample_megabytes=config.sample_megabytes,
             symbols=config.symbols,
         )
         seconds = time.monotonic() - began
-        saved = config.output / MODEL_FILE
-        if saved.exists() and saved.read_bytes() != model and not config.overwrite:
-            raise UserError(
-                f"{saved} is another tokenizer, and data prepared with it would become unusable; "
-                "choose another output folder, or pass --overwrite"
-            )
+        saved = check_overwriting(config, model)
         tokenizer = declare_pieces(Tokenizer.from_bytes(model), config.symbols)
         with _writing(config.output):
             tokenizer.save(config.output)
@@ -100,6 +130,17 @@ def main(config: TokenizerConfig) -> None:
         f"{rate:.2f} bytes per token.\n"
         f"Saved {saved} and {CONFIG_FILE}, fingerprint {tokenizer.fingerprint[:12]}."
     )
+
+
+def check_overwriting(config: TokenizerConfig, model: bytes) -> Path:
+    """Returns the path of the new spm.model. Raises UserError if it is another one and may not be replaced."""
+    saved = config.output / MODEL_FILE
+    if saved.exists() and saved.read_bytes() != model and not config.overwrite:
+        raise UserError(
+            f"{saved} is another tokenizer, and data prepared with it would become unusable; "
+            "choose another output folder, or pass --overwrite"
+        )
+    return saved
 
 
 @contextlib.contextmanager
@@ -142,12 +183,33 @@ def _bytes_per_token(tokenizer: Tokenizer, lines: Iterable[str]) -> float:
     return size / sum(map(len, tokenizer.encode_batch(sample)))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSample:
+    """How much of a text a model is trained on: at most this many lines, and megabytes (2^20 bytes) of them.
+
+    Raises:
+      UserError: if a value is out of range.
+    """
+
+    lines: int = 1_000_000
+    megabytes: int = 256
+
+    def __post_init__(self) -> None:
+        if not 100 < self.lines <= LARGEST_INT:
+            given = shown_number(self.lines)
+            raise UserError(f"input_sentence_size is {given}; it must be above 100 and at most {LARGEST_INT}")
+        if not 1 <= self.megabytes <= _LARGEST_SAMPLE:
+            given = shown_number(self.megabytes)
+            raise UserError(f"sample_megabytes is {given}; it must be at least 1 and at most {_LARGEST_SAMPLE}")
+
+
 def train_tokenizer(
     documents: Iterable[str],
     *,
     vocab_size: int,
     character_coverage: float = 0.9995,
     input_sentence_size: int = 1_000_000,
+    sample_megabytes: int = 256,
     symbols: Sequence[str] = (),
 ) -> bytes:
     """Trains a SentencePiece unigram model with DeBERTa's special pieces and returns the content of spm.model.
@@ -164,6 +226,7 @@ def train_tokenizer(
       character_coverage: share of the characters that get their own piece; the others are encoded as bytes.
       input_sentence_size: maximum number of lines, all of which are held in memory. If the text has more, a random
         sample is used.
+      sample_megabytes: maximum size of these lines, in 2^20 bytes.
       symbols: strings that are always single pieces, SentencePiece's user-defined symbols. They follow the special
         tokens and count as pieces of vocab_size.
 
@@ -181,14 +244,8 @@ def train_tokenizer(
     check_symbols(symbols)
     if not 0.98 <= character_coverage <= 1:
         raise UserError(f"character_coverage is {character_coverage}; it must be 0.98 to 1")
-    if not 100 < input_sentence_size <= LARGEST_INT:
-        given = shown_number(input_sentence_size)
-        raise UserError(f"input_sentence_size is {given}; it must be above 100 and at most {LARGEST_INT}")
-    lines = _sample(_training_lines(documents), input_sentence_size)
-    if not lines:
-        raise UserError("there is no text to train on; give documents with at least one visible character")
+    lines = training_sample(documents, TrainingSample(lines=input_sentence_size, megabytes=sample_megabytes))
     settings = {
-        "model_type": "unigram",
         "vocab_size": vocab_size,
         "character_coverage": character_coverage,
         "input_sentence_size": input_sentence_size,
@@ -199,16 +256,28 @@ def train_tokenizer(
         **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
         **{"pad_piece": PAD, "bos_piece": CLS, "eos_piece": SEP, "unk_piece": UNK},
         **({"user_defined_symbols": list(symbols)} if symbols else {}),
-        "num_threads": _THREADS,
-        "minloglevel": 2,
     }
-    code, model, message = _run_trainer(settings, lines)
+    return run_trainer(settings, lines)
+
+
+def run_trainer(settings: dict[str, Any], lines: list[str]) -> bytes:
+    """Trains a unigram model in a process of its own and returns the content of spm.model.
+
+    Args:
+      settings: arguments of SentencePiece's trainer.
+      lines: the training lines.
+
+    Raises:
+      UserError: training failed.
+    """
+    common = {"model_type": "unigram", "num_threads": _THREADS, "minloglevel": 2}
+    code, model, message = _run_trainer(common | settings, lines)
     if code == sentencepiece_process.FAILED:
-        raise _training_error(model.decode(errors="replace"), vocab_size)
+        raise _training_error(model.decode(errors="replace"), settings["vocab_size"])
     if code:
         raise UserError(
             f"the process that trains ended with exit code {code}, which a lack of memory may cause; give a smaller "
-            f"input_sentence_size or vocab_size: {message}"
+            f"sample_megabytes or vocab_size: {message}"
         )
     return model
 
@@ -257,15 +326,31 @@ def _run_trainer(settings: dict[str, Any], lines: list[str]) -> tuple[int, bytes
     return process.returncode, model, errors.decode(errors="replace").strip()
 
 
-def _sample(lines: Iterator[str], size: int) -> list[str]:
-    """Returns the lines, or a random sample of `size` of them. SentencePiece would draw another one in each process."""
-    chosen = list(itertools.islice(lines, size))
-    draw = random.Random(0)
-    for number, line in enumerate(lines, start=size + 1):
-        place = draw.randrange(number)
-        if place < size:
-            chosen[place] = line
-    return chosen
+def training_sample(documents: Iterable[str], sample: TrainingSample) -> list[str]:
+    """Returns the training lines of documents in their order, or a random sample of them, always the same.
+
+    A line has a random number. Those with the smallest numbers are kept, so that every line has the same chance.
+    Memory is bounded by the sample. SentencePiece would draw another sample in each process.
+
+    Raises:
+      UserError: there is no text.
+    """
+    draw, limit = random.Random(0).random, sample.megabytes << 20
+    kept: list[tuple[float, int, str, int]] = []  # a heap: negated random number, number, line, bytes
+    size, highest = 0, 1.0
+    for number, line in enumerate(_training_lines(documents)):
+        rank = draw()
+        if rank >= highest:
+            continue
+        length = len(line.encode())
+        heapq.heappush(kept, (-rank, number, line, length))
+        size += length
+        while len(kept) > sample.lines or (size > limit and len(kept) > 1):
+            removed = heapq.heappop(kept)
+            highest, size = -removed[0], size - removed[3]
+    if not kept:
+        raise UserError("there is no text to train on; give documents with at least one visible character")
+    return [line for _, _, line, _ in sorted(kept, key=lambda entry: entry[1])]
 
 
 def _training_lines(documents: Iterable[str]) -> Iterator[str]:

@@ -1,16 +1,16 @@
 """The hidden folder in which a corpus is made, beside or in the folder that it becomes.
 
-A lock of the operating system shows whether the process that made it is alive. What a killed process left can be
-removed by the next one, if both are on the same machine.
+A lock of the operating system shows whether the process that made it is alive. What a killed process left is continued
+by the next one that does the same work, or else removed, if both are on the same machine.
 """
 
 import contextlib
 import glob
 import json
 import os
+import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from deberta_jax.errors import UserError
+from deberta_jax.stores import StoreError
 
 try:
     import fcntl
@@ -25,6 +26,7 @@ except ImportError:  # Windows, where leftovers are named and never removed
     fcntl = None
 
 _LOCK = "process.lock"
+_DIGITS = 16  # of a digest, in the name of a folder
 
 
 @contextlib.contextmanager
@@ -49,25 +51,51 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+class UnfinishedWorkError(UserError):
+    """Work stopped for a reason outside of its inputs, so that the same command may continue it."""
+
+
 @contextlib.contextmanager
-def create_work_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yields a new folder in `parent`, which is removed at the end, whatever happens.
+def open_work_folder(parent: Path, name: str, digest: str) -> Iterator[Path]:
+    """Yields the work folder of `name` in `parent`, new or left by a killed process that did the same.
+
+    It is removed at the end, unless the block is interrupted or fails for a reason outside of the inputs.
+
+    Args:
+      digest: a digest of the work, in hexadecimal.
 
     Raises:
+      UserError: another process is working in it.
       OSError: it cannot be created.
     """
-    temporary = tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".tmp", dir=parent)
-    with temporary as path:
-        lock = os.open(Path(path, _LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+    path = parent / work_folder_name(name, digest)
+    path.mkdir(exist_ok=True)
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _in_use(parent / name, _owner(path)) from None
+            except OSError:  # a file system without locks
+                pass
+        owner = {"host": socket.gethostname(), "process": os.getpid()}
+        os.ftruncate(lock, 0)
+        os.write(lock, json.dumps(owner).encode())
         try:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            owner = {"host": socket.gethostname(), "process": os.getpid()}
-            os.write(lock, json.dumps(owner).encode())
-            yield Path(path)
-        finally:
-            os.close(lock)
+            yield path
+        except UserError as error:
+            if not isinstance(error, UnfinishedWorkError | StoreError):  # a store of the text may answer again
+                shutil.rmtree(path)
+            raise
+        shutil.rmtree(path)
+    finally:
+        os.close(lock)
+
+
+def work_folder_name(name: str, digest: str) -> str:
+    """Returns the name of the work folder of `name`."""
+    return f".{name}.{digest[:_DIGITS]}.tmp"
 
 
 def find_leftovers(parent: Path, name: str) -> tuple[list[Path], list[Path]]:
@@ -91,13 +119,17 @@ def find_leftovers(parent: Path, name: str) -> tuple[list[Path], list[Path]]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 unused.append(path)
             except BlockingIOError:
-                raise UserError(
-                    f"{parent / name} is being made by process {owner.get('process')} of this machine; wait for it, "
-                    "stop it, or choose another folder"
-                ) from None
+                raise _in_use(parent / name, owner) from None
             except OSError:
                 unknown.append(path)
     return unused, unknown
+
+
+def _in_use(folder: Path, owner: dict[str, object]) -> UserError:
+    return UserError(
+        f"{folder} is being made by process {owner.get('process')} of this machine; wait for it, stop it, or choose "
+        "another folder"
+    )
 
 
 def _owner(path: Path) -> dict[str, object]:

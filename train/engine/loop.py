@@ -16,6 +16,7 @@ from deberta_jax.parameter_check import nonfinite_parameters
 from ..checkpoints.checkpointer import Checkpointer
 from ..hosts.exit_codes import StopRequested
 from ..hosts.join import Hosts
+from ..reporting.goodput import describe_start
 from ..reporting.reporter import Reporter
 from .best import BestEvaluation
 from .divergence import TrainingError
@@ -49,7 +50,9 @@ class TrainingRun:
       batches: the training batches.
       place_batch: puts a batch onto the devices.
       summarize: computes the figures of the log from the sums.
+      position: further figures of the log, which depend on the step alone, such as the epoch.
       evaluate: computes the figures of held-out data; calls `hosts.check_stop` after each batch.
+      evaluate_first: evaluate the initial state too, before step 1.
       best: the best evaluation, which `evaluate` updates; ends training early (default: no early stopping).
       checkpointer: saves and restores.
       reporter: the log.
@@ -66,7 +69,9 @@ class TrainingRun:
     batches: Batches
     place_batch: Callable[[dict[str, np.ndarray]], Any]
     summarize: Callable[[Sums], Figures]
+    position: Callable[[int], Figures] = lambda step: {}
     evaluate: Callable[[TrainState], Figures]
+    evaluate_first: bool = False
     best: BestEvaluation | None = None
     checkpointer: Checkpointer
     reporter: Reporter
@@ -104,7 +109,8 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
     run.reporter.resume_at(first - 1)
     compiled: set[tuple] = set()  # shapes of the batches for which the step was compiled
     with run.hosts.listening(), _profiler(run, metrics) as start_or_stop_profiler:
-        evaluating = resumed.owes_evaluation or (run.steps == 0 and run.evaluate_every > 0)
+        initial = first == 1 and (run.evaluate_first or (run.steps == 0 and run.evaluate_every > 0))
+        evaluating = resumed.owes_evaluation or initial
         if evaluating and not _evaluate(first - 1, state, run):
             raise run.hosts.stopped(first - 1, log=run.reporter.message)
         for number in range(first, run.steps + 1):
@@ -118,6 +124,10 @@ def train(state: TrainState, run: TrainingRun) -> TrainState:
             start_or_stop_profiler(number)
             state, step_metrics = run.step(state, run.place_batch(batch))  # JAX returns before the step is done
             metrics.add(number, step_metrics)
+            if phases.to_first_step is None:
+                phases.enter("first step")
+                metrics.wait()
+                run.reporter.message(describe_start(phases.end_first_step()))
             stopping = run.hosts.stop_requested() and number < run.steps
             evaluating = run.evaluate_every > 0 and run.is_due(number, run.evaluate_every)
             saving = stopping or run.is_due(number, run.save_every)
@@ -215,7 +225,7 @@ class _MetricsReader:
         self._require_finite(number, values)
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in (values | {"steps": 1.0}).items()}
         if self._run.is_due(number, self._run.log_every):
-            self._run.reporter.step(number, self._run.summarize(self.sums))
+            self._run.reporter.step(number, self._run.summarize(self.sums) | self._run.position(number))
             self.sums = {}
 
     def wait(self) -> None:

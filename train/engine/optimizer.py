@@ -1,5 +1,6 @@
 """The official optimizer as one optax chain, and its schedules (official `xadam.py`, `lr_schedulers.py`)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from deberta_jax.errors import UserError
 from deberta_jax.sharding import constrain
 
 from ..configs import OptimizerConfig
+from .narrow_moments import with_bfloat16_moments
 
 
 def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.GradientTransformation:
@@ -28,6 +30,8 @@ def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.Gradi
         if config.bias_correction
         else scale_by_uncorrected_adam(config.beta1, config.beta2, config.epsilon)
     )
+    if config.moment_dtype == "bfloat16":
+        adam = with_bfloat16_moments(adam)
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm > 0 else optax.identity(),
         adam,
@@ -36,6 +40,17 @@ def build_optimizer(config: OptimizerConfig, *, total_steps: int) -> optax.Gradi
         ),
         optax.scale_by_learning_rate(lambda step: config.learning_rate * multiplier(step)),
     )
+
+
+def optimizer_identity(config: OptimizerConfig) -> dict[str, Any]:
+    """Returns the settings that a checkpoint and the run that resumes it must have in common.
+
+    Checkpoints of earlier versions have no moment_dtype, which was float32.
+    """
+    settings = dataclasses.asdict(config)
+    if config.moment_dtype == "float32":
+        del settings["moment_dtype"]
+    return settings
 
 
 class Update(NamedTuple):

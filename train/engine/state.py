@@ -1,5 +1,6 @@
 """The state of a training run, all of which is in every checkpoint."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -41,3 +42,28 @@ class TrainState:
 def training_key(seed: int) -> Key[Array, ""]:
     """Returns a key whose bits do not depend on how arrays are sharded."""
     return jax.random.key(seed, impl=KEY_IMPLEMENTATION)
+
+
+def place_state(
+    draw: Callable[[Any], Any], create: Callable[[Any], TrainState], weights: Any, placement: TrainState
+) -> TrainState:
+    """Returns `create(draw(weights))`, sharded over the devices of a mesh.
+
+    One process draws the parameters outside of jit, which compiles one small program for each distinct shape. Several
+    processes draw them inside of jit, because each would otherwise draw all of them on its first device. Call it with
+    no mesh in use, because JAX would draw all parameters on all of its devices.
+
+    No device holds more than its part of the state, with one exception: where one process has several devices, its
+    first device holds all parameters as well, until they are spread. Pretrained weights become part of the state
+    without a copy where they lie as they should.
+
+    Args:
+      draw: returns the parameters before the first step from the weights; traceable.
+      create: returns the state with these parameters; traceable.
+      weights: pretrained weights. Do not use them afterwards.
+      placement: the sharding of each array of the state.
+    """
+    if not all(sharding.is_fully_addressable for sharding in jax.tree.leaves(placement)):
+        return jax.jit(lambda weights: create(draw(weights)), out_shardings=placement)(weights)
+    params = jax.device_put(draw(weights), placement.params)
+    return jax.jit(create, out_shardings=placement, donate_argnums=0)(params)

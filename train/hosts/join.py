@@ -35,7 +35,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deberta_jax.errors import UserError, is_expected, one_line
+from deberta_jax.mirrors import is_local_copy
 from deberta_jax.orbax_path import orbax_path
+from deberta_jax.process_start import take_process_start
 from deberta_jax.terminal import say
 
 from ..configs import FinetuneConfig, HostsConfig, PretrainConfig
@@ -73,10 +75,10 @@ class Hosts:
       phases: what this process is doing; the training loop keeps it up to date.
     """
 
-    def __init__(self, *, max_seconds: float | None = None) -> None:
+    def __init__(self, *, max_seconds: float | None = None, phases: PhaseTimer | None = None) -> None:
         self.index, self.count = jax.process_index(), jax.process_count()
         self.first = self.index == 0
-        self.phases = PhaseTimer()
+        self.phases = phases or PhaseTimer()
         self._max_seconds = max_seconds
         self._signaled: signal.Signals | None = None
         self._asked = 0  # number of calls of stop_requested, the same on all processes
@@ -186,16 +188,22 @@ def join_run(config: PretrainConfig | FinetuneConfig) -> Iterator[Hosts]:
       UserError: another run uses the output folder, nothing can be stored in a folder of its name, or JAX computes in
         64 bits.
     """
+    phases = PhaseTimer(take_process_start())
     orbax_path(config.output)  # raises
     _start_runtime(config.hosts)
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError("jax_enable_x64 is on, which changes the types of all arrays; unset JAX_ENABLE_X64")
     enable_compilation_cache(config)
-    hosts = Hosts(max_seconds=config.max_seconds)
+    hosts = Hosts(max_seconds=config.max_seconds, phases=phases)
     if hosts.count == 1:
         with _alone(config, hosts), lock_folder(config.output):
             yield hosts
         return
+    if is_local_copy(config.output):
+        raise UserError(
+            f"--output {config.output}: a run of {hosts.count} processes needs a folder that all of them see; mount "
+            "the bucket, for instance by gcsfuse, and give its folder (docs/checkpoints.md)"
+        )
     client = coordination_client()
     try:
         names = check_agreement(

@@ -13,7 +13,7 @@ from ..configs import HostsConfig
 from .step_limit import StepLimit
 
 # The order of the phases within a step. All phases that are missing come first.
-_PHASE_ORDER = {"input": 0, "compile": 1, "step": 1, "save": 2, "evaluate": 2}
+_PHASE_ORDER = {"input": 0, "compile": 1, "first step": 1, "step": 1, "save": 2, "evaluate": 2}
 _FINISHED = -1  # the beat of a process that has ended as it should
 
 

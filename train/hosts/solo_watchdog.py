@@ -14,7 +14,7 @@ from .phases import Phase, PhaseTimer
 from .stacks import say_stacks
 from .step_limit import StepLimit
 
-_UNLIMITED: tuple[Phase, ...] = ("start", "finish")
+_UNLIMITED: tuple[Phase, ...] = ("start", "data", "weights", "finish")
 _PERIOD = 1.0
 _SUSPENDED_SECONDS = 30.0  # the process, or its machine, was stopped if the watchdog slept so long
 

@@ -47,13 +47,14 @@ def plot_answers(
     """Draws the confusion matrix and the calibration into a PNG file. `names` are those of the classes."""
     with open_figure(path, size=(11, 5)) as figure:
         matrix, curve = figure.subplots(1, 2)
-        _draw_confusion(matrix, probabilities.argmax(axis=1), labels, names)
+        draw_confusion(matrix, probabilities.argmax(axis=1), labels, names)
         _draw_calibration(curve, calibration(probabilities, labels))
 
 
-def _draw_confusion(
+def draw_confusion(
     axes: "Axes", predictions: Int[np.ndarray, "E"], labels: Int[np.ndarray, "E"], names: tuple[str, ...]
 ) -> None:
+    """Draws a confusion matrix. Rows are labels, columns predictions, and colors are shares of a row."""
     together = -(-len(names) // _MOST_CELLS)  # classes in a cell
     cells = -(-len(names) // together)
     confusion = np.zeros((cells, cells), np.int64)

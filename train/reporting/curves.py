@@ -45,7 +45,7 @@ def _draw(axes: "Axes", records: list[dict[str, Any]], title: str, unit: str, na
         steps, values = _series(records, key)
         if steps:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _running_mean(values), color=color, label=name)
+            axes.plot(steps, running_mean(values), color=color, label=name)
         steps, values = _series(records, f"eval/{key}")
         if steps:
             label = "held-out" if len(names) == 1 else f"{name}, held-out"
@@ -62,9 +62,12 @@ def _series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[fl
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _running_mean(values: list[float]) -> list[float]:
-    """Returns the mean of the 2 % of the values around each one; centered, so that the curve does not lag."""
-    half = len(values) // 100
+def running_mean(values: list[float]) -> list[float]:
+    """Returns the mean of the 2 % of the values around each one, of few values about the ten around it.
+
+    It is centered, so that the curve does not lag.
+    """
+    half = max(len(values) // 100, min(5, len(values) // 10))
     sums = [0.0, *itertools.accumulate(values)]
     windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in windows]

@@ -1,7 +1,8 @@
 """How a run spent its time, over all of its starts: `goodput.jsonl` in the run's folder.
 
 A line accounts for one start: when it began and when the line was written (Unix time), the step it resumed from and
-the step it has reached, and the seconds in each phase of `hosts.phases.PhaseTimer`. The last line of a start counts.
+the step it has reached, and the seconds in each phase of `hosts.phases.PhaseTimer`, also up to the end of the first
+step (`to_first_step`). The last line of a start counts.
 """
 
 import math
@@ -32,14 +33,37 @@ class GoodputLog:
 
     def account(self, step: int) -> str:
         """Returns the line up to this step. Write it periodically: time since the last line is lost on a crash."""
-        line = {
+        line: dict[str, Any] = {
             "began": round(self._began, 3),
             "written": round(time.time(), 3),
             "from_step": self._first,
             "step": step,
-            "seconds": {phase: round(seconds, 3) for phase, seconds in self._phases.seconds().items()},
+            "seconds": _rounded(self._phases.seconds()),
         }
+        if self._phases.to_first_step is not None:
+            line["to_first_step"] = _rounded(self._phases.to_first_step)
         return to_json(line)
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {phase: round(value, 3) for phase, value in seconds.items()}
+
+
+_SHOWN = {"import": "imports", "start": "devices"}  # names of phases for users, where they differ
+
+
+def describe_start(seconds: dict[str, float]) -> str:
+    """Returns how long the first step took from the start of the process, and the parts of that time.
+
+        first step after 31.2 s: imports 3.1, devices 2.2, data 1.2, weights 4.0, compile 19.8, first step 0.9
+
+    Args:
+      seconds: seconds in each phase up to the end of the first step; those below 0.05 s are left out.
+    """
+    parts = ", ".join(
+        f"{_SHOWN.get(phase, phase)} {value:.1f}" for phase, value in seconds.items() if round(value, 1) > 0
+    )
+    return f"first step after {sum(seconds.values()):.1f} s" + (f": {parts}" if parts else "")
 
 
 @dataclass(frozen=True)
@@ -73,7 +97,7 @@ class Goodput:
             ((name, value) for name, value in parts.items() if value > 0.0005 * self.total), key=lambda item: -item[1]
         )
         starts = "1 start" if self.starts == 1 else f"{self.starts} starts"
-        others = ", ".join(f"{name} {share(value)}" for name, value in largest_first)
+        others = ", ".join(f"{_SHOWN.get(name, name)} {share(value)}" for name, value in largest_first)
         return f"goodput {share(self.useful)} of {self.total:.0f} s in {starts}; {others}"
 
 
@@ -101,6 +125,30 @@ def read_goodput(folder: Path) -> Goodput:
         if later:
             between += max(0.0, later[0]["began"] - line["written"])
     return Goodput(len(lines), useful, lost, between, phases)
+
+
+def read_step_times(folder: Path) -> list[tuple[int, float, int]]:
+    """Returns how long the steps of a run took: for each logged step the step, and the seconds and the number of steps
+    since the one before, without evaluations, compilation and saving.
+
+    The first logged step of a start has no entry. Steps that a later start repeated are those of the later start.
+
+    Raises:
+      FileNotFoundError: if the run has no goodput.jsonl.
+    """
+    intervals: dict[int, tuple[int, float, int]] = {}
+    before: dict[str, Any] | None = None
+    for line in filter(_is_account, read_records(folder / FILE)):
+        if before is None or line["began"] != before["began"]:
+            intervals = {step: value for step, value in intervals.items() if step <= line["from_step"]}
+        elif line["step"] > before["step"]:
+            seconds, earlier = (
+                sum(each["seconds"].get(phase, 0.0) for phase in ("step", "input")) for each in (line, before)
+            )
+            if seconds > earlier:
+                intervals[line["step"]] = (line["step"], seconds - earlier, line["step"] - before["step"])
+        before = line
+    return [intervals[step] for step in sorted(intervals)]
 
 
 def _is_account(line: dict[str, Any]) -> bool:

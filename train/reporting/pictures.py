@@ -1,6 +1,9 @@
 """Pictures of a run: figures without pyplot whose text is drawn as it is, and failures that do not end the run."""
 
 import contextlib
+import html
+import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,18 +28,47 @@ def open_figure(path: Path, *, size: tuple[float, float]) -> Iterator["Figure"]:
 
     pyplot, whose global state and choice of a window system have no place in a training process, is not used.
     """
+    with _empty_figure(size) as figure:
+        yield figure
+        with replace_file(path) as partial:
+            figure.savefig(partial, dpi=120, format=path.suffix.removeprefix(".").lower())
+
+
+def svg_picture(draw: Callable[["Figure"], None], *, size: tuple[float, float], title: str) -> str:
+    """Returns a picture as an SVG element for an HTML page, whose fonts its text has.
+
+    The same drawing gives the same element.
+
+    Args:
+      draw: draws on an empty figure.
+      size: width and height in inches.
+      title: describes the picture to a reader that does not see it. It keeps apart the elements of a page, which
+        name parts of themselves.
+    """
+    # The page's font cannot be measured here; DejaVu Sans, which is, is a wide one, so that texts do not overlap.
+    options: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": ["DejaVu Sans"]}
+    buffer = io.StringIO()
+    with _empty_figure(size, options) as figure:
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    _, _, element = buffer.getvalue().partition("<svg ")
+    element = re.sub(r' id="[^"]*_\d+"', "", element)  # of groups, such as axes_1, which every picture has
+    label = html.escape(printable(title), quote=True)
+    return f'<svg role="img" aria-label="{label}" {element.strip()}'
+
+
+@contextlib.contextmanager
+def _empty_figure(size: tuple[float, float], options: dict[Any, Any] | None = None) -> Iterator["Figure"]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_PLAIN_TEXT), warnings.catch_warnings():
+    with matplotlib.rc_context({**_PLAIN_TEXT, **(options or {})}), warnings.catch_warnings():
         # A character without a glyph in the installed fonts is drawn as a box, which is no news to a training run.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with replace_file(path) as partial:
-            figure.savefig(partial, dpi=120, format=path.suffix.removeprefix(".").lower())
 
 
 def draw_or_report(path: Path, draw: Callable[[Path], None], *, log: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -36,6 +37,12 @@ def discriminator_sums(out: DiscriminatorPass) -> dict[str, Float[Array, ""]]:
         "replaced_predicted": out.predicted,
         "replaced_actual": out.actual,
     }
+
+
+def add_sums(sums: dict[str, float], more: Mapping[str, Any]) -> None:
+    """Adds the metrics of a batch or a corpus to sums."""
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + float(value)
 
 
 def pretraining_figures(sums: Mapping[str, float]) -> dict[str, float]:

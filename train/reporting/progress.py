@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -40,20 +41,23 @@ _LABELS = {column.key: column.label for column in _COLUMNS}
 
 
 class Speed:
-    """The mean time per step over the last intervals between logged steps.
+    """The speed of training, over the last intervals between logged steps.
 
     The time before the first logged step (compilation) and the time of evaluations do not count.
+
+    Args:
+      tokens_until: returns the number of tokens in the global batches of all steps up to one.
     """
 
-    def __init__(self, tokens_per_step: int) -> None:
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, tokens_until: Callable[[int], int]) -> None:
+        self._tokens_until = tokens_until
         self._since: tuple[int, float] | None = None
-        self._intervals: deque[tuple[int, float]] = deque(maxlen=_INTERVALS)
+        self._intervals: deque[tuple[int, float]] = deque(maxlen=_INTERVALS)  # tokens and seconds
 
     def update(self, step: int, now: float) -> None:
         """Ends an interval at this step and time, and begins the next one."""
         if self._since is not None and step > self._since[0] and now > self._since[1]:
-            self._intervals.append((step - self._since[0], now - self._since[1]))
+            self._intervals.append((self._tokens_between(self._since[0], step), now - self._since[1]))
         self._since = (step, now)
 
     def skip(self, step: int, now: float) -> None:
@@ -62,16 +66,18 @@ class Speed:
             self._since = (max(step, self._since[0]), now)
 
     @property
-    def seconds_per_step(self) -> float:
+    def tokens_per_second(self) -> float:
         """NaN before the first complete interval."""
         if not self._intervals:
             return math.nan
-        return sum(seconds for _, seconds in self._intervals) / sum(steps for steps, _ in self._intervals)
+        return sum(tokens for tokens, _ in self._intervals) / sum(seconds for _, seconds in self._intervals)
 
-    @property
-    def tokens_per_second(self) -> float:
-        """NaN before the first complete interval."""
-        return self._tokens_per_step / self.seconds_per_step
+    def seconds_between(self, first: int, last: int) -> float:
+        """Returns the time of the steps after `first` up to `last` at this speed; NaN before the first interval."""
+        return self._tokens_between(first, last) / self.tokens_per_second
+
+    def _tokens_between(self, first: int, last: int) -> int:
+        return self._tokens_until(max(first, last)) - self._tokens_until(first)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class ProgressLine:
         return format_count(self.speed.tokens_per_second)
 
     def _time_left(self) -> str:
-        return format_seconds(max(0, self.total - self.step) * self.speed.seconds_per_step)
+        return format_seconds(self.speed.seconds_between(self.step, self.total))
 
 
 def describe_metrics(metrics: dict[str, float]) -> str:

@@ -10,10 +10,12 @@ is given up.
 """
 
 import contextlib
+import functools
 import math
+import operator
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, Self
@@ -51,7 +53,13 @@ class Reporter(Protocol):
 
 
 def open_reporter(
-    folder: Path, *, hosts: Hosts, total_steps: int, tokens_per_step: int, every: int, run: LoggedRun | None = None
+    folder: Path,
+    *,
+    hosts: Hosts,
+    total_steps: int,
+    tokens_per_step: int | Callable[[int], int],
+    every: int,
+    run: LoggedRun | None = None,
 ) -> Reporter:
     """Returns a `RunReporter` with goodput on process 0, and a `SilentReporter` on all others.
 
@@ -104,7 +112,8 @@ class RunReporter:
     Args:
       folder: receives `metrics.jsonl` and `tensorboard/`.
       total_steps: the last step of the run; 0 if the run only evaluates.
-      tokens_per_step: number of tokens in a global batch, at least 1.
+      tokens_per_step: number of tokens in a global batch, at least 1; or a function that returns the number of tokens
+        in all steps up to one, if batches differ.
       every: number of steps between two plain lines, at least 1.
       console: where to print (default: standard output).
       goodput: records how this process spends its time; a summary is printed when the log is closed (default: none).
@@ -116,20 +125,22 @@ class RunReporter:
         folder: Path | str,
         *,
         total_steps: int,
-        tokens_per_step: int,
+        tokens_per_step: int | Callable[[int], int],
         every: int,
         console: Console | None = None,
         goodput: GoodputLog | None = None,
         services: Mapping[str, Service] = MappingProxyType({}),
     ) -> None:
         for name, value in (("tokens_per_step", tokens_per_step), ("every", every)):
-            if value < 1:
+            if not callable(value) and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total = total_steps
         self._every = every
-        self._speed = Speed(tokens_per_step)
+        self._speed = Speed(
+            tokens_per_step if callable(tokens_per_step) else functools.partial(operator.mul, tokens_per_step)
+        )
         self._console = console or RunConsole()
         self._goodput, self._reached = goodput, 0
         self._metrics, self._goodput_lines = self._open_log("metrics.jsonl"), self._open_log(GOODPUT_FILE)
@@ -158,9 +169,8 @@ class RunReporter:
         Call it before the first `step`. The file is replaced atomically.
         """
         path = self._folder / "metrics.jsonl"
-        # From step 1 on: a run of no steps evaluates at step 0, and the next start repeats that.
         records = read_records(path, log=self.message) if path.is_file() else []
-        kept = [record for record in records if 0 < record["step"] <= step]
+        kept = [record for record in records if record["step"] <= step] if step else []
         write_records(path, kept)
         self._events.first_step, self._reached = (step + 1 if step else 0), step
         if self._goodput is not None:

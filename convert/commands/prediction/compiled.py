@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from ...folders import cache_folder
+from deberta_jax.cache_folder import cache_folder
 
 
 def keep_compiled_programs() -> None:

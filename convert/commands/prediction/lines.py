@@ -9,6 +9,7 @@ import numpy as np
 
 from deberta_jax.errors import UserError, one_line
 from deberta_jax.strict_json import to_json
+from deberta_jax.terminal import with_addresses
 
 from ....train.tasks.sources.cells import Unreadable
 from .columns import Task
@@ -52,7 +53,9 @@ class Lines:
         return to_json(values)
 
     def _place(self, row: Row) -> dict[str, Any]:
-        values: dict[str, Any] = {"file": row.file} if self.several and row.file is not None else {}
+        values: dict[str, Any] = {}
+        if self.several and row.file is not None:
+            values["file"] = with_addresses(row.file)
         values["row"] = row.index
         if isinstance(row.cells, UserError):
             return values

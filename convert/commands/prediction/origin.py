@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from deberta_jax.predict.loaded_model import LoadedModel
+from deberta_jax.terminal import with_addresses
 
 from .rows import is_file
 from .streams import STANDARD_INPUT
@@ -30,7 +31,7 @@ def input_digests(arguments: Sequence[str]) -> dict[str, str] | None:
         if argument == STANDARD_INPUT or not path.is_file():  # a pipe
             return None
         with path.open("rb") as file:
-            digests[argument] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[with_addresses(argument)] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 

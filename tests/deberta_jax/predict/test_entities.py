@@ -170,6 +170,13 @@ def compare(ours, expected):
     return len(ours)
 
 
+def is_decided(outputs):
+    """Returns whether each token's best label is ahead of its next by more than rounding, which no program repeats."""
+    probabilities = [output["logits"].softmax(-1) for output in outputs]
+    best = [values.topk(2, -1).values for values in probabilities]
+    return all(bool((two[..., 0] - two[..., 1] > 1e-5).all()) for two in best)
+
+
 def contexts(ours, reference):
     """Returns the real paragraphs that transformers tokenizes as we do: all but two or, in version 4, one."""
     paragraphs = list(dict.fromkeys(context for _, context in real_questions()))
@@ -187,6 +194,10 @@ def test_real_texts_equal_the_pipeline_of_transformers(real):
     sentences = [sentence for text in paragraphs for sentence in re.split(r"(?<=[.!?]) ", text)]
     texts = [*sentences[:170], *[text for text in paragraphs if len(text) < 1800][-30:]]
     outputs = [reference.run(text) for text in texts]
+    decided = [is_decided(windows) for windows in outputs]
+    assert sum(decided) >= len(texts) - 4
+    texts = list(itertools.compress(texts, decided))
+    outputs = list(itertools.compress(outputs, decided))
     for aggregation in AGGREGATIONS:
         found = ours.entities(texts, aggregation=aggregation)
         expected = [reference.entities(*pair, aggregation) for pair in zip(outputs, texts, strict=True)]

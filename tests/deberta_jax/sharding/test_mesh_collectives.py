@@ -60,7 +60,7 @@ def collectives(mesh: jax.sharding.Mesh, vocab: int, *, masked_lm: bool) -> list
             *(jax.ShapeDtypeStruct((BATCH, length), jnp.int32, sharding=batch) for length in (LENGTH, SLOTS)),
         )
     )
-    return list(read_cost(compiled.as_text(), kernels={}).collectives)
+    return list(read_cost(compiled.as_text()).collectives)
 
 
 def bytes_of(sent: list[Collective], kind: str, *, group: int | None = None) -> int:

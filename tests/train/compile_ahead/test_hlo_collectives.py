@@ -11,7 +11,7 @@ from ...support.hlo_programs import BETWEEN_SLICES, PROGRAM
 
 
 def collectives(text: str, network: str) -> list[Collective]:
-    return [collective for collective in read_cost(text, kernels={}).collectives if collective.network == network]
+    return [collective for collective in read_cost(text).collectives if collective.network == network]
 
 
 def test_collectives_within_a_slice() -> None:
@@ -33,7 +33,7 @@ def test_transfers_between_slices_and_pairs_of_instructions() -> None:
     """Two all-reduces with the channel of one shard_map count as two."""
     figures = {
         (item.kind, item.network, item.group): (item.count, item.bytes, item.wire_bytes, item.beside_cycles)
-        for item in read_cost(BETWEEN_SLICES, kernels={}).collectives
+        for item in read_cost(BETWEEN_SLICES).collectives
         if item.asynchronous
     }
     assert figures == {
@@ -60,7 +60,7 @@ def test_kinds_of_transfers_between_slices(transfer: str, target: str, expected:
 
 def test_transfer_of_an_unknown_kind_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"cannot tell what send\.1 .* 'SOMETHING'"):
-        read_cost(BETWEEN_SLICES.replace("ALL_REDUCE", "SOMETHING"), kernels={})
+        read_cost(BETWEEN_SLICES.replace("ALL_REDUCE", "SOMETHING"))
 
 
 def test_computation_beside_two_transfers_counts_once() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,11 @@ def test_description_names_settings_that_are_not_defaults() -> None:
 def test_tables_of_a_step_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(make_report(CONFIG, needed=8), CHIPS["v5e"], [])
     printed = capsys.readouterr().out
-    for text in ("needed at the peak", "Collectives within a slice", "chip-hours", "free"):
+    for text in ("needed at the peak", "Collectives within a slice", "chip-hours", "free", "Lower bound"):
         assert text in printed
+    assert printed.count("MFU without the relative terms of attention") == 2
+    assert re.search(r"bundles of the schedules +│ +12\.0 M", printed)
+    assert re.search(r"matrix units at their peak +│ +6\.0 M", printed)
     assert "Reductions within a slice: 0% of their bytes are asynchronous" in printed
     assert "Alternatives" not in printed
 
@@ -51,8 +55,12 @@ def test_json_keys_are_a_format() -> None:
     others = {"mesh", "chips", "devices", "rows", "cost", "timing", "compile_seconds", "compile_cpu_seconds"}
     assert set(values) == {"source", "fits", "settings"} | memory | others
     program = {"argument_bytes", "temporary_bytes", "program_bytes", "peak_bytes"}
-    cycles = {"cycles", "kernel_cycles", "unpriced", "unpriced_bytes", "collectives"}
+    cycles = {"cycles", "kernel_cycles", "unpriced", "unpriced_bytes", "collectives", "bound"}
     assert set(values["cost"]) == program | cycles
+    bounds = {"cycles", "bundle_cycles", "matrix_cycles", "hbm_cycles", "hbm_bytes", "unscheduled_cycles"}
+    assert set(values["cost"]["bound"]) == bounds
+    assert {"mfu", "mfu_without_relative", "bound"} <= set(values["timing"])
+    assert set(values["timing"]["bound"]) == {"step_seconds", "mfu", "mfu_without_relative"}
     settings = {
         "model",
         "topology",
@@ -63,6 +71,8 @@ def test_json_keys_are_a_format() -> None:
         "mesh",
         "dtype",
         "remat",
+        "kept_layers",
+        "moment_dtype",
     }
     settings |= {"vocab_size", "mask_rate", "embedding_sharing", "decoupled", "num_labels", "slices", "xla_flags"}
     assert set(values["settings"]) == settings

@@ -1,6 +1,8 @@
 """Tests the topologies, and the TPU compiler's answers about memory, flags and traffic between slices."""
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deberta_jax.errors import MissingPackageError, UserError
 from deberta_jax.sharding import make_mesh
 from deberta_jax.train.compile_ahead import tpu_compiler
+from deberta_jax.train.compile_ahead.compile_process import compile_with_schedules
+from deberta_jax.train.compile_ahead.hlo_costs import read_cost
 from deberta_jax.train.compile_ahead.tpu_compiler import (
     CHIPS,
     GIB,
     OutOfMemoryError,
     compile_for_tpu,
-    cost_of,
     parse_out_of_memory,
     topology,
     torus_shape,
@@ -109,7 +112,7 @@ def test_each_chip_sends_a_shard_of_the_gradient_to_the_other_slice() -> None:
     weight = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=replicated)
     batch = jax.ShapeDtypeStruct((8 * 128, 1024), jnp.float32, sharding=split)
     compiled = compile_for_tpu(trace(jax.jit(step), weight, batch), flags=XLA_FLAGS["v5e"])
-    collectives = cost_of(compiled, kernels={}).collectives
+    collectives = read_cost(compiled.as_text()).collectives
     shard = 1024 * 1024 * 4 // 4
     between = [(item.kind, item.group, item.bytes, item.wire_bytes) for item in collectives if item.network == "dcn"]
     assert between == [("all-reduce", 2, shard, shard)]
@@ -129,5 +132,26 @@ def test_table_of_chips_agrees_with_the_compiler(kind: str) -> None:
         compile_for_tpu(trace(jax.jit(lambda x: x + 1), huge))
     assert error.value.available == chip.hbm
     square = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=sharding)
-    cycles = cost_of(compile_for_tpu(trace(jax.jit(jnp.dot), square, square)), kernels={}).cycles
+    cycles = read_cost(compile_for_tpu(trace(jax.jit(jnp.dot), square, square)).as_text()).cycles
     assert 0.6 < 2 * 8192**3 * chip.clock / cycles / chip.peak < 1
+
+
+def _trace_product(name: str) -> Any:
+    sharding = NamedSharding(make_mesh(devices=topology(name).devices[:1]), PartitionSpec())
+    square = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=sharding)
+    return trace(jax.jit(jnp.dot), square, square)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CHIPS)
+def test_schedule_of_a_product_has_its_operations(kind: str) -> None:
+    """The bound of a product without padding is its FLOPs at the published peak, or more bundles than that."""
+    name = small_slice(kind)
+    peaks = CHIPS[kind].peaks
+    compiled = compile_with_schedules(functools.partial(_trace_product, name))
+    bound = read_cost(compiled.text, schedules=compiled.schedules, peaks=peaks).bound
+    assert bound is not None
+    assert bound.matrix_cycles == pytest.approx(2 * 2048**3 / CHIPS[kind].peak * CHIPS[kind].clock, rel=0.01)
+    assert bound.unscheduled_cycles == 0
+    assert bound.hbm_bytes >= 3 * 2048**2 * 2

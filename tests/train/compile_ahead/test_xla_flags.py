@@ -69,7 +69,7 @@ def test_each_flag_is_needed_to_reduce_gradients_asynchronously(generation: str)
     def asynchronous_share(options: dict[str, str]) -> float:
         """Returns the share of the gradients' bytes; no computation remains beside the first layer's gradient."""
         text = lowered.compile(compiler_options=options).as_text() or ""
-        reductions = reduction_bytes(read_cost(text, kernels={}).collectives)
+        reductions = reduction_bytes(read_cost(text).collectives)
         return reductions.asynchronous / reductions.total
 
     assert 0.5 <= asynchronous_share(options) < 1

@@ -31,13 +31,13 @@ class Words:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A corpus of 43 training rows in files of 10, so that an epoch ends inside a batch, and 7 held-out rows."""
+    """A corpus of 43 training rows in files of about 10, so that an epoch ends inside a batch, and 7 held-out rows."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("data")
     documents = [" ".join(f"w{n}" for n in rng.integers(0, 9999, rng.integers(5, 50))) for _ in range(50)]
     (folder / "a.txt").write_text("\n".join(documents))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deberta_jax.train.data.prepare.ROWS_PER_FILE", 10)
+        patch.setattr("deberta_jax.train.data.prepare.SHARD_BYTES", 10 * 2 * S)
         made = prepare(
             [folder / "a.txt"], Words(), folder / "c", sequence_length=S, boundary="line", held_out_fraction=0.15
         )

@@ -18,6 +18,7 @@ from deberta_jax.train.data import prepare as prepare_module
 from deberta_jax.train.data.batches import TrainingBatches, held_out_batches
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.masking import MaskingConfig
+from deberta_jax.train.data.preparation.rules import TextRules
 from deberta_jax.train.data.prepare import prepare
 
 from ...support.small_corpus import MaskedWords, story, write
@@ -30,7 +31,7 @@ def made(tmp_path_factory) -> Path:
     """A folder with a text and the corpus of it, in several files."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "ROWS_PER_FILE", 50)
+        patch.setattr(prepare_module, "SHARD_BYTES", 8700)
         text = write(folder / "a.txt", story(180))
         assert len(prepare([text], MaskedWords(), folder / "corpus", **SETTINGS).train.files) == 3
     return folder
@@ -63,10 +64,12 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object], *, as_earlier
     """Changes the manifest, without its digests as earlier versions wrote it, so that nothing else protects it."""
     fields = json.loads((folder / "manifest.json").read_text())
     if as_earlier_version:
-        del fields["sha256"]
+        fields["format"] = 1
+        del fields["sha256"], fields["rules"], fields["removed"]
         for split in ("train", "held_out"):
+            del fields[split]["checksum"]
             for file in fields[split]["files"]:
-                del file["ends_sha256"]
+                del file["ends_sha256"], file["sha256"]
     change(fields)
     (folder / "manifest.json").write_text(json.dumps(fields))
 
@@ -134,9 +137,14 @@ NAME = ("train", "files", 0, "name")
         (put(1, "train", "extra"), r"'train\.extra' is not a field; allowed are documents, tokens, rows, files"),
         (put(1, "vocab_size"), r"'vocab_size' is not a field; allowed are format, sequence_length"),
         (put("x", "folder"), r"'folder' is not a field"),
-        (put(2, "format"), r"its format is 2, not 1"),
+        (put(3, "format"), r"its format is 3, not 2 or 1"),
         (put(1.0, "format"), r"format is 1\.0; it must be a whole number"),
-        (drop("format"), r"its format is None, not 1"),
+        (drop("format"), r"its format is None, not 2 or 1"),
+        (put(2, "format"), r"rules is None, which format 2 does not have"),
+        (put({"text_field": "text"}, "rules"), r"rules is TextRules.*, which format 1 does not have"),
+        (put({"text_field": 1}, "rules"), r"rules\.text_field is 1; it must be a string"),
+        (put([{"rule": "near_duplicates", "documents": -1}], "removed"), r"removed has Removal.*at least 0"),
+        (put("x", "train", "files", 0, "sha256"), r"files\[0\]\.sha256 is 'x'; it must be 64 hex digits"),
         (drop("seed"), r"seed is missing"),
         (drop("train", "files", 0, "bytes"), r"train\.files\[0\]\.bytes is missing"),
         (put("0" * 64, "sha256"), r"some of its digests are missing"),
@@ -162,8 +170,8 @@ def test_a_manifest_that_was_edited_is_refused_in_one_line(folder, change, messa
         (b'{"a": ' * 100_000, "nested too deeply"),
         (b'{"seed": 1, "seed": 2}', "the field 'seed' is there more than once"),
         (b'{"format": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
-        (b'{"format": 1e999}', "its format is inf, not 1"),
-        (b'{"format": ' + b"[" * 500 + b"]" * 500 + b"}", r"its format is \[\[\[.*\.\.\., not 1"),
+        (b'{"format": 1e999}', "its format is inf, not 2 or 1"),
+        (b'{"format": ' + b"[" * 500 + b"]" * 500 + b"}", r"its format is \[\[\[.*\.\.\., not 2 or 1"),
     ],
 )
 def test_a_manifest_that_is_not_json_of_a_corpus_is_refused(folder, content, message):
@@ -202,15 +210,19 @@ def test_a_corpus_of_an_earlier_version_loads_and_is_named(made, folder, caplog)
     assert not caplog.records
     edit(folder, lambda fields: None)
     old = open_corpus(folder)
+    assert old.train.rows == new.train.rows
     assert "was prepared by an earlier version, without digests" in caplog.text
     assert len(caplog.records) == 1
-    assert old.fingerprint == new.fingerprint
+    assert old.fingerprint != new.fingerprint
     assert all_rows(folder) == all_rows(made / "corpus")
-    assert prepare([made / "a.txt"], MaskedWords(), folder, **SETTINGS).train.rows == new.train.rows
+    assert prepare([made / "a.txt"], MaskedWords(), folder, **SETTINGS) == old
+    with pytest.raises(UserError, match="contains a corpus with format 1, not 2"):
+        prepare([made / "a.txt"], MaskedWords(), folder, rules=TextRules(min_characters=5), **SETTINGS)
 
 
 def test_the_fingerprint_is_that_of_earlier_versions(folder):
     """It is in the checkpoints of runs: another one would make them unusable."""
+    edit(folder, lambda fields: None)
     corpus = open_corpus(folder)
     content = [
         {
@@ -302,11 +314,12 @@ def test_a_fault_of_storage_is_not_called_damage(folder, monkeypatch):
             raise RuntimeError("read() failed: Input/output error")
 
     rows._source = Failing()
+    place = corpus.train.files[0].rows + 5
     with pytest.raises(UserError, match=r"train-00001\.array_record: row 5 is damaged: read\(\) failed"):
-        rows[55]
+        rows[place]
     (folder / "train-00001.array_record").unlink()
     with pytest.raises(FileNotFoundError, match=r"train-00001\.array_record"):
-        rows[55]
+        rows[place]
 
 
 def test_a_damaged_row_is_named_with_its_file(folder):
@@ -325,4 +338,4 @@ def test_a_damaged_row_is_named_with_its_file(folder):
         except UserError as error:
             damaged[index] = str(error)
     ((index, message),) = damaged.items()
-    assert message.startswith(f"{path}: row {index - 50} is damaged: Corrupted")
+    assert message.startswith(f"{path}: row {index - corpus.train.files[0].rows} is damaged: Corrupted")

@@ -13,9 +13,11 @@ import pytest
 
 from deberta_jax.__main__ import main as command_line
 from deberta_jax.errors import UserError
+from deberta_jax.train.data import prepare as prepare_module
+from deberta_jax.train.data import storage
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.prepare import prepare
-from deberta_jax.train.data.work_folder import create_work_folder
+from deberta_jax.train.data.work_folder import open_work_folder
 
 from ...support.small_corpus import Words, story, write
 from ...support.small_disk import fill, small_disk
@@ -90,7 +92,7 @@ def prepare_options(novel: Path, output: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_prepare_and_leaves_no_files(novel, tmp_path, number):
+def test_a_signal_ends_prepare_and_the_same_command_continues(novel, tmp_path, number):
     options = prepare_options(novel, tmp_path / "c")
     for _ in range(5):  # on a busy machine the command may finish before the signal arrives
         code, errors = stop(start(*options), number, when=lambda: any(tmp_path.glob(".c.*.tmp/corpus")))
@@ -98,8 +100,12 @@ def test_a_signal_ends_prepare_and_leaves_no_files(novel, tmp_path, number):
             break
         shutil.rmtree(tmp_path / "c")
     assert code == 128 + number
-    assert errors == ("\ndeberta-jax prepare: interrupted\n" if number == signal.SIGINT else "")
-    assert names(tmp_path) == []
+    (work,) = names(tmp_path)
+    kept = f"{tmp_path / work} has what is complete; the same command continues from there\n"
+    assert errors == kept + ("\ndeberta-jax prepare: interrupted\n" if number == signal.SIGINT else "")
+    with start(*options) as again:
+        assert again.wait(timeout=240) == 0
+    assert names(tmp_path) == ["c"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -147,66 +153,119 @@ def test_a_signal_at_any_moment_of_prepare(novel, tmp_path, number, run):
         ended = "Traceback" in errors or not errors or "interrupted" in errors  # the first: before `main` began
         assert ended, errors
         assert process.returncode in (0, 128 + number, -number)
-        if output.exists():
-            assert open_corpus(output).train == expected.train
-            output.rename(tmp_path / f"complete{moment}")
+        assert run(*prepare_options(novel, output))[0] == 0
+        assert open_corpus(output).train == expected.train
+        output.rename(tmp_path / f"complete{moment}")
         assert not any(name.startswith(".") for name in names(tmp_path))
 
 
 # ---------------------------------------------------------------------------------------------- SIGKILL
 
+# Where a process dies: module, function, and the number of the call.
+MOMENTS = {
+    "read": ("preparation.reading", "removing_rule", 30),
+    "read, at the end": ("preparation.reading", "ReadGroup", 1),
+    "select": ("preparation.selection", "_chunks", 1),
+    "tokenize": ("preparation.tokenizing", "encode_documents", 3),
+    "write": ("preparation.shards", "create_row_file", 2),
+    "write, before the totals": ("preparation.shards", "ends_digest", 2),
+    "check": ("prepare", "_check_splits", 1),
+    "manifest": ("prepare", "write_manifest", 1),
+    "move": ("prepare", "move_into_place", 1),
+    "move, in the middle": ("corpus_folder", "_move_files", 1),
+}
 KILLED = """
-import sys, os
-from deberta_jax.train.data import corpus_folder, prepare as module
+import sys, os, importlib
+from deberta_jax.train.data import prepare as prepare_module
 from tests.support.small_corpus import Words
 
+text, folder, module, function, call, *wait = sys.argv[1:]
+module = importlib.import_module("deberta_jax.train.data." + module)
+original, calls = getattr(module, function), []
+
 def die(*arguments, **keywords):
-    if sys.argv[1] == "_move_files":
+    calls.append(1)
+    if len(calls) < int(call):
+        return original(*arguments, **keywords)
+    if function == "_move_files":
         source, target = arguments
         name = next(source.glob("train-*")).name
         (source / name).rename(target / name)
     print("ready", flush=True)
-    if len(sys.argv) > 4:
+    if wait:
         sys.stdin.read()
     os.kill(os.getpid(), 9)
 
-setattr(corpus_folder if sys.argv[1] == "_move_files" else module, sys.argv[1], die)
-module.prepare([sys.argv[2]], Words(), sys.argv[3], sequence_length=64, boundary="line", held_out_fraction=0.1)
+setattr(module, function, die)
+prepare_module.CHUNK_BYTES, prepare_module.SHARD_BYTES = 2000, 1000
+prepare_module.prepare([text], Words(), folder, sequence_length=64, boundary="line", held_out_fraction=0.1)
 """
+
+
+@pytest.fixture
+def small_tasks(monkeypatch) -> None:
+    """Sizes with which a small text makes several chunks and files, as in KILLED."""
+    monkeypatch.setattr(prepare_module, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 1000)
 
 
 def killed_prepare(moment: str, text: Path, folder: Path) -> None:
     """Runs `prepare` in a process that is killed in one of its functions."""
-    command = [sys.executable, "-c", KILLED, moment, str(text), str(folder)]
+    command = [sys.executable, "-c", KILLED, str(text), str(folder), *map(str, MOMENTS[moment])]
     assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == -9
 
 
-@pytest.mark.parametrize("moment", ["encode_documents", "write_manifest", "_check_splits"])
-def test_leftovers_of_a_killed_process_are_removed(tmp_path, caplog, moment):
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def done_tasks(work: Path) -> set[str]:
+    return {str(path.relative_to(work)) for path in work.glob("*/[0-9]*.json")}
+
+
+@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment != "move, in the middle"])
+def test_a_killed_preparation_is_continued_with_the_same_bytes(tmp_path, monkeypatch, small_tasks, moment):
     text = write(tmp_path / "a.txt", story(50))
+    expected = contents(prepare([text], Words(), tmp_path / "unbroken", **SETTINGS).folder)
+    assert len(expected) > 5
     killed_prepare(moment, text, tmp_path / "c")
-    (leftover,) = tmp_path.glob(".c.*.tmp")
+    (work,) = tmp_path.glob(".c.*.tmp")
+    done = done_tasks(work)
+    assert any(name.startswith("write/") for name in done) == moment.startswith(("write", "check", "man", "move"))
+    written, write_json = [], storage.write_json
+    monkeypatch.setattr(storage, "write_json", lambda path, content: written.append(path) or write_json(path, content))
     corpus = prepare([text], Words(), tmp_path / "c", **SETTINGS)
+    assert not done & {str(path.relative_to(work)) for path in written}
+    assert contents(corpus.folder) == expected
+    assert names(tmp_path) == ["a.txt", "c", "unbroken"]
+
+
+def test_leftovers_of_another_preparation_are_removed(tmp_path, caplog, small_tasks):
+    text = write(tmp_path / "a.txt", story(50))
+    killed_prepare("write", text, tmp_path / "c")
+    (leftover,) = tmp_path.glob(".c.*.tmp")
+    corpus = prepare([text], Words(), tmp_path / "c", **SETTINGS | {"seed": 1})
     assert open_corpus(tmp_path / "c") == corpus
     assert names(tmp_path) == ["a.txt", "c"]
     assert f"removed {leftover}, which a killed run had left" in caplog.text
 
 
-def test_files_that_were_being_moved_are_removed(tmp_path):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_files_that_were_being_moved_are_moved_again_or_removed(tmp_path, small_tasks, seed):
     """An existing folder receives one file after the other."""
     text = write(tmp_path / "a.txt", story(50))
     folder = tmp_path / "c"
     folder.mkdir()
-    killed_prepare("_move_files", text, folder)
-    assert "train-00000.array_record" in names(folder)
+    killed_prepare("move, in the middle", text, folder)
+    assert any(name.startswith("train-") for name in names(folder))
     with pytest.raises(UserError, match=r"c contains no manifest\.json"):
         open_corpus(folder)
-    corpus = prepare([text], Words(), folder, **SETTINGS)
+    corpus = prepare([text], Words(), folder, **SETTINGS | {"seed": seed})
     assert open_corpus(folder) == corpus
-    assert len(names(folder)) == 3
+    assert contents(folder) == contents(prepare([text], Words(), tmp_path / "d", **SETTINGS | {"seed": seed}).folder)
 
 
-def test_an_interruption_while_files_are_moved_leaves_none(tmp_path, monkeypatch):
+def test_files_are_moved_back_after_an_interruption(tmp_path, monkeypatch):
     text = write(tmp_path / "a.txt", story(50))
     (tmp_path / "c").mkdir()
     rename = Path.rename
@@ -220,8 +279,10 @@ def test_an_interruption_while_files_are_moved_leaves_none(tmp_path, monkeypatch
         patch.setattr(Path, "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare([text], Words(), tmp_path / "c", **SETTINGS)
-    assert names(tmp_path / "c") == []
+    (work,) = names(tmp_path / "c")
+    assert work.startswith(".c.")
     prepare([text], Words(), tmp_path / "c", **SETTINGS)
+    assert len(names(tmp_path / "c")) == 3
 
 
 def test_leftovers_that_may_be_in_use_are_named_and_stay(tmp_path, caplog, monkeypatch):
@@ -229,7 +290,7 @@ def test_leftovers_that_may_be_in_use_are_named_and_stay(tmp_path, caplog, monke
     (tmp_path / ".c.old.tmp").mkdir()  # of an earlier version
     with monkeypatch.context() as patch:
         patch.setattr("socket.gethostname", lambda: "elsewhere")
-        manager = create_work_folder(tmp_path, "c")
+        manager = open_work_folder(tmp_path, "c", "0" * 64)
         other = manager.__enter__()
     prepare([text], Words(), tmp_path / "c", **SETTINGS)
     for path in (tmp_path / ".c.old.tmp", other):
@@ -238,9 +299,9 @@ def test_leftovers_that_may_be_in_use_are_named_and_stay(tmp_path, caplog, monke
     manager.__exit__(None, None, None)
 
 
-def test_a_second_process_is_refused(tmp_path):
+def test_a_second_process_is_refused(tmp_path, small_tasks):
     text = write(tmp_path / "a.txt", story(50))
-    command = [sys.executable, "-c", KILLED, "write_manifest", str(text), str(tmp_path / "c"), "wait"]
+    command = [sys.executable, "-c", KILLED, str(text), str(tmp_path / "c"), "prepare", "write_manifest", "1", "wait"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
         with pytest.raises(UserError, match=rf"c is being made by process {process.pid} of this machine; wait for it"):
@@ -272,10 +333,11 @@ def test_prepare_on_a_full_disk(tmp_path, place):
             prepare([text], Words(), folder, **SETTINGS)
         assert caught.value.errno == 28
         assert "\n" not in str(caught.value)
-        assert names(disk) == [filler.name]
+        assert len(names(disk)) == 2
         filler.unlink()
         corpus = prepare([text], Words(), folder, **SETTINGS)
         assert open_corpus(folder) == corpus
+        assert not any(name.startswith(".") for name in names(disk))
 
 
 def test_tokenizer_on_a_full_disk(tmp_path, novel, run):
@@ -346,5 +408,5 @@ def test_an_interrupt_that_a_package_swallows_while_it_is_imported_ends_the_comm
 
 def test_prepare_does_not_import_jax():
     """It would swallow Ctrl-C, and takes seconds."""
-    code = "import sys, deberta_jax.train.data.prepare; print('jax' in sys.modules)"
+    code = "import sys, deberta_jax.train.prepare; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

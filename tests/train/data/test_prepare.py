@@ -4,26 +4,25 @@ import gzip
 import json
 import os
 import resource
-from itertools import chain
 
 import numpy as np
 import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.data import prepare as prepare_module
-from deberta_jax.train.data.corpus import open_corpus
+from deberta_jax.train.data.corpus import file_sha256, open_corpus
+from deberta_jax.train.data.masking import hash_uint64
+from deberta_jax.train.data.preparation import reading
 from deberta_jax.train.data.prepare import prepare
-from deberta_jax.train.data.text import (
-    encode_documents,
-    read_documents,
-)
+from deberta_jax.train.data.text import RowPacker, encode_documents, read_documents
 from deberta_jax.train.data.text_files import TextError
+from deberta_jax.train.prepare import PrepareConfig, main
 
-from ...support.small_corpus import Words, segments, stored_rows, story, write
+from ...support.small_corpus import CLS, SEP, Words, segments, stored_rows, story, write
 
 
 def test_prepared_rows_contain_every_document(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "ROWS_PER_FILE", 7)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 12 * 64 * 2)
     text = write(tmp_path / "a.txt", story(200))
     settings = {"sequence_length": 64, "boundary": "blank_line", "held_out_fraction": 0.1, "seed": 3}
     corpus = prepare([text], Words(), tmp_path / "corpus", **settings)
@@ -32,18 +31,25 @@ def test_prepared_rows_contain_every_document(tmp_path, monkeypatch):
     assert corpus.dtype == "uint16"
     assert corpus.train.documents + corpus.held_out.documents == 200
     assert 8 <= corpus.held_out.documents <= 35
-    assert [file.rows for file in corpus.train.files[:-1]] == [7] * (len(corpus.train.files) - 1)
+    assert len(corpus.train.files) > 5
+    assert all(file.rows < 30 for file in corpus.train.files)
     assert corpus.train.files[1].name == "train-00001.array_record"
+    assert all(file.sha256 == file_sha256(corpus.folder / file.name) for file in corpus.train.files)
 
-    streams = {"".join(map(chr, tokens)) for tokens in encode_documents(read_documents([text]), Words(), text)}
-    for split in (corpus.train, corpus.held_out):
-        rows = stored_rows(corpus, split)
-        assert rows.shape == (split.rows, 64)
-        stream = "".join(map(chr, chain.from_iterable(segments(rows))))
-        assert len(stream) == split.tokens
-        whole = [document for document in streams if document in stream]
-        streams -= set(whole)
-    assert not streams
+    # Packed here in the order of the text, these rows are those of the corpus, in another order.
+    packers = [RowPacker(64, cls_id=CLS, sep_id=SEP, dtype="uint16") for _ in range(2)]
+    expected, tokens = ([], []), [0, 0]
+    for number, document in enumerate(encode_documents(read_documents([text]), Words(), text)):
+        is_held_out = bool(hash_uint64(np.uint64(3), number) / 2**64 < 0.1)
+        expected[is_held_out].extend(packers[is_held_out].add(document))
+        tokens[is_held_out] += len(document)
+    for packer, rows, split, count in zip(packers, expected, (corpus.train, corpus.held_out), tokens, strict=True):
+        rows.extend(packer.finish())
+        stored = stored_rows(corpus, split)
+        assert stored.shape == (split.rows, 64)
+        assert sorted(row.tobytes() for row in stored) == sorted(row.tobytes() for row in rows)
+        assert sum(map(len, segments(stored))) == split.tokens == count
+        assert len(rows) < 10 or [row.tobytes() for row in stored] != [row.tobytes() for row in rows]
 
     again = prepare([text], Words(), tmp_path / "again", **settings)
     assert np.array_equal(stored_rows(again, again.held_out), stored_rows(corpus, corpus.held_out))
@@ -73,7 +79,7 @@ def test_prepared_corpus_is_reused_or_refused(tmp_path, monkeypatch):
         raise AssertionError("the text was read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "file_documents", never)
+        patch.setattr(reading, "file_documents", never)
         patch.setattr(prepare_module, "content_sha256", never)
         assert prepare([text], Words(), folder, **settings) == corpus
     moved = text.rename(tmp_path / "b.txt")
@@ -112,7 +118,7 @@ def test_damaged_corpus_is_named(tmp_path):
     manifest = corpus.folder / "manifest.json"
     fields = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(fields | {"format": 99}))
-    with pytest.raises(ValueError, match=r"manifest\.json cannot be used: its format is 99, not 1"):
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be used: its format is 99, not 2 or 1"):
         open_corpus(corpus.folder)
     manifest.write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json cannot be used"):
@@ -153,15 +159,27 @@ def test_corpus_without_text(tmp_path):
         prepare([text], Words(), tmp_path / "c", sequence_length=64, boundary="file", held_out_fraction=0)
 
 
-def test_interrupt_leaves_no_files(tmp_path):
+def test_an_interrupted_preparation_is_continued_or_removed(tmp_path, monkeypatch, caplog):
     class Interrupted(Words):
         def encode_batch(self, texts):
             raise KeyboardInterrupt
 
-    text = write(tmp_path / "a.txt", story(10))
+    text = write(tmp_path / "a.txt", story(30))
+    settings = {"sequence_length": 64, "boundary": "line", "held_out_fraction": 0.1}
     with pytest.raises(KeyboardInterrupt):
-        prepare([text], Interrupted(), tmp_path / "c", sequence_length=64, boundary="line")
-    assert list(tmp_path.iterdir()) == [text]
+        prepare([text], Interrupted(), tmp_path / "c", **settings)
+    (work,) = tmp_path.glob(".c.*.tmp")
+    assert f"{work} has what is complete; the same command continues from there" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "file_documents", None)  # the text is not read again
+        corpus = prepare([text], Words(), tmp_path / "c", **settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "c"}
+    with pytest.raises(KeyboardInterrupt):
+        prepare([text], Interrupted(), tmp_path / "d", **settings)
+    other = prepare([text], Words(), tmp_path / "d", **settings | {"seed": 1})
+    assert other.fingerprint != corpus.fingerprint
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "c", "d"}
+    assert "which a killed run had left" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["empty folder", "mount point", "link", "current folder", "leftovers"])
@@ -196,7 +214,7 @@ def test_a_broken_link_is_refused_before_the_work(tmp_path):
         prepare([write(tmp_path / "a.txt", story(5))], Words(), tmp_path / "c", sequence_length=64, boundary="line")
 
 
-def test_full_disk_is_reported_in_one_line_and_leaves_no_files(tmp_path):
+def test_full_disk_is_reported_in_one_line_and_the_work_is_continued(tmp_path):
     """RLIMIT_FSIZE makes the kernel refuse writes, as a full disk does."""
     text = write(tmp_path / "a.txt", story(5000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -209,7 +227,9 @@ def test_full_disk_is_reported_in_one_line_and_leaves_no_files(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == [text]
+    assert not (tmp_path / "c").exists()
+    prepare([text], Words(), tmp_path / "c", sequence_length=64, boundary="line")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "c"}
 
 
 def test_command_prints_totals(tmp_path, capsys, monkeypatch):
@@ -217,10 +237,10 @@ def test_command_prints_totals(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(Tokenizer, "from_folder", lambda _folder: Words())
     text = write(tmp_path / "a.txt", story(100))
-    config = prepare_module.PrepareConfig(
+    config = PrepareConfig(
         output=tmp_path / "c", tokenizer=tmp_path, text=(text,), sequence_length=64, held_out_fraction=0.1
     )
-    prepare_module.main(config)
+    main(config)
     corpus = open_corpus(tmp_path / "c")
     assert corpus.boundary == "blank_line"
     out = capsys.readouterr().out
@@ -232,9 +252,9 @@ def test_command_hints_at_paragraphs_that_became_documents(tmp_path, capsys, mon
     from deberta_jax.tokenizers.tokenizer import Tokenizer
 
     monkeypatch.setattr(Tokenizer, "from_folder", lambda _folder: Words())
-    text = write(tmp_path / "a.txt", "\n\n".join(["one two three four"] * 200))
+    text = write(tmp_path / "a.txt", "\n\n".join(f"one two three {number}" for number in range(200)))
     settings = {"tokenizer": tmp_path, "text": (text,), "sequence_length": 64}
-    prepare_module.main(prepare_module.PrepareConfig(output=tmp_path / "c", **settings))
+    main(PrepareConfig(output=tmp_path / "c", **settings))
     assert "documents have 4 tokens on average; if blank lines only separate paragraphs" in capsys.readouterr().out
-    prepare_module.main(prepare_module.PrepareConfig(output=tmp_path / "c", boundary="blank_line", **settings))
+    main(PrepareConfig(output=tmp_path / "c", boundary="blank_line", **settings))
     assert "hint:" not in capsys.readouterr().out

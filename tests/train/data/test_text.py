@@ -72,7 +72,9 @@ def test_compressed_files_and_folders(tmp_path):
     (folder / "c.txt.xz").write_bytes(lzma.compress(b"c"))
     write(folder / "notes.md", "not text")
     assert read(folder) == ["a", "b", "c"]
-    assert describe_ignored([folder]) == f"not read, because they do not end in .txt, .gz, .xz: {folder / 'notes.md'}"
+    assert describe_ignored([folder]) == (
+        f"not read, because they do not end in .txt, .gz, .xz, .zst, .jsonl, .ndjson, .parquet: {folder / 'notes.md'}"
+    )
     assert list(read_documents([folder / "c.txt.xz", str(folder / "a.gz")])) == ["c", "a"]
 
 

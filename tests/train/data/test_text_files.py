@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.data import text_files as module
+from deberta_jax.train.data.preparation import reading
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text import read_documents
 from deberta_jax.train.data.text_files import TextError, text_bytes, text_files
@@ -99,17 +101,19 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch,
 def test_a_corpus_of_a_changing_file_is_not_made(tmp_path):
     path = write(tmp_path / "a.txt", "one two\n" * 100)
 
-    class Appending(Words):
-        def encode_batch(self, texts):
+    def appending(document: str, *_arguments: object) -> None:
+        if document != "more":
             append(path)
-            return super().encode_batch(texts)
 
-    # The last batch is encoded after the file has been read, the others meanwhile.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deberta_jax.train.data.text._ENCODE_CHARACTERS", 10)
+        patch.setattr(reading, "removing_rule", appending)
         with pytest.raises(TextError, match=r"a\.txt was changed while it was read"):
-            prepare([path], Appending(), tmp_path / "c", sequence_length=64, boundary="line")
-    assert not (tmp_path / "c").exists()
+            prepare([path], Words(), tmp_path / "c", sequence_length=64, boundary="line")
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 ONE, TWO = b"one\ntwo\n", b"three\n"
@@ -127,12 +131,18 @@ NOISE = np.random.default_rng(0).bytes(500).hex().encode()
         ("a.xz", lzma.compress(ONE) + lzma.compress(NOISE)[:300], r"a\.xz: damaged compressed file, after \d+ bytes"),
         ("a.xz", lzma.compress(ONE)[:-1], r"a\.xz: damaged compressed file, after 8 bytes of text: the file ends"),
         ("a.xz", b"", r"a\.xz: damaged compressed file, after 0 bytes of text: the file ends too early"),
+        ("a.zst", zstd(ONE) + zstd(TWO), ["one", "two", "three"]),
+        ("a.zst", zstd(ONE)[:-1], r"a\.zst: damaged compressed file, after \d+ bytes of text: Truncated"),
+        ("a.zst", zstd(ONE) + zstd(TWO)[:5], r"a\.zst: damaged compressed file"),
+        ("a.zst", zstd(ONE) + b"garbage", r"a\.zst: damaged compressed file"),
+        ("a.zst", b"", r"a\.zst: damaged compressed file, after 0 bytes of text: the file ends too early"),
         ("a.gz", gzip.compress(ONE) + b"garbage", r"a\.gz: damaged compressed file"),
         ("a.gz", gzip.compress(ONE) + gzip.compress(NOISE)[:300], r"a\.gz: damaged compressed file"),
     ],
     ids=(  # gzip has the time in its bytes, so they cannot name a test
         *("two of xz", "padding", "an empty one", "two of gz", "garbage after xz", "second of xz cut", "xz cut"),
-        *("nothing", "garbage after gz", "second of gz cut"),
+        *("nothing", "two of zst", "zst cut", "second of zst cut", "garbage after zst", "nothing in zst"),
+        *("garbage after gz", "second of gz cut"),
     ),
 )
 def test_every_member_of_a_compressed_file_is_read_or_refused(tmp_path, monkeypatch, name, content, expected):

@@ -139,18 +139,35 @@ def test_a_host_that_waits_for_others_says_so(capsys, monkeypatch) -> None:
     assert lines[0].endswith(" s of 600")
 
 
-def test_compiled_programs_are_kept_where_the_settings_say(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("backend", ["tpu", "gpu"])
+def test_compiled_programs_are_kept_where_the_settings_say(tmp_path: Path, monkeypatch, backend: str) -> None:
     folders = {}
     monkeypatch.setattr(jax.config, "update", folders.__setitem__)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     config = PretrainConfig(output=tmp_path, tokenizer=tmp_path)
     enable_compilation_cache(config)
     assert not folders
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     enable_compilation_cache(config)
-    assert folders == {"jax_compilation_cache_dir": str(tmp_path / "compiled")}
+    every = {"jax_persistent_cache_min_compile_time_secs": 0.0}
+    assert folders == {"jax_compilation_cache_dir": str(tmp_path / "compiled"), **every}
     enable_compilation_cache(PretrainConfig(output=tmp_path, tokenizer=tmp_path, compilation_cache=tmp_path / "kept"))
-    assert folders == {"jax_compilation_cache_dir": str(tmp_path / "kept")}
+    assert folders == {"jax_compilation_cache_dir": str(tmp_path / "kept"), **every}
+
+
+@pytest.mark.parametrize("backend", ["tpu", "gpu"])
+def test_the_environment_takes_precedence_over_the_default_cache(tmp_path: Path, monkeypatch, backend: str) -> None:
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
+    enable_compilation_cache(PretrainConfig(output=tmp_path, tokenizer=tmp_path))
+    assert not settings
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    enable_compilation_cache(PretrainConfig(output=tmp_path, tokenizer=tmp_path))
+    assert settings == {"jax_compilation_cache_dir": str(tmp_path / "compiled")}
 
 
 @pytest.mark.parametrize(

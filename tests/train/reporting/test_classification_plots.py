@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deberta_jax.train.reporting.classification_plots import _draw_confusion, calibration, plot_answers
+from deberta_jax.train.reporting.classification_plots import calibration, draw_confusion, plot_answers
 from deberta_jax.train.reporting.pictures import open_figure
 
 from ...support.hostile_texts import ORDINARY
@@ -59,7 +59,7 @@ def test_a_confusion_of_very_many_classes_has_few_cells(tmp_path, monkeypatch):
     names, labels = tuple(map(str, range(count))), np.array([0, 39, 40, count - 1])
     with open_figure(tmp_path / "a.png", size=(4, 4)) as figure:
         axes = figure.subplots()
-        _draw_confusion(axes, labels, labels, names)
+        draw_confusion(axes, labels, labels, names)
         assert axes.get_title() == "Confusion, 40 classes in a cell"
     (shares,) = drawn
     assert shares.shape == (500, 500)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deberta_jax.train.hosts import phases
 from deberta_jax.train.hosts.phases import PhaseTimer
-from deberta_jax.train.reporting.goodput import Goodput, GoodputLog, read_goodput
+from deberta_jax.train.reporting.goodput import Goodput, GoodputLog, describe_start, read_goodput
 
 from ...support.fake_time import fake_time
 
@@ -42,3 +42,24 @@ def test_the_log_can_be_read_back(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "goodput.jsonl").write_text(log.account(4) + "\n")
     goodput = read_goodput(tmp_path)
     assert (goodput.starts, goodput.useful) == (1, 0.5)
+
+
+def test_a_line_says_how_long_the_first_step_took(monkeypatch) -> None:
+    clock = fake_time(monkeypatch, phases)
+    timer = PhaseTimer(began=clock.now - 3.1)
+    clock.now += 0.04
+    timer.enter("weights")
+    clock.now += 4
+    assert "to_first_step" not in json.loads(GoodputLog(timer).account(0))
+    timer.enter("compile", 1)
+    clock.now += 20
+    assert describe_start(timer.end_first_step()) == "first step after 27.1 s: imports 3.1, weights 4.0, compile 20.0"
+    timer.enter("step", 2)
+    clock.now += 60
+    spent = json.loads(GoodputLog(timer).account(2))["to_first_step"]
+    assert {phase: value for phase, value in spent.items() if value} == {
+        "import": 3.1,
+        "start": 0.04,
+        "weights": 4.0,
+        "compile": 20.0,
+    }
