@@ -49,9 +49,9 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet $(addprefix --constraint=,$(CONSTRAINTS)) --editable '.[train,convert,adapt,datasets,test]'
 	@touch $@
 
-# PyTorch, transformers and the TPU compiler, which only tests and benchmarks use.
+# PyTorch, transformers, the TPU compiler and servers for s3:// and gs://, which only tests and benchmarks use.
 $(VENV)/peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[train,convert,adapt,datasets,mlflow,wandb,test,docs,tpu]' \
+	$(BIN)/python -m pip install --quiet --editable '.[train,convert,adapt,datasets,mlflow,wandb,test,test-stores,docs,tpu]' \
 	  'torch==2.13.0' 'transformers>=5,<6' 'sentence-transformers>=6,<7' onnx onnxruntime onnxscript
 	@touch $@
 

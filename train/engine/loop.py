@@ -177,6 +177,7 @@ def _restore(state: TrainState, run: TrainingRun) -> _Resumed:
     restored = run.checkpointer.restore(shapes)
     if restored is None:
         return _Resumed(state, {}, owes_evaluation=False)
+    run.reporter.message(f"resumed after step {restored.step}")
     run.batches.set_state(restored.data["batches"])
     if run.best is not None and run.best.set_state(restored.data["memory"]):
         run.reporter.message(
