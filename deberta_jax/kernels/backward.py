@@ -29,6 +29,7 @@ from .operands import (
     tile_specs,
 )
 from .plan import LANES, KernelPlan
+from .scores import near_or_far
 from .tiles import VMEM_LIMIT, window_slice
 
 
@@ -148,7 +149,7 @@ def _kernel(
                 gradient[...] = jnp.zeros_like(gradient)
 
     if plan.chunks == 1:
-        added = tile_gradients(plan, refs, 0, 0)
+        added = tile_gradients(plan, refs, 0, 0, far=False)
         outputs.query[0], outputs.key[0], outputs.value[0] = (x.astype(outputs.query.dtype).T for x in added)
         return
 
@@ -164,13 +165,16 @@ def _kernel(
     lowest, highest = chunk_segments
     queries, keys = sequence * plan.chunks + i, sequence * plan.chunks + j
 
-    # Two chunks whose ranges of segments do not overlap see nothing of each other.
-    @pl.when((lowest[queries] <= highest[keys]) & (lowest[keys] <= highest[queries]))
-    def _() -> None:
-        added = tile_gradients(plan, refs, i, j)
+    def add_gradients(*, far: bool) -> None:
+        added = tile_gradients(plan, refs, i, j, far=far)
         scratch.d_query[:, window_slice(i * plan.chunk, 0, plan.chunk)] += added.query
         scratch.d_key[...] += added.key
         scratch.d_value[...] += added.value
+
+    # Two chunks whose ranges of segments do not overlap see nothing of each other.
+    @pl.when((lowest[queries] <= highest[keys]) & (lowest[keys] <= highest[queries]))
+    def _() -> None:
+        near_or_far(plan, i, j, near=lambda: add_gradients(far=False), far=lambda: add_gradients(far=True))
 
     @pl.when(i == plan.chunks - 1)
     def _() -> None:

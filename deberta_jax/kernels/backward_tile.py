@@ -11,6 +11,8 @@ The gradients and the operands of their products are stored as [head size, token
 the matrix unit.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,9 @@ from .plan import LANES, KernelPlan
 from .scores import (
     ChunkIndex,
     block_scores,
+    far_head,
+    far_query,
+    far_window,
     head_with_codes,
     slab_terms,
     table_bases,
@@ -34,10 +39,11 @@ from .tiles import block_slice, head_salt, keep_block, only_head, pack, product,
 
 
 class Tile(NamedTuple):
-    """One pair of a query and a key chunk, and what its heads share."""
+    """One pair of a query and a key chunk, far from each other or not (see `KernelPlan`), and what its heads share."""
 
     query_chunk: ChunkIndex
     key_chunk: ChunkIndex
+    far: bool
     visible: list[Bool[Array, "128 C"] | None]
     query: Float[Array, "128 C"]  # all four transposed: [lanes, tokens]
     key: Float[Array, "128 C"]
@@ -84,6 +90,7 @@ class ScoreParts(NamedTuple):
       salt: salt of the dropout mask.
       c2p: the c2p term, what `turn_c2p` wrote; None without the term.
       p2c_products: the p2c products by offset, what `table_products` wrote; None without the term.
+      far_c2p: the c2p term of a far tile, see `scores.FarHead`; None in other tiles.
     """
 
     key: Float[Array, "C 128"]
@@ -91,6 +98,7 @@ class ScoreParts(NamedTuple):
     salt: Int32[Array, ""]
     c2p: Ref | None
     p2c_products: Ref | None
+    far_c2p: Float[Array, "1 C"] | None
 
 
 class SlabWeights(NamedTuple):
@@ -108,13 +116,13 @@ class SlabWeights(NamedTuple):
 
 
 def tile_gradients(
-    plan: KernelPlan, refs: BackwardRefs, query_chunk: ChunkIndex, key_chunk: ChunkIndex
+    plan: KernelPlan, refs: BackwardRefs, query_chunk: ChunkIndex, key_chunk: ChunkIndex, *, far: bool
 ) -> TileGradients:
     """Gradients [128, C] of a tile's queries, keys and values, all heads together; adds to the tables' gradients."""
     inputs = refs.inputs
     visible = visible_pairs(plan, inputs.shared)
     transposed = (x[0].T for x in (inputs.shared.query, inputs.shared.key, inputs.context, inputs.d_context))
-    tile = Tile(query_chunk, key_chunk, visible, *transposed)
+    tile = Tile(query_chunk, key_chunk, far, visible, *transposed)
     parts = [_head_gradients(plan, refs, tile, head) for head in range(plan.heads)]
     d_query, d_key, d_value = (jnp.concatenate(x, axis=0) for x in zip(*parts, strict=True))
     return TileGradients(d_query * plan.scale, d_key * plan.scale, d_value)
@@ -122,7 +130,7 @@ def tile_gradients(
 
 def _head_gradients(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: int) -> TileGradients:
     """Gradients [head size, C] of one head, before the scale; adds to the tables' gradients."""
-    inputs, outputs, scratch, lanes = refs.inputs, refs.outputs, refs.scratch, plan.lanes(number)
+    lanes = plan.lanes(number)
     query_t, key_t, dtype = tile.query[lanes], tile.key[lanes], tile.query.dtype
     mean = jnp.sum(
         tile.context[lanes].astype(jnp.float32) * tile.d_context[lanes].astype(jnp.float32), axis=0, keepdims=True
@@ -132,6 +140,12 @@ def _head_gradients(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: in
     d_query_t = jnp.zeros((plan.head_size, plan.chunk), jnp.float32)
     d_keys: dict[int, jax.Array] = {}
     d_values: dict[int, jax.Array] = {}
+    of_blocks: list[jax.Array] = []  # dS of each block of keys
+    p2c = TableWindow(refs.inputs.query_table_transposed, refs.outputs.query_table, head.p2c_base)
+    factor_of_keys = query_t
+    if plan.p2c and tile.far:
+        row = p2c.table[lanes, far_window(p2c.base)]
+        factor_of_keys = far_query(query_t, jnp.concatenate([row] * plan.blocks, axis=1))
     for slab in plan.slabs:
         if parts is None:
             d_scores, weights, d_context_t = _kept_weights(plan, refs, tile, head, slab)
@@ -139,26 +153,49 @@ def _head_gradients(plan: KernelPlan, refs: BackwardRefs, tile: Tile, number: in
             d_scores, weights, d_context_t = _recomputed_weights(plan, refs, tile, head, parts, slab)
         d_value = product(d_context_t, jnp.concatenate(weights, axis=0), 1, 1)
         narrow = jnp.concatenate([x.astype(dtype) for x in d_scores], axis=0)
-        d_key = product(query_t, narrow, 1, 1)
+        d_key = product(factor_of_keys, narrow, 1, 1)
         d_query_t += product(key_t[:, block_slice(slab[0], len(slab))], narrow, 1, 0)
         for n, block in enumerate(slab):
             d_keys[block], d_values[block] = d_key[:, block_slice(n)], d_value[:, block_slice(n)]
-            if plan.c2p:
-                for m, queries in enumerate(plan.slabs):
-                    packed = pack(plan, [d_scores[n][:, block_slice(query_block)] for query_block in queries])
-                    scratch.d_scores[number, block_slice(m), block_slice(block)] = packed.T
-        if plan.p2c:
-            window = TableWindow(inputs.query_table_transposed, outputs.query_table, head.p2c_base)
-            for block, added in _through_table(plan, slab, pack(plan, d_scores), key_t, window, lanes).items():
+            if plan.c2p and not tile.far:
+                _turn(plan, d_scores[n], refs.scratch.d_scores.at[number, :, block_slice(block)])
+        of_blocks += d_scores
+        if plan.p2c and not tile.far:
+            for block, added in _through_table(plan, slab, pack(plan, d_scores), key_t, p2c, lanes).items():
                 d_keys[block] += added
+    if plan.p2c and tile.far:  # up to here, the gradient of the queries is that of the row that was added to each
+        p2c.gradient[lanes, far_window(p2c.base)] += _sum([d_query_t[:, block_slice(n)] for n in range(plan.blocks)])
     if plan.c2p:
-        # The rows of the c2p products are queries: their gradient starts when the scores of all keys are known.
-        window, d_queries = TableWindow(inputs.key_table_transposed, outputs.key_table, head.c2p_base), {}
-        for m, slab in enumerate(plan.slabs):
-            packed = scratch.d_scores[number, block_slice(m)]
-            d_queries |= _through_table(plan, slab, packed, query_t, window, lanes)
-        d_query_t += _side_by_side(plan, d_queries)
+        d_query_t += _c2p_gradient(plan, refs, tile, head, of_blocks)
     return TileGradients(d_query_t, _side_by_side(plan, d_keys), _side_by_side(plan, d_values))
+
+
+def _turn(plan: KernelPlan, d_scores: Float32[Array, "128 C"], turned: Ref) -> None:
+    """Transposes a block of keys, packed, into turned: int32 [128 queries per slab, 128 keys]."""
+    for n, slab in enumerate(plan.slabs):
+        turned[block_slice(n)] = pack(plan, [d_scores[:, block_slice(block)] for block in slab]).T
+
+
+def _c2p_gradient(
+    plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHead, of_blocks: list[Float32[Array, "128 C"]]
+) -> Float32[Array, "H C"]:
+    """Passes the gradient of all scores on to the queries, which is returned, and to the table's gradient.
+
+    The rows of the c2p products are queries: their gradient starts when the scores of all keys are known, from what
+    `_turn` wrote, and in a far tile from `of_blocks`.
+    """
+    window = TableWindow(refs.inputs.key_table_transposed, refs.outputs.key_table, head.c2p_base)
+    lanes = plan.lanes(head.number)
+    query_t, d_queries = tile.query[lanes], {}
+    if tile.far:
+        d_scores, columns = _sum(of_blocks).astype(query_t.dtype), far_window(window.base)
+        # All 128 columns are the same row of the table: any of them may take a part of the gradient.
+        window.gradient[lanes, columns] += product(query_t, d_scores, 1, 1)
+        return product(window.table[lanes, columns], d_scores, 1, 0)
+    for n, slab in enumerate(plan.slabs):
+        packed = refs.scratch.d_scores[head.number, block_slice(n)]
+        d_queries |= _through_table(plan, slab, packed, query_t, window, lanes)
+    return _side_by_side(plan, d_queries)
 
 
 def _kept_weights(
@@ -199,6 +236,10 @@ def _kept_weights(
 def _score_parts(plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHead) -> ScoreParts:
     """Writes the c2p term and the p2c products of a head into scratch memory, valid until the next head."""
     inputs, scratch = refs.inputs.shared, refs.scratch
+    salt = head_salt(plan, refs.origin, pl.program_id(1), head.number)
+    if tile.far:
+        key, query, c2p = far_head(plan, inputs, head.number, tile.query_chunk, tile.key_chunk)
+        return ScoreParts(key, query, salt, None, None, c2p)
     key, query = head_with_codes(plan, inputs, head.number)
     if plan.c2p:
         x = only_head(plan, inputs.query[0], head.number)
@@ -207,8 +248,7 @@ def _score_parts(plan: KernelPlan, refs: BackwardRefs, tile: Tile, head: TileHea
     if plan.p2c:
         x = only_head(plan, inputs.key[0], head.number)
         table_products(plan, x, inputs.query_table, head.p2c_base, scratch.p2c_products)
-    salt = head_salt(plan, refs.origin, pl.program_id(1), head.number)
-    return ScoreParts(key, query, salt, scratch.c2p, scratch.p2c_products)
+    return ScoreParts(key, query, salt, scratch.c2p, scratch.p2c_products, None)
 
 
 def _recomputed_weights(
@@ -219,10 +259,13 @@ def _recomputed_weights(
     terms = slab_terms(plan, slab, parts.key, parts.query, parts.p2c_products)
     value = inputs.shared.value[0][block_slice(slab[0], len(slab))]
     d_weights = product(value, only_head(plan, inputs.d_context[0], head.number), 1, 1)
+    lse = inputs.lse[0, head.number]
+    if parts.far_c2p is not None:
+        lse -= parts.far_c2p
     weights, d_scores = [], []
     for m, block in enumerate(slab):
         scores = block_scores(plan, block, terms[block], parts.c2p, tile.visible[block])
-        weight, d_weight = jnp.exp2(scores - inputs.lse[0, head.number]), d_weights[block_slice(m)]
+        weight, d_weight = jnp.exp2(scores - lse), d_weights[block_slice(m)]
         dropped = weight
         keep = keep_block(plan, parts.salt, block, tile.query_chunk, tile.key_chunk)
         if keep is not None:
@@ -266,6 +309,10 @@ def _through_table(
 def _sum_shifted(left: Float32[Array, "H n"], right: Float32[Array, "H n"]) -> Float32[Array, "H n+128"]:
     """Returns the sum of two blocks of columns, of which the right one begins 128 columns after the left one."""
     return jnp.concatenate([left[:, :LANES], left[:, LANES:] + right[:, :-LANES], right[:, -LANES:]], axis=1)
+
+
+def _sum(blocks: list[Float32[Array, "rows columns"]]) -> Float32[Array, "rows columns"]:
+    return functools.reduce(operator.add, blocks)
 
 
 def _side_by_side(plan: KernelPlan, blocks: dict[int, Float32[Array, "H 128"]]) -> Float32[Array, "H C"]:

@@ -9,6 +9,7 @@ idle at the beginning of each. That is why the axis of sequences is "arbitrary" 
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,7 +35,9 @@ from .plan import LANES, KernelPlan
 from .scores import (
     ChunkIndex,
     block_scores,
+    far_head,
     head_with_codes,
+    near_or_far,
     slab_terms,
     table_bases,
     table_products,
@@ -139,13 +142,16 @@ def _kernel(
     lowest, highest = chunk_segments
     queries, keys = sequence * plan.chunks + i, sequence * plan.chunks + j
 
-    # Two chunks whose ranges of segments do not overlap see nothing of each other.
-    @pl.when((lowest[queries] <= highest[keys]) & (lowest[keys] <= highest[queries]))
-    def _() -> None:
-        states = _tile(plan, refs, [state(head) for head in range(plan.heads)], i, j)
+    def add_keys(tile: Callable[..., list[SoftmaxState]]) -> None:
+        states = tile(plan, refs, [state(head) for head in range(plan.heads)], i, j)
         for head, after in enumerate(states):
             scratch.maximum[head], scratch.total[head] = after.maximum, after.total
             scratch.context[plan.lanes(head)] = after.context
+
+    # Two chunks whose ranges of segments do not overlap see nothing of each other.
+    @pl.when((lowest[queries] <= highest[keys]) & (lowest[keys] <= highest[queries]))
+    def _() -> None:
+        near_or_far(plan, i, j, near=lambda: add_keys(_tile), far=lambda: add_keys(_far_tile))
 
     @pl.when(j == plan.chunks - 1)
     def _() -> None:
@@ -205,6 +211,30 @@ def _tile(
     return results
 
 
+def _far_tile(
+    plan: KernelPlan,
+    refs: ForwardRefs,
+    states: list[SoftmaxState | None],
+    query_chunk: ChunkIndex,
+    key_chunk: ChunkIndex,
+) -> list[SoftmaxState]:
+    """Does what `_tile` does for chunks that are far from each other."""
+    inputs, results = refs.inputs.shared, []
+    values, visible = inputs.value[0].T, visible_pairs(plan, inputs)
+    for head, before in enumerate(states):
+        state = before
+        salt = head_salt(plan, refs.origin, pl.program_id(1), head)
+        key, query, c2p = far_head(plan, inputs, head, query_chunk, key_chunk)
+        for slab in plan.slabs:
+            for block, terms in slab_terms(plan, slab, key, query, None).items():
+                scores = block_scores(plan, block, terms, None, visible[block])
+                keep = keep_block(plan, salt, block, query_chunk, key_chunk)
+                state = online_softmax(scores, keep, values[plan.lanes(head), block_slice(block)], state, None, c2p)
+        assert state is not None
+        results.append(state)
+    return results
+
+
 def kept_of_block(
     outputs: ForwardOutputs[Ref], head: int, block: int, sequence: int = 0
 ) -> KeptProbabilities[Ref] | None:
@@ -222,6 +252,7 @@ def online_softmax(
     values: Float[Array, "H 128"],
     state: SoftmaxState | None,
     kept: KeptProbabilities[Ref] | None,
+    of_queries: Float[Array, "1 C"] | None = None,
 ) -> SoftmaxState:
     """Adds a block of keys to a softmax, or starts one with it.
 
@@ -231,11 +262,14 @@ def online_softmax(
       values: of the block, transposed.
       state: of the keys before.
       kept: see `kept_of_block`; written.
+      of_queries: a part of all scores of a query that `scores` does not contain.
     """
     maximum = jnp.max(scores, axis=0, keepdims=True)
+    if of_queries is not None:
+        maximum += of_queries
     if state is not None:
         maximum = jnp.maximum(maximum, state.maximum)
-    weights = signed = jnp.exp2(scores - maximum)
+    weights = signed = jnp.exp2(scores - (maximum if of_queries is None else maximum - of_queries))
     total = jnp.sum(weights, axis=0, keepdims=True)  # dropout follows the normalization: the sum is over all keys
     if keep is not None:
         weights, signed = jnp.where(keep, weights, 0), jnp.where(keep, weights, -weights)

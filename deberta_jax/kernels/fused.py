@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from .forward import forward
 from .forward_128 import forward_128
 from .operands import ChunkSegments, ForwardOutputs, KeptProbabilities, KernelInputs
 from .plan import LANES, KernelPlan
-from .scores import segment_codes
+from .scores import segment_codes, table_bases
 
 
 class TableRows(NamedTuple):
@@ -96,6 +97,7 @@ def fused_attention(
     if inputs.position_terms:
         assert isinstance(inputs.live_rows, LiveRows), "live_rows are needed with pos_key or pos_query"
         table_rows = rows_by_offset(inputs.live_rows, plan.length)
+        plan = dataclasses.replace(plan, far=first_far(plan, table_rows))
     indices = Indices(
         origin=jnp.stack([seed, jnp.asarray(first_sequence, jnp.int32), jnp.asarray(first_head, jnp.int32)]),
         # Padding must not see padding, so it is another segment among the keys.
@@ -140,6 +142,18 @@ def rows_by_offset(live: LiveRows, length: int) -> TableRows:
     distance = length - np.arange(2 * length)
     c2p, p2c = middle - distance, middle + distance
     return TableRows(row_of_distance[np.clip(c2p, 0, last)], row_of_distance[np.clip(p2c, 0, last)])
+
+
+def first_far(plan: KernelPlan, rows: TableRows) -> int:
+    """Returns `KernelPlan.far`: the distance, in chunks, from which on a tile reads one row of the relative table."""
+
+    def reads_one_row(chunks: int) -> bool:
+        windows = (table[base + 1 : base + 2 * plan.chunk] for base in table_bases(plan, chunks, 0) for table in rows)
+        return all((window == window[0]).all() for window in windows)
+
+    # From the chunks furthest apart: of these every closer pair is near, of which one is not far.
+    apart = range(plan.chunks - 1, 0, -1)
+    return plan.chunks - len(list(itertools.takewhile(reads_one_row, apart)))
 
 
 # ---------------------------------------------------------------- the kernels and their VJP

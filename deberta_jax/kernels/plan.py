@@ -26,6 +26,8 @@ class KernelPlan:
       dropout_rate: share of the probabilities to drop; 0 disables dropout.
       keeps: the forward kernel writes the probabilities, and the backward kernel reads them instead of computing them
         again. Only where a sequence is one chunk.
+      far: a query and a key chunk that are at least so many chunks apart are far: all their distances read one row of
+        the relative table. `chunks` if no two chunks are far.
       packed: relative scores are skewed as two bfloat16 numbers in 32 bits (bfloat16 inputs only).
       strided_roll: the chip can rotate row r by r lanes (all but v4).
       pack_instruction: the chip can pack two floats into 32 bits (all but interpret mode).
@@ -39,6 +41,7 @@ class KernelPlan:
     p2c: bool
     dropout_rate: float
     keeps: bool
+    far: int
     packed: bool
     strided_roll: bool
     pack_instruction: bool
@@ -71,6 +74,7 @@ class KernelPlan:
             p2c=p2c,
             dropout_rate=dropout_rate,
             keeps=keep_probabilities and chunks == 1,
+            far=chunks,
             packed=dtype == jnp.bfloat16,
             strided_roll="v4" not in device_kind,
             pack_instruction="TPU" in device_kind,

@@ -4,18 +4,34 @@ Units of log 2: the scale contains log2(e), so that the softmax can use exp2, wh
 """
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int32
 
 from .operands import KernelInputs, Ref
 from .plan import LANES, KernelPlan
 from .tiles import MASKED, block_slice, only_head, pack, product, skew, unpack, window_slice
 
+_SUBLANES = 8  # the fewest rows that a product may have
 ChunkIndex = Int32[Array, ""] | int  # of a query or key chunk: a program id, or 0 where a sequence is one chunk
+
+
+class FarHead(NamedTuple):
+    """What the scores of one head of a far tile are computed from, see `KernelPlan.far`.
+
+    Attributes:
+      key: with the segment codes in the other lanes.
+      query: with the codes, and with the row of the p2c table added.
+      c2p: this term of each query, scaled; it is the same for all keys. None without the term.
+    """
+
+    key: Float[Array, "C 128"]
+    query: Float[Array, "C 128"]
+    c2p: Float[Array, "1 C"] | None
 
 
 class BlockTerms(NamedTuple):
@@ -83,6 +99,54 @@ def turn_c2p(plan: KernelPlan, products: Ref, c2p: Ref) -> None:
         c2p[:, block_slice(n)] = skew(plan, pack(plan, [products[block_slice(block)] for block in slab])).T
 
 
+def near_or_far(
+    plan: KernelPlan,
+    query_chunk: Int32[Array, ""],
+    key_chunk: Int32[Array, ""],
+    *,
+    near: Callable[[], None],
+    far: Callable[[], None],
+) -> None:
+    """Runs one of two functions for a tile, by whether its chunks are far from each other."""
+    if plan.far >= plan.chunks:
+        near()
+        return
+    is_near = (query_chunk - key_chunk < plan.far) & (key_chunk - query_chunk < plan.far)
+    pl.when(is_near)(near)
+    pl.when(~is_near)(far)
+
+
+def far_window(base: ChunkIndex) -> Any:
+    """Returns the slice of 128 rows of a table that are equal, in the window of a far tile."""
+    return window_slice(base, LANES, LANES)  # a tile does not read row 0 of its window
+
+
+def far_query(
+    query: Float[Array, "rows columns"], table: Float[Array, "rows2 columns2"]
+) -> Float[Array, "rows columns"]:
+    """Adds the one row of the p2c table that a far tile reads to its queries: k . (q + row) has both c2c and p2c.
+
+    `table` broadcasts against the queries.
+    """
+    return (query.astype(jnp.float32) + table.astype(jnp.float32)).astype(query.dtype)
+
+
+def far_head(
+    plan: KernelPlan, inputs: KernelInputs[Ref], head: int, query_chunk: ChunkIndex, key_chunk: ChunkIndex
+) -> FarHead:
+    """Returns what the scores of one head of a far tile are computed from."""
+    c2p_base, p2c_base = table_bases(plan, query_chunk, key_chunk)
+    key, query = head_with_codes(plan, inputs, head)
+    c2p = None
+    if inputs.key_table is not None:
+        rows = inputs.key_table[far_window(c2p_base), :][:_SUBLANES]
+        c2p = product(rows, only_head(plan, inputs.query[0], head), 1, 1)[:1] * (plan.scale * math.log2(math.e))
+    if inputs.query_table is not None:
+        row = inputs.query_table[far_window(p2c_base), :][:1]
+        query = far_query(query, only_head(plan, row, head))
+    return FarHead(key, query, c2p)
+
+
 def segment_codes(
     query_segments: Int32[Array, "B 1 S"], key_segments: Int32[Array, "B 1 S"], dtype: jnp.dtype
 ) -> tuple[Float[Array, "B S 128"], Float[Array, "B S 128"]]:
@@ -144,9 +208,13 @@ def slab_terms(
 
 
 def block_scores(
-    plan: KernelPlan, block: int, terms: BlockTerms, c2p: Ref | None, visible: Bool[Array, "128 C"] | None
+    plan: KernelPlan,
+    block: int,
+    terms: BlockTerms,
+    c2p: Ref | None,
+    visible: Bool[Array, "128 C"] | None,
 ) -> Float[Array, "128 C"]:
-    """Sums the terms of a key block; c2p is what `turn_c2p` wrote, or None without the term."""
+    """Sums the terms of a key block; c2p is what `turn_c2p` wrote, or None without the term and in a far tile."""
     scores = terms.c2c
     if terms.p2c is not None:
         scores += unpack(terms.p2c, terms.slab, block)

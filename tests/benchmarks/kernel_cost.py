@@ -6,9 +6,9 @@
 Needs libtpu (`pip install "jax[tpu]"`), whose compiler runs on any Linux host. For each case, a process compiles one
 kernel ahead of time and the compiler dumps its schedule. The numbers are VLIW bundles (about cycles) of one sequence
 and head: those that a run of the kernel executes, each branch as often as it is taken, divided by its sequences and
-heads. The case is 12 heads of 64 in bfloat16, with segments and both relative terms. With --keep, the forward kernel
-keeps the probabilities for the backward kernel where a sequence is one tile. Waits for memory are not counted. Next to
-the bundles are the busiest unit and the share of its slots that is taken.
+heads. The case is 12 heads of 64 in bfloat16, with segments, both relative terms and the buckets of v3-base. With
+--keep, the forward kernel keeps the probabilities for the backward kernel where a sequence is one tile. Waits for
+memory are not counted. Next to the bundles are the busiest unit and the share of its slots that is taken.
 """
 
 import argparse
@@ -31,11 +31,14 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float, *, keep
     import jax.numpy as jnp
     from jax.experimental import topologies
 
+    from deberta_jax import DebertaConfig
     from deberta_jax.kernels.backward import backward
     from deberta_jax.kernels.forward import forward
     from deberta_jax.kernels.forward_128 import forward_128
+    from deberta_jax.kernels.fused import first_far, rows_by_offset
     from deberta_jax.kernels.operands import ChunkSegments, ForwardOutputs, KernelInputs, kept_shapes
     from deberta_jax.kernels.plan import KernelPlan
+    from deberta_jax.positions import live_rows
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     plan = KernelPlan.create(
@@ -46,6 +49,8 @@ def compile_kernel(kernel: str, topology: str, length: int, rate: float, *, keep
         dropout_rate=rate,
         keep_probabilities=keep,
     )
+    rows = rows_by_offset(live_rows(length, DebertaConfig.named("deberta-v3-base")), plan.length)
+    plan = dataclasses.replace(plan, far=first_far(plan, rows))
     batch, width = TOKENS // plan.length, HEADS * HEAD_SIZE
 
     def array(*shape: int, dtype: Any = jnp.bfloat16) -> Any:

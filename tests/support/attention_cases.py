@@ -30,11 +30,17 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, AttentionInputs], jax.Array]
 
 
 def attention_case(
-    length: int, *, size: int = 64, heads: int = 2, terms: str = "c2p|p2c", dtype: Any = jnp.float32
+    length: int,
+    *,
+    size: int = 64,
+    heads: int = 2,
+    terms: str = "c2p|p2c",
+    dtype: Any = jnp.float32,
+    config: DebertaConfig = CONFIG,
 ) -> AttentionCase:
     """Two sequences: the first is one segment, the second has three and padding at its end."""
     keys = jax.random.split(jax.random.key(length), 6)
-    live = live_rows(length, CONFIG)
+    live = live_rows(length, config)
     tokens, table = (2, length, heads, size), (live.stop - live.start, heads, size)
     query, key, value, cotangent = (jax.random.normal(key, tokens, dtype) for key in keys[:4])
     pos_key, pos_query = (jax.random.normal(key, table, dtype) for key in keys[4:])

@@ -38,6 +38,8 @@ _SCALAR = re.compile(
 )
 # The condition of an instruction, with what the result is otherwise: (!%p3_p0) target = $region9   (%p3_p0, %s1_s5), 31
 _CONDITION = re.compile(r"\((!?)(%p\d+_p\d+)(?:, ([^)]*))?\),?")
+# What a scalar was loaded from: [smem:[#allocation28_spill]], and not [smem:[#allocation10 + %s890_s28]]
+_SPILL = re.compile(r"\s*\[smem:\[#allocation\d+_spill\]\]")
 _TARGET = re.compile(r"target = \$region(\d+)")
 # %s17_s1, a value that waits in memory: [smem:[#allocation28_spill]], a number
 _OPERAND = re.compile(r"%[sp]\d+_[sp]\d+|#allocation\d+_spill|(?<![\w#%.$\-])-?\d+(?![\w.])")
@@ -162,6 +164,8 @@ def _parse_instruction(match: re.Match[str]) -> _Instruction:
     operation = match["operation"] or match["store"] or match["branch"]
     if operation == "scmp":
         operation += f".{match['kind']}"
+    if operation == "sld" and not _SPILL.match(text):
+        names = []  # data, which is not known
     return _Instruction(
         result=_register(match["result"] or match["memory"] or "_"),
         operation=operation,

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deberta_jax import DebertaConfig
 from deberta_jax.attention import disentangled_attention
 from deberta_jax.kernels import fused_attention, plan
-from deberta_jax.kernels.fused import rows_by_offset
+from deberta_jax.kernels.fused import first_far, rows_by_offset
 from deberta_jax.kernels.plan import KernelPlan
 from deberta_jax.positions import live_rows
 from deberta_jax.random import dropout_salt, keep_mask
@@ -23,6 +24,8 @@ from ...support.attention_cases import (
     context_and_gradients,
     interpreted_kernels,
 )
+
+NEAR = CONFIG.replace(position_buckets=32, max_relative_positions=64)  # one row of the table for 64 and more
 
 
 def fused(query, key, value, inputs):
@@ -103,6 +106,37 @@ def test_several_chunks_equal_plain_attention(monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "terms", "dtype"),
+    [
+        (64, "c2p|p2c", jnp.bfloat16),
+        (64, "c2p", jnp.float32),
+        (64, "p2c", jnp.float32),
+        (128, "c2p|p2c", jnp.float32),
+    ],
+)
+def test_far_chunks_equal_plain_attention(size: int, terms: str, dtype, monkeypatch) -> None:
+    """Three chunks of 128, of which the first and the last read one row of the table."""
+    monkeypatch.setattr(plan, "_MAX_BLOCKS", 1)
+    check_against_plain_attention(attention_case(300, size=size, terms=terms, dtype=dtype, config=NEAR))
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "far"),
+    [
+        (CONFIG, 512, 1),  # one chunk
+        (CONFIG, 1024, 2),  # distances of 1 to 1,023
+        (CONFIG, 1500, 2),  # of three chunks the outer ones are 513 or more apart, and 512 is the last bucket
+        (CONFIG, 2048, 2),
+        (CONFIG.replace(position_buckets=-1, max_relative_positions=1000), 2048, 3),
+    ],
+)
+def test_far_chunks_are_those_beyond_the_last_bucket(config: DebertaConfig, length: int, far: int) -> None:
+    kernel_plan = KernelPlan.create(length=length, head_size=64, dtype=jnp.bfloat16, device_kind="TPU v5e")
+    assert first_far(kernel_plan, rows_by_offset(live_rows(length, config), kernel_plan.length)) == far
+
+
+@pytest.mark.slow
 def test_chunks_that_cannot_see_each_other_are_skipped(monkeypatch) -> None:
     """If the chunk of padding were multiplied, the NaN in its keys and values would spread through 0 * NaN."""
     monkeypatch.setattr(plan, "_MAX_BLOCKS", 1)
@@ -144,8 +178,8 @@ def dropout_mask(kernel_plan: KernelPlan, dropout_key: jax.Array, case: Attentio
 DROPOUT_KEY = jax.random.key(3)
 
 
-def case_with_dropout(length: int, *, size: int, heads: int) -> AttentionCase:
-    case = attention_case(length, size=size, heads=heads)
+def case_with_dropout(length: int, *, size: int, heads: int, config: DebertaConfig = CONFIG) -> AttentionCase:
+    case = attention_case(length, size=size, heads=heads, config=config)
     return case._replace(inputs=case.inputs.replace(dropout_rate=0.1, dropout_key=DROPOUT_KEY))
 
 
@@ -190,7 +224,7 @@ def test_dropout_uses_one_mask_forward_and_backward(run_with_dropout) -> None:
 @pytest.mark.slow
 def test_dropout_over_several_chunks_uses_one_mask(monkeypatch) -> None:
     monkeypatch.setattr(plan, "_MAX_BLOCKS", 1)
-    case = case_with_dropout(200, size=64, heads=4)
+    case = case_with_dropout(300, size=64, heads=4, config=NEAR)  # of three chunks, the outer ones are far
     with interpreted_kernels():
         check_against_the_mask(case, *context_and_gradients(on_kernel, case))
 

@@ -19,8 +19,10 @@ def test_bundles_are_counted_on_the_path_that_runs() -> None:
     assert parse_schedule(KERNEL) == Schedule(bundles=BUNDLES, products=6 * 1 + 2 * 2)
 
 
-def test_condition_that_depends_on_data_counts_its_block() -> None:
-    unknown = KERNEL.replace("%s50_s3 = sld [smem:[#allocation28_spill]]", "%s50_s3 = sld [smem:[%s7_s4]]")
+# The second one is known: where the number is. The number is not.
+@pytest.mark.parametrize("place", ["[smem:[%s7_s4]]", "[smem:[#allocation10 + %s33_s9]]", "[smem:[%s33_s9]]"])
+def test_condition_that_depends_on_data_counts_its_block(place: str) -> None:
+    unknown = KERNEL.replace("%s50_s3 = sld [smem:[#allocation28_spill]]", f"%s50_s3 = sld {place}")
     assert parse_schedule(unknown) == Schedule(bundles=BUNDLES + 4 * 2, products=6 * 3)
 
 
