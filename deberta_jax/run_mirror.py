@@ -1,4 +1,4 @@
-"""The folder of a training run in a store: a local copy, which is written to the store while the run goes on.
+"""The folder of a training run in a store: a local copy, which is written to the store during the run.
 
 Checkpoints are folders, which a store cannot rename. So a step counts as complete by a file _COMPLETE, which is written
 after all its files and lists their digests, and is removed before them. A run that starts fetches the newest complete

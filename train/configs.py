@@ -80,7 +80,7 @@ class OptimizerConfig(Settings):
 class RunConfig(Settings):
     """The settings that pre-training and fine-tuning share"""
 
-    IS_RUN: ClassVar[bool] = True  # its output is copied to a store while it goes on
+    IS_RUN: ClassVar[bool] = True  # its output is copied to a store during the run
 
     output: Path
     """folder of the run: checkpoints, metrics and the finished models"""

@@ -1,4 +1,4 @@
-"""The whole library in five minutes: an embedded model guesses, goes on learning, and is fine-tuned for two questions.
+"""The whole library in five minutes: an embedded model guesses, learns more, and is fine-tuned for two questions.
 
     deberta-jax demo --output runs/demo        (or: make demo)
 
@@ -69,7 +69,7 @@ def main(config: DemoConfig) -> None:
     show_samples(console, *models, seed=config.seed)
     clock.end("samples")
 
-    console.rule("2 of 4: it goes on pre-training on six novels (RTD, GDES)")
+    console.rule("2 of 4: pre-training continues on six novels (RTD, GDES)")
     counts = write_texts(folder)
     console.print(
         f"deberta-v3-tiny was pre-trained on other books in the public domain. Of the six novels they include one, "

@@ -36,8 +36,9 @@ def main() -> None:
     sections = ("features", *BENCHMARKS)
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="(default: all sections)")
     for section in parser.parse_args().only:
+        load = os.getloadavg()[0]
         parts = features() if section == "features" else benchmark(BENCHMARKS[section])
-        write_between(PAGE, f"<!-- {section} -->", f"<!-- end of {section} -->", [*parts, stamp()])
+        write_between(PAGE, f"<!-- {section} -->", f"<!-- end of {section} -->", [*parts, stamp(load)])
 
 
 def features() -> list[str]:
@@ -62,10 +63,9 @@ def benchmark(command: Sequence[str]) -> list[str]:
     return ["\n".join(["```text", f"$ {' '.join(words)}", *run(f"tests.benchmarks.{module}", *options), "```"])]
 
 
-def stamp() -> str:
-    """Returns the date, the versions and how busy the machine was."""
-    load = os.getloadavg()[0]
-    cores = f"{os.cpu_count()} CPU cores, load {load:.1f} at the end"
+def stamp(load: float) -> str:
+    """Returns the date, the versions and how busy the machine was: `load` is that of the minute before."""
+    cores = f"{os.cpu_count()} CPU cores, load {load:.1f} before"
     return f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {', '.join(versions())}; {cores}."
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification, attention, encoder
+from deberta_jax.allocator import keep_freed_memory
 from deberta_jax.attention_inputs import AttentionInputs
 from deberta_jax.positions import live_rows
 from deberta_jax.train.configs import OptimizerConfig
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="deberta-v3-base")
     parser.add_argument("--shapes", nargs="+", default=["8x128", "2x512"], help="rows x tokens")
     options = parser.parse_args()
+    keep_freed_memory()  # as training does
     config = DebertaConfig.named(options.model)
     model = DebertaForSequenceClassification(config)
     params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]

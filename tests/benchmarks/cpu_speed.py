@@ -5,7 +5,7 @@
 
 The two alternate, so that other load on the machine affects both. For each case, prints the minimum and the median of
 both, the ratio of the minima and that of the medians. A training step is forward, backward and AdamW of a classifier
-with dropout 0.1. Before anything is timed, both must compute the same logits.
+with dropout 0.1. Freed memory is kept, as in `pretrain` and `finetune`, for both. Before anything is timed, both must compute the same logits.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification
+from deberta_jax.allocator import keep_freed_memory
 from deberta_jax.convert.mapping import to_state_dict
 from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.engine.optimizer import build_optimizer
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["8x128", "2x512"], help="rows x tokens")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    keep_freed_memory()  # as training does
     torch.set_num_threads(options.threads)
     config = DebertaConfig.named(options.model)
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]

@@ -23,10 +23,17 @@ STEP = re.compile(
 BEGIN, END = "<!-- tests.benchmarks.table -->", "<!-- end -->"
 
 
+CHIPS = ("--chips", "v4", "v5e", "v5p", "v6e", "tpu7x")
+
+
 def main() -> None:
     parts = [
         f"jax {version('jax')}, libtpu {version('libtpu')}; all figures are compiler estimates, none is a measurement.",
-        kernels(run("tests.benchmarks.kernel_cost", "--chips", "v4", "v5e", "v5p", "v6e", "tpu7x")),
+        kernels("", run("tests.benchmarks.kernel_cost", *CHIPS)),
+        kernels(
+            ", where the backward kernel reads the probabilities that the forward kernel has kept",
+            run("tests.benchmarks.kernel_cost", *CHIPS, "--keep", "--lengths", "128", "512"),
+        ),
         steps(
             run("tests.benchmarks.step_cost", "--cases", "layer", "layer-dropout", "mlm-head", "forward", "rtd"),
             run("tests.benchmarks.step_cost", "--topologies", "v5p:2x2x1", "v6e:2x2", "--cases", "layer"),
@@ -63,8 +70,8 @@ def run(module: str, *options: str) -> list[str]:
     return lines
 
 
-def kernels(lines: list[str]) -> str:
-    """Returns the table of kernels, with a row for each chip and length.
+def kernels(which: str, lines: list[str]) -> str:
+    """Returns the table of kernels, with a row for each chip and length. `which` is a part of its title.
 
     A line of kernel_cost is: chip tokens dropout, then bundles, busiest unit and its share of forward and of backward.
     """
@@ -75,7 +82,9 @@ def kernels(lines: list[str]) -> str:
             row = rows.setdefault((chip, tokens), [])
             row += [forward, backward] if row else [forward, f"{unit} {share}", backward, f"{other_unit} {other_share}"]
     header = ["chip", "tokens", "forward", "busiest", "backward", "busiest", "forward, dropout", "backward, dropout"]
-    title = "The attention kernel: bundles (about cycles) per sequence and head, head size 64, bfloat16, segments:"
+    title = (
+        f"The attention kernel{which}: bundles (about cycles) per sequence and head, head size 64, bfloat16, segments:"
+    )
     return f"{title}\n\n{table(header, ([*key, *row] for key, row in rows.items()))}"
 
 

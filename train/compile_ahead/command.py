@@ -24,6 +24,7 @@ from deberta_jax.sharding import make_mesh
 from deberta_jax.strict_json import to_json
 from deberta_jax.terminal import say
 
+from ..configs import MeshConfig
 from ..engine.kept_layers import KeptLayers, fit_kept_layers
 from ..reporting.pictures import draw_or_report
 from ..settings import BatchSize, NotNegative, Positive, Range
@@ -62,6 +63,7 @@ class CompileAheadConfig(StepConfig):
         "accumulation",
         "mesh.zero",
         "mesh.fsdp",
+        "mesh-auto",
         "dtype",
         "remat",
         "tokens",
@@ -71,6 +73,7 @@ class CompileAheadConfig(StepConfig):
     EXAMPLES: ClassVar[tuple[str, ...]] = (
         "--model deberta-v3-large --topology v5e:16x16 --global-batch 8192 --sequence-length 512",
         "--model deberta-v3-base --topology v5e:2x4 --global-batch 256 --task finetune --remat",
+        "--model deberta-v3-large --topology v5e:8x8 --slices 2 --global-batch 4096 --mesh-auto",
     )
 
     xla_flags: str | None = None
@@ -81,6 +84,8 @@ class CompileAheadConfig(StepConfig):
     """number of alternatives to compile if the step does not fit; 0 disables the search"""
     json: bool = False
     """print JSON instead of tables"""
+    mesh_auto: bool = False
+    """compile the step for several meshes and name the fastest one that fits; mesh.tensor is kept"""
     sweep: bool = False
     """compile all combinations of sweep_batches and sweep_fsdp instead, for a table and a plot"""
     sweep_batches: tuple[BatchSize, ...] = ()
@@ -99,8 +104,13 @@ def main(config: CompileAheadConfig) -> None:
     """
     jax.config.update("jax_platforms", "cpu")  # do not search for a TPU in this machine
     hardware = topology(config.topology, slices=config.slices)
+    if config.mesh_auto and config.sweep:
+        raise UserError("mesh_auto and sweep are both set; set one of them")
     if config.sweep:
         _sweep(config, hardware)
+        return
+    if config.mesh_auto:
+        _recommend_mesh(config, hardware)
         return
     report = compile_step(config, hardware)
     alternatives = [] if report.fits else compile_alternatives(config, report, hardware)
@@ -280,6 +290,54 @@ def _changed_options(other: Report, report: Report) -> str:
     if other.mesh["fsdp"] != report.mesh["fsdp"]:
         options.append(f"--mesh.fsdp {other.mesh['fsdp']}")
     return " ".join(options)
+
+
+# ---------------------------------------------------------------- the fastest mesh
+
+
+def candidate_meshes(config: CompileAheadConfig, devices: int) -> list[MeshConfig]:
+    """Returns the meshes that `mesh_auto` compares, each once. All of them split the batch in the same way.
+
+    They are data parallelism, its optimizer state divided over a whole slice (ZeRO-1), the parameters divided over a
+    whole slice (FSDP), and FSDP over groups of devices, which moves fewer bytes and needs more memory.
+
+    Args:
+      config: of the step; the tensor axis is kept.
+      devices: number of devices of a slice.
+    """
+    shards = max(1, devices // config.mesh.tensor)
+    group = max(size for size in range(1, math.isqrt(shards) + 1) if shards % size == 0)
+    sizes = [(1, 1), (shards, 1), (1, shards), (1, group)]
+    return [MeshConfig(zero=zero, fsdp=fsdp, tensor=config.mesh.tensor) for zero, fsdp in dict.fromkeys(sizes)]
+
+
+def _recommend_mesh(config: CompileAheadConfig, hardware: Topology) -> None:
+    """Compiles the step for each candidate and prints all of them, the fastest first.
+
+    Raises:
+      UserError: the step fits with none of them, or the batch cannot be split.
+    """
+    meshes = candidate_meshes(config, len(hardware.devices) // config.slices)
+    steps = [dataclasses.replace(config, mesh=mesh) for mesh in meshes]
+    check_batch(steps[0], make_mesh(**dataclasses.asdict(steps[0].mesh), devices=hardware.devices))
+    reports = [compile_step(step, hardware) for step in steps]
+    reports.sort(key=lambda report: report.timing.step_seconds if report.timing else math.inf)
+    best = reports[0]
+    options = _mesh_options(best.config.mesh) or "no option: data parallelism"
+    if config.json:
+        recommended = dataclasses.asdict(best.config.mesh) if best.fits else None
+        print(to_json({"recommended": recommended, "steps": [report.to_json() for report in reports]}, indent=2))
+    else:
+        print_sweep(reports, title="Meshes")
+    if best.timing is None:
+        least = min(reports, key=lambda report: report.memory.needed_bytes)
+        raise UserError(shortfall_message(least, []))
+    _show_progress(f"the fastest mesh that fits: {options} ({best.timing.step_seconds * 1e3:,.0f} ms a step)")
+
+
+def _mesh_options(mesh: MeshConfig) -> str:
+    sizes = dataclasses.asdict(mesh)
+    return " ".join(f"--mesh.{axis} {size}" for axis, size in sizes.items() if size > 1)
 
 
 # ---------------------------------------------------------------- sweep

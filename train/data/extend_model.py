@@ -56,7 +56,7 @@ def extend_model(config: TokenizerConfig, source: Path) -> None:
     _say_summary(config.output, extension, seconds=time.monotonic() - began)
     options = [f"--tokenizer {config.output} --init-discriminator {config.output}"]
     options += [f"--init-generator {folder}" for folder in models if folder != config.output]
-    say(f"To go on with pre-training: deberta-jax pretrain {' '.join(options)} --text ...")
+    say(f"To continue pre-training: deberta-jax pretrain {' '.join(options)} --text ...")
 
 
 def _say_summary(output: Path, extension: Extension, *, seconds: float) -> None:

@@ -14,11 +14,13 @@ from deberta_jax.errors import UserError
 from deberta_jax.train.compile_ahead import command
 from deberta_jax.train.compile_ahead.command import (
     CompileAheadConfig,
+    candidate_meshes,
     compile_alternatives,
     likely_alternatives,
     shortfall_message,
 )
 from deberta_jax.train.compile_ahead.tpu_compiler import CHIPS, Topology
+from deberta_jax.train.configs import MeshConfig
 
 from ...support.compile_reports import make_report
 from ...support.small_models import SMALL
@@ -134,6 +136,49 @@ def test_sweep_compiles_every_batch_on_every_mesh(
     assert (tmp_path / "sweep.png").exists()
     if json_option:
         assert len(json.loads(capsys.readouterr().out)) == 6
+
+
+def test_the_fastest_mesh_that_fits_is_named(
+    compiled_steps: list[CompileAheadConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_step(config: CompileAheadConfig, hardware: Topology) -> Any:
+        compiled_steps.append(config)
+        # The less is divided the faster, but data parallelism does not fit.
+        report = make_report(config, needed=20 if config.mesh == MeshConfig() else 10, fits=config.mesh != MeshConfig())
+        if report.timing is None:
+            return report
+        seconds = config.mesh.zero + 2 * config.mesh.fsdp
+        return dataclasses.replace(report, timing=dataclasses.replace(report.timing, step_seconds=seconds))
+
+    monkeypatch.setattr(command, "compile_step", compile_step)
+    assert main(["compile-ahead", "--global-batch", "64", "--mesh-auto", "--json"]) == 0
+    assert [step.mesh for step in compiled_steps] == [
+        MeshConfig(),
+        MeshConfig(zero=8),
+        MeshConfig(fsdp=8),
+        MeshConfig(fsdp=2),
+    ]
+    printed = capsys.readouterr()
+    values = json.loads(printed.out)
+    assert values["recommended"] == {"zero": 1, "fsdp": 2, "tensor": 1}
+    assert [step["fits"] for step in values["steps"]] == [True, True, True, False]
+    assert "the fastest mesh that fits: --mesh.fsdp 2 (5,000 ms a step)" in printed.err
+
+
+def test_no_mesh_fits(compiled_steps: list[CompileAheadConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile-ahead", "--global-batch", "128", "--mesh-auto"]) == 1
+    printed = capsys.readouterr()
+    assert "Meshes" in printed.out
+    assert "the step does not fit" in printed.err
+
+
+def test_one_device_has_one_mesh() -> None:
+    assert candidate_meshes(CONFIG, 1) == [MeshConfig()]
+
+
+def test_mesh_auto_and_sweep_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile-ahead", "--sweep", "--mesh-auto"]) == 1
+    assert "mesh_auto and sweep are both set; set one of them" in capsys.readouterr().err
 
 
 def test_sweep_checks_all_steps_before_it_compiles_any(
