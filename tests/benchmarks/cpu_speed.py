@@ -5,7 +5,8 @@
 
 The two alternate, so that other load on the machine affects both. For each case, prints the minimum and the median of
 both, the ratio of the minima and that of the medians. A training step is forward, backward and AdamW of a classifier
-with dropout 0.1. Freed memory is kept, as in `pretrain` and `finetune`, for both. Before anything is timed, both must compute the same logits.
+with dropout 0.1. The process keeps freed memory, as `pretrain` and `finetune` do. Before anything is timed, both must
+compute the same logits.
 """
 
 import argparse
