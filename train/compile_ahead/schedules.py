@@ -47,7 +47,7 @@ _OPERAND = re.compile(r"%[sp]\d+_[sp]\d+|#allocation\d+_spill|(?<![\w#%.$\-])-?\
 # whole program (-TLP-) and those that only count (-schedule-analysis_final_bundles.txt) are others.
 _FILE = re.compile(r"\d+-(?!TLP-)(.+)-\d+-final_bundles\.txt")
 
-_DELAY = 4  # bundles after a branch that run whether it is taken or not
+_DELAYS = (1, 4, 6)  # bundles after a branch that run whether it is taken or not: of v4, v5e to v6e, and tpu7x
 _MAX_BRANCHES = 500_000  # in one schedule; these take a few seconds
 _WORD = (1 << 32) - 1
 
@@ -217,7 +217,7 @@ def _executed_ranges(bundles: Sequence[str]) -> Iterator[tuple[int, int]]:
     for number, bundle in enumerate(bundles):
         for region in _REGION.findall(bundle):
             regions.setdefault(int(region), number)
-    deciding = _deciding_instructions(bundles)
+    deciding, delay = _deciding_instructions(bundles), _delay_slots(bundles)
     numbers = sorted(deciding)
     values: dict[str, _Number] = {}
     start = index = 0
@@ -229,7 +229,7 @@ def _executed_ranges(bundles: Sequence[str]) -> Iterator[tuple[int, int]]:
             continue
         if region not in regions:
             raise ValueError(f"a schedule of the TPU compiler jumps to the region {region}, which it does not contain")
-        end = min(number + 1 + _DELAY, len(bundles))
+        end = min(number + 1 + delay, len(bundles))
         while index < len(numbers) and numbers[index] < end:
             _run_bundle(deciding[numbers[index]], values)
             index += 1
@@ -239,14 +239,28 @@ def _executed_ranges(bundles: Sequence[str]) -> Iterator[tuple[int, int]]:
     yield start, len(bundles)
 
 
+def _delay_slots(bundles: Sequence[str]) -> int:
+    """Returns which of `_DELAYS` the chip has: with their last slot, most branches end a region."""
+    branches = [number for number, bundle in enumerate(bundles) if "sbr." in bundle]
+
+    def ended_regions(delay: int) -> int:
+        return sum("End region" in bundles[number + delay] for number in branches if number + delay < len(bundles))
+
+    return max(_DELAYS, key=ended_regions)
+
+
 def _run_bundle(instructions: Sequence[_Instruction], values: dict[str, _Number]) -> int | None:
     """Runs the instructions of a bundle, which all read before any writes. Returns the region that it jumps to."""
     written: dict[str, _Number] = {}
     region = None
     for instruction in instructions:
+        # A branch on data is not taken. Instructions that depend on the same condition then run accordingly.
+        if instruction.operation == "sbr" and instruction.condition and values.get(instruction.condition) is None:
+            values[instruction.condition] = int(not instruction.expected)
+    for instruction in instructions:
         condition = values.get(instruction.condition) if instruction.condition else int(instruction.expected)
         if instruction.operation == "sbr":
-            if condition is not None and bool(condition) == instruction.expected:
+            if bool(condition) == instruction.expected:
                 region = instruction.target
         elif instruction.operation == "sphi":
             pass  # all its operands are in the register of its result

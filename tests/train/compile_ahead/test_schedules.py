@@ -1,6 +1,7 @@
 """Tests the reader of the compiler's schedules."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,42 @@ def test_bundles_are_counted_on_the_path_that_runs() -> None:
     assert parse_schedule(KERNEL) == Schedule(bundles=BUNDLES, products=6 * 1 + 2 * 2)
 
 
+@pytest.mark.parametrize("delay", [1, 6])
+def test_delay_slots_of_other_chips(delay: int) -> None:
+    slots = "   0x99   : > {}\n" * (delay - 1) + r"   0x99   : > {} \1"
+    text = re.sub(r"(?:.*\{\}\n){3}.*\{\} (/\* End region)", slots, KERNEL)
+    branches = 7 + 6 + 7  # the two in the loop and the one that closes it
+    assert parse_schedule(text) == Schedule(bundles=BUNDLES + (delay - 4) * branches, products=6 * 1 + 2 * 2)
+
+
 # The second one is known: where the number is. The number is not.
 @pytest.mark.parametrize("place", ["[smem:[%s7_s4]]", "[smem:[#allocation10 + %s33_s9]]", "[smem:[%s33_s9]]"])
 def test_condition_that_depends_on_data_counts_its_block(place: str) -> None:
     unknown = KERNEL.replace("%s50_s3 = sld [smem:[#allocation28_spill]]", f"%s50_s3 = sld {place}")
     assert parse_schedule(unknown) == Schedule(bundles=BUNDLES + 4 * 2, products=6 * 3)
+
+
+COUNTED_IN_A_BLOCK = """
+     0   :  { %s20_s9 = smov.u32 0 }
+   0x1 LB: > { %s22_s9 = sphi %s20_s9, %s33_s9 } /* Start region 31 */
+   0x2   : > { %p40_p0 = scmp.lt.s32.totalorder %s7_s4, 1 }
+   0x3   : > { %s33_s9 = sadd.s32 (!%p40_p0, %s22_s9), 1, %s22_s9  ;;  %9 = sbr.rel (%p40_p0) target = $region16 }
+   0x4   : > {}
+   0x5   : > {}
+   0x6   : > {}
+   0x7   : > {} /* End region 3 */
+   0x8 PF: > { %p72_p3 = scmp.ge.s32.totalorder %s33_s9, 5 } /* Start/End empty region 16 */
+   0x9   :  { %80 = sbr.rel (!%p72_p3) target = $region31 }
+   0xa   :  {}
+   0xb   :  {}
+   0xc   :  {}
+   0xd   :  {} /* End region 31 */
+"""
+
+
+def test_instructions_follow_the_branch_on_the_same_data() -> None:
+    """The counter of the loop increases under a condition on data, whose block counts as executed."""
+    assert parse_schedule(COUNTED_IN_A_BLOCK) == Schedule(bundles=1 + 5 * 13, products=0)
 
 
 def test_loop_of_unknown_length_runs_once() -> None:
