@@ -73,8 +73,7 @@ def main(config: DemoConfig) -> None:
     counts = write_texts(folder)
     console.print(
         f"deberta-v3-tiny was pre-trained on other books in the public domain. Of the six novels they include one, "
-        f"{KNOWN_TO_TINY}, which neither question uses. No model is trained on the chapters of the test examples.",
-        soft_wrap=True,
+        f"{KNOWN_TO_TINY}, which neither question uses. No model is trained on the chapters of the test examples."
     )
     clock.end("texts")
     pretrain.main(pretraining_of(config))
@@ -175,8 +174,7 @@ def show_samples(console: PlainConsole, generator: LoadedModel, discriminator: L
     console.print(
         "The generator guesses masked words. One of its guesses is drawn for each, and the discriminator judges every "
         "token: yellow, orange and red ones are probably replaced. After a replaced word stand the author's and the "
-        "probability that it was replaced.\n",
-        soft_wrap=True,
+        "probability that it was replaced.\n"
     )
     tokenizer = generator.tokenizer
     rows = [tokenizer.with_special_tokens(tokenizer.encode(text)).input_ids for text in _TEXTS]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -70,7 +71,7 @@ def show_text(console: PlainConsole, tokens: Sequence[SampledToken]) -> None:
     masked, judged = Text(), Text()
     masked.append("masked:    ", style="dim")
     judged.append("replaced:  ", style="dim")
-    table = Table("the author's word", "the generator's guesses", "drawn", box=None, padding=(0, 3, 0, 11))
+    table = Table("the author's word", "the generator's guesses", "drawn", box=None, padding=(0, 3, 0, 0))
     for token in tokens:
         space = " " if token.has_space else ""
         if not token.guesses:
@@ -88,7 +89,7 @@ def show_text(console: PlainConsole, tokens: Sequence[SampledToken]) -> None:
         )
         table.add_row(plain_text(token.original.strip(), "bold"), guesses, plain_text(token.shown.strip()))
     console.print(masked)
-    console.print(table)
+    console.print(Padding(table, (0, 0, 0, len("masked:    "))))
     console.print(judged)
     console.print()
 
