@@ -326,7 +326,8 @@ def _recommend_mesh(config: CompileAheadConfig, hardware: Topology) -> None:
     options = _mesh_options(best.config.mesh) or "no option: data parallelism"
     if config.json:
         recommended = dataclasses.asdict(best.config.mesh) if best.fits else None
-        print(to_json({"recommended": recommended, "steps": [report.to_json() for report in reports]}, indent=2))
+        values = {"recommended": recommended, "steps": [report.to_json() for report in reports]}
+        print(to_json(values, indent=2, ascii=True))
     else:
         print_sweep(reports, title="Meshes")
     if best.timing is None:
