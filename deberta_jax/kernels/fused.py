@@ -151,9 +151,8 @@ def first_far(plan: KernelPlan, rows: TableRows) -> int:
         windows = (table[base + 1 : base + 2 * plan.chunk] for base in table_bases(plan, chunks, 0) for table in rows)
         return all((window == window[0]).all() for window in windows)
 
-    # From the chunks furthest apart: of these every closer pair is near, of which one is not far.
-    apart = range(plan.chunks - 1, 0, -1)
-    return plan.chunks - len(list(itertools.takewhile(reads_one_row, apart)))
+    furthest_first = range(plan.chunks - 1, 0, -1)
+    return plan.chunks - len(list(itertools.takewhile(reads_one_row, furthest_first)))
 
 
 # ---------------------------------------------------------------- the kernels and their VJP

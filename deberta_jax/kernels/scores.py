@@ -140,7 +140,7 @@ def far_head(
     c2p = None
     if inputs.key_table is not None:
         rows = inputs.key_table[far_window(c2p_base), :][:_SUBLANES]
-        c2p = product(rows, only_head(plan, inputs.query[0], head), 1, 1)[:1] * (plan.scale * math.log2(math.e))
+        c2p = scale_and_mask(plan, product(rows, only_head(plan, inputs.query[0], head), 1, 1)[:1], None)
     if inputs.query_table is not None:
         row = inputs.query_table[far_window(p2c_base), :][:1]
         query = far_query(query, only_head(plan, row, head))
@@ -208,11 +208,7 @@ def slab_terms(
 
 
 def block_scores(
-    plan: KernelPlan,
-    block: int,
-    terms: BlockTerms,
-    c2p: Ref | None,
-    visible: Bool[Array, "128 C"] | None,
+    plan: KernelPlan, block: int, terms: BlockTerms, c2p: Ref | None, visible: Bool[Array, "128 C"] | None
 ) -> Float[Array, "128 C"]:
     """Sums the terms of a key block; c2p is what `turn_c2p` wrote, or None without the term and in a far tile."""
     scores = terms.c2c
@@ -224,8 +220,8 @@ def block_scores(
 
 
 def scale_and_mask(
-    plan: KernelPlan, scores: Float[Array, "128 C"], visible: Bool[Array, "128 C"] | None
-) -> Float[Array, "128 C"]:
+    plan: KernelPlan, scores: Float[Array, "rows C"], visible: Bool[Array, "rows C"] | None
+) -> Float[Array, "rows C"]:
     scores *= plan.scale * math.log2(math.e)
     return scores if visible is None else jnp.where(visible, scores, MASKED)
 

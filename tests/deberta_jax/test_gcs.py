@@ -11,6 +11,8 @@ from deberta_jax import stores
 from deberta_jax.errors import MissingFileError
 from deberta_jax.mirrors import Mirror, fetch
 
+from ..support.store_files import check_files
+
 # Otherwise gcsfs asks a server of gRPC, which the emulator lacks, for the layout of each bucket.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 pytest.importorskip("gcsfs", reason="gs:// needs gcsfs")
@@ -32,23 +34,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_files_are_written_listed_read_and_removed(bucket: str, tmp_path: Path):
-    address = f"{bucket}/folder"
-    stores.check_writable(address)
-    assert stores.entries(address) == {}
-    (tmp_path / "file").write_bytes(b"12345")
-    entry = stores.put_file(tmp_path / "file", f"{address}/a/b")
-    stores.copy(f"{address}/a/b", f"{address}/c")
-    assert stores.entries(address).keys() == {"a/b", "c"}
-    assert stores.entries(address)["a/b"] == entry
-    assert stores.names(address) == ["a", "c"]
-    assert stores.read(f"{address}/c") == b"12345"
-    assert stores.entry(f"{address}/a") is None
-    stores.remove(f"{address}/c")
-    stores.remove(f"{address}/c")
-    with pytest.raises(MissingFileError, match=r"gs://bucket/folder/c: no such file or bucket"):
-        stores.read(f"{address}/c")
-    stores.remove_folder(address)
-    assert not stores.exists(address)
+    check_files(f"{bucket}/folder", tmp_path)
 
 
 def test_a_folder_goes_there_and_back(bucket: str):

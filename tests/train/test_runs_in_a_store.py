@@ -19,6 +19,7 @@ from deberta_jax.mirrors import local_copy
 
 from ..support.s3_server import Fault, S3Server, s3_server
 from ..support.small_models import TINY
+from ..support.store_files import check_files
 
 pytest.importorskip("moto", reason="the server for s3:// needs moto[server]")
 pytest.importorskip("s3fs", reason="s3:// needs s3fs")
@@ -41,23 +42,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server
 
 
 def test_files_are_written_listed_read_and_removed(server: S3Server, tmp_path: Path):
-    address = "s3://bucket/folder"
-    stores.check_writable(address)
-    assert stores.entries(address) == {}
-    (tmp_path / "file").write_bytes(b"12345")
-    entry = stores.put_file(tmp_path / "file", f"{address}/a/b")
-    stores.copy(f"{address}/a/b", f"{address}/c")
-    assert stores.entries(address).keys() == {"a/b", "c"}
-    assert stores.entries(address)["a/b"] == entry
-    assert stores.names(address) == ["a", "c"]
-    assert stores.matching(f"{address}/*/b") == [f"{address}/a/b"]
-    assert stores.read(f"{address}/c", 1, 2) == b"23"
-    assert stores.read(f"{address}/c", 9, 2) == b""
-    assert stores.entry(f"{address}/a") is None
-    stores.remove(f"{address}/c")
-    stores.remove(f"{address}/c")
-    stores.remove_folder(address)
-    assert not stores.exists(address)
+    check_files("s3://bucket/folder", tmp_path)
 
 
 @pytest.mark.parametrize("fault", ["503", "reset"])
