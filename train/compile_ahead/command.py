@@ -102,10 +102,10 @@ def main(config: CompileAheadConfig) -> None:
     Raises:
       UserError: the step does not fit (with the shortfall, and what fits), or the settings are not possible.
     """
-    jax.config.update("jax_platforms", "cpu")  # do not search for a TPU in this machine
-    hardware = topology(config.topology, slices=config.slices)
     if config.mesh_auto and config.sweep:
         raise UserError("mesh_auto and sweep are both set; set one of them")
+    jax.config.update("jax_platforms", "cpu")  # do not search for a TPU in this machine
+    hardware = topology(config.topology, slices=config.slices)
     if config.sweep:
         _sweep(config, hardware)
         return
