@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from deberta_jax.errors import UserError
 from deberta_jax.terminal import list_names, quote_names, say
 
 from .data.corpus import Corpus
@@ -13,7 +14,7 @@ from .data.preparation.drivers import Driver, ProcessDriver, count_cores
 from .data.preparation.rules import TextRules
 from .data.prepare import boundary_hint, is_set, prepare
 from .data.text import Boundary, text_or_novels
-from .data.text_files import describe_ignored, refuse_output
+from .data.text_files import TextError, describe_ignored, refuse_output
 from .data.work_folder import stop_at_signals
 from .model_folders import tokenizer_folder
 from .new_tokens import with_new_tokens
@@ -64,11 +65,11 @@ class PrepareConfig:
     corpus (default: processes of this machine)"""
 
 
-def set_records(name: str, field: str) -> Iterator[tuple[str, str]]:
-    """Yields where each record of a set such as tfds:lm1b or hf:wikitext@test is, and its text.
+def set_records(name: str, field: str) -> Iterator[tuple[str, str | TextError]]:
+    """Yields where each record of a set such as tfds:lm1b or hf:wikitext@test is, and its text or why it has none.
 
     Raises:
-      UserError: the set cannot be opened or is damaged, or a record has no text in `field`.
+      UserError: the set cannot be opened or is damaged, or has no column `field`.
     """
     from .tasks.sources.cells import text_cell
     from .tasks.sources.source import Source, open_table
@@ -80,8 +81,11 @@ def set_records(name: str, field: str) -> Iterator[tuple[str, str]]:
         if field not in cells:
             known = quote_names(cells)
             raise table.error(number, f"no column {field!r}; the columns are {known}: give --text-field NAME")
-        with table.locate_errors(number):
-            text = text_cell(cells, field, allow_empty=True)
+        try:
+            with table.locate_errors(number):
+                text = text_cell(cells, field, allow_empty=True)
+        except UserError as error:
+            text = TextError(str(error))
         yield f"{table.name}, {table.unit} {number}", text
 
 

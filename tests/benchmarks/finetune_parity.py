@@ -13,6 +13,7 @@ without dropout differ, or those with dropout differ with p < 0.05.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -229,15 +230,15 @@ def main() -> int:
     torch.set_num_threads(2)
     folder = options.output or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    write_data(folder)
-    lines, differences = [], []
-    for name in options.tasks:
-        reports = [compare_losses(folder, name, steps=options.steps)]
-        if options.seeds > 1:
-            reports.append(compare_accuracies(folder, name, steps=options.seed_steps, seeds=options.seeds))
-        for line, differs in reports:
-            lines.append(line)
-            differences += [f"DIFFERENT: {line}"] if differs else []
+    reports = []
+    with contextlib.redirect_stdout(sys.stderr):  # `make compare` keeps what is on standard output
+        write_data(folder)
+        for name in options.tasks:
+            reports.append(compare_losses(folder, name, steps=options.steps))
+            if options.seeds > 1:
+                reports.append(compare_accuracies(folder, name, steps=options.seed_steps, seeds=options.seeds))
+    lines = [line for line, _ in reports]
+    differences = [f"DIFFERENT: {line}" for line, differs in reports if differs]
     print("\n".join([*lines, *differences]))
     return 1 if differences else 0
 

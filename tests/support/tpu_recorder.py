@@ -10,7 +10,7 @@ from .paths import TPU_SCRIPTS
 QUEUED, GKE = TPU_SCRIPTS / "queued", TPU_SCRIPTS / "gke"
 WORKER = QUEUED / "worker.sh"
 RUNNABLE = sorted(path for path in TPU_SCRIPTS.glob("*/*.sh") if path != WORKER)
-WHEEL = "deberta_jax-0.1.0-py3-none-any.whl"
+WHEEL = "deberta_jax-1.0.0-py3-none-any.whl"
 TRAIN = ("deberta-jax", "pretrain", "--output", "bucket/my run", "--steps", "5")
 ENVIRONMENT = {"TPU_PROJECT": "p-1", "TPU_ZONE": "us-west4-a", "TPU_TYPE": "v5litepod-256", "TPU_CLUSTER": "c1"}
 PLACE = ("--project=p-1", "--zone=us-west4-a")

@@ -2,7 +2,7 @@
 # Build the container image of the workloads from a wheel and gke/Dockerfile, and push it. All packages but the wheel have
 # the versions of constraints.txt. Needs Docker 23 or newer (BuildKit).
 #
-#   setup.sh --wheel dist/deberta_jax-0.1.0-py3-none-any.whl --image REPOSITORY/deberta-jax:1
+#   setup.sh --wheel dist/deberta_jax-1.0.0-py3-none-any.whl --image REPOSITORY/deberta-jax:1
 #
 #   --wheel      wheel built by `python -m build --wheel`
 #   --image      name and tag of the image, in a repository that the cluster may read; use a new tag for each image

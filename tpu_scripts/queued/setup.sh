@@ -3,7 +3,7 @@
 # mount the bucket at ~/bucket. Every worker gets the same wheel, and all other packages in the versions of
 # constraints.txt. It is safe to run this again.
 #
-#   setup.sh NAME --wheel dist/deberta_jax-0.1.0-py3-none-any.whl --bucket BUCKET
+#   setup.sh NAME --wheel dist/deberta_jax-1.0.0-py3-none-any.whl --bucket BUCKET
 #
 #   NAME         name of the queued resource
 #   --wheel      wheel built by `python -m build --wheel`

@@ -3,7 +3,7 @@
 # create the queued resource again after a preemption. It calls setup.sh and run.sh itself. You can stop and restart it
 # at any time.
 #
-#   watch.sh NAME --type v5litepod-256 --tier spot --wheel dist/deberta_jax-0.1.0-py3-none-any.whl --bucket BUCKET \
+#   watch.sh NAME --type v5litepod-256 --tier spot --wheel dist/deberta_jax-1.0.0-py3-none-any.whl --bucket BUCKET \
 #     -- deberta-jax pretrain --output bucket/runs/base ...
 #
 #   NAME                         name of the queued resource

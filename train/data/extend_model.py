@@ -12,8 +12,7 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from ..model_folders import check_not_overwritten, model_folder, tokenizer_folder
 from ..new_tokens import check_vocabulary
 from .extend_vocabulary import Extension, extend_vocabulary
-from .text import embedded_corpus, read_documents
-from .train_tokenizer import TokenizerConfig, check_overwriting
+from .train_tokenizer import BadLines, TokenizerConfig, check_overwriting
 
 _GENERATOR = "generator"  # folder in the output, for the generator of a pair
 
@@ -39,9 +38,10 @@ def extend_model(config: TokenizerConfig, source: Path) -> None:
     for folder, (model_config, params) in models.items():
         check_vocabulary(tokenizer, model_config)
         check_finite(params, where=str(folders[folder]))
+    bad = BadLines()
     extension = extend_vocabulary(
         tokenizer,
-        read_documents(config.text or (embedded_corpus(),), boundary="line"),
+        config.lines(bad),
         new_pieces=config.new_pieces,
         sample=config.sample,
         character_coverage=config.character_coverage,
@@ -53,6 +53,7 @@ def extend_model(config: TokenizerConfig, source: Path) -> None:
     for folder, model in models.items():
         grown = add_rows(*model, rows)
         save_pretrained(folder, grown.config, grown.params, tokenizer=files)
+    bad.say()
     _say_summary(config.output, extension, seconds=time.monotonic() - began)
     options = [f"--tokenizer {config.output} --init-discriminator {config.output}"]
     options += [f"--init-generator {folder}" for folder in models if folder != config.output]

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -71,7 +71,12 @@ def is_heading(line: str) -> bool:
 
 
 def read_documents(
-    paths: Sequence[str | Path], *, boundary: Boundary = "blank_line", max_document_bytes: int = MAX_DOCUMENT_BYTES
+    paths: Sequence[str | Path],
+    *,
+    boundary: Boundary = "blank_line",
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    field: str = "text",
+    on_bad: Callable[[TextError], None] | None = None,
 ) -> Iterator[str]:
     """Yields the documents of text files in order. The lines of a document are joined by newlines.
 
@@ -79,11 +84,13 @@ def read_documents(
     of a line and byte order marks are removed. Empty documents are omitted.
 
     Args:
-      paths: files of text, of JSON Lines or Parquet (see `file_documents`), or folders (see `text_files`).
+      paths: files of text, of JSON Lines or Parquet (see `documents_and_faults`), or folders (see `text_files`).
       boundary: what separates documents. "blank_line": a blank line. "line": each line is a document. "file": each file
         is a document. "chapter": a heading such as "CHAPTER XII" or "VOLUME II" starts a document; consecutive headings
         start one document, and blank lines are ignored.
       max_document_bytes: maximum length of a document in UTF-8 bytes.
+      field: of the records of JSON Lines and Parquet, the field with the text.
+      on_bad: gets the error of each document that is no text, which is omitted (default: the error is raised).
 
     Raises:
       TextError: if a file is missing or damaged or contains NUL or bytes that are not UTF-8, if a document is too long,
@@ -91,81 +98,95 @@ def read_documents(
     """
     empty = True
     for path in text_files(paths):
-        for document in file_documents(path, boundary, max_document_bytes=max_document_bytes):
-            empty = False
-            yield document
+        for document in documents_and_faults(path, boundary, max_document_bytes=max_document_bytes, field=field):
+            if not isinstance(document, TextError):
+                empty = False
+                yield document
+            elif on_bad is None:
+                raise document
+            else:
+                on_bad(document)
     if empty:
         raise TextError(f"no text in {list_names(paths)}; give files with at least one line that is not blank")
 
 
-def file_documents(
+def documents_and_faults(
     path: Path,
     boundary: Boundary,
     *,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     digest: "hashlib._Hash | None" = None,
     field: str = "text",
-) -> Iterator[str]:
-    """Yields the documents of one file as `read_documents` does, and updates `digest` with the uncompressed bytes.
+) -> Iterator[str | TextError]:
+    """Yields the documents of one file, and an error in place of each one that is no text.
 
     In JSON Lines (.jsonl, .ndjson and .json, also compressed) and Parquet (.parquet), each record is a document, whose
-    text is in `field`; `boundary` does not apply.
+    text is in `field`; `boundary` does not apply. `digest` is updated with the uncompressed bytes.
+
+    Raises:
+      TextError: if the file is missing or damaged as a whole.
     """
     if boundary not in BOUNDARIES:
         raise UserError(f"boundary is {boundary!r}; it must be one of {', '.join(BOUNDARIES)}")
-    if (suffix := inner_suffix(path)) in RECORD_SUFFIXES:
-        if suffix == ".parquet":
-            records = parquet_records(path, field, digest)
-        else:
-            lines = _lines(path, _JSON_BYTES * max_document_bytes, digest)
-            records = json_records(path, field, lines)
-        for place, text in records:
-            if document := clean_document(text, place, max_document_bytes):
-                yield document
+    if (suffix := inner_suffix(path)) not in RECORD_SUFFIXES:
+        yield from _text_documents(path, boundary, max_document_bytes, digest)
         return
-    yield from _text_documents(path, boundary, max_document_bytes, digest)
+    if suffix == ".parquet":
+        records = parquet_records(path, field, digest)
+    else:
+        lines = _lines(path, _JSON_BYTES * max_document_bytes, digest)
+        records = json_records(path, field, lines)
+    for place, text in records:
+        if document := text if isinstance(text, TextError) else clean_document(text, place, max_document_bytes):
+            yield document
 
 
 def _text_documents(
     path: Path, boundary: Boundary, max_document_bytes: int, digest: "hashlib._Hash | None"
-) -> Iterator[str]:
+) -> Iterator[str | TextError]:
     lines: list[str] = []
     size = 0
     only_headings = False  # the document has only headings so far, so that another heading continues it
+    faulty = False  # an error was yielded in place of the document
     for number, offset, raw in _lines(path, max_document_bytes, digest):
-        line = _decode(raw, path, number, offset)
-        heading = boundary == "chapter" and is_heading(line)
+        line = raw if isinstance(raw, TextError) else _decode(raw, path, number, offset)
+        heading = boundary == "chapter" and isinstance(line, str) and is_heading(line)
         ends_before = (heading and not only_headings) or (boundary == "blank_line" and not line) or boundary == "line"
-        if ends_before and lines:
-            yield "\n".join(lines).rstrip("\n")
-            lines, size = [], 0
-        if not line and not lines:
+        if ends_before:
+            if lines:
+                yield "\n".join(lines).rstrip("\n")
+            lines, size, faulty = [], 0, False
+        if faulty or (not line and not lines):
             continue  # a blank line before the document
-        only_headings = (only_headings or not lines) and (heading or not line)
-        size += len(raw) + 1
-        if size > max_document_bytes:
-            raise _too_long(path, number, offset, max_document_bytes)
-        lines.append(line)
+        if isinstance(line, str) and not isinstance(raw, TextError):
+            only_headings = (only_headings or not lines) and (heading or not line)
+            size += len(raw) + 1
+            if size <= max_document_bytes:
+                lines.append(line)
+                continue
+            line = _too_long(path, number, offset, max_document_bytes)
+        yield line
+        lines, only_headings, faulty = [], False, True
     if lines:
         yield "\n".join(lines).rstrip("\n")
 
 
 def content_sha256(path: Path) -> str:
-    """Returns the digest that `file_documents` computes. Raises TextError if the file is damaged."""
+    """Returns the digest that `documents_and_faults` computes. Raises TextError if the file is damaged."""
     digest = hashlib.sha256()
     for chunk in text_bytes(path):
         digest.update(chunk)
     return digest.hexdigest()
 
 
-def _decode(raw: bytes, path: Path, number: int, offset: int) -> str:
+def _decode(raw: bytes, path: Path, number: int, offset: int) -> str | TextError:
     try:
         return raw.decode("utf-8").rstrip()
     except UnicodeDecodeError as error:
-        raise TextError(
+        return TextError(
             f"{path}: line {number}, byte {offset + error.start}: 0x{raw[error.start]:02x} is not UTF-8 "
             f"({error.reason}); convert the file to UTF-8"
-        ) from None
+        )
 
 
 def _too_long(path: Path, number: int, offset: int, max_document_bytes: int) -> TextError:
@@ -175,33 +196,47 @@ def _too_long(path: Path, number: int, offset: int, max_document_bytes: int) -> 
     )
 
 
-def _lines(path: Path, max_line_bytes: int, digest: "hashlib._Hash | None") -> Iterator[tuple[int, int, bytes]]:
-    """Yields the number of each line (from 1), its offset in the uncompressed bytes, and its bytes without "\\n"."""
+def _lines(
+    path: Path, max_line_bytes: int, digest: "hashlib._Hash | None"
+) -> Iterator[tuple[int, int, bytes | TextError]]:
+    """Yields the number of each line (from 1), its offset in the uncompressed bytes, and its bytes without "\\n".
+
+    In place of a line with a NUL byte, or of one that is too long, an error is yielded.
+    """
     pending = bytearray()
     number, line_start, position = 1, 0, 0
+    faulty = False  # the line is too long, and its error was yielded
     for chunk in text_bytes(path):
         if digest is not None:
             digest.update(chunk)
-        if (nul := chunk.find(b"\0")) >= 0:
-            line = number + chunk.count(b"\n", 0, nul)
-            raise TextError(f"{path}: line {line}, byte {position + nul}: a NUL byte; this is not a text file")
         start = 0
         if position == 0 and chunk.startswith(_BYTE_ORDER_MARK):
             start = line_start = len(_BYTE_ORDER_MARK)
         while (end := chunk.find(b"\n", start)) >= 0:
-            line = chunk[start:end]
-            if pending:
-                line = bytes(pending) + line
-                pending.clear()
-            yield number, line_start, line
+            if not faulty:
+                line = bytes(pending) + chunk[start:end]
+                yield number, line_start, _nul_fault(line, path, number, line_start) or line
+            pending.clear()
+            faulty = False
             start = end + 1
             number, line_start = number + 1, position + start
-        pending += chunk[start:]
-        position += len(chunk)
+        if not faulty:
+            pending += chunk[start:]
         if len(pending) > max_line_bytes:
-            raise _too_long(path, number, line_start, max_line_bytes)
+            fault = _nul_fault(pending, path, number, line_start)
+            yield number, line_start, fault or _too_long(path, number, line_start, max_line_bytes)
+            pending.clear()
+            faulty = True
+        position += len(chunk)
     if pending:
-        yield number, line_start, bytes(pending)
+        line = bytes(pending)
+        yield number, line_start, _nul_fault(line, path, number, line_start) or line
+
+
+def _nul_fault(line: bytes | bytearray, path: Path, number: int, offset: int) -> TextError | None:
+    if (nul := line.find(b"\0")) < 0:
+        return None
+    return TextError(f"{path}: line {number}, byte {offset + nul}: a NUL byte; this is not a text file")
 
 
 def encode_documents(

@@ -19,12 +19,12 @@ from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.work_folder import open_work_folder
 
+from ...support.killed_prepare import CHUNK_BYTES, KILLED, MOMENTS, SETTINGS, SHARD_BYTES, killed_prepare
 from ...support.small_corpus import Words, story, write
 from ...support.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[3]
 Run = Callable[..., tuple[int, str]]
-SETTINGS = {"sequence_length": 64, "boundary": "line", "held_out_fraction": 0.1}
 
 _MOMENTS = 16
 
@@ -162,58 +162,12 @@ def test_a_signal_at_any_moment_of_prepare(novel, tmp_path, number, run):
 
 # ---------------------------------------------------------------------------------------------- SIGKILL
 
-# Where a process dies: module, function, and the number of the call.
-MOMENTS = {
-    "read": ("preparation.reading", "removing_rule", 30),
-    "read, at the end": ("preparation.reading", "ReadGroup", 1),
-    "select": ("preparation.selection", "_chunks", 1),
-    "tokenize": ("preparation.tokenizing", "encode_documents", 3),
-    "write": ("preparation.shards", "create_row_file", 2),
-    "write, before the totals": ("preparation.shards", "ends_digest", 2),
-    "check": ("prepare", "_check_splits", 1),
-    "manifest": ("prepare", "write_manifest", 1),
-    "move": ("prepare", "move_into_place", 1),
-    "move, in the middle": ("corpus_folder", "_move_files", 1),
-}
-KILLED = """
-import sys, os, importlib
-from deberta_jax.train.data import prepare as prepare_module
-from tests.support.small_corpus import Words
-
-text, folder, module, function, call, *wait = sys.argv[1:]
-module = importlib.import_module("deberta_jax.train.data." + module)
-original, calls = getattr(module, function), []
-
-def die(*arguments, **keywords):
-    calls.append(1)
-    if len(calls) < int(call):
-        return original(*arguments, **keywords)
-    if function == "_move_files":
-        source, target = arguments
-        name = next(source.glob("train-*")).name
-        (source / name).rename(target / name)
-    print("ready", flush=True)
-    if wait:
-        sys.stdin.read()
-    os.kill(os.getpid(), 9)
-
-setattr(module, function, die)
-prepare_module.CHUNK_BYTES, prepare_module.SHARD_BYTES = 2000, 1000
-prepare_module.prepare([text], Words(), folder, sequence_length=64, boundary="line", held_out_fraction=0.1)
-"""
-
 
 @pytest.fixture
 def small_tasks(monkeypatch) -> None:
-    """Sizes with which a small text makes several chunks and files, as in KILLED."""
-    monkeypatch.setattr(prepare_module, "CHUNK_BYTES", 2000)
-    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 1000)
-
-
-def killed_prepare(moment: str, text: Path, folder: Path) -> None:
-    """Runs `prepare` in a process that is killed in one of its functions."""
-    command = [sys.executable, "-c", KILLED, str(text), str(folder), *map(str, MOMENTS[moment])]
-    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == -9
+    """Sets the sizes of KILLED."""
+    monkeypatch.setattr(prepare_module, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", SHARD_BYTES)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -224,7 +178,7 @@ def done_tasks(work: Path) -> set[str]:
     return {str(path.relative_to(work)) for path in work.glob("*/[0-9]*.json")}
 
 
-@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment != "move, in the middle"])
+@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if "in the middle" not in moment])
 def test_a_killed_preparation_is_continued_with_the_same_bytes(tmp_path, monkeypatch, small_tasks, moment):
     text = write(tmp_path / "a.txt", story(50))
     expected = contents(prepare([text], Words(), tmp_path / "unbroken", **SETTINGS).folder)
@@ -302,7 +256,7 @@ def test_leftovers_that_may_be_in_use_are_named_and_stay(tmp_path, caplog, monke
 
 def test_a_second_process_is_refused(tmp_path, small_tasks):
     text = write(tmp_path / "a.txt", story(50))
-    command = [sys.executable, "-c", KILLED, str(text), str(tmp_path / "c"), "prepare", "write_manifest", "1", "wait"]
+    command = [sys.executable, "-c", KILLED, str(text), str(tmp_path / "c"), *map(str, MOMENTS["manifest"]), "wait"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
         with pytest.raises(UserError, match=rf"c is being made by process {process.pid} of this machine; wait for it"):

@@ -79,7 +79,7 @@ def test_prepared_corpus_is_reused_or_refused(tmp_path, monkeypatch):
         raise AssertionError("the text was read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "file_documents", never)
+        patch.setattr(reading, "documents_and_faults", never)
         patch.setattr(prepare_module, "content_sha256", never)
         assert prepare([text], Words(), folder, **settings) == corpus
     moved = text.rename(tmp_path / "b.txt")
@@ -171,7 +171,7 @@ def test_an_interrupted_preparation_is_continued_or_removed(tmp_path, monkeypatc
     (work,) = tmp_path.glob(".c.*.tmp")
     assert f"{work} has what is complete; the same command continues from there" in caplog.text
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "file_documents", None)  # the text is not read again
+        patch.setattr(reading, "documents_and_faults", None)  # the text is not read again
         corpus = prepare([text], Words(), tmp_path / "c", **settings)
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "c"}
     with pytest.raises(KeyboardInterrupt):

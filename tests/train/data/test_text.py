@@ -12,6 +12,7 @@ import pytest
 from deberta_jax.train.data.text import (
     MINIMUM_PIECE,
     RowPacker,
+    documents_and_faults,
     embedded_corpus,
     encode_documents,
     read_documents,
@@ -134,6 +135,37 @@ def test_unreadable_text_is_named(tmp_path, name, content, message):
     with pytest.raises(TextError, match=message) as caught:
         read(tmp_path / name, max_document_bytes=100)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "content", "documents", "faults"),
+    [
+        ("line", b"good\nb\xffad\nmore\n", ["good", "more"], ["line 2, byte 6: 0xff is not UTF-8"]),
+        ("line", b"\0\na\n\xff\n\xe6\x97", ["a"], ["line 1, byte 0: a NUL", "line 3, byte 4", "line 4, byte 6"]),
+        ("blank_line", b"a\nb\xff\nc\n\xff\n\nd", ["d"], ["line 2, byte 3"]),
+        ("blank_line", b"a\n\nb\0b\nc\n\nd", ["a", "d"], ["line 3, byte 4: a NUL byte"]),
+        ("blank_line", b"a\n\n" + b"b\n" * 60 + b"\nd", ["a", "d"], ["line 53, byte 103: this document is longer"]),
+        ("blank_line", b"a\n\n" + b"b" * 300 + b"\n\nd", ["a", "d"], ["line 3, byte 3: this document is longer"]),
+        ("blank_line", b"\xff\n" + b"b\n" * 99, [], ["line 1, byte 0"]),
+        ("chapter", b"CHAPTER I\na\nCHAPTER II\n\xff\nCHAPTER III", ["CHAPTER I\na", "CHAPTER III"], ["line 4"]),
+        ("file", b"a\n\nb\n\xff\nc", [], ["line 4, byte 5"]),
+    ],
+)  # fmt: skip
+def test_documents_that_are_no_text_are_left_out_on_request(tmp_path, boundary, content, documents, faults):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    found = list(documents_and_faults(path, boundary, max_document_bytes=100))
+    assert [document for document in found if isinstance(document, str)] == documents
+    named = [str(fault) for fault in found if isinstance(fault, TextError)]
+    assert len(named) == len(faults)
+    for message, fault in zip(named, faults, strict=True):
+        assert f"{path}: {fault}" in message
+    left_out = []
+    if documents:
+        assert (
+            list(read_documents([path], boundary=boundary, max_document_bytes=100, on_bad=left_out.append)) == documents
+        )
+        assert list(map(str, left_out)) == named
 
 
 def test_long_line_is_refused_in_bounded_memory(tmp_path):

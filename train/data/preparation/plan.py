@@ -21,12 +21,13 @@ from typing import Literal
 
 from ..corpus import DataType
 from ..text import Boundary, SupportsEncoding
+from ..text_files import TextError
 from .rules import TextRules
 
 _WORK_FORMAT = 1  # of the files in the work folder
 SplitName = Literal["train", "held_out"]
 SPLITS: tuple[SplitName, ...] = ("train", "held_out")
-OpenSet = Callable[[str, str], Iterator[tuple[str, str]]]
+OpenSet = Callable[[str, str], Iterator[tuple[str, str | TextError]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,8 @@ class Job:
     """What a task receives beside its number.
 
     Attributes:
-      open_set: yields where each record of a set such as tfds:lm1b is, and its text, of the field with the given name.
+      open_set: yields where each record of a set such as tfds:lm1b is, and its text, of the field with the given name,
+        or why it has none.
     """
 
     plan: Plan

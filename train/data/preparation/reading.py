@@ -13,8 +13,8 @@ import numpy as np
 
 from .. import storage
 from ..records import clean_document
-from ..text import MAX_DOCUMENT_BYTES, file_documents
-from ..text_files import file_version
+from ..text import MAX_DOCUMENT_BYTES, documents_and_faults
+from ..text_files import TextError, file_version
 from .near_duplicates import signature
 from .plan import Job, TextInput
 from .rules import TextRules, removing_rule
@@ -61,7 +61,7 @@ def read_group(job: Job, group: int) -> None:
     """Reads the inputs of a group.
 
     Raises:
-      TextError: an input is damaged (see `text.file_documents`).
+      TextError: an input is damaged (see `text.documents_and_faults`), or a document is, unless `skip_bad` is set.
     """
     plan = job.plan
     if storage.exists(plan.read_file(group, "json")):
@@ -72,6 +72,12 @@ def read_group(job: Job, group: int) -> None:
             digest, first = hashlib.sha256(), number
             size, mtime_ns = (0, 0) if given.is_set else file_version(Path(given.name))
             for document in _documents(job, given, digest):
+                if isinstance(document, TextError):
+                    if not plan.rules.skip_bad:
+                        raise document
+                    removed["skip_bad"] += 1
+                    number += 1
+                    continue
                 text = _normalized(document, plan.rules)
                 if rule := removing_rule(text, plan.rules):
                     removed[rule] += 1
@@ -83,16 +89,18 @@ def read_group(job: Job, group: int) -> None:
     storage.write_json(plan.read_file(group, "json"), dataclasses.asdict(totals))
 
 
-def _documents(job: Job, given: TextInput, digest: "hashlib._Hash") -> Iterator[str]:
+def _documents(job: Job, given: TextInput, digest: "hashlib._Hash") -> Iterator[str | TextError]:
     plan = job.plan
     if not given.is_set:
-        yield from file_documents(Path(given.name), plan.boundary, digest=digest, field=plan.rules.text_field)
+        yield from documents_and_faults(Path(given.name), plan.boundary, digest=digest, field=plan.rules.text_field)
         return
     if job.open_set is None:
         raise ValueError(f"{given.name}: no function to open sets was given")
     for place, text in job.open_set(given.name, plan.rules.text_field):
-        if document := clean_document(text, place, MAX_DOCUMENT_BYTES):
+        document = text if isinstance(text, TextError) else clean_document(text, place, MAX_DOCUMENT_BYTES)
+        if isinstance(document, str):
             digest.update(document.encode() + b"\0")
+        if document:
             yield document
 
 

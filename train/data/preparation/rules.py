@@ -27,6 +27,9 @@ class TextRules(Settings):
     """field of JSON Lines, or column of Parquet and of tfds: and hf: sets, that contains the text"""
     normalization: Normalization = "none"
     """Unicode normalization of the text; tokenizers of DeBERTa v2 and v3 have their own"""
+    skip_bad: bool = False
+    """remove documents that are no text: bytes that are not UTF-8, NUL, a broken record, or more than 32 MiB (default:
+    the first one ends the command)"""
     drop_duplicates: bool = True
     """remove documents whose text is that of an earlier one"""
     near_duplicates: Annotated[float, Range(at_least=0.5, at_most=1)] | None = None

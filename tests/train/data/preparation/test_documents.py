@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.data import prepare as prepare_module
+from deberta_jax.train.data.corpus import Removal
 from deberta_jax.train.data.preparation.rules import TextRules
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text_files import TextError
@@ -127,13 +128,19 @@ def test_every_token_is_in_one_place(files, end, boundary, chunk, shard, group, 
 )  # fmt: skip
 def test_what_is_no_text_is_refused_by_name(lines, number, fault):
     content = [line.encode() for line in lines]
+    settings = {"sequence_length": 8, "boundary": "line", "held_out_fraction": 0}
     content.insert(number % (len(lines) + 1), b"before " + fault[0] + b" after")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "a.txt").write_bytes(b"good")
         Path(folder, "b.txt").write_bytes(b"\n".join(content))
         with pytest.raises(TextError, match=rf"b\.txt: line {1 + number % (len(lines) + 1)}, byte \d+: .*{fault[1]}"):
-            prepare([folder], Words(), Path(folder, "c"), sequence_length=8, boundary="line", held_out_fraction=0)
+            prepare([folder], Words(), Path(folder, "c"), **settings)
         assert sorted(path.name for path in Path(folder).iterdir()) == ["a.txt", "b.txt"]
+        kept = prepare(
+            [folder], Words(), Path(folder, "c"), rules=TextRules(skip_bad=True, drop_duplicates=False), **settings
+        )
+        assert kept.removed == (Removal("skip_bad", 1),)
+        assert kept.train.documents == 1 + sum(bool(line.strip()) for line in lines)
 
 
 def test_ten_megabytes_in_a_line(tmp_path):

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.data import prepare as prepare_module
+from deberta_jax.train.data.corpus import Removal
 from deberta_jax.train.data.preparation.rules import TextRules
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text import read_documents
@@ -77,6 +78,29 @@ def test_a_record_without_text_is_named(tmp_path, content, message):
     with pytest.raises(TextError, match=message) as caught:
         list(read_documents([path], max_document_bytes=10))
     assert "\n" not in str(caught.value)
+
+
+def test_records_that_are_no_text_are_removed_on_request(tmp_path):
+    lines = [
+        b'{"text": "a"}',
+        b'{"text": 3}',
+        b"[]",
+        b"{",
+        b'{"text": "\\ud800"}',
+        b'{"text": "\xff"}',
+        b'{"body": "b"}',
+        b"\0",
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "z"}']))
+    write_parquet(tmp_path / "b.parquet", [b"b", None, b"\xff", b"c\0"])
+    sets = [("x, record 0", "d"), ("x, record 1", "\0"), ("x, record 2", TextError("no text")), ("x, record 3", "e")]
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.parquet", "tfds:x"]
+    rules = TextRules(skip_bad=True)
+    corpus = prepare(paths, Words(), tmp_path / "c", rules=rules, open_set=lambda *_: iter(sets), **SETTINGS)
+    assert corpus.train.documents + corpus.held_out.documents == 5
+    assert corpus.removed == (Removal("drop_duplicates", 0), Removal("skip_bad", 12))
+    with pytest.raises(TextError, match="x, record 1: character 0"):
+        prepare(paths[2:], Words(), tmp_path / "d", open_set=lambda *_: iter(sets), **SETTINGS)
 
 
 def test_deeply_nested_json_is_named(tmp_path):
