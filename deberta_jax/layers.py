@@ -191,14 +191,14 @@ class Embedding(nn.Module):
     def __call__(self, ids: Int[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape features"]:
         """Looks ids up. An id outside the table reads NaN."""
         ids = jnp.asarray(ids)
+        delta, path = self.get_variable("params", "delta"), f"{self.name}/embedding"
         if self._scale is None:
-            vectors = lookup(self.embedding, ids, path=f"{self.name}/embedding")
-        else:
-            inside = ((ids >= 0) & (ids < self.rows))[..., None]
-            words, scales = (jnp.take(table, ids, axis=0, mode="clip") for table in (self.embedding, self._scale))
-            vectors = jnp.where(inside, words.astype(jnp.float32) * scales, jnp.nan)
-        if self.has_variable("params", "delta"):
-            vectors = vectors + lookup(self.get_variable("params", "delta"), ids, path=f"{self.name}/delta")
+            return lookup(self.embedding, ids, path=path, delta=delta, dtype=self.dtype)
+        inside = ((ids >= 0) & (ids < self.rows))[..., None]
+        words, scales = (jnp.take(table, ids, axis=0, mode="clip") for table in (self.embedding, self._scale))
+        vectors = jnp.where(inside, words.astype(jnp.float32) * scales, jnp.nan)
+        if delta is not None:
+            vectors = vectors + lookup(delta, ids, path=path)
         return vectors.astype(self.dtype)
 
     def table(self) -> Float[Array, "V D"]:

@@ -1,11 +1,15 @@
 """A step compiled for TPUs exchanges what it should: the collectives that are as large as the vocabulary."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deberta_jax import losses
-from deberta_jax.sharding import batch_sharding, constrain_batch, lookup, make_mesh, named_shardings
+from deberta_jax.sharding import batch_sharding, constrain_batch, lookup, make_mesh, named_shardings, sum_over_batch
 from deberta_jax.train.compile_ahead.hlo_costs import Collective, read_cost
 from deberta_jax.train.compile_ahead.tpu_compiler import compile_for_tpu, topology, trace
 from deberta_jax.train.configs import OptimizerConfig
@@ -95,6 +99,31 @@ def test_fsdp_exchanges_the_smaller_of_vectors_and_table(vocab: int) -> None:
     assert bytes_of(sent, "all-reduce") <= table / 4 + kernel  # the shards' sums over data
     # The vectors in bfloat16 and their gradient in float32.
     assert bytes_of(sent, "all-to-all") <= (1.5 * ACTIVATIONS if table > ACTIVATIONS else 0)
+
+
+def test_the_sum_of_a_table_that_a_kernel_writes_is_scattered_in_narrow_parts() -> None:
+    """A part has 64 of the 128 features of a tile. XLA alone would sum the whole table on every chip."""
+    mesh = make_mesh(fsdp=4, devices=topology("v5e:4x4")[1])
+    words, features, batch = 8192, 256, PartitionSpec(("data", "fsdp"))
+
+    def double(source: Any, target: Any) -> None:
+        target[...] = source[...] * 2
+
+    def local(rows: jax.Array) -> jax.Array:
+        block = pl.BlockSpec((512, features), lambda i: (i, 0))
+        shape = jax.ShapeDtypeStruct((words, features), jnp.float32)
+        kernel = pl.pallas_call(double, grid=(words // 512,), in_specs=[block], out_specs=block, out_shape=shape)
+        return sum_over_batch(kernel(rows), PartitionSpec(None, "fsdp"))
+
+    def total(rows: jax.Array) -> jax.Array:
+        return jax.shard_map(local, in_specs=batch, out_specs=PartitionSpec(None, "fsdp"), check_vma=False)(rows)
+
+    rows = jax.ShapeDtypeStruct((16 * words, features), jnp.float32, sharding=NamedSharding(mesh, batch))
+    with jax.set_mesh(mesh):
+        sent = list(read_cost(compile_for_tpu(trace(jax.jit(total), rows)).as_text()).collectives)
+    table = words * features * 4
+    assert bytes_of(sent, "reduce-scatter", group=4) == table
+    assert bytes_of(sent, "all-reduce") == table / 4  # the parts' sums over data
 
 
 def test_only_data_crosses_slices() -> None:

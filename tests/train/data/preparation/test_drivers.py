@@ -220,6 +220,8 @@ def test_threads_of_beam_are_refused():
 
 
 def test_beam_that_is_not_installed_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("apache_beam.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(MissingPackageError, match=r"--beam needs a package: pip install 'deberta-jax\[beam\]'"):
         BeamDriver([])
