@@ -30,7 +30,8 @@ class PrepareConfig:
     command to continue an interrupted one."""
 
     COMMON: ClassVar[tuple[str, ...]] = tuple(
-        "output tokenizer text boundary sequence-length held-out-fraction seed near-duplicates workers beam".split()
+        "output tokenizer text boundary sequence-length held-out-fraction seed".split()
+        + "near-duplicates skip-bad workers beam".split()
     )
     EXAMPLES: ClassVar[tuple[str, ...]] = (
         "--output rows --tokenizer tok --text corpus/ --sequence-length 512",
