@@ -171,7 +171,7 @@ def _visit_backward(placement: _Placement, residuals: tuple, cotangents: tuple) 
         if placement.tensor is not None:
             d_hidden = jax.lax.psum(d_hidden, placement.tensor)
         if placement.table is not None:
-            # As the gradients of all other parameters: in the dtype of the computation, half the bytes in bfloat16.
+            # In the dtype of the computation, as all gradients over `fsdp` are: half the bytes in bfloat16.
             d_table = sum_over_batch(d_table.astype(hidden.dtype), placement.gradient).astype(d_table.dtype)
             d_bias = sum_over_batch(d_bias, placement.words)
         return d_hidden.reshape(hidden.shape).astype(hidden.dtype), d_table, d_bias
