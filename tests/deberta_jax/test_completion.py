@@ -37,7 +37,7 @@ def complete(tmp_path_factory):
 
 def test_bash_completes_commands_options_and_choices(complete) -> None:
     assert sorted(complete("pre")) == ["predict", "prepare", "pretrain"]
-    assert complete("prepare", "--s") == ["--sequence-length", "--seed"]
+    assert complete("prepare", "--s") == ["--sequence-length", "--seed", "--skip-bad"]
     assert complete("pretrain", "--dtype", "b") == ["bfloat16"]
     assert complete("recipe", "rte/deberta-v2") == ["rte/deberta-v2-xlarge", "rte/deberta-v2-xxlarge"]
     assert complete("prepare", "--text", "") == []  # bash itself offers files

@@ -12,7 +12,8 @@ from deberta_jax.tokenizers.tokenizer import Tokenizer
 from ..model_folders import check_not_overwritten, model_folder, tokenizer_folder
 from ..new_tokens import check_vocabulary
 from .extend_vocabulary import Extension, extend_vocabulary
-from .train_tokenizer import BadLines, TokenizerConfig, check_overwriting
+from .text import BadLines
+from .train_tokenizer import TokenizerConfig, check_overwriting
 
 _GENERATOR = "generator"  # folder in the output, for the generator of a pair
 

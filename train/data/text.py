@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer, UInt32
 
 from deberta_jax.errors import UserError
-from deberta_jax.terminal import list_names
+from deberta_jax.terminal import list_names, say
 
 from .records import RECORD_SUFFIXES, clean_document, json_records, parquet_records
 from .text_files import TextError, inner_suffix, text_bytes, text_files
@@ -108,6 +108,23 @@ def read_documents(
                 on_bad(document)
     if empty:
         raise TextError(f"no text in {list_names(paths)}; give files with at least one line that is not blank")
+
+
+class BadLines:
+    """Counts the lines that are left out because they are no text."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._first: TextError | None = None
+
+    def add(self, error: TextError) -> None:
+        self._number += 1
+        self._first = self._first or error
+
+    def say(self) -> None:
+        """Prints how many there were, if any, and the first."""
+        if self._number:
+            say(f"left out {self._number:,} lines that are no text; the first: {self._first}")
 
 
 def documents_and_faults(

@@ -26,8 +26,8 @@ from deberta_jax.tokenizers.vocabulary import CLS, CONFIG_FILE, MASK, PAD, SEP, 
 
 from ..settings import LARGEST_INT, Positive, Range, Settings
 from . import sentencepiece_process
-from .text import embedded_corpus, read_documents
-from .text_files import TextError, describe_ignored, refuse_output
+from .text import BadLines, embedded_corpus, read_documents
+from .text_files import describe_ignored, refuse_output
 from .work_folder import stop_at_signals
 
 _SAMPLE_BYTES = 1 << 20
@@ -64,8 +64,7 @@ class TokenizerConfig(Settings):
     text_field: str = "text"
     """field of JSON Lines, or column of Parquet, that contains the text"""
     skip_bad: bool = False
-    """leave out lines and records that are no text, and say how many: bytes that are not UTF-8, NUL, broken JSON, or
-    more than 32 MiB (default: the first one ends the command)"""
+    """leave out lines that are no text, and count them (default: the first one ends the command)"""
     vocab_size: int = 8000
     """number of pieces including 4 special and 256 byte pieces; [MASK] is added to them. DeBERTa-v3 has 128000"""
     character_coverage: float = 0.9995
@@ -91,14 +90,9 @@ class TokenizerConfig(Settings):
         if self.extend is not None and self.symbols:
             raise UserError("--symbols are pieces of a new tokenizer; with --extend, leave them out")
 
-    def lines(self, bad: "BadLines") -> Iterator[str]:
-        """Yields the lines of the text.
-
-        SentencePiece trains on lines, so that document boundaries do not matter; lines need the least memory.
-
-        Raises:
-          TextError: a line is no text, and `skip_bad` is not set.
-        """
+    def lines(self, bad: BadLines) -> Iterator[str]:
+        """Yields the lines of the text. Raises TextError if one is no text and `skip_bad` is not set."""
+        # SentencePiece trains on lines, so that document boundaries do not matter; lines need the least memory.
         paths = self.text or (embedded_corpus(),)
         on_bad = bad.add if self.skip_bad else None
         return read_documents(paths, boundary="line", field=self.text_field, on_bad=on_bad)
@@ -107,23 +101,6 @@ class TokenizerConfig(Settings):
     def sample(self) -> "TrainingSample":
         """How much of the text is used."""
         return TrainingSample(lines=self.input_sentence_size, megabytes=self.sample_megabytes)
-
-
-class BadLines:
-    """Counts the lines that are left out because they are no text."""
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._first: TextError | None = None
-
-    def add(self, error: TextError) -> None:
-        self._number += 1
-        self._first = self._first or error
-
-    def say(self) -> None:
-        """Prints how many there were, if any, and the first."""
-        if self._number:
-            say(f"left out {self._number:,} lines that are no text; the first: {self._first}")
 
 
 def main(config: TokenizerConfig) -> None:
