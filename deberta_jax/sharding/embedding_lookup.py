@@ -85,12 +85,10 @@ def _look_up_inside(
         return jax.shard_map(local, in_specs=(parameter, batch), out_specs=batch, check_vma=False)(tables, ids)
 
     def backward(ids: jax.Array, cotangent: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-        # The sum of one table. It is the same for all, but each that no one reads is left out by XLA.
-        def add(dtype: Any) -> jax.Array:
-            local = functools.partial(_add_vectors, exchange=exchange, dtype=dtype)
-            return jax.shard_map(local, in_specs=(batch, batch), out_specs=gradient, check_vma=False)(ids, cotangent)
-
-        return tuple(map(add, dtypes)), None
+        local = functools.partial(_add_vectors, exchange=exchange, dtype=dtypes[0])
+        add = jax.shard_map(local, in_specs=(batch, batch), out_specs=gradient, check_vma=False)
+        total = add(ids, cotangent)
+        return tuple(total.astype(dtype) for dtype in dtypes), None  # each table is a summand
 
     find.defvjp(lambda tables, ids: (find(tables, ids), ids), backward)
     return find(tables, ids)
@@ -154,22 +152,22 @@ def _add_vectors(
         # A negative index would count from the end of the table; one past the end is dropped.
         ids = jnp.where(ids < 0, words, ids)
     total = jnp.zeros((words, vectors.shape[1]), dtype).at[ids].add(vectors.astype(dtype), mode="drop")
-    if over_features and not exchange.exchange_vectors:
-        total = _scatter_sum(total, over_features, 1)
-    if "zero" in over_words:
-        total = jax.lax.psum_scatter(total, "zero", scatter_dimension=0, tiled=True)
-    split = over_words + over_features
-    return jax.lax.psum(total, tuple(axis for axis in BATCH_AXES if axis in exchange.axes and axis not in split))
+    exchanged = over_features if exchange.exchange_vectors else ()
+    return sum_over_batch(total, exchange.gradient, summed=exchanged)
 
 
-def sum_over_batch(gradient: Float[Array, "..."], spec: PartitionSpec) -> Float[Array, "..."]:
+def sum_over_batch(
+    gradient: Float[Array, "..."], spec: PartitionSpec, *, summed: tuple[str, ...] = ()
+) -> Float[Array, "..."]:
     """Sums a parameter's gradient over the devices that have different rows of the batch, inside a shard_map.
 
     Args:
       gradient: what this device's rows add to it, split by the axis `tensor` alone.
       spec: how the sum is split, by `partition_spec`.
+      summed: mesh axes over which the gradient is summed and split already.
     """
-    rest = [axis for axis in BATCH_AXES if axis in jax.sharding.get_abstract_mesh().shape]
+    mesh = jax.sharding.get_abstract_mesh()
+    rest = [axis for axis in BATCH_AXES if axis in mesh.shape and axis not in summed]
     for dimension, names in enumerate(spec):
         axes = tuple(axis for axis in (names if isinstance(names, tuple) else (names,)) if axis in rest)
         if axes:

@@ -4,7 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
+from deberta_jax.train.data import prepare as prepare_module
+
+from .paths import REPOSITORY
+
 CHUNK_BYTES, SHARD_BYTES = 2000, 1000  # with which a small text makes several chunks and files
 SETTINGS = {"sequence_length": 64, "boundary": "line", "held_out_fraction": 0.1}
 
@@ -22,7 +27,7 @@ MOMENTS = {
     "move, in the middle": ("train.data.corpus_folder", "_move_files", 1),
     "copy, in the middle": ("stores", "copy", 3),  # of a store, which cannot move files
 }
-KILLED = """
+_KILLED = """
 import sys, os, importlib
 from deberta_jax.train.data import prepare as prepare_module
 from tests.support.killed_prepare import CHUNK_BYTES, SETTINGS, SHARD_BYTES
@@ -51,7 +56,21 @@ prepare_module.prepare([text], Words(), folder, **SETTINGS)
 """
 
 
+def killed_command(moment: str, text: Path, folder: Path | str, *words: str) -> list[str]:
+    """A command, to run in the repository, which prints "ready" and dies; with "wait" it waits for input first.
+
+    The folder may be an address.
+    """
+    return [sys.executable, "-c", _KILLED, str(text), str(folder), *map(str, MOMENTS[moment]), *words]
+
+
 def killed_prepare(moment: str, text: Path, folder: Path | str) -> None:
-    """Runs `prepare` in a process that is killed in one of its functions. The folder may be an address."""
-    command = [sys.executable, "-c", KILLED, str(text), str(folder), *map(str, MOMENTS[moment])]
-    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == -9
+    """Runs `killed_command`."""
+    command = killed_command(moment, text, folder)
+    assert subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=False).returncode == -9
+
+
+def use_small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets the sizes of `killed_command` in this process."""
+    monkeypatch.setattr(prepare_module, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", SHARD_BYTES)

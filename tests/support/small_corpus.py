@@ -74,3 +74,8 @@ def story(documents: int, words: int = 40) -> str:
     rng = np.random.default_rng(1)
     lines = (" ".join(f"w{n}" for n in rng.integers(0, 400, rng.integers(1, 2 * words))) for _ in range(documents))
     return "\n\n".join(lines)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a corpus, name -> bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -16,12 +16,11 @@ from deberta_jax import load_pretrained, stores
 from deberta_jax.__main__ import main as command_line
 from deberta_jax.errors import UserError
 from deberta_jax.mirrors import local_copy
-from deberta_jax.train.data import prepare as prepare_module
 from deberta_jax.train.data.prepare import prepare
 
-from ..support.killed_prepare import CHUNK_BYTES, MOMENTS, SETTINGS, SHARD_BYTES, killed_prepare
+from ..support.killed_prepare import MOMENTS, SETTINGS, killed_prepare, use_small_tasks
 from ..support.s3_server import Fault, S3Server, s3_server
-from ..support.small_corpus import Words, story, write
+from ..support.small_corpus import Words, contents, story, write
 from ..support.small_models import TINY
 from ..support.store_files import check_files
 
@@ -116,11 +115,9 @@ def _wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> Non
 def test_a_preparation_that_is_killed_is_continued_with_the_same_bytes(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ):
-    monkeypatch.setattr(prepare_module, "CHUNK_BYTES", CHUNK_BYTES)
-    monkeypatch.setattr(prepare_module, "SHARD_BYTES", SHARD_BYTES)
+    use_small_tasks(monkeypatch)
     text = write(tmp_path / "a.txt", story(50))
-    unbroken = prepare([text], Words(), tmp_path / "unbroken", **SETTINGS).folder
-    expected = {path.name: path.read_bytes() for path in unbroken.iterdir()}
+    expected = contents(prepare([text], Words(), tmp_path / "unbroken", **SETTINGS).folder)
     killed_prepare(moment, text, "s3://bucket/rows")
     assert "manifest.json" not in stores.names("s3://bucket/rows")
     prepare([text], Words(), "s3://bucket/rows", **SETTINGS)

@@ -175,7 +175,7 @@ def _text_documents(
             lines, size, faulty = [], 0, False
         if faulty or (not line and not lines):
             continue  # a blank line before the document
-        if isinstance(line, str) and not isinstance(raw, TextError):
+        if isinstance(raw, bytes) and isinstance(line, str):
             only_headings = (only_headings or not lines) and (heading or not line)
             size += len(raw) + 1
             if size <= max_document_bytes:
@@ -231,7 +231,7 @@ def _lines(
             start = line_start = len(_BYTE_ORDER_MARK)
         while (end := chunk.find(b"\n", start)) >= 0:
             if not faulty:
-                line = bytes(pending) + chunk[start:end]
+                line = bytes(pending) + chunk[start:end] if pending else chunk[start:end]
                 yield number, line_start, _nul_fault(line, path, number, line_start) or line
             pending.clear()
             faulty = False

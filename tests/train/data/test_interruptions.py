@@ -13,14 +13,13 @@ import pytest
 
 from deberta_jax.__main__ import main as command_line
 from deberta_jax.errors import UserError
-from deberta_jax.train.data import prepare as prepare_module
 from deberta_jax.train.data import storage
 from deberta_jax.train.data.corpus import open_corpus
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.work_folder import open_work_folder
 
-from ...support.killed_prepare import CHUNK_BYTES, KILLED, MOMENTS, SETTINGS, SHARD_BYTES, killed_prepare
-from ...support.small_corpus import Words, story, write
+from ...support.killed_prepare import MOMENTS, SETTINGS, killed_command, killed_prepare, use_small_tasks
+from ...support.small_corpus import Words, contents, story, write
 from ...support.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[3]
@@ -165,13 +164,7 @@ def test_a_signal_at_any_moment_of_prepare(novel, tmp_path, number, run):
 
 @pytest.fixture
 def small_tasks(monkeypatch) -> None:
-    """Sets the sizes of KILLED."""
-    monkeypatch.setattr(prepare_module, "CHUNK_BYTES", CHUNK_BYTES)
-    monkeypatch.setattr(prepare_module, "SHARD_BYTES", SHARD_BYTES)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    use_small_tasks(monkeypatch)
 
 
 def done_tasks(work: Path) -> set[str]:
@@ -256,7 +249,7 @@ def test_leftovers_that_may_be_in_use_are_named_and_stay(tmp_path, caplog, monke
 
 def test_a_second_process_is_refused(tmp_path, small_tasks):
     text = write(tmp_path / "a.txt", story(50))
-    command = [sys.executable, "-c", KILLED, str(text), str(tmp_path / "c"), *map(str, MOMENTS["manifest"]), "wait"]
+    command = killed_command("manifest", text, tmp_path / "c", "wait")
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
         with pytest.raises(UserError, match=rf"c is being made by process {process.pid} of this machine; wait for it"):

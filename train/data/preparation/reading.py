@@ -74,7 +74,7 @@ def read_group(job: Job, group: int) -> None:
             for document in _documents(job, given, digest):
                 if isinstance(document, TextError):
                     if not plan.rules.skip_bad:
-                        raise TextError(f"{document}; --skip-bad removes such documents")
+                        raise TextError(f"{document}; `deberta-jax prepare --skip-bad` removes such documents")
                     removed["skip_bad"] += 1
                     number += 1
                     continue

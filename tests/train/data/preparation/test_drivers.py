@@ -23,7 +23,7 @@ from deberta_jax.train.data.work_folder import UnfinishedWorkError
 from deberta_jax.train.prepare import PrepareConfig
 
 from ....support.paths import REPOSITORY
-from ....support.small_corpus import Words, story, write
+from ....support.small_corpus import Words, contents, story, write
 
 SETTINGS = {"sequence_length": 64, "boundary": "blank_line", "held_out_fraction": 0.1, "seed": 3}
 RUNNERS = {
@@ -42,10 +42,6 @@ def texts(tmp_path, monkeypatch) -> list[Path]:
     documents = story(90).split("\n\n")
     parts = [documents[:20], documents[20:25], documents[25:], documents[:5]]
     return [write(tmp_path / f"{number}.txt", "\n\n".join(part)) for number, part in enumerate(parts)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 class KillsWorkers(Words):
