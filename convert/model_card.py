@@ -1,6 +1,5 @@
 """The model card: a README.md with the metadata that the Hugging Face hub reads, written from what a run records."""
 
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import jax
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import MissingPackageError
 from deberta_jax.terminal import message_text
+from deberta_jax.versions import version_of
 
 from .hub import NAME
 from .mapping import Params
@@ -271,7 +271,7 @@ def _limits(config: DebertaConfig, use: _Use, record: RunRecord) -> str:
 
 
 def _versions(record: RunRecord) -> str:
-    here = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    here = {name: version_of(name) for name in _LIBRARIES}
     trained = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     written = ", ".join(f"{name} {version}" for name, version in here.items())
     lines = [f"Trained with {trained}."] if trained else []

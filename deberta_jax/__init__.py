@@ -4,9 +4,10 @@ The names below are imported on first use, so that `deberta-jax --help` does not
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, Any
+
+from .versions import version_of
 
 if TYPE_CHECKING:
     from .adapter import load_adapter, merge_adapter
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
     from .sharding import make_mesh
     from .tokenizers.tokenizer import Tokenizer
 
-try:
-    __version__ = importlib.metadata.version("deberta-jax")
-except importlib.metadata.PackageNotFoundError:  # a copy of the folder that was never installed
-    __version__ = "unknown"
+__version__ = version_of()
 
 __all__ = [
     "Deberta",

@@ -22,6 +22,7 @@ from .process_start import note_process_start
 from .standard_streams import make_standard_streams_safe
 from .store_paths import local_settings
 from .terminal import guarded_output, say
+from .versions import unsupported_packages
 
 # Command -> (module, configuration class, help). Without a class, `main` receives the unparsed options.
 COMMANDS = {
@@ -153,6 +154,8 @@ def _report(command: str, failure: Exception) -> int:
         say("".join(traceback.format_exception(failure)).rstrip(), error=True)
     if is_expected(error):
         say(f"deberta-jax {command}: {one_line(error)}", error=True)
+    elif unsupported := unsupported_packages():
+        say("\n".join(f"deberta-jax {command}: {line}" for line in unsupported), error=True)
     else:
         say(
             f"deberta-jax {command}: this is a bug in deberta-jax, not a mistake of yours. Please report it with the "

@@ -6,9 +6,9 @@
 Both position terms use the same index (the official code, not the sign of the paper).
 
 There are two implementations: `xla` (`xla_attention.py`), and `pallas`, fused kernels: those of `kernels/` on a TPU,
-those of `gpu_kernels/` on an NVIDIA GPU. The kernels have run in interpret mode and through the compilers only. `auto`
-uses `pallas` on a TPU where the kernels support the call, and `xla` elsewhere. None keeps scores for the backward pass,
-and only the TPU kernels can keep the probabilities, on request: see `keep_probabilities`.
+those of `gpu_kernels/` on an NVIDIA GPU. Those for TPUs have run in interpret mode and through the compilers only.
+`auto` uses `pallas` where the kernels support the device and the call, and `xla` elsewhere. None keeps scores for the
+backward pass, and only the TPU kernels can keep the probabilities, on request: see `keep_probabilities`.
 """
 
 import functools
@@ -63,8 +63,8 @@ def disentangled_attention(
       key: projected keys.
       value: projected values.
       inputs: segments, position terms and dropout.
-      implementation: `xla`, `pallas`, or `auto`: `pallas` if the device is a TPU and the kernels support the call, else
-        `xla`. The device is that of the current mesh, else JAX's default device.
+      implementation: `xla`, `pallas`, or `auto`: `pallas` if the device is a TPU or a GPU and its kernels support the
+        call, else `xla`. The device is that of the current mesh, else JAX's default device.
       keep_probabilities: where the call has gradients, the forward TPU kernel writes the probabilities, [B, N, S, S] in
         query's dtype, and the backward kernel reads them instead of computing them again. Ignored where the kernels
         cannot (`kernels.kept_bytes` is 0), as for more than 512 tokens, and by the other implementations.
@@ -80,7 +80,8 @@ def disentangled_attention(
     device_kind = current_device_kind()
     reason = _unsupported(query, key, device_kind)
     probabilities = attention_probabilities(query, key, inputs)
-    if implementation == "xla" or (implementation == "auto" and (reason is not None or "TPU" not in device_kind)):
+    has_kernels = "TPU" in device_kind or _is_gpu(device_kind)
+    if implementation == "xla" or (implementation == "auto" and (reason is not None or not has_kernels)):
         return AttentionOutput(_xla_on_mesh(query, key, value, inputs), probabilities)
     if reason is not None:
         raise UserError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import importlib.metadata
 import io
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from .help_text import HelpTexts, help_text
 from .option_list import CONFIG, Option, command_line_options
 from .stores import check_protocol
 from .terminal import LONGEST_LINE, list_names, say, shorten
+from .versions import version_of
 
 SettingsType = TypeVar("SettingsType")
 
@@ -90,7 +90,7 @@ def _split_last(settings: type, options: Sequence[str]) -> tuple[Sequence[str], 
 
 def version_line() -> str:
     """Returns the name and the version of the library."""
-    return f"deberta-jax {importlib.metadata.version('deberta-jax')}"
+    return f"deberta-jax {version_of()}"
 
 
 def _command(prog: str) -> str:

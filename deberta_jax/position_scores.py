@@ -109,21 +109,24 @@ def _gather(products: Float[Array, "N B X P"], index: Int[Array | np.ndarray, "T
     )
 
 
-def relative_shift(x: Shaped[Array, "*lead S distances"]) -> Shaped[Array, "*lead S S"]:
-    """Moves columns by distance to columns by position: out[..., i, j] = x[..., i, S - 1 - i + j].
+def relative_shift(
+    x: Shaped[Array, "*lead T distances"], columns: int | None = None
+) -> Shaped[Array, "*lead T columns"]:
+    """Moves columns by distance to columns by position: out[..., i, j] = x[..., i, T - 1 - i + j].
 
     This is Transformer-XL's relative shift. Row i of the result starts one element earlier than row i - 1, so in the
-    flattened matrix, rows of 2S - 2 elements line up: the shift is a reshape. A gather would be slow on a TPU.
+    flattened matrix, rows of one element less line up: the shift is a reshape. A gather would be slow on a TPU.
 
     Args:
-      x: [..., S, 2S - 1]; column c of row i belongs to position i - (S - 1) + c: a key for c2p, a query for p2c. More
-        columns are dropped.
+      x: [..., T, at least T - 1 + columns]; column c of row i belongs to position i - (T - 1) + c: a key for c2p, a
+        query for p2c. More columns are dropped.
+      columns: number of positions (default: T, that of the rows).
     """
     *lead, length, width = x.shape
     if width == 1:
         return x
     flat = x.reshape(*lead, length * width)[..., length - 1 : length - 1 + length * (width - 1)]
-    return flat.reshape(*lead, length, width - 1)[..., :length]
+    return flat.reshape(*lead, length, width - 1)[..., : length if columns is None else columns]
 
 
 def product(spec: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:

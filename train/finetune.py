@@ -21,7 +21,13 @@ from jaxtyping import Array, Int, Key, Num
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.lora import adapters_of, joined
-from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
+from deberta_jax.sharding import (
+    batch_devices,
+    local_batch_indices,
+    make_mesh,
+    named_shardings,
+    place_batch,
+)
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.terminal import list_names, say
 from deberta_jax.warm_start import evaluate_by_operation, initial_params, left_out
@@ -33,7 +39,7 @@ from .engine.kept_layers import KeptLayers, training_step
 from .engine.layerwise import layerwise_learning_rates, stop_frozen_gradients
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, build_optimizer, schedule
-from .engine.state import TrainState, place_state, training_key
+from .engine.state import TrainState, jit_step, place_state, training_key
 from .finetune_evaluation import (
     Predictor,
     Validation,
@@ -143,7 +149,7 @@ def run(config: FinetuneConfig, hosts: Hosts) -> RunOutcome:
         step = build_step(
             tuning.model.clone(kept_layers=kept_layers), task.objective, optimizer, config, total_steps=steps
         )
-        return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+        return jit_step(step, placement)
 
     predictor = Predictor(config, task, model, mesh, check_stop=hosts.check_stop)
     validation = Validation(predictor, model_config, tuning)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deberta_jax.atomic_files import write_file
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import UserError
-from deberta_jax.sharding import local_batch_indices, place_batch
+from deberta_jax.sharding import compiler_options, local_batch_indices, place_batch
 from deberta_jax.strict_json import to_json
 
 from .configs import FinetuneConfig
@@ -79,7 +79,8 @@ class Predictor:
             return self.task.objective.predict(apply_model(self.model, params, batch), batch)
 
         # Replicated, so that every host can read the predictions of the whole batch.
-        return jax.jit(predict, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+        options = compiler_options(self.mesh.devices.flat[0].device_kind)
+        return jax.jit(predict, out_shardings=NamedSharding(self.mesh, PartitionSpec()), compiler_options=options)
 
 
 class Validation:

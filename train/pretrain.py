@@ -33,7 +33,7 @@ from deberta_jax.rtd import (
     generator_pass,
     standalone_discriminator,
 )
-from deberta_jax.sharding import batch_devices, make_mesh, named_shardings
+from deberta_jax.sharding import batch_devices, compiler_options, make_mesh, named_shardings
 from deberta_jax.tokenizers.tokenizer import Tokenizer
 from deberta_jax.vocabulary_head import sample_replacements
 
@@ -45,7 +45,7 @@ from .engine.accumulation import accumulate, check_batch_size
 from .engine.kept_layers import KeptLayers, training_step
 from .engine.loop import Figures, StepMetrics, Sums, TrainingRun, train
 from .engine.optimizer import apply_gradients, schedule
-from .engine.state import TrainState, place_state, training_key
+from .engine.state import TrainState, jit_step, place_state, training_key
 from .hosts.join import Hosts, join_run
 from .model_folders import check_not_overwritten, tokenizer_folder
 from .pretrain_setup import (
@@ -119,7 +119,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
 
     def jitted_step(kept_layers: int) -> Any:
         step = build_step(models.keeping(kept_layers), optimizers, config, sharing=sharing)
-        return jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
+        return jit_step(step, placement)
 
     kept = functools.partial(
         KeptLayers.of_batch,
@@ -129,7 +129,8 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
         dtype=jnp.dtype(config.dtype),
         together=not config.objective.decoupled,
     )
-    measure = jax.jit(build_evaluation(models, config, sharing=sharing))
+    options = compiler_options(mesh.devices.flat[0].device_kind)
+    measure = jax.jit(build_evaluation(models, config, sharing=sharing), compiler_options=options)
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (

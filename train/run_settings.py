@@ -1,12 +1,12 @@
 """What a run says of itself: `config.yaml` in its folder, and its name and settings for the services of `--log`."""
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
 from deberta_jax.config_file import FILE, write_settings
 from deberta_jax.errors import one_line
 from deberta_jax.option_list import options_of
+from deberta_jax.versions import version_of
 
 from .configs import FinetuneConfig, PretrainConfig
 from .reporting.services import LoggedRun
@@ -27,8 +27,7 @@ def record_settings(config: PretrainConfig | FinetuneConfig, *, log: Callable[[s
     command = "pretrain" if isinstance(config, PretrainConfig) else "finetune"
     try:
         config.output.mkdir(parents=True, exist_ok=True)
-        version = importlib.metadata.version("deberta-jax")
-        write_settings(config.output / FILE, config, command=command, version=version)
+        write_settings(config.output / FILE, config, command=command, version=version_of())
     except OSError as error:
         log(f"{FILE} cannot be written: {one_line(error)}. Training goes on")
 

@@ -1,7 +1,6 @@
 """The command `deberta-jax serialize MODEL OUTPUT`: a folder that runs with jax alone (see `deberta_jax.serving`)."""
 
 import dataclasses
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,6 +29,7 @@ from deberta_jax.serving.program import (
 )
 from deberta_jax.terminal import say
 from deberta_jax.tokenizers.tokenizer import Tokenizer
+from deberta_jax.versions import version_of
 
 from ..cache import local_model
 from ..folders import check_destination
@@ -151,7 +151,7 @@ def describe_program(program: ServingProgram, config: DebertaConfig, tokenizer: 
         "tokenizer": tokenizer and {name: getattr(tokenizer, name) for name in special},
         "platforms": list(program.exported.platforms),
         "calling_convention_version": program.exported.calling_convention_version,
-        "versions": {name: importlib.metadata.version(name) for name in ("deberta-jax", "jax", "jaxlib")},
+        "versions": {name: version_of(name) for name in ("deberta-jax", "jax", "jaxlib")},
     }
 
 

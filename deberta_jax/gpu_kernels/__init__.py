@@ -9,7 +9,7 @@ size is kept for the backward pass.
     attention.py   the bias, the products that XLA does itself, and the rule of differentiation
     tile.py        what both kernels share: products, scores, the dropout mask
 
-They have been compiled for an H100 by XLA's CUDA compiler and run in interpret mode. No GPU has run them.
+They have run on an H200 (docs/gpu.md). The tests run them in interpret mode, and compile them for an H100.
 """
 
 from .attention import gpu_attention, unsupported

@@ -20,7 +20,7 @@ from .tile import BLOCK, Plan
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 _OLDEST_JAX = (0, 11)
 _LARGEST_HEAD = 128
-_LARGEST_BIAS = 2**25  # elements: 64 MiB
+_LARGEST_BIAS = 2**28  # elements: 512 MiB
 _UNSEEN = -1e30  # bias of a key that the query does not see
 
 
@@ -166,29 +166,24 @@ def _pad(x: Any, sizes: tuple[int, ...]) -> jax.Array:
 def _bias(static: _Static, indices: _Indices, operands: _Operands) -> Float[Array, "N B T S"]:
     """Returns the position terms, scaled, and where a query does not see a key a number far below all scores."""
     plan, live = static
+    scores = jnp.zeros((plan.heads, plan.batch, plan.queries, plan.keys), jnp.float32)
     if operands.pos_key is not None or operands.pos_query is not None:
         assert live is not None, "live_rows are needed with pos_key or pos_query"
-        length, positions = live.length, indices.query_positions
-        # The terms are computed without the padding of the lengths, which the rows of distances do not know.
-        queries = plan.whole[2]
-        scores = jnp.zeros((plan.heads, plan.batch, queries, length), jnp.float32)
-        if positions is not None:
-            positions = positions[:, :queries]
-        query, key = _heads_first(operands.query[:, :queries]), _heads_first(operands.key[:, :length])
+        query, key = _heads_first(operands.query), _heads_first(operands.key)
         tables = (None if x is None else x.transpose(1, 0, 2) for x in (operands.pos_key, operands.pos_query))
         terms = Terms(query, key, *tables)
-        if positions is None:
+        if indices.query_positions is None:
             moved: jax.Array = position_terms(live, terms)  # type: ignore[assignment]
-            scores = moved.astype(jnp.float32)
+            scores = moved.astype(jnp.float32) * plan.scale
         else:
+            # The rows of distances do not know the padding of the keys.
+            key = key[:, :, : live.length]
+            scores = jnp.zeros((*scores.shape[:3], live.length), jnp.float32)
             if terms.pos_key is not None:
-                scores += content_to_position(query, terms.pos_key, live, positions)
+                scores += content_to_position(query, terms.pos_key, live, indices.query_positions)
             if terms.pos_query is not None:
-                scores += position_to_content(key, terms.pos_query, live, positions)
-        padding = [(0, 0), (0, 0), (0, plan.queries - queries), (0, plan.keys - length)]
-        scores = jnp.pad(scores * plan.scale, padding)
-    else:
-        scores = jnp.zeros((plan.heads, plan.batch, plan.queries, plan.keys), jnp.float32)
+                scores += position_to_content(key, terms.pos_query, live, indices.query_positions)
+            scores = jnp.pad(scores * plan.scale, [(0, 0)] * 3 + [(0, plan.keys - live.length)])
     segments = indices.query_segments[:, :, None], indices.key_segments[:, None, :]
     visible = (segments[0] == segments[1]) & (segments[1] != 0)
     return jnp.where(visible[None], scores, _UNSEEN).astype(plan.dtype)
@@ -203,6 +198,10 @@ def _attention(static: _Static, indices: _Indices, operands: _Operands) -> Float
     return _attention_forward(static, indices, operands)[0]
 
 
+# Compiled functions of their own: the layers of a model share one tracing and lowering of the kernels.
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _attention_forward(static: _Static, indices: _Indices, operands: _Operands) -> tuple[Float[Array, "B T N H"], Any]:
     bias = _bias(static, indices, operands)
     context, log_sum = forward(static.plan, *operands[:3], bias, indices.random)
@@ -211,8 +210,11 @@ def _attention_forward(static: _Static, indices: _Indices, operands: _Operands) 
     return context, (indices, operands, context, log_sum)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _attention_backward(static: _Static, residuals: Any, cotangent: Float[Array, "B T N H"]) -> tuple[None, _Operands]:
     indices, operands, context, log_sum = residuals
+    # Otherwise XLA keeps the bias of the forward pass, or computes those of all layers at once.
+    operands, cotangent = jax.lax.optimization_barrier((operands, cotangent))
     plan, (query, key, value, *_) = static.plan, operands
     bias, pull_back = jax.vjp(lambda operands: _bias(static, indices, operands), operands)
     cotangent = jnp.where((indices.query_segments != 0)[:, :, None, None], cotangent, 0)

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..int8 import int8_model
 from ..models import Deberta
 from ..parameter_check import check_finite
-from ..sharding import batch_devices, batch_sharding, make_mesh, named_shardings
+from ..sharding import batch_devices, batch_sharding, compiler_options, make_mesh, named_shardings
 from .batching import Batch, BatchSizes, Entry, in_order, plan_ahead
 from .checks import check_at_least_one, check_one_of
 from .loaded_model import LoadedModel
@@ -137,6 +137,11 @@ class Runner(LoadedModel):
         batch_size = self.batch_size or (8 if small else 64)
         return BatchSizes(batch_size, batch_devices(self._mesh), steps=4 if small else 2)
 
+    @property
+    def device_kind(self) -> str:
+        """Kind of the devices that compute."""
+        return self._mesh.devices.flat[0].device_kind
+
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:
         """The parts of the parameters that are on the devices, by name; filled when they are used."""
@@ -188,7 +193,7 @@ class Program:
             )
             return pipeline.outputs(out, batch)
 
-        self._compute = jax.jit(compute)
+        self._compute = jax.jit(compute, compiler_options=compiler_options(runner.device_kind))
         self._token_axes: dict[str, int | None] | None = None
 
     def dispatch(self, batch: Batch) -> dict[str, jax.Array]:

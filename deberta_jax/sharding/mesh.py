@@ -142,3 +142,16 @@ def constrain_batch(x: Shaped[Array, "B *features"]) -> Shaped[Array, "B *featur
     if mesh is None or x.shape[0] % batch_devices(mesh):
         return x
     return with_spec(x, PartitionSpec(batch_axes(mesh)))
+
+
+def compiler_options(device_kind: str | None = None) -> dict[str, bool] | None:
+    """Returns the options of `jax.jit` with which whole models compile well on a kind of device.
+
+    On GPUs: products of matrices by cuBLAS only. XLA would also generate kernels for each of them and time dozens of
+    variants, which takes minutes for a training step (jax 0.11 on an H200).
+
+    Args:
+      device_kind: kind of the device (default: that of the current mesh, else of the default device).
+    """
+    is_gpu = (device_kind or current_device_kind()).startswith("NVIDIA")
+    return {"xla_gpu_enable_triton_gemm": False} if is_gpu else None

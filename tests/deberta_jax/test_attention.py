@@ -1,6 +1,7 @@
 """Plain attention against its definition, and the choice between plain attention and the kernels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ def test_relative_shift_equals_its_definition() -> None:
     x = np.arange(2 * 5 * 9).reshape(2, 5, 9)
     expected = np.stack([np.stack([x[b, i, 4 - i : 9 - i] for i in range(5)]) for b in range(2)])
     np.testing.assert_array_equal(relative_shift(jnp.asarray(x)), expected)
+    few = np.stack([np.stack([x[b, i, 4 - i : 7 - i] for i in range(5)]) for b in range(2)])
+    np.testing.assert_array_equal(relative_shift(jnp.asarray(x), 3), few)
 
 
 def test_gather_and_shift_of_relative_products_agree() -> None:
@@ -128,6 +131,24 @@ def test_auto_uses_the_kernels_on_a_tpu_only() -> None:
         assert "disentangled_forward" in program("auto")
         assert "disentangled_forward" not in program("xla")
     assert "disentangled_forward" not in program("auto")  # this machine has no TPU
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11")
+@pytest.mark.parametrize(
+    ("card", "dtype", "kernels"),
+    [
+        ("NVIDIA H200", jnp.bfloat16, True),
+        ("NVIDIA H200", jnp.float32, False),
+        ("NVIDIA A100-SXM4-80GB", jnp.bfloat16, False),
+    ],
+)
+def test_auto_uses_the_kernels_on_a_gpu_that_they_support(card: str, dtype: Any, kernels: bool) -> None:
+    query, key, value, inputs, _ = attention_case(17, dtype=dtype)
+    device = AbstractDevice(device_kind=card, num_cores=None, platform="cuda")
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = str(jax.make_jaxpr(with_implementation("auto"))(query, key, value, inputs))
+    assert ("wgmma" in program) == kernels
 
 
 def test_mesh_with_unknown_axes_is_refused() -> None:

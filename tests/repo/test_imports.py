@@ -22,6 +22,7 @@ FLOORS = (
         "process_start",
         "allocator",
         "cache_folder",
+        "versions",
     },
     {"store_errors", "embedded", "deberta_v3_tiny", "file_digests"},
     {"stores"},

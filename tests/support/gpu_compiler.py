@@ -4,6 +4,7 @@ The compiler gets a description of the card. It cannot try out implementations o
 program may differ from the one that a GPU runs: it shows what is stored, not how fast it runs.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from deberta_jax.train.compile_ahead.tpu_compiler import without_compilation_cac
 # The second one only keeps JAX from warning that it finds no CUDA.
 PACKAGES = ("jax-cuda12-plugin==VERSION-OF-JAX", "nvidia-cuda-runtime-cu12")
 
+_CUDA = next((name for name in ("cuda12", "cuda13") if importlib.util.find_spec(f"jax_{name}_plugin")), None)
+
 needs_cuda_compiler = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("jax_cuda12_plugin", "jax_plugins")),
+    _CUDA is None or importlib.util.find_spec("jax_plugins") is None,
     reason=f"no CUDA compiler: pip install {' '.join(PACKAGES)}",
 )
 
@@ -113,9 +116,7 @@ def _device(card: str) -> Any:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # of cuDNN and cuBLAS, which compilation does not call
     jax.devices()  # loads plugins
     if "cuda" not in xla_bridge._topology_factories:
-        import jax_plugins.xla_cuda12
-
-        jax_plugins.xla_cuda12.initialize()
+        importlib.import_module(f"jax_plugins.xla_{_CUDA}").initialize()
     create = xla_bridge._topology_factories["cuda"]
     topology = create(card, topology="1x1x1", target_config=_TARGET.format(**_CARDS[card]))
     return TopologyDescription(topology._make_compile_only_devices()).devices[0]

@@ -237,6 +237,8 @@ class Checkpointer:
         fault = self._retries().retry_after(
             open_on_every_process(), open_on_every_process, log=lambda text: self._log_on_first(problem + text)
         )
+        if isinstance(self._cause, TypeError | AttributeError):  # not of the storage, but of Orbax as it is called here
+            raise self._cause
         if fault is not None:
             raise fault.error(f"{problem}{fault.text}; use another --output") from self._cause
         assert manager is not None

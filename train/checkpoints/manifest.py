@@ -1,12 +1,12 @@
 """The manifest of a checkpoint, stored beside its arrays: step, data position, identity, versions and checksums."""
 
-import importlib.metadata
 import json
 import zlib
 from typing import Any
 
 from deberta_jax.checksums import describe_leaves
 from deberta_jax.terminal import shorten
+from deberta_jax.versions import version_of
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _LONGEST_VALUE = 80  # characters
@@ -49,7 +49,7 @@ def verified_content(manifest: Any) -> dict:
 
 def library_versions() -> dict[str, str]:
     """Returns the versions of the libraries that a checkpoint depends on."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {name: version_of(name) for name in _LIBRARIES}
 
 
 def as_json(value: dict) -> dict:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt32
 
+from deberta_jax.sharding import compiler_options
+
 # Fixed, because keys are saved in checkpoints: a user's JAX settings must not change what a resumed run draws.
 KEY_IMPLEMENTATION = "threefry2x32"
 
@@ -67,3 +69,15 @@ def place_state(
         return jax.jit(lambda weights: create(draw(weights)), out_shardings=placement)(weights)
     params = jax.device_put(draw(weights), placement.params)
     return jax.jit(create, out_shardings=placement, donate_argnums=0)(params)
+
+
+def jit_step(step: Callable[..., Any], placement: TrainState) -> Any:
+    """Returns the jitted form of a training step, which donates the state.
+
+    Args:
+      step: returns a new state and figures.
+      placement: the sharding of each array of the state.
+    """
+    devices = jax.tree.leaves(placement)[0].mesh.devices
+    options = compiler_options(devices.flat[0].device_kind)
+    return jax.jit(step, donate_argnums=0, out_shardings=(placement, None), compiler_options=options)

@@ -4,11 +4,9 @@ Processes that differ would train silently wrong, or hang in a collective that o
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -22,6 +20,7 @@ from typing import Any
 import jax
 
 from deberta_jax.errors import UserError
+from deberta_jax.versions import version_of
 
 from ..configs import FinetuneConfig, PretrainConfig
 from .processes import CoordinationClient
@@ -102,9 +101,7 @@ def gather_facts(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     for name in ("index", "coordinator"):  # hosts may know process 0 by different addresses
         del settings["hosts"][name]
     versions = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+    versions |= {package: version_of(package) for package in _PACKAGES}
     return {
         "settings": json.loads(json.dumps(settings, default=str)),
         "version": versions,

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.gpu                     # all of it, about 6 minutes on an H100 (an estimate)
     python -m tests.benchmarks.gpu --write             # and puts the tables into docs/gpu.md
     python -m tests.benchmarks.gpu --only ours --cases step:32x512
+    python -m tests.benchmarks.gpu --report --results runs/gpu --write    # tables of results from another machine
     python -m tests.benchmarks.gpu --dry-run           # everything at small sizes on the CPU; writes nothing
 
 First the golden cases run on the GPU in float32, then each program in a process of its own, one after the other. All
@@ -50,6 +51,9 @@ ERROR_SIZES = ("4x512", "2x32")
 def main() -> None:
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends the worker, too
+    if options.report:
+        write_report(options.results or Path("runs/gpu"), options)
+        return
     gpu = {} if options.dry_run else find_gpu()
     machine = gpu | versions() | {"date": time.strftime("%Y-%m-%d")}
     with tempfile.TemporaryDirectory() as folder:
@@ -70,9 +74,15 @@ def main() -> None:
             for lines in results.glob("*.jsonl"):  # they are merged
                 lines.unlink()
             print(f"{program}: {len(cases)} cases, {time.monotonic() - began:.0f} s", flush=True)
-        if not file.exists():
-            raise SystemExit("nothing was run")
-        text = report(*read_results(file), dry_run=options.dry_run)
+        write_report(results, options)
+
+
+def write_report(results: Path, options: argparse.Namespace) -> None:
+    """Prints the tables of a folder of results, and puts them into the page if that is wanted."""
+    file = results / "results.json"
+    if not file.exists():
+        raise SystemExit(f"there is no {file}: nothing was run")
+    text = report(*read_results(file), dry_run=options.dry_run)
     print("\n" + text)
     if options.write:
         write_between(PAGE, BEGIN, END, [text])
@@ -87,11 +97,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=[programs.GOLDEN, programs.OURS, *programs.PEERS])
     parser.add_argument("--cases", nargs="+", type=case, help="such as forward:32x128, step:32x512 or golden:sift")
-    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=["auto", "pallas"])
+    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=["auto", "xla"])
     parser.add_argument("--results", type=Path, help="folder of weights and results (default: runs/gpu)")
     parser.add_argument("--limit", type=float, default=Launch().seconds, help="seconds for one program")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(REPOSITORY)}")
     parser.add_argument("--dry-run", action="store_true", help="small sizes, on the CPU")
+    parser.add_argument("--report", action="store_true", help="only the tables of --results; runs nothing")
     options = parser.parse_args()
     if options.dry_run and options.write:
         parser.error("--write is for measurements; --dry-run has none")
@@ -181,8 +192,9 @@ def worker_environment(program: str, cache: Path, *, dry_run: bool) -> dict[str,
         platform = "cpu" if dry_run else "cuda,cpu"
         common = {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         if program == programs.GOLDEN:
-            # Compiling takes most of the time of a dry run, and its programs are tiny.
-            return common | ({"XLA_FLAGS": "--xla_backend_optimization_level=0"} if dry_run else {})
+            # Compiling takes most of the time: the programs are tiny, and are not timed.
+            quick = "--xla_backend_optimization_level=0" if dry_run else "--xla_gpu_autotune_level=0"
+            return common | {"XLA_FLAGS": quick}
         return common | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     # jax is imported for shared code only; it must leave the GPU's memory alone.
     return {"JAX_PLATFORMS": "cpu", "TRITON_CACHE_DIR": str(cache), "TRANSFORMERS_OFFLINE": "1"}

@@ -1,5 +1,6 @@
 """Measures this library: the classifier's forward pass and the training step of `deberta-jax finetune`."""
 
+import functools
 import gc
 import re
 import time
@@ -14,6 +15,7 @@ from flax import traverse_util
 
 from deberta_jax import Deberta, DebertaForSequenceClassification
 from deberta_jax.convert import load_pytorch
+from deberta_jax.sharding import compiler_options
 from deberta_jax.train.configs import OptimizerConfig
 from deberta_jax.train.engine.optimizer import build_optimizer
 from deberta_jax.train.engine.state import TrainState, training_key
@@ -94,7 +96,11 @@ class Program:
         params = self.placed(jnp.bfloat16)
         batch = batch_of(case, self.config.vocab_size)
         ids, mask = jax.device_put((batch["input_ids"], batch["attention_mask"]))
-        forward = jax.jit(lambda params, ids, mask: self.model.apply({"params": params}, ids, mask).logits)
+
+        @functools.partial(jax.jit, compiler_options=compiler_options())
+        def forward(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+            return self.model.apply({"params": params}, ids, mask).logits
+
         program = forward.lower(params, ids, mask).compile()
         logits = program(params, ids, mask)
 
@@ -172,7 +178,8 @@ class Program:
         if case.size not in self.steps:
             run = finetune_config(optimizer=self.settings())
             step = build_step(self.model, Classification(), self.optimizer(), run, total_steps=1000)
-            self.steps[case.size] = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+            jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+            self.steps[case.size] = jitted.lower(state, batch).compile()
         return self.steps[case.size]
 
     def result(self, case: Case, milliseconds: tuple[float, ...], program: Any, peak_before: int) -> Result:

@@ -66,6 +66,17 @@ def test_the_state_may_be_donated_right_after_save(open_run) -> None:
         shutil.rmtree(folder / str(step))
 
 
+def test_a_call_that_orbax_does_not_know_is_not_taken_for_a_fault_of_the_folder(
+    open_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_manager(*_: Any, **__: Any) -> None:
+        raise TypeError("FileOptions.__init__() got an unexpected keyword argument")
+
+    monkeypatch.setattr("deberta_jax.train.checkpoints.checkpointer.open_manager", open_manager)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        open_run()
+
+
 def test_wrong_use_is_refused(open_run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep is 0; it must be at least 1"):
         open_run(keep=0)
