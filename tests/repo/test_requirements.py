@@ -70,7 +70,7 @@ def test_every_imported_package_is_a_dependency(part: str) -> None:
             tops = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
             packages = {canonicalize_name(MODULE_OF.get(top, top)) for top in tops} - {"deberta-jax", *OPTIONAL}
             # Their errors name the extra.
-            core = {"tokenizers", "tyro", "pyyaml", "qwix", "packaging"}  # train brings packaging, which versions.py can miss
+            core = {"tokenizers", "tyro", "pyyaml", "qwix", "packaging"}  # versions.py says less without packaging
             optional = {"deberta_jax": core, "convert": {"pyarrow"}}
             by_commands = {"rich"} if path.name == "console.py" else set()  # the extras of the commands have it
             assert packages <= declared | optional.get(part, set()) | by_commands, path
