@@ -96,6 +96,8 @@ def _unsupported(query: Float[Array, "B T N H"], key: Float[Array, "B S N H"], d
     if _is_gpu(device_kind):
         from . import gpu_kernels  # importing Mosaic takes a fifth of a second
 
+        if any(map(is_symbolic_dim, query.shape)):
+            return "the batch is a variable of jax.export and the kernel is made for one batch"
         return gpu_kernels.unsupported(size, query.dtype, device_kind)
     return kernels.unsupported(length, size, query.dtype, device_kind)
 

@@ -133,6 +133,11 @@ def test_auto_uses_the_kernels_on_a_tpu_only() -> None:
     assert "disentangled_forward" not in program("auto")  # this machine has no TPU
 
 
+def gpu_mesh(card: str) -> AbstractMesh:
+    device = AbstractDevice(device_kind=card, num_cores=None, platform="cuda")
+    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+
+
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11")
 @pytest.mark.parametrize(
     ("card", "dtype", "kernels"),
@@ -144,11 +149,24 @@ def test_auto_uses_the_kernels_on_a_tpu_only() -> None:
 )
 def test_auto_uses_the_kernels_on_a_gpu_that_they_support(card: str, dtype: Any, kernels: bool) -> None:
     query, key, value, inputs, _ = attention_case(17, dtype=dtype)
-    device = AbstractDevice(device_kind=card, num_cores=None, platform="cuda")
-    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(gpu_mesh(card)):
         program = str(jax.make_jaxpr(with_implementation("auto"))(query, key, value, inputs))
     assert ("wgmma" in program) == kernels
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11")
+@pytest.mark.parametrize("sizes", ["batch, 17, 2, 64", "2, length, 2, 64"])
+def test_auto_exports_symbolic_sizes_without_kernels_on_a_gpu(sizes: str) -> None:
+    shape = jax.export.symbolic_shape(sizes)
+    query = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+
+    def attend(query: jax.Array, segments: jax.Array) -> jax.Array:
+        inputs = AttentionInputs(query_segments=segments, key_segments=segments)
+        return disentangled_attention(query, query, query, inputs).context
+
+    with jax.sharding.use_abstract_mesh(gpu_mesh("NVIDIA H200")):
+        assert "wgmma" not in str(jax.make_jaxpr(attend)(query, segments))
 
 
 def test_mesh_with_unknown_axes_is_refused() -> None:

@@ -81,6 +81,22 @@ def test_queries_may_be_at_any_positions() -> None:
     check(case._replace(query=query, cotangent=cotangent, inputs=inputs))
 
 
+def test_vmap_equals_a_loop() -> None:
+    """As for gradients of each example."""
+    case = attention_case(64, heads=1, dtype=jnp.bfloat16)
+    inputs = case.inputs.replace(dropout_rate=0.1, dropout_key=jax.random.key(0))
+    queries = jnp.stack([case.query, case.query * 2])
+    with interpreted_gpu_kernels() as interpret:
+
+        def total(query: jax.Array) -> jax.Array:
+            context = gpu_attention(query, case.key, case.value, inputs, interpret=interpret)
+            return (context.astype(jnp.float32) ** 2).sum()
+
+        found = jax.jit(jax.vmap(jax.grad(total)))(queries)
+        expected = jnp.stack([jax.jit(jax.grad(total))(query) for query in queries])
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_what_the_kernels_do_not_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     assert "the GPU kernel needs 0.11 or newer" in str(unsupported(64, jnp.bfloat16, H100))
