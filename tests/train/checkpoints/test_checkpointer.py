@@ -293,4 +293,5 @@ def test_storage_that_never_answers_is_given_up(open_run, monkeypatch) -> None:
     released.set()
     with pytest.raises(OSError, match="Input/output error"):
         checkpointer._manager.wait_until_finished()
-    checkpointer._manager.close()
+    with contextlib.suppress(FileNotFoundError):  # Orbax may find the folder of the failed save gone
+        checkpointer._manager.close()
