@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from .allocator import keep_freed_memory
-from .errors import UserError, as_expected, is_expected, one_line
+from .errors import MissingPackageError, UserError, as_expected, is_expected, one_line
 from .options import parse_options, version_line
 from .process_start import note_process_start
 from .standard_streams import make_standard_streams_safe
@@ -123,13 +123,6 @@ def run(command: str, options: list[str]) -> int:
         with _interrupts_end_at_once(command):
             importlib.import_module("tyro")
             module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("deberta_jax"):
-            raise
-        extra = "convert" if ".convert." in module_name else "train"
-        message = f"needs the package {error.name!r}, which is not installed: pip install 'deberta-jax[{extra}]'"
-        say(f"deberta-jax {command}: {message}", error=True)
-        return 1
     except Exception as failure:
         return _report(command, failure)
     try:
@@ -150,6 +143,11 @@ def run(command: str, options: list[str]) -> int:
 def _report(command: str, failure: Exception) -> int:
     """Prints an error, with its traceback if one line does not describe it, and returns the exit status."""
     error = as_expected(failure)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("deberta_jax"):
+        extra = "convert" if ".convert." in COMMANDS[command][0] else "train"
+        error = MissingPackageError(
+            f"needs the package {error.name!r}, which is not installed: pip install 'deberta-jax[{extra}]'"
+        )
     if os.environ.get("DEBERTA_JAX_TRACEBACK") or not is_expected(error):
         say("".join(traceback.format_exception(failure)).rstrip(), error=True)
     if is_expected(error):

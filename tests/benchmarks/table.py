@@ -24,6 +24,7 @@ BEGIN, END = "<!-- tests.benchmarks.table -->", "<!-- end -->"
 
 
 CHIPS = ("--chips", "v4", "v5e", "v5p", "v6e", "tpu7x")
+OTHER_CHIPS = ("v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1")  # the default is v5e
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
         steps(
             run("tests.benchmarks.step_cost", "--cases", "layer", "layer-dropout", "mlm-head", "forward", "rtd"),
             run("tests.benchmarks.step_cost", "--topologies", "v5p:2x2x1", "v6e:2x2", "--cases", "layer"),
+            run("tests.benchmarks.step_cost", "--topologies", *OTHER_CHIPS, "--cases", "rtd"),
         ),
         peer(run("tests.benchmarks.keras_hub")),
     ]

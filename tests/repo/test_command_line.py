@@ -199,6 +199,20 @@ def test_error_that_a_restart_may_fix_has_exit_status_42(monkeypatch: pytest.Mon
     assert main(["demo"]) == 42
 
 
+def test_package_that_is_missing_where_it_is_first_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deberta_jax.train import demo
+
+    def fail(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboardX'", name="tensorboardX")
+
+    monkeypatch.setattr(demo, "main", fail)
+    assert main(["demo"]) == 1
+    expected = "needs the package 'tensorboardX', which is not installed: pip install 'deberta-jax[train]'"
+    assert capsys.readouterr().err == f"deberta-jax demo: {expected}\n"
+
+
 def test_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from deberta_jax.train import demo
 
