@@ -55,8 +55,9 @@ def disentangled_attention(
 ) -> AttentionOutput:
     """Attention with content-to-content, content-to-position and position-to-content scores.
 
-    Without a mesh (`jax.set_mesh`) the kernels run on one device only: JAX refuses to partition them. Without a TPU or
-    a GPU they run only under `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`.
+    Without a mesh (`jax.set_mesh`) the kernels are for one device only: JAX refuses to partition those for TPUs, and
+    every GPU would compute the whole batch. Without a TPU or a GPU they run only under
+    `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`.
 
     Args:
       query: projected queries.
@@ -64,7 +65,8 @@ def disentangled_attention(
       value: projected values.
       inputs: segments, position terms and dropout.
       implementation: `xla`, `pallas`, or `auto`: `pallas` if the device is a TPU or a GPU and its kernels support the
-        call, else `xla`. The device is that of the current mesh, else JAX's default device.
+        call, else `xla`. The device is that of the current mesh, else JAX's default device. Of several GPUs without a
+        mesh, `auto` takes `xla`, because XLA may split the work among them.
       keep_probabilities: where the call has gradients, the forward TPU kernel writes the probabilities, [B, N, S, S] in
         query's dtype, and the backward kernel reads them instead of computing them again. Ignored where the kernels
         cannot (`kernels.kept_bytes` is 0), as for more than 512 tokens, and by the other implementations.
@@ -80,8 +82,7 @@ def disentangled_attention(
     device_kind = current_device_kind()
     reason = _unsupported(query, key, device_kind)
     probabilities = attention_probabilities(query, key, inputs)
-    has_kernels = "TPU" in device_kind or _is_gpu(device_kind)
-    if implementation == "xla" or (implementation == "auto" and (reason is not None or not has_kernels)):
+    if implementation == "xla" or (implementation == "auto" and (reason is not None or not _has_kernels(device_kind))):
         return AttentionOutput(_xla_on_mesh(query, key, value, inputs), probabilities)
     if reason is not None:
         raise UserError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")
@@ -100,6 +101,12 @@ def _unsupported(query: Float[Array, "B T N H"], key: Float[Array, "B S N H"], d
             return "the batch is a variable of jax.export and the kernel is made for one batch"
         return gpu_kernels.unsupported(size, query.dtype, device_kind)
     return kernels.unsupported(length, size, query.dtype, device_kind)
+
+
+def _has_kernels(device_kind: str) -> bool:
+    """Returns whether `auto` looks for kernels."""
+    is_split_by_xla = jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1
+    return "TPU" in device_kind or (_is_gpu(device_kind) and not is_split_by_xla)
 
 
 def _is_gpu(device_kind: str) -> bool:

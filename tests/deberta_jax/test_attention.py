@@ -155,6 +155,18 @@ def test_auto_uses_the_kernels_on_a_gpu_that_they_support(card: str, dtype: Any,
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11")
+@pytest.mark.parametrize("devices", [1, 8])
+def test_auto_leaves_several_gpus_without_a_mesh_to_xla(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA would give each of them the whole batch of a kernel."""
+    query, key, value, inputs, _ = attention_case(17, dtype=jnp.bfloat16)
+    monkeypatch.setattr("deberta_jax.attention.current_device_kind", lambda: "NVIDIA H200")
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    for implementation, kernels in (("auto", devices == 1), ("pallas", True)):
+        program = str(jax.make_jaxpr(with_implementation(implementation))(query, key, value, inputs))
+        assert ("wgmma" in program) == kernels
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11")
 @pytest.mark.parametrize("sizes", ["batch, 17, 2, 64", "2, length, 2, 64"])
 def test_auto_exports_symbolic_sizes_without_kernels_on_a_gpu(sizes: str) -> None:
     shape = jax.export.symbolic_shape(sizes)

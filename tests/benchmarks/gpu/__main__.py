@@ -191,6 +191,7 @@ def worker_environment(program: str, cache: Path, *, dry_run: bool) -> dict[str,
     if program == programs.GOLDEN or program.startswith(programs.OURS):
         platform = "cpu" if dry_run else "cuda,cpu"
         common = {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        common["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one GPU
         if program == programs.GOLDEN:
             # Compiling takes most of the time: the programs are tiny, and are not timed.
             quick = "--xla_backend_optimization_level=0" if dry_run else "--xla_gpu_autotune_level=0"
