@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from . import kernels
 from .attention_inputs import AttentionInputs
 from .errors import UserError
-from .sharding import BATCH_AXES, LOGICAL_AXES, MESH_AXES, current_device_kind
+from .sharding import BATCH_AXES, LOGICAL_AXES, MESH_AXES, current_device_kind, is_gpu
 from .xla_attention import attention_context, attention_probabilities, block_sizes
 
 __all__ = ["IMPLEMENTATIONS", "AttentionInputs", "AttentionOutput", "disentangled_attention"]
@@ -82,7 +82,8 @@ def disentangled_attention(
     device_kind = current_device_kind()
     reason = _unsupported(query, key, device_kind)
     probabilities = attention_probabilities(query, key, inputs)
-    if implementation == "xla" or (implementation == "auto" and (reason is not None or not _has_kernels(device_kind))):
+    auto_is_xla = reason is not None or not _prefers_kernels(device_kind)
+    if implementation == "xla" or (implementation == "auto" and auto_is_xla):
         return AttentionOutput(_xla_on_mesh(query, key, value, inputs), probabilities)
     if reason is not None:
         raise UserError(f"attention_implementation is 'pallas', but {reason}; use 'xla' or 'auto'")
@@ -94,7 +95,7 @@ def _unsupported(query: Float[Array, "B T N H"], key: Float[Array, "B S N H"], d
     length, size = key.shape[1], query.shape[-1]
     if is_symbolic_dim(length):
         return "the length is a variable of jax.export and the kernel is made for one length"
-    if _is_gpu(device_kind):
+    if is_gpu(device_kind):
         from . import gpu_kernels  # importing Mosaic takes a fifth of a second
 
         if any(map(is_symbolic_dim, query.shape)):
@@ -103,14 +104,10 @@ def _unsupported(query: Float[Array, "B T N H"], key: Float[Array, "B S N H"], d
     return kernels.unsupported(length, size, query.dtype, device_kind)
 
 
-def _has_kernels(device_kind: str) -> bool:
-    """Returns whether `auto` looks for kernels."""
+def _prefers_kernels(device_kind: str) -> bool:
+    """Returns whether `auto` uses the kernels of a device for the calls that they support."""
     is_split_by_xla = jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1
-    return "TPU" in device_kind or (_is_gpu(device_kind) and not is_split_by_xla)
-
-
-def _is_gpu(device_kind: str) -> bool:
-    return device_kind.startswith("NVIDIA")
+    return "TPU" in device_kind or (is_gpu(device_kind) and not is_split_by_xla)
 
 
 # ---------------------------------------------------------------- on each device
@@ -139,7 +136,7 @@ def _fused_on_mesh(
 ) -> Float[Array, "B T N H"]:
     """Runs the kernels on each device's sequences and heads."""
     mesh = jax.sharding.get_abstract_mesh()
-    if _is_gpu(current_device_kind()):
+    if is_gpu(current_device_kind()):
         attend = _fused_on_gpu
     else:
         attend = functools.partial(_fused, keep_probabilities=keep_probabilities)

@@ -24,6 +24,7 @@ from .sharding import (
     batch_axes,
     batch_devices,
     current_device_kind,
+    is_gpu,
     mesh_in_use,
     partition_spec,
     sum_over_batch,
@@ -98,7 +99,7 @@ class _Placement(NamedTuple):
 def _placement(factors: LogitFactors, labels: Int[Array | np.ndarray, "B M"], implementation: str) -> _Placement | None:
     """Returns how the kernels run a call, or None if they do not."""
     device_kind = current_device_kind()
-    runs = "TPU" in device_kind or (implementation == "pallas" and not device_kind.startswith("NVIDIA"))
+    runs = "TPU" in device_kind or (implementation == "pallas" and not is_gpu(device_kind))
     width, dtype = factors.hidden.shape[-1], factors.hidden.dtype
     if implementation == "xla" or not runs or unsupported(width, dtype, device_kind) is not None:
         return None

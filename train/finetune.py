@@ -21,13 +21,7 @@ from jaxtyping import Array, Int, Key, Num
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.lora import adapters_of, joined
-from deberta_jax.sharding import (
-    batch_devices,
-    local_batch_indices,
-    make_mesh,
-    named_shardings,
-    place_batch,
-)
+from deberta_jax.sharding import batch_devices, local_batch_indices, make_mesh, named_shardings, place_batch
 from deberta_jax.sift import adversarial_loss, initial_perturbation, perturbation
 from deberta_jax.terminal import list_names, say
 from deberta_jax.warm_start import evaluate_by_operation, initial_params, left_out

@@ -79,8 +79,8 @@ class Predictor:
             return self.task.objective.predict(apply_model(self.model, params, batch), batch)
 
         # Replicated, so that every host can read the predictions of the whole batch.
-        options = compiler_options(self.mesh.devices.flat[0].device_kind)
-        return jax.jit(predict, out_shardings=NamedSharding(self.mesh, PartitionSpec()), compiler_options=options)
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(predict, out_shardings=replicated, compiler_options=compiler_options(self.mesh))
 
 
 class Validation:

@@ -129,8 +129,7 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
         dtype=jnp.dtype(config.dtype),
         together=not config.objective.decoupled,
     )
-    options = compiler_options(mesh.devices.flat[0].device_kind)
-    measure = jax.jit(build_evaluation(models, config, sharing=sharing), compiler_options=options)
+    measure = jax.jit(build_evaluation(models, config, sharing=sharing), compiler_options=compiler_options(mesh))
 
     # ---------------------------------------------------------------- train, from the newest checkpoint if there is one
     with (

@@ -178,7 +178,7 @@ def _bias(static: _Static, indices: _Indices, operands: _Operands) -> Float[Arra
         else:
             # The rows of distances do not know the padding of the keys.
             key = key[:, :, : live.length]
-            scores = jnp.zeros((*scores.shape[:3], live.length), jnp.float32)
+            scores = scores[..., : live.length]
             if terms.pos_key is not None:
                 scores += content_to_position(query, terms.pos_key, live, indices.query_positions)
             if terms.pos_query is not None:

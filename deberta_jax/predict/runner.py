@@ -137,11 +137,6 @@ class Runner(LoadedModel):
         batch_size = self.batch_size or (8 if small else 64)
         return BatchSizes(batch_size, batch_devices(self._mesh), steps=4 if small else 2)
 
-    @property
-    def device_kind(self) -> str:
-        """Kind of the devices that compute."""
-        return self._mesh.devices.flat[0].device_kind
-
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:
         """The parts of the parameters that are on the devices, by name; filled when they are used."""
@@ -193,7 +188,7 @@ class Program:
             )
             return pipeline.outputs(out, batch)
 
-        self._compute = jax.jit(compute, compiler_options=compiler_options(runner.device_kind))
+        self._compute = jax.jit(compute, compiler_options=compiler_options(runner._mesh))
         self._token_axes: dict[str, int | None] | None = None
 
     def dispatch(self, batch: Batch) -> dict[str, jax.Array]:

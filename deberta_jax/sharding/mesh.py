@@ -144,14 +144,19 @@ def constrain_batch(x: Shaped[Array, "B *features"]) -> Shaped[Array, "B *featur
     return with_spec(x, PartitionSpec(batch_axes(mesh)))
 
 
-def compiler_options(device_kind: str | None = None) -> dict[str, bool] | None:
-    """Returns the options of `jax.jit` with which whole models compile well on a kind of device.
+def is_gpu(device_kind: str) -> bool:
+    """Returns whether a kind of device, as JAX names it, is an NVIDIA GPU."""
+    return device_kind.startswith("NVIDIA")
 
-    On GPUs: products of matrices by cuBLAS only. XLA would also generate kernels for each of them and time dozens of
-    variants, which takes minutes for a training step (jax 0.11 on an H200).
+
+def compiler_options(mesh: Mesh | None = None) -> dict[str, bool] | None:
+    """Returns the compiler options to pass to `jax.jit` for whole models.
+
+    On GPUs, matrix multiplications use cuBLAS only. Otherwise XLA also generates Triton kernels for each of them and
+    times dozens of variants, which takes more than a minute for a training step (jax 0.11 on an H200).
 
     Args:
-      device_kind: kind of the device (default: that of the current mesh, else of the default device).
+      mesh: the devices that will run the program (default: those of the current mesh, else the default device).
     """
-    is_gpu = (device_kind or current_device_kind()).startswith("NVIDIA")
-    return {"xla_gpu_enable_triton_gemm": False} if is_gpu else None
+    device_kind = current_device_kind() if mesh is None else mesh.devices.flat[0].device_kind
+    return {"xla_gpu_enable_triton_gemm": False} if is_gpu(device_kind) else None

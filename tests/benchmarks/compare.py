@@ -13,7 +13,8 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+
+from deberta_jax.versions import version_of
 
 from ..support.paths import REPOSITORY
 from .features import FEATURES, answer
@@ -71,13 +72,8 @@ def stamp(load: float) -> str:
 
 def versions() -> list[str]:
     """Returns the names and versions of the packages that are installed."""
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: version_of(package) for package in PACKAGES}
+    return [f"{package} {version}" for package, version in found.items() if version != "unknown"]
 
 
 if __name__ == "__main__":

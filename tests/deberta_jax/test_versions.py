@@ -1,12 +1,14 @@
-"""Versions, where they are known and where they are not, and what is said about packages of an unsupported version."""
+"""Versions of this library and of packages, and the messages about unsupported versions."""
 
 import importlib.metadata
 from pathlib import Path
 
+import jax
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from deberta_jax import __main__ as command_line
-from deberta_jax.sharding import compiler_options
+from deberta_jax.sharding import compiler_options, make_mesh
 from deberta_jax.train.configs import PretrainConfig
 from deberta_jax.train.run_settings import record_settings
 from deberta_jax.versions import unsupported_packages, version_of
@@ -59,7 +61,15 @@ def test_a_copy_that_was_never_installed_has_no_version(monkeypatch: pytest.Monk
     assert "unknown" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def mesh_of(kind: str, platform: str) -> AbstractMesh:
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+
+
 def test_only_gpus_have_options_of_the_compiler() -> None:
-    assert compiler_options("NVIDIA H200") == {"xla_gpu_enable_triton_gemm": False}
-    assert compiler_options("TPU v5 lite") is None
+    with jax.sharding.use_abstract_mesh(mesh_of("NVIDIA H200", "cuda")):
+        assert compiler_options() == {"xla_gpu_enable_triton_gemm": False}
+    with jax.sharding.use_abstract_mesh(mesh_of("TPU v5 lite", "tpu")):
+        assert compiler_options() is None
     assert compiler_options() is None  # the tests run on a CPU
+    assert compiler_options(make_mesh()) is None

@@ -20,7 +20,7 @@ with open(sys.argv[1] + "/metrics.jsonl", "w") as file:
         file.flush()
         time.sleep(0.1)
 """
-RATE = 50.0  # steps a second, as they are said to be
+RATE = 50.0  # steps per second that `watch` reports
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from deberta_jax import load_pretrained
+from deberta_jax import DebertaConfig
 from deberta_jax.embedded import EMBEDDED, package_folder
 from deberta_jax.train.reporting.jsonl import read_records
 
@@ -58,37 +58,43 @@ def main(arguments: list[str]) -> int:
     models = options.run.with_name(f"{options.run.name}-models.json")
     models.write_text(model_text(), encoding="utf-8")
 
-    steps, last_start = options.steps, False
-    while True:
-        began = time.monotonic()
-        process = start(options.run, options.corpus, models, steps, of_pretrain)
-        rate, ready = watch(process, options.run, began)
-        if process.poll() is not None or last_start:
-            return process.wait()
-        step = newest_step(options.run)
-        unused = deadline - time.monotonic() - (steps - step) / rate - END
-        print(f"step {step:,} of {steps:,}: {rate:.1f} steps/s, {unused:.0f} s before the end", flush=True)
-        fitting = int((deadline - time.monotonic() - ready - END) * rate * 0.97)
-        if fitting < 1 or (unused >= 0 and fitting < 1.5 * steps):
-            return process.wait()
-        print(f"begins anew with {fitting:,} steps", flush=True)
+    began = time.monotonic()
+    process = start(options.run, options.corpus, models, options.steps, of_pretrain)
+    rate, ready = watch(process, options.run, began)
+    if process.poll() is None and (steps := better_steps(options, deadline - time.monotonic(), rate, ready)):
+        print(f"{rate:.1f} steps/s: begins anew with {steps:,} steps", flush=True)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(options.run)
-        steps, last_start = fitting, True
+        process = start(options.run, options.corpus, models, steps, of_pretrain)
+    return process.wait()
+
+
+def better_steps(options: argparse.Namespace, seconds: float, rate: float, ready: float) -> int | None:
+    """Returns the number of steps with which the run should begin anew, or None if it should go on.
+
+    Args:
+      options: of the command.
+      seconds: time left.
+      rate: steps per second.
+      ready: seconds from the start of a run to its first logged step.
+    """
+    ends_in_time = (options.steps - newest_step(options.run)) / rate + END <= seconds
+    fitting = int((seconds - ready - END) * rate * 0.97)
+    return None if fitting < 1 or (ends_in_time and fitting < 1.5 * options.steps) else fitting
 
 
 def model_text() -> str:
     """Returns the configurations of the two models, as --model reads them."""
     configs = {}
-    for name, source in (("discriminator", EMBEDDED[0]), ("generator", f"{EMBEDDED[0]}/generator")):
-        config = load_pretrained(source)[0]
+    for name in ("discriminator", "generator"):
+        config = DebertaConfig.from_json(package_folder(EMBEDDED[0]) / name / "config.json")
         configs[name] = config.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).to_json()
     return json.dumps(configs, indent=1)
 
 
 def start(run: Path, corpus: Path, models: Path, steps: int, options: list[str]) -> subprocess.Popen[bytes]:
-    """Starts `deberta-jax pretrain` in a process group of its own."""
+    """Starts `deberta-jax pretrain` in a new process group, so that its workers can be killed with it."""
     settings = OPTIONS | {
         "output": run,
         "tokenizer": package_folder(EMBEDDED[0]) / "discriminator",

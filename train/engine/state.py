@@ -78,6 +78,5 @@ def jit_step(step: Callable[..., Any], placement: TrainState) -> Any:
       step: returns a new state and figures.
       placement: the sharding of each array of the state.
     """
-    devices = jax.tree.leaves(placement)[0].mesh.devices
-    options = compiler_options(devices.flat[0].device_kind)
+    options = compiler_options(jax.tree.leaves(placement)[0].mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(placement, None), compiler_options=options)

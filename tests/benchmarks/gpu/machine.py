@@ -1,7 +1,8 @@
 """What the figures were measured on."""
 
-import importlib.metadata
 import subprocess
+
+from deberta_jax.versions import version_of
 
 PACKAGES = ("jax", "flax", "torch", "transformers", "triton", "flashdeberta", "disentangled-flash")
 
@@ -25,10 +26,5 @@ def find_gpu() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: version_of(package) for package in PACKAGES}
+    return {package: version for package, version in found.items() if version != "unknown"}
