@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .sharding import constrain_features
+from .sharding import constrain_features, current_device_kind
 
 # Maps the logits of some words, the ids of these words and a random key to scores. The word with the highest score of
 # the whole vocabulary is drawn. Every part of the vocabulary has the same key, so noise has to depend on the ids.
@@ -126,10 +126,7 @@ def _visit_forward(sampler: Sampler, hidden, table, bias, labels, key) -> tuple[
             sampler(logits, words, key),
             jnp.broadcast_to(words, logits.shape),
         )
-        zero, lowest = jnp.float32(0), jnp.float32(-jnp.inf)
-        # A single reduction of all four, so that a chunk's logits and noise are read once.
-        reduced = jax.lax.reduce(tuple(chunk), (zero, zero, lowest, jnp.int32(0)), _combine_tuples, (logits.ndim - 1,))
-        return new_largest, _combine(running, _Running(*reduced))
+        return new_largest, _combine(running, _reduce(chunk))
 
     zero = jnp.zeros(labels.shape, jnp.float32)
     start = (zero - jnp.inf, _Running(zero, zero, zero - jnp.inf, jnp.zeros(labels.shape, jnp.int32)))
@@ -170,6 +167,22 @@ def _in_chunks(visit: Callable[[Any, int, tuple], tuple], carry: tuple, *, words
     chunks, remainder = divmod(words, size)
     carry = jax.lax.fori_loop(0, chunks, lambda number, carry: visit(number * size, size, carry), carry)
     return visit(chunks * size, remainder, carry) if remainder else carry
+
+
+def _reduce(chunk: _Running) -> _Running:
+    """Reduces arrays [B, M, words], with the words in ascending order, to [B, M]."""
+    axis = chunk.total.ndim - 1
+    if current_device_kind() == "cpu":
+        # XLA's code for a reduction of several arrays handles one element at a time on a CPU. The barrier keeps it from
+        # computing the noise of the scores twice.
+        scores = jax.lax.optimization_barrier(chunk.best_score)
+        best = scores.max(axis)
+        best_words = jnp.where(scores == best[..., None], chunk.sampled, chunk.sampled[..., -1:])
+        return _Running(chunk.total.sum(axis), chunk.label_logit.sum(axis), best, best_words.min(axis))
+    zero, lowest = jnp.float32(0), jnp.float32(-jnp.inf)
+    # A single reduction of all four, so that a chunk's logits and noise are read once.
+    reduced = jax.lax.reduce(tuple(chunk), (zero, zero, lowest, jnp.int32(0)), _combine_tuples, (axis,))
+    return _Running(*reduced)
 
 
 def _combine(first: _Running, second: _Running) -> _Running:

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.input_rate [--batches 40] [--rows 256] [--step-ms 208] [--workers 1]
 
-The embedded novels are tokenized into rows of 512 tokens with a small tokenizer and then read in several ways: rows
-alone (reading, checksums, shuffling), `TrainingBatches` (with masking) from one corpus and from a mixture of two, and
-its batches placed on devices as `pretrain` does, with the memory of this machine in place of a TPU's. Last, worker
-processes read and mask; their CPU time includes their start, and their memory is the largest that one has had.
+The embedded novels, as often as fills the largest file that `prepare` writes, are tokenized into rows of 512 tokens
+with a small tokenizer and then read in several ways: rows alone (reading, checksums, shuffling), `TrainingBatches`
+(with masking) from one corpus and from a mixture of two, and its batches placed on devices as `pretrain` does, with the
+memory of this machine in place of a TPU's. Last, worker processes read and mask; their CPU time includes their start,
+and their memory is the largest that one has had.
 
 Figures are means of CPU time over batches, so other work on the machine affects them little. They are given for all
 threads ("cores, step/10" is the number of cores that prepare a batch in a tenth of a step) and for the training thread,
@@ -17,6 +18,7 @@ cores measured here are those of this machine.
 """
 
 import argparse
+import lzma
 import multiprocessing
 import os
 import resource
@@ -39,6 +41,8 @@ from deberta_jax.train.data import batches as data
 from deberta_jax.train.data.corpus import Corpus
 from deberta_jax.train.data.curriculum import Curriculum, arrange
 from deberta_jax.train.data.masking import MaskingConfig
+from deberta_jax.train.data.preparation.drivers import ProcessDriver
+from deberta_jax.train.data.preparation.rules import TextRules
 from deberta_jax.train.data.prepare import prepare
 from deberta_jax.train.data.text import embedded_corpus, read_documents
 from deberta_jax.train.data.train_tokenizer import train_tokenizer
@@ -46,20 +50,26 @@ from deberta_jax.train.pretrain_setup import BATCH_FIELDS
 
 LENGTH = 512
 SETTINGS: dict[str, Any] = {"sequence_length": LENGTH, "boundary": "chapter"}
+COPIES = 75
 GLOBAL_BATCH = 256 * 32  # rows, over all chips
 MASKINGS = {"RTD: single pieces": MaskingConfig(), "MLM: words up to 3": MaskingConfig(max_ngram=3, replace="mlm")}
 
 
 def make_corpora(folder: Path) -> tuple[Corpus, Curriculum, Tokenizer]:
-    """Trains a tokenizer on the embedded novels and packs them into rows, in two orders.
+    """Trains a tokenizer on the embedded novels and packs copies of them into rows, in two orders.
+
+    The cost of a read may depend on the rows of a file, so there are as many as in a file of a large corpus.
 
     Returns:
       One of them, a mixture of both, and the tokenizer.
     """
     text = embedded_corpus()
     tokenizer = Tokenizer.from_bytes(train_tokenizer(read_documents([text], boundary="line"), vocab_size=8000))
+    copies = folder / "copies.txt"
+    copies.write_bytes(lzma.decompress(text.read_bytes()) * COPIES)
+    settings = SETTINGS | {"rules": TextRules(drop_duplicates=False), "driver": ProcessDriver(os.cpu_count() or 1)}
     given = [
-        (f"{name}:{weight}", prepare([text], tokenizer, folder / name, **SETTINGS, seed=seed))
+        (f"{name}:{weight}", prepare([copies], tokenizer, folder / name, **settings, seed=seed))
         for seed, (name, weight) in enumerate((("corpus", 0.7), ("other", 0.3)))
     ]
     return given[0][1], arrange(given, [Stage(LENGTH, 10**6)], tokenizer=tokenizer), tokenizer

@@ -36,12 +36,20 @@ def chunked(*arguments, sampler=sample_replacements):
     return losses.masked_lm_and_samples(*arguments, key=jax.random.key(1), sampler=sampler)
 
 
-@pytest.fixture(params=[16, pytest.param(7, marks=pytest.mark.slow), 20, 64], ids=lambda size: f"chunks of {size}")
+@pytest.fixture(
+    params=[(16, "cpu"), (16, "other"), pytest.param((7, "cpu"), marks=pytest.mark.slow), (20, "cpu"), (64, "other")],
+    ids=lambda param: f"chunks of {param[0]}, {param[1]}",
+)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Splits 40 words into chunks with a smaller last one, into equal chunks, and into one."""
-    monkeypatch.setattr(losses, "_WORDS_PER_CHUNK", request.param)
+    """Splits 40 words into chunks with a smaller last one, into equal chunks, and into one.
+
+    Chunks are reduced in the way of a CPU, and in that of other devices.
+    """
+    size, device_kind = request.param
+    monkeypatch.setattr(losses, "_WORDS_PER_CHUNK", size)
     monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
-    return request.param
+    monkeypatch.setattr(losses, "current_device_kind", lambda: device_kind)
+    return size
 
 
 def test_values_and_gradients_equal_those_of_full_logits(chunk: int) -> None:

@@ -22,7 +22,7 @@ from ..settings import check_seed
 from .corpus import Corpus
 from .curriculum import Curriculum, RowOrder
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
-from .row_files import open_row_files
+from .row_files import RowFiles
 from .text import SupportsEncoding
 from .worker_process import start_reader
 
@@ -33,7 +33,6 @@ EVALUATION_SEED = 0  # held-out rows have the same masks in every run
 _PREFETCH = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
 # A worker masks its next batch while the training thread takes the one before.
 _BATCHES_PER_WORKER = 2
-_LARGEST_INDEX = 1 << 23  # rows; their places need 64 MiB in each process that reads
 _ADVICE = "copy the folder again, or prepare the corpus again"
 _ENDLESS = 2**53  # examples; below, a float is exact
 _TRAINING, _EVALUATION, _ORDER = 0, 1, 2  # hash streams of the row keys, and of the seeds of corpora
@@ -297,8 +296,7 @@ class _Rows:
             rows = _count_rows(path)
             if rows != file.rows:
                 raise UserError(f"{path} has {rows} rows instead of {file.rows}; {_ADVICE}")
-        in_memory = self._ends[-1] <= _LARGEST_INDEX
-        self._source = open_row_files([str(path) for path in self._paths], index_in_memory=in_memory)
+        self._source = RowFiles([str(path) for path in self._paths])
         self[0]  # rows of another length are an error before training starts
 
     def __len__(self) -> int:
@@ -324,10 +322,10 @@ class _Rows:
 def _count_rows(path: Path) -> int:
     """Returns the number of rows of a file. For some damaged files it is wrong, often 0, without an error."""
     try:
-        return len(open_row_files([str(path)]))
+        return len(RowFiles([str(path)]))
     except RuntimeError as error:
         _check_storage(path)
-        raise UserError(f"{path} is damaged: {error}; {_ADVICE}") from None
+        raise UserError(f"{error}; {_ADVICE}") from None
 
 
 def _check_storage(path: Path) -> None:

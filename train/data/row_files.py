@@ -1,28 +1,55 @@
 """The package array_record, which reads and writes the files of a corpus. It is not available on every platform."""
 
+import bisect
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from deberta_jax.errors import MissingPackageError
 
-# Readers take the place of each record from the file, and not from a copy of its index in memory.
-_INDEX_ON_DISK = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
+_RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-def open_row_files(paths: list[str], *, index_in_memory: bool = True) -> Any:
-    """Returns the records of several ArrayRecord files as one random-access sequence of bytes.
+class RowFiles:
+    """The records of several ArrayRecord files as one sequence of bytes, for grain.
 
-    Args:
-      paths: the files.
-      index_in_memory: keep the place of each record in memory, 8 bytes a record, which saves a small read for each.
-
-    Raises:
-      MissingPackageError: the package array_record is not installed.
+    A copy for another process, by pickle, opens the files again. Each process keeps the place of every record in
+    memory, 8 bytes a record.
     """
-    try:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-    except ModuleNotFoundError:
-        raise _missing() from None
-    return ArrayRecordDataSource(paths, None if index_in_memory else _INDEX_ON_DISK)
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        """Opens the files.
+
+        Raises:
+          MissingPackageError: the package array_record is not installed.
+          RuntimeError: a file cannot be read, or is damaged.
+        """
+        try:
+            from array_record.python.array_record_module import ArrayRecordReader
+        except ModuleNotFoundError:
+            raise _missing() from None
+        self._paths = list(paths)
+        self._readers = [ArrayRecordReader(path, _RANDOM_ACCESS) for path in self._paths]
+        for path, reader in zip(self._paths, self._readers, strict=True):
+            if not reader.ok():  # it would have 0 records
+                raise RuntimeError(f"{path} is not a complete ArrayRecord file")
+        self._ends = list(itertools.accumulate(reader.num_records() for reader in self._readers))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> bytes:
+        """Raises RuntimeError, which does not name the file, if its record is damaged, and IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[number - 1] if number else 0)
+        # Threads may read from one reader. Reading by a list of places, as ArrayRecordDataSource does, takes time in
+        # proportion to the records of the file: 1.3 ms with 660,000 records, where a range takes 6 microseconds.
+        return self._readers[number].read(row, row + 1)[0]
+
+    def __reduce__(self) -> tuple[type["RowFiles"], tuple[list[str]]]:
+        return RowFiles, (self._paths,)
 
 
 def create_row_file(path: str) -> Any:

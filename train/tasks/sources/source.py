@@ -25,6 +25,9 @@ from .tfds_builder import prepare_builder
 
 Role = Literal["train", "validation", "test"]
 
+_RECORDS_AT_ONCE = 1000
+_DAMAGE = (OSError, RuntimeError, ValueError)  # ArrayRecord raises RuntimeError if a checksum is wrong
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -219,7 +222,7 @@ def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_
             ) from None
         try:
             parts.append(builder.as_data_source(source.split))
-        except (OSError, RuntimeError, ValueError) as error:
+        except _DAMAGE as error:
             raise _damaged(name, builder.data_dir, error) from None
         label = dict(features.items()).get(label_column)
         label = label.feature if isinstance(label, tfds.features.Sequence) else label
@@ -228,21 +231,40 @@ def _open_tfds(source: Source, label_column: str, data_dir: Path | None, manual_
     def rows() -> Iterator[tuple[int, Cells]]:
         number = 0
         for part in parts:
-            for index in range(len(part)):
-                try:  # ArrayRecord raises RuntimeError if a checksum is wrong
-                    record = part[index]
-                except (
-                    OSError,
-                    RuntimeError,
-                    ValueError,
-                ) as error:
-                    raise _damaged(f"{name}, record {number}", part.dataset_info.data_dir, error) from None
+            for record in _read_records(part, name, number):
                 yield number, record
                 number += 1
 
     return Table(
         name, "record", rows(), class_names, published=True, hidden_label=bool(class_names or source.published)
     )
+
+
+def _read_records(part: Any, name: str, first_number: int) -> Iterator[Cells]:
+    """Yields the records of a set of TFDS.
+
+    Args:
+      part: the set, as tensorflow-datasets opens it for random access.
+      name: of the set, for errors.
+      first_number: of its first record, for errors.
+
+    Raises:
+      UserError: a record is damaged.
+    """
+    # Reading one by one, ArrayRecord would take time in proportion to the records of a file for each of them.
+    for start in range(0, len(part), _RECORDS_AT_ONCE):
+        indices = range(start, min(start + _RECORDS_AT_ONCE, len(part)))
+        try:
+            records = part.__getitems__(indices)
+        except _DAMAGE:
+            for index in indices:
+                try:
+                    part[index]
+                except _DAMAGE as error:
+                    place = f"{name}, record {first_number + index}"
+                    raise _damaged(place, part.dataset_info.data_dir, error) from None
+            raise
+        yield from records
 
 
 def _damaged(name: str, folder: Any, error: Exception) -> UserError:

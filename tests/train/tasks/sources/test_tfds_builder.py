@@ -7,6 +7,7 @@ import pytest
 
 from deberta_jax.errors import UserError
 from deberta_jax.train.tasks.classification.examples import Example, load_examples
+from deberta_jax.train.tasks.sources import source
 from deberta_jax.train.tasks.sources.source import Source, open_table
 
 
@@ -62,7 +63,9 @@ def test_an_unpublished_set_is_read_by_its_columns(reviews):
         read("tfds:reviews@test", data_dir=reviews)
 
 
-def test_damaged_records_are_named(reviews):
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_damaged_records_are_named(reviews, monkeypatch, at_once):
+    monkeypatch.setattr(source, "_RECORDS_AT_ONCE", at_once)
     (records,) = reviews.rglob("*.array_record*")
     data = bytearray(records.read_bytes())
     position = data.find(b"review")
