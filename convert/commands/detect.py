@@ -22,7 +22,7 @@ class DetectConfig(ModelAndText):
     """Show which tokens of a text look replaced, with the discriminator of replaced token detection."""
 
     EXAMPLES: ClassVar[tuple[str, ...]] = (
-        "deberta-v3-tiny 'He sat down in the chair and read the banana.'",
+        "deberta-v3-tiny 'He put his hand into his because and took out a letter.'",
         "microsoft/deberta-v3-small 'The capital of France is banana.'",
     )
 
