@@ -87,7 +87,8 @@ class RTDConfig:
     def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
         """Reads {"embedding_sharing", "generator", "discriminator"}, the official RTD configuration or one of ours.
 
-        The configuration of a single model becomes the discriminator's, with a generator of half its layers.
+        The configuration of a single model becomes the discriminator's, with a generator of half its layers. The
+        official name of "nes" is "none". Without the field, embeddings are shared as DeBERTaV3 does, by "gdes".
 
         Args:
           source: a file, a folder with a config.json, or the parsed dict.
@@ -110,7 +111,7 @@ class RTDConfig:
         for name in ("generator", "discriminator"):
             if not isinstance(fields[name], Mapping):
                 raise UserError(f"{where}: {name} is {fields[name]!r}; it must be the configuration of a model")
-        sharing = fields.get("embedding_sharing", "none")
+        sharing = fields.get("embedding_sharing", "gdes")
         return cls(
             discriminator=DebertaConfig.from_json(fields["discriminator"]),
             generator=DebertaConfig.from_json(fields["generator"]),

@@ -160,8 +160,8 @@ class ModelsConfig(Settings):
     """Generator and discriminator, and the weights they start from"""
 
     model: str | None = None
-    """a released size, or a JSON file with the configuration of one model or of generator and discriminator (default:
-    deberta-v3-small, or the size that goes with init_discriminator)"""
+    """a released size, or a JSON file with the configuration of one model or of generator and discriminator; models to
+    start from take its dropout (default: deberta-v3-small, or the size that goes with init_discriminator)"""
     init_discriminator: Path | None = None
     """folder of a model to initialize the discriminator from, such as discriminator/ of a run, or a hub name
     (default: random weights)"""

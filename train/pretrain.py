@@ -155,6 +155,8 @@ def run(config: PretrainConfig, hosts: Hosts) -> None:
         for name, params in state.params.items():
             size = sum(leaf.size for leaf in jax.tree.leaves(params))
             reporter.message(f"{name}: {size / 1e6:.1f} M parameters, {origins.get(name, 'random weights')}")
+        if config.objective.name == "rtd":
+            reporter.message(f"embedding sharing: {sharing}")
         if ignored := describe_ignored(config.data.text):
             reporter.message(ignored)
         if config.data.text and config.data.boundary is None and (hint := boundary_hint(rows.curriculum.corpora[0])):

@@ -81,16 +81,19 @@ def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] 
 
     Args:
       config: the settings of the run.
-      initial: the configurations of the models to start from, which replace those of `config.models.model`.
+      initial: the configurations of the models to start from. They replace those of `config.models.model`, except for
+        the dropout of a JSON file.
 
     Raises:
-      UserError: if there is no such model, or shared embeddings are to be trained by decoupled optimizers.
+      UserError: if there is no such model, a JSON file has other sizes than a model to start from, or shared embeddings
+        are to be trained by decoupled optimizers.
     """
     choice = config.models
     if choice.model is None and "discriminator" in initial:
         models = RTDConfig.half_depth(initial["discriminator"])
     elif choice.model is not None and choice.model.endswith(".json"):
         models = RTDConfig.from_json(choice.model)
+        initial = {name: _with_dropout_of(models, start, name, config) for name, start in initial.items()}
     else:
         models = RTDConfig.half_depth(DebertaConfig.named("deberta-v3-small" if choice.model is None else choice.model))
     if choice.embedding_sharing is not None:
@@ -112,6 +115,29 @@ def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] 
             "code does; add --no-decoupled, or use --embedding-sharing gdes"
         )
     return models
+
+
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "embedding_size")
+
+
+def _with_dropout_of(models: RTDConfig, start: DebertaConfig, name: str, config: PretrainConfig) -> DebertaConfig:
+    """Returns the configuration of a model to start from, with the dropout that a JSON file gives for it.
+
+    Raises:
+      UserError: the file has other sizes. A generator whose sizes follow from those of the discriminator may have any.
+    """
+    given = models.discriminator if config.objective.name == "mlm" else getattr(models, name)
+    derived = name == "generator" and models == RTDConfig.half_depth(models.discriminator, models.embedding_sharing)
+    for size in () if derived else _SIZES:
+        there, here = getattr(given, size), getattr(start, size)
+        if there != here:
+            raise UserError(
+                f"{size} of the {name} is {there} by --model, but {here} in the model of --init-{name}; "
+                f"give another one, or leave out --model"
+            )
+    return start.replace(
+        hidden_dropout_prob=given.hidden_dropout_prob, attention_probs_dropout_prob=given.attention_probs_dropout_prob
+    )
 
 
 def check_tables(config: PretrainConfig, tokenizer: Tokenizer, models: RTDConfig) -> None:

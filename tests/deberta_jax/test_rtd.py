@@ -225,6 +225,13 @@ def pretrained() -> dict:
     return random_run(sharing="nes", seed=10)
 
 
+def test_a_configuration_without_embedding_sharing_has_that_of_deberta_v3() -> None:
+    fields = CONFIG.to_json()
+    assert RTDConfig.from_json(fields | {"embedding_sharing": "none"}).embedding_sharing == "nes"  # the official name
+    del fields["embedding_sharing"]
+    assert RTDConfig.from_json(fields).embedding_sharing == "gdes"
+
+
 @pytest.mark.parametrize("sharing", ["gdes", "es", "nes"])
 @pytest.mark.parametrize("with_generator", [True, False])
 def test_pretrained_discriminator_keeps_its_embeddings(pretrained: dict, sharing: str, with_generator: bool) -> None:

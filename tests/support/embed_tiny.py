@@ -231,8 +231,8 @@ is not part of the package.
 ```
 
 {steps} steps, {seen} M tokens with special tokens and padding, {epochs} epochs, {hours} hours on {hardware}.
-`model.json` has the configurations of the two folders, with a dropout of {dropout:g}: the run is too short to overfit.
-For fine-tuning the dropout is set to 0.1. Versions: {versions}.
+`model.json` has the configurations of the two folders. The run had a dropout of {dropout:g}; for fine-tuning it is 0.1.
+Versions: {versions}.
 {note}
 ![Curves of the run](curves.png)
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from deberta_jax import DebertaConfig
 from deberta_jax.embedded import EMBEDDED, package_folder
@@ -86,7 +87,7 @@ def better_steps(options: argparse.Namespace, seconds: float, rate: float, ready
 
 def model_text() -> str:
     """Returns the configurations of the two models, as --model reads them."""
-    configs = {}
+    configs: dict[str, Any] = {"embedding_sharing": "gdes"}
     for name in ("discriminator", "generator"):
         config = DebertaConfig.from_json(package_folder(EMBEDDED[0]) / name / "config.json")
         configs[name] = config.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).to_json()

@@ -19,6 +19,7 @@ import pytest
 
 from deberta_jax import DebertaForReplacedTokenDetection, load_pretrained, save_pretrained
 from deberta_jax.__main__ import main as command_line
+from deberta_jax.errors import UserError
 from deberta_jax.options import parse_options
 from deberta_jax.rtd import RTDConfig, init_params
 from deberta_jax.sharding import make_mesh
@@ -122,6 +123,29 @@ def test_a_run_starts_from_given_models(home: Path, tmp_path: Path) -> None:
         weights
     )
     jax.tree.map(np.testing.assert_array_equal, state.params["generator"], params["generator"])
+
+
+def test_models_to_start_from_take_the_dropout_of_a_json_file(home: Path, tmp_path: Path) -> None:
+    """It was ignored: a run that was to have none trained with that of the models."""
+    none = TINY.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    start = RTDConfig.half_depth(TINY.replace(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2))
+    initial = {"generator": start.generator, "discriminator": start.discriminator}
+    pair = {name: none.replace(num_hidden_layers=config.num_hidden_layers) for name, config in initial.items()}
+    (tmp_path / "one.json").write_text(json.dumps(none.to_json()), encoding="utf-8")
+    text = json.dumps({name: config.to_json() for name, config in pair.items()})
+    (tmp_path / "pair.json").write_text(text, encoding="utf-8")
+    for file in ("one.json", "pair.json"):
+        resolved = resolve_models(settings(home, tmp_path, model=str(tmp_path / file)), initial)
+        assert resolved == RTDConfig.half_depth(none), file  # a file without embedding_sharing means gdes
+        deeper = {"discriminator": start.discriminator.replace(num_hidden_layers=9)}
+        with pytest.raises(UserError, match=r"num_hidden_layers of the discriminator is \d by --model, but 9 in"):
+            resolve_models(settings(home, tmp_path, model=str(tmp_path / file)), deeper)
+    assert resolve_models(settings(home, tmp_path, model=None), initial) == start
+    mlm = settings(home, tmp_path, model=str(tmp_path / "one.json"), objective="mlm")
+    assert resolve_models(mlm, {"generator": start.discriminator}).generator == none
+    wide = {"generator": start.generator.replace(num_hidden_layers=7)}  # of a file of one model, any generator
+    resolved = resolve_models(settings(home, tmp_path, model=str(tmp_path / "one.json")), wide)
+    assert resolved.generator == none.replace(num_hidden_layers=7)
 
 
 def test_the_discriminators_own_size_is_the_default(home: Path, tmp_path: Path) -> None:
