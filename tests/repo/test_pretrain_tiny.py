@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta_jax import DebertaConfig
+from deberta_jax.rtd import RTDConfig
 
 from ..support import pretrain_tiny
 
@@ -69,8 +69,8 @@ def test_speed_is_read_off_the_metrics(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_models_are_those_of_the_package_without_dropout() -> None:
-    configs = json.loads(pretrain_tiny.model_text())
-    sizes = {name: DebertaConfig.from_json(fields) for name, fields in configs.items()}
-    assert sizes["discriminator"].num_hidden_layers == 6
-    assert sizes["generator"].num_hidden_layers == 2
-    assert all(config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0 for config in sizes.values())
+    models = RTDConfig.from_json(json.loads(pretrain_tiny.model_text()))
+    assert models.embedding_sharing == "gdes"
+    assert (models.discriminator.num_hidden_layers, models.generator.num_hidden_layers) == (6, 2)
+    for config in (models.discriminator, models.generator):
+        assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0
