@@ -22,7 +22,7 @@ from ..settings import check_seed
 from .corpus import Corpus
 from .curriculum import Curriculum, RowOrder
 from .masking import MaskingConfig, MaskingTables, SupportsMasking, hash_uint64, mask_rows
-from .row_files import RowFiles
+from .row_files import RowFile
 from .text import SupportsEncoding
 from .worker_process import start_reader
 
@@ -292,40 +292,39 @@ class _Rows:
         self._paths = [corpus.folder / file.name for file in files]
         self._ends = list(itertools.accumulate(file.rows for file in files))  # number of rows up to the end of each
         self._dtype, self._length = np.dtype(corpus.dtype), corpus.sequence_length
-        for path, file in zip(self._paths, files, strict=True):
-            rows = _count_rows(path)
-            if rows != file.rows:
-                raise UserError(f"{path} has {rows} rows instead of {file.rows}; {_ADVICE}")
-        self._source = RowFiles([str(path) for path in self._paths])
+        self._files = [_open_file(path, file.rows) for path, file in zip(self._paths, files, strict=True)]
         self[0]  # rows of another length are an error before training starts
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Integer[np.ndarray, "S"]:
-        try:
-            record = self._source[index]
-        except RuntimeError as error:  # most likely a wrong checksum; ArrayRecord does not name the file
-            raise self._damaged(index, str(error)) from None
-        if len(record) != self._length * self._dtype.itemsize:
-            fault = f"it has {len(record)} bytes, not {self._length} ids of {self._dtype.itemsize} bytes"
-            raise self._damaged(index, fault)
-        return np.frombuffer(record, self._dtype)
-
-    def _damaged(self, index: int, fault: str) -> UserError:
         number = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
+        try:
+            record = self._files[number][row]
+        except RuntimeError as error:  # most likely a wrong checksum
+            raise self._damaged(number, row, str(error)) from None
+        if len(record) != self._length * self._dtype.itemsize:
+            fault = f"it has {len(record)} bytes, not {self._length} ids of {self._dtype.itemsize} bytes"
+            raise self._damaged(number, row, fault)
+        return np.frombuffer(record, self._dtype)
+
+    def _damaged(self, number: int, row: int, fault: str) -> UserError:
         _check_storage(self._paths[number])
         return UserError(f"{self._paths[number]}: row {row} is damaged: {fault}; {_ADVICE}")
 
 
-def _count_rows(path: Path) -> int:
-    """Returns the number of rows of a file. For some damaged files it is wrong, often 0, without an error."""
+def _open_file(path: Path, rows: int) -> RowFile:
+    """Opens a file that should have a number of rows; some damaged files show another number, without an error."""
     try:
-        return len(RowFiles([str(path)]))
+        file = RowFile(str(path))
     except RuntimeError as error:
         _check_storage(path)
-        raise UserError(f"{error}; {_ADVICE}") from None
+        raise UserError(f"{path} is damaged: {error}; {_ADVICE}") from None
+    if len(file) != rows:
+        raise UserError(f"{path} has {len(file)} rows instead of {rows}; {_ADVICE}")
+    return file
 
 
 def _check_storage(path: Path) -> None:

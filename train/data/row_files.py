@@ -1,8 +1,5 @@
 """The package array_record, which reads and writes the files of a corpus. It is not available on every platform."""
 
-import bisect
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 from deberta_jax.errors import MissingPackageError
@@ -10,46 +7,41 @@ from deberta_jax.errors import MissingPackageError
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-class RowFiles:
-    """The records of several ArrayRecord files as one sequence of bytes, for grain.
+class RowFile:
+    """The records of an ArrayRecord file, which threads may read at the same time.
 
-    A copy for another process, by pickle, opens the files again. Each process keeps the place of every record in
-    memory, 8 bytes a record.
+    A copy for another process, by pickle, opens the file again. Each process keeps the place of every record in memory,
+    8 bytes a record.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        """Opens the files.
+    def __init__(self, path: str) -> None:
+        """Opens the file.
 
         Raises:
           MissingPackageError: the package array_record is not installed.
-          RuntimeError: a file cannot be read, or is damaged.
+          RuntimeError: the file cannot be read, or is damaged.
         """
         try:
             from array_record.python.array_record_module import ArrayRecordReader
         except ModuleNotFoundError:
             raise _missing() from None
-        self._paths = list(paths)
-        self._readers = [ArrayRecordReader(path, _RANDOM_ACCESS) for path in self._paths]
-        for path, reader in zip(self._paths, self._readers, strict=True):
-            if not reader.ok():  # it would have 0 records
-                raise RuntimeError(f"{path} is not a complete ArrayRecord file")
-        self._ends = list(itertools.accumulate(reader.num_records() for reader in self._readers))
+        self._path, self._reader = path, ArrayRecordReader(path, _RANDOM_ACCESS)
+        if not self._reader.ok():  # it would have 0 records
+            raise RuntimeError("it is not a complete ArrayRecord file")
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._reader.num_records()
 
-    def __getitem__(self, index: int) -> bytes:
-        """Raises RuntimeError, which does not name the file, if its record is damaged, and IndexError."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[number - 1] if number else 0)
-        # Threads may read from one reader. Reading by a list of places, as ArrayRecordDataSource does, takes time in
-        # proportion to the records of the file: 1.3 ms with 660,000 records, where a range takes 6 microseconds.
-        return self._readers[number].read(row, row + 1)[0]
+    def __getitem__(self, row: int) -> bytes:
+        """Raises RuntimeError, which does not name the file, if the record is damaged, and IndexError."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        # Reading by a list of places, as ArrayRecordDataSource does, takes time in proportion to the records of the
+        # file: 1.3 ms with 660,000 records, where a range takes 6 microseconds.
+        return self._reader.read(row, row + 1)[0]
 
-    def __reduce__(self) -> tuple[type["RowFiles"], tuple[list[str]]]:
-        return RowFiles, (self._paths,)
+    def __reduce__(self) -> tuple[type["RowFile"], tuple[str]]:
+        return RowFile, (self._path,)
 
 
 def create_row_file(path: str) -> Any:

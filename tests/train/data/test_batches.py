@@ -268,8 +268,7 @@ def test_damaged_and_swapped_files_are_named(corpus, tmp_path):
     with pytest.raises(ValueError, match=rf"train-00000\.array_record has 10 rows instead of {made.train.rows}; copy"):
         training(made)
     file.write_bytes(bytes(file.stat().st_size))
-    message = r"train-00000\.array_record is not a complete ArrayRecord file; copy the folder again"
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=r"train-00000\.array_record is damaged: .*; copy the folder again") as caught:
         training(made)
     assert "\n" not in str(caught.value)
 

@@ -313,7 +313,7 @@ def test_a_fault_of_storage_is_not_called_damage(folder, monkeypatch):
         def __getitem__(self, index: int) -> bytes:
             raise RuntimeError("read() failed: Input/output error")
 
-    rows._source = Failing()
+    rows._files[1] = Failing()
     place = corpus.train.files[0].rows + 5
     with pytest.raises(UserError, match=r"train-00001\.array_record: row 5 is damaged: read\(\) failed"):
         rows[place]

@@ -1,4 +1,4 @@
-"""Records of ArrayRecord files: one sequence for threads and processes, and no slower from a large file."""
+"""Records of an ArrayRecord file, for threads and processes, and no slower from a large file."""
 
 import pickle
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta_jax.train.data.row_files import RowFiles, create_row_file
+from deberta_jax.train.data.row_files import RowFile, create_row_file
 
 
 def write(path: Path, records: list[bytes]) -> str:
@@ -18,10 +18,9 @@ def write(path: Path, records: list[bytes]) -> str:
     return str(path)
 
 
-def test_files_are_one_sequence(tmp_path: Path) -> None:
+def test_records_are_those_that_were_written(tmp_path: Path) -> None:
     records = [bytes([number]) * (number + 1) for number in range(10)]
-    parts = {"a": records[:4], "b": records[4:5], "c": records[5:]}
-    rows = RowFiles([write(tmp_path / name, part) for name, part in parts.items()])
+    rows = RowFile(write(tmp_path / "a", records))
     copy = pickle.loads(pickle.dumps(rows))  # as grain's worker processes get it
     assert len(rows) == len(copy) == 10
     assert [rows[index] for index in range(10)] == [copy[index] for index in range(10)] == records
@@ -30,9 +29,9 @@ def test_files_are_one_sequence(tmp_path: Path) -> None:
             rows[index]
 
 
-def test_threads_share_the_readers(tmp_path: Path) -> None:
+def test_threads_share_a_reader(tmp_path: Path) -> None:
     records = [number.to_bytes(2, "little") for number in range(2000)]
-    rows = RowFiles([write(tmp_path / "a", records[:1500]), write(tmp_path / "b", records[1500:])])
+    rows = RowFile(write(tmp_path / "a", records))
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(rows.__getitem__, range(2000))) == records
 
@@ -42,7 +41,7 @@ def test_a_read_from_a_large_file_takes_no_longer(tmp_path: Path) -> None:
 
     def seconds(count: int) -> float:
         """Returns the CPU time of a read; the shortest of several series, as other work on the machine adds to it."""
-        rows = RowFiles([write(tmp_path / str(count), [b"record"] * count)])
+        rows = RowFile(write(tmp_path / str(count), [b"record"] * count))
         series = []
         for start in range(5):
             began = time.process_time()
