@@ -35,6 +35,8 @@ from .prepare import process_driver, set_records
 
 BATCH_FIELDS = ("input_ids", "segment_ids", "masked_positions", "masked_labels")
 
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "embedding_size")
+
 
 class PretrainedModel(NamedTuple):
     """A model to start from."""
@@ -115,9 +117,6 @@ def resolve_models(config: PretrainConfig, initial: Mapping[str, DebertaConfig] 
             "code does; add --no-decoupled, or use --embedding-sharing gdes"
         )
     return models
-
-
-_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "embedding_size")
 
 
 def _with_dropout_of(models: RTDConfig, start: DebertaConfig, name: str, config: PretrainConfig) -> DebertaConfig:

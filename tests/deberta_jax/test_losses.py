@@ -37,7 +37,14 @@ def chunked(*arguments, sampler=sample_replacements):
 
 
 @pytest.fixture(
-    params=[(16, "cpu"), (16, "other"), pytest.param((7, "cpu"), marks=pytest.mark.slow), (20, "cpu"), (64, "other")],
+    params=[
+        (16, "cpu"),
+        (16, "other"),
+        pytest.param((7, "cpu"), marks=pytest.mark.slow),
+        (20, "cpu"),
+        (64, "cpu"),
+        (64, "other"),
+    ],
     ids=lambda param: f"chunks of {param[0]}, {param[1]}",
 )
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
