@@ -89,7 +89,7 @@ def test_python_of_a_page_runs(document: Path, folder: Path) -> None:
     finally:
         sys.modules.pop("load", None)
     if document.name == "from-pytorch.md":
-        assert names["losses"][2] < names["losses"][0]
+        assert sum(names["losses"][-3:]) < 0.9 * sum(names["losses"][:3])
     if document.name == "mathematics.md":
         assert names["rows"].tolist()[:3] == [1, 127, 128]
 
