@@ -81,6 +81,7 @@ class PreTraining:
       steps: number of updates.
       batch_size: rows of an update.
       rate: the learning rate.
+      dtype: the type of the activations.
     """
 
     tokenizer: Path
@@ -90,6 +91,7 @@ class PreTraining:
     steps: int
     batch_size: int
     rate: float
+    dtype: str
 
 
 def main() -> None:
@@ -109,6 +111,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="updates of each pre-training (default: 2000)")
     parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
     parser.add_argument("--pretraining-rate", type=float, default=RATE, help="learning rate (default: 3e-4)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
     parser.add_argument("--pretraining-seeds", type=int, default=1, help="(default: 1)")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="(default: all)")
     parser.add_argument("--max-hours", type=float, default=float("inf"), help="time of this start (default: no limit)")
@@ -184,6 +187,7 @@ def prepared(options: argparse.Namespace) -> PreTraining:
         options.steps,
         options.batch_size,
         options.pretraining_rate,
+        options.dtype,
     )
 
 
@@ -213,6 +217,7 @@ def pretrained(study: Study, settings: PreTraining, name: str, seed: int) -> dic
         batch_size=settings.batch_size,
         steps=settings.steps,
         optimizer=OptimizerConfig(learning_rate=settings.rate),
+        dtype=settings.dtype,
         evaluate_every=max(1, settings.steps // 4),
         save_every=max(1, settings.steps // 10),
         keep=1,
@@ -225,6 +230,7 @@ def pretrained(study: Study, settings: PreTraining, name: str, seed: int) -> dic
         "steps": settings.steps,
         "batch size": settings.batch_size,
         "learning rate": settings.rate,
+        "dtype": settings.dtype,
     }
 
     def run() -> dict[str, Any]:
@@ -279,7 +285,8 @@ def write(
     parts = [
         f"{model.discriminator.num_hidden_layers} layers of width {model.discriminator.hidden_size} (generator: "
         f"{model.generator.num_hidden_layers}), {tokens / 1e6:.1f} M tokens ({settings.steps:,} steps of "
-        f"{settings.batch_size} x {settings.sequence_length}), learning rate {settings.rate:g}, pre-training seeds: "
+        f"{settings.batch_size} x {settings.sequence_length}), {settings.dtype}, learning rate {settings.rate:g}, "
+        f"pre-training seeds: "
         f"{max(map(len, measured.values()))}. Masked tokens of held-out text (loss in nats, accuracy in percent), and "
         "replaced tokens in percent:",
         *held_out_tables(measured),

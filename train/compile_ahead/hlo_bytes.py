@@ -3,7 +3,8 @@
 An array counts once for each instruction that reads or writes it, and only if HBM holds it. Where an instruction, or
 every use of an operand inside a fusion, reads a part of an array only (a slice, rows by index), that part counts. An
 update in place (`dynamic-update-slice`, `scatter`) counts what it writes: the rest of the array stays where it is.
-Collectives inside a fusion, which computes beside them, do not count: `hlo_collectives` has their bytes.
+Collectives inside a fusion, which computes beside them, do not count: `hlo_collectives` has their bytes. Neither do
+arrays that a fusion passes on, such as those of a collective that later fusions continue.
 """
 
 from collections.abc import Iterator
@@ -48,14 +49,14 @@ class HbmTraffic:
         return [computation[name] for name in instruction.operands if name in computation]
 
     def _read(self, user: Instruction, number: int, operand: Instruction) -> int:
-        whole = sum(map(type_bytes, arrays_in_hbm(operand.type)))
+        whole = _bytes_in_hbm(operand.type)
         if not whole or user.opcode in _SAME_DATA:
             return whole
         return int(min(whole, self._part_read(user, number)))
 
     def _part_read(self, user: Instruction, number: int) -> float:
         """Returns the bytes that an instruction reads of one of its operands; infinite if it reads all of it."""
-        if _is_collective(user):
+        if _is_collective(user) or (user.opcode == "tuple" and user.is_root):
             return 0
         if user.opcode in _READS_A_PART and number == 0:
             return user.result_bytes
@@ -82,14 +83,14 @@ class HbmTraffic:
 
     def _written(self, instruction: Instruction) -> int:
         """Returns the bytes of the results that HBM holds; of an update in place, those of the update."""
-        whole = sum(map(type_bytes, arrays_in_hbm(instruction.type)))
+        whole = _bytes_in_hbm(instruction.type)
         if not whole:
             return 0
         for result in self._results(instruction):
             if self._is_in_place(instruction, result):
                 whole -= result.result_bytes - self._update_bytes(result)
-            elif _is_collective(result) and result is not instruction:
-                whole -= result.result_bytes
+            elif result is not instruction and (_is_collective(result) or result.opcode == "parameter"):
+                whole -= _bytes_in_hbm(result.type)
         return max(whole, 0)
 
     def _is_in_place(self, instruction: Instruction, result: Instruction) -> bool:
@@ -109,6 +110,11 @@ class HbmTraffic:
         if instruction.opcode in ("tuple", "bitcast"):
             return [result for operand in self.operands(instruction) for result in self._results(operand)]
         return [instruction]
+
+
+def _bytes_in_hbm(text: str) -> int:
+    """Returns the bytes of the arrays of a type that HBM holds."""
+    return sum(map(type_bytes, arrays_in_hbm(text)))
 
 
 def _is_collective(instruction: Instruction) -> bool:

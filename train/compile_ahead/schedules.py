@@ -48,7 +48,7 @@ _OPERAND = re.compile(r"%[sp]\d+_[sp]\d+|#allocation\d+_spill|(?<![\w#%.$\-])-?\
 _FILE = re.compile(r"\d+-(?!TLP-)(.+)-\d+-final_bundles\.txt")
 
 _DELAYS = (1, 4, 6)  # bundles after a branch that run whether it is taken or not: of v4, v5e to v6e, and tpu7x
-_MAX_BRANCHES = 500_000  # in one schedule; these take a few seconds
+_MAX_BRANCHES = 100_000  # in one schedule, a few seconds; kernels take thousands, scatters of large tables millions
 _WORD = (1 << 32) - 1
 
 _Number = int | None  # None: not known before the program runs

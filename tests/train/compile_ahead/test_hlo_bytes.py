@@ -49,3 +49,16 @@ def test_collective_in_a_fusion_does_not_count() -> None:
     text = text.replace(gather, f"  %half.1 = f32[8]{{0}} negate(%p)\n{beside}{gather[:2]}{gather[7:]}")
     traffic, fusion = find("fusion.3", text.replace("%fusion.3 = f32[512]{0}", "%fusion.3 = (f32[8]{0}, f32[512]{0})"))
     assert traffic.bytes(fusion) == 4096 + 8 * 4
+
+
+def test_arrays_that_a_fusion_passes_on_do_not_count() -> None:
+    """A fusion that continues a collective hands its arrays to the next one; it reads and writes nothing but `%half`."""
+    header = "%async_collective_fusion.1 (p: f32[64]) -> f32[512] {\n"
+    text = PROGRAM.replace(header, f"{header}  %p = f32[64]{{0}} parameter(0)\n")
+    gather = "  ROOT %all-gather.2 = f32[512]{0} "
+    half = "  %v = f32[8]{0:S(1)} parameter(1)\n  %half.1 = f32[8]{0} negate(%v)\n"
+    types = "(f32[8]{0}, f32[64]{0}, f32[512]{0}, f32[8]{0:S(1)})"
+    results = f"  ROOT %results.1 = {types} tuple(%half.1, %p, %all-gather.2, %v)\n"
+    text = text.replace(gather, f"{half}{results}{gather[:2]}{gather[7:]}")
+    traffic, fusion = find("fusion.3", text.replace("%fusion.3 = f32[512]{0}", f"%fusion.3 = {types}"))
+    assert traffic.bytes(fusion) == 8 * 4
