@@ -54,6 +54,7 @@ def options(home: Path, output: Path, **others: Any) -> argparse.Namespace:
         "steps": 8,
         "batch_size": 4,
         "pretraining_rate": 1e-3,
+        "dtype": "float32",
         "pretraining_seeds": 1,
         "objectives": ["gdes", "nes", "es", "mlm"],
         "max_hours": float("inf"),

@@ -52,7 +52,7 @@ def test_collective_in_a_fusion_does_not_count() -> None:
 
 
 def test_arrays_that_a_fusion_passes_on_do_not_count() -> None:
-    """A fusion that continues a collective hands its arrays to the next one; it reads and writes nothing but `%half`."""
+    """A fusion that continues a collective hands its arrays to the next one; only `%half` is written."""
     header = "%async_collective_fusion.1 (p: f32[64]) -> f32[512] {\n"
     text = PROGRAM.replace(header, f"{header}  %p = f32[64]{{0}} parameter(0)\n")
     gather = "  ROOT %all-gather.2 = f32[512]{0} "
