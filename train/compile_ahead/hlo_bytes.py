@@ -87,7 +87,7 @@ class HbmTraffic:
         if not whole:
             return 0
         for result in self._results(instruction):
-            if self._is_in_place(instruction, result):
+            if self._is_in_place(instruction, result) and _bytes_in_hbm(result.type):
                 whole -= result.result_bytes - self._update_bytes(result)
             elif result is not instruction and (_is_collective(result) or result.opcode == "parameter"):
                 whole -= _bytes_in_hbm(result.type)
