@@ -286,8 +286,8 @@ def write(
         f"{model.discriminator.num_hidden_layers} layers of width {model.discriminator.hidden_size} (generator: "
         f"{model.generator.num_hidden_layers}), {tokens / 1e6:.1f} M tokens ({settings.steps:,} steps of "
         f"{settings.batch_size} x {settings.sequence_length}), {settings.dtype}, learning rate {settings.rate:g}, "
-        f"pre-training seeds: {max(map(len, measured.values()))}. Masked tokens of held-out text (loss in nats, accuracy in percent), and "
-        "replaced tokens in percent:",
+        f"pre-training seeds: {max(map(len, measured.values()))}. Masked tokens of held-out text (loss in nats, "
+        "accuracy in percent), and replaced tokens in percent:",
         *held_out_tables(measured),
     ]
     if fine_tuned:
