@@ -48,7 +48,8 @@ _OPERAND = re.compile(r"%[sp]\d+_[sp]\d+|#allocation\d+_spill|(?<![\w#%.$\-])-?\
 _FILE = re.compile(r"\d+-(?!TLP-)(.+)-\d+-final_bundles\.txt")
 
 _DELAYS = (1, 4, 6)  # bundles after a branch that run whether it is taken or not: of v4, v5e to v6e, and tpu7x
-_MAX_BRANCHES = 100_000  # in one schedule, a few seconds; kernels take thousands, scatters of large tables millions
+_MAX_BRANCHES = 500_000  # in one schedule; these take about twenty seconds
+_MAX_BRANCHES_OF_FUSION = 100_000  # the compiler has an estimate of its own; scatters into large tables take millions
 _WORD = (1 << 32) - 1
 
 _Number = int | None  # None: not known before the program runs
@@ -92,16 +93,19 @@ def read_schedules(folder: Path, *, prefix: str = "") -> dict[str, Schedule]:
     schedules = {}
     for path in sorted(folder.iterdir()):
         match = _FILE.fullmatch(path.name)
-        if match and match[1].startswith(prefix) and (schedule := parse_schedule(path.read_text(errors="replace"))):
-            schedules[match[1]] = schedule
+        if match and match[1].startswith(prefix):
+            text, fusion = path.read_text(errors="replace"), "fusion" in match[1]
+            if schedule := parse_schedule(text, fusion=fusion):
+                schedules[match[1]] = schedule
     return schedules
 
 
-def parse_schedule(text: str) -> Schedule | None:
+def parse_schedule(text: str, *, fusion: bool = False) -> Schedule | None:
     """Returns what one run of a schedule executes, or None if it takes too many branches to follow.
 
     Args:
       text: the content of a file whose name ends in "-final_bundles.txt".
+      fusion: it is that of a fusion, which is given up earlier than that of a kernel.
 
     Raises:
       ValueError: the text has no bundles, or jumps to a region that it does not contain.
@@ -118,8 +122,9 @@ def parse_schedule(text: str) -> Schedule | None:
     for bundle in bundles:
         products.append(products[-1] + bundle.count(" vmatmul."))
     bundles_run = products_run = 0
+    most = _MAX_BRANCHES_OF_FUSION if fusion else _MAX_BRANCHES
     for branches, (first, end) in enumerate(_executed_ranges(bundles)):
-        if branches > _MAX_BRANCHES:
+        if branches > most:
             return None
         bundles_run += end - first
         products_run += products[end] - products[first]

@@ -102,6 +102,14 @@ def test_endless_schedule_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_schedule(KERNEL) is not None
 
 
+def test_fusion_is_given_up_earlier_than_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel has no estimate by the compiler that could stand in for its schedule."""
+    monkeypatch.setattr(schedules, "_MAX_BRANCHES_OF_FUSION", 3)
+    for name in ("7-kernel.1-01-final_bundles.txt", "9-scatter_custom_fusion.2-03-final_bundles.txt"):
+        (tmp_path / name).write_text(KERNEL)
+    assert list(read_schedules(tmp_path)) == ["kernel.1"]
+
+
 def test_files_of_instructions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("7-kernel.1-01-final_bundles.txt", "9-fusion.2-03-final_bundles.txt"):
         (tmp_path / name).write_text(KERNEL)
